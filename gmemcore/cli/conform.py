@@ -1,0 +1,41 @@
+"""``gmemcore conform``: run vector files through the public API."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def conform(
+    paths: Annotated[list[Path], Parameter(help="Vector files, or folders of them (*.json).")],
+    *,
+    backing: Annotated[str, Parameter(help="anonymous or memfd")] = "anonymous",
+    quiet: Annotated[bool, Parameter(help="Print only what is wrong, and the sum.")] = False,
+) -> int:
+    """Run behaviour vectors: a line a case.
+
+    Exit status 0: every step came out as written; 1: one did not; 2: a file that can't be read.
+    """
+    from gmemcore.conformance import VectorError, read_vectors, run_vectors
+
+    cases = wrong = unreadable = steps = 0
+    for path in _files(paths):
+        try:
+            vectors = read_vectors(path)
+            for case, first in run_vectors(vectors, backing):
+                cases += 1
+                steps += len(case.steps)
+                wrong += first is not None
+                if first is not None or not quiet:
+                    print(f"{'FAIL' if first else 'ok  '} {path.name}: {case.name}{f': {first}' if first else ''}")
+        except VectorError as error:
+            unreadable += 1
+            print(f"gmemcore conform: {error}", file=sys.stderr)
+    print(f"{cases - wrong} of {cases} cases as written, {steps} steps, {unreadable} files unreadable")
+    return 2 if unreadable or not cases else int(wrong > 0)
+
+
+def _files(paths: list[Path]) -> list[Path]:
+    """Files as named; folders as their *.json, not their folders'."""
+    return [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]

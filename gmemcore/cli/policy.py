@@ -1,0 +1,307 @@
+"""``gmemcore policy``: what each revision and proposal answers, as tables, JSON or Markdown, or one why."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Annotated, Any
+
+import cyclopts
+from cyclopts import Parameter
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from gmemcore.errors import InvalidArgumentError
+from gmemcore.policy import (
+    ABIS,
+    ALIASES,
+    DEFAULT_ABI,
+    Abi,
+    Cell,
+    CellKey,
+    cells,
+    content_flags,
+    flag_name,
+    get_abi,
+)
+from gmemcore.uapi import ContentMode, Direction, Firmware, Phase, VmType
+
+app = cyclopts.App(name="policy", help="Show what each revision and proposal of the interface answers.")
+
+_PHASE_PREFIX = {Phase.LAUNCHING: "pre", Phase.RUNNING: "post"}
+_OUTCOMES = {"EOPNOTSUPP": "-"}
+_EFFECTS = {"KEEP": "ok"}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which cells; what is left out selects all."""
+
+    vm_type: Annotated[str | None, Parameter(help=f"One of: {', '.join(VmType)}.")] = None
+    firmware: Annotated[str | None, Parameter(help=f"One of: {', '.join(Firmware)}.")] = None
+    phase: Annotated[str | None, Parameter(help=f"One of: {', '.join(Phase)}.")] = None
+    direction: Annotated[str | None, Parameter(help=f"One of: {', '.join(Direction)}.")] = None
+    flag: Annotated[str | None, Parameter(help="NONE, or the name of a content flag.")] = None
+
+    def of(self, abi: str | None) -> list[tuple[CellKey, Cell]]:
+        """Return the selected cells of an abi; of every abi for None."""
+        return list(
+            cells(
+                abi,
+                self.vm_type,
+                self.firmware,
+                phase=self.phase,
+                direction=self.direction,
+                flag=None if self.flag is None else _flag(self.flag),
+            )
+        )
+
+
+_Abi = Annotated[str | None, Parameter(help=f"One of: {', '.join([*ABIS, *ALIASES])}.")]
+_Cells = Annotated[Selection | None, Parameter(name="*")]
+_Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
+_Why = Annotated[bool, Parameter(negative="", help="Say why one cell is as it is, and the source.")]
+_Markdown = Annotated[bool, Parameter(negative="", help="Print the tables as Markdown.")]
+
+
+@app.default
+def show(
+    *,
+    abi: _Abi = None,
+    selection: _Cells = None,
+    as_json: _Json = False,
+    why: _Why = False,
+    markdown: _Markdown = False,
+) -> None:
+    """Show what the interface answers to a conversion, by VM type, launch phase, direction and content flag.
+
+    Tables and ``--why`` are about one abi, v5 unless another is named; ``--json`` without ``--abi`` is about
+    all of them.
+    """
+    selected = selection or Selection()
+    with _one_line_errors():
+        if as_json:
+            _print_json(_as_record(key, answer) for key, answer in selected.of(abi))
+        elif why:
+            _print_why(selected.of(abi or DEFAULT_ABI))
+        else:
+            _print_tables(get_abi(abi or DEFAULT_ABI), selected, _markdown_table if markdown else _rich_table)
+
+
+@app.command
+def diff(
+    before: str,
+    after: str,
+    /,
+    *,
+    selection: _Cells = None,
+    as_json: _Json = False,
+) -> None:
+    """Show the cells that two abis answer differently.
+
+    Parameters
+    ----------
+    before, after
+        The two abis.
+    """
+    selected = selection or Selection()
+    with _one_line_errors():
+        pairs = zip(selected.of(before), selected.of(after), strict=True)
+        changes = [(key, old, new) for (key, old), (_, new) in pairs if _answer(old) != _answer(new)]
+        if as_json:
+            _print_json(_as_change(key, old, new, get_abi(after)) for key, old, new in changes)
+        else:
+            _print_changes(changes, get_abi(before), get_abi(after))
+
+
+# --- input --------------------------------------------------------------------------------------------------
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turn a wrong selection into one line on stderr and exit status 2."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        print(f"gmemcore policy: {error.strerror}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _flag(name: str) -> ContentMode:
+    """Return the content flag of a name."""
+    by_name = {"NONE": ContentMode.NONE} | {row.name: row.bit for row in content_flags()}
+    if name not in by_name:
+        raise InvalidArgumentError(f"unknown flag {name!r}; known: {', '.join(by_name)}")
+    return by_name[name]
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------
+def _answer(answer: Cell) -> dict[str, str | None]:
+    """Return what a program gets to know about an answer."""
+    return {"outcome": answer.outcome, "effect": answer.effect, "unless": answer.unless}
+
+
+def _place(key: CellKey) -> dict[str, str]:
+    """Return the question as a program gets it, the abi aside."""
+    return {
+        "vm_type": key.vm_type,
+        "firmware": key.firmware,
+        "phase": key.phase,
+        "direction": key.direction,
+        "flag": flag_name(key.flag, key.abi),
+    }
+
+
+def _as_record(key: CellKey, answer: Cell) -> dict[str, Any]:
+    """Return the JSON object of a cell."""
+    return {"abi": key.abi, **_place(key), **_answer(answer)}
+
+
+def _as_change(key: CellKey, old: Cell, new: Cell, after: Abi) -> dict[str, Any]:
+    """Return the JSON object of a cell that two abis answer differently."""
+    return {
+        **_place(key),
+        "before": {"abi": key.abi, **_answer(old)},
+        "after": {"abi": after.name, **_answer(new)},
+    }
+
+
+def _print_json(records: Iterable[dict[str, Any]]) -> None:
+    """Print a JSON list, a record a line."""
+    lines = ",\n".join(json.dumps(record) for record in records)
+    print(f"[\n{lines}\n]" if lines else "[]")
+
+
+# --- one cell -----------------------------------------------------------------------------------------------
+def _print_why(selected: list[tuple[CellKey, Cell]]) -> None:
+    """Print the answer of one cell, the reason and where it can be read."""
+    places = {key._replace(firmware=Firmware.TODAY) for key, _ in selected}
+    if len(places) != 1:
+        raise InvalidArgumentError(
+            f"--why is about one cell, not {len(places)}: give --vm-type, --phase, --direction and --flag"
+        )
+    key, answer = selected[0]  # today's firmware comes first
+    question = ", ".join(_place(key).values())
+    print(f"{key.abi}: {question}: {answer.outcome}{_effect_in_words(answer)}")
+    print(answer.why)
+    print(f"Source: {answer.source}")
+
+
+def _effect_in_words(answer: Cell) -> str:
+    """Return the effect and the precondition of an answer, for the end of a line."""
+    if answer.effect is None:
+        return ""
+    unless = f" unless a page of the range is {answer.unless}" if answer.unless else ""
+    return f" ({answer.effect}){unless}"
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+_Row = tuple[str, ...]
+
+
+def _text(answer: Cell) -> str:
+    """Return an answer in a word: ok for KEEP, another effect, ``-`` for EOPNOTSUPP, another errno name."""
+    if answer.effect is None:
+        return _OUTCOMES.get(answer.outcome, answer.outcome)
+    unless = f" unless {answer.unless}" if answer.unless else ""
+    return _EFFECTS.get(answer.effect, answer.effect) + unless
+
+
+def _both_phases(answers: dict[Phase, str]) -> str:
+    """Return the answers before and after launch in one text."""
+    if len(set(answers.values())) == 1:
+        return next(iter(answers.values()))
+    return ", ".join(f"{_PHASE_PREFIX[phase]} {text}" for phase, text in answers.items())
+
+
+def _table_cell(selected: Iterable[tuple[CellKey, Cell]]) -> str:
+    """Return the text of a table cell: to private | to shared."""
+    by_direction: dict[Direction, dict[Phase, str]] = {}
+    for key, answer in selected:
+        by_direction.setdefault(key.direction, {})[key.phase] = _text(answer)
+    return " | ".join(_both_phases(answers) for answers in by_direction.values())
+
+
+def _table_rows(abi: Abi, selected: Selection, flags: list[ContentMode]) -> list[_Row]:
+    """Return a row for each VM type; two where the firmware matters."""
+    rows: list[_Row] = []
+    for vm_type, group in groupby(selected.of(abi.name), key=lambda pair: pair[0].vm_type):
+        answers = list(group)
+        by_firmware: dict[_Row, list[Firmware]] = {}
+        for firmware in dict.fromkeys(key.firmware for key, _ in answers):
+            row = tuple(
+                _table_cell(pair for pair in answers if (pair[0].firmware, pair[0].flag) == (firmware, flag))
+                for flag in flags
+            )
+            by_firmware.setdefault(row, []).append(firmware)
+        for row, firmwares in by_firmware.items():
+            label = vm_type if len(by_firmware) == 1 else f"{vm_type} ({firmwares[0]})"
+            rows.append((label, *row))
+    return rows
+
+
+def _print_tables(abi: Abi, selected: Selection, print_table: Callable[[str, list[_Row], str], None]) -> None:
+    """Print what an abi answers, a row a VM type and a column a flag."""
+    known = (ContentMode.NONE, *(row.bit for row in abi.flags))
+    flags = [bit for bit in known if selected.flag is None or bit == _flag(selected.flag)]
+    header = ("VM type", *("flags = 0" if not bit else flag_name(bit, abi) for bit in flags))
+    print_table(f"{abi.name}: {abi.title}", [header, *_table_rows(abi, selected, flags)], _TABLE_LEGEND)
+
+
+_LEGEND = "- is EOPNOTSUPP; ok is KEEP, an effect in capitals another one; (cipher): with that firmware"
+_TABLE_LEGEND = f"to private | to shared; pre, post: before, after launch; {_LEGEND}"
+
+
+def _rich_table(title: str, rows: list[_Row], legend: str) -> None:
+    """Print a table for people."""
+    table = Table(box=box.SIMPLE)
+    for name in rows[0]:
+        table.add_column(name)
+    for row in rows[1:]:
+        table.add_row(*row)
+    print(title)
+    Console().print(table)
+    print(legend)
+
+
+def _markdown_table(title: str, rows: list[_Row], legend: str) -> None:
+    """Print a Markdown table."""
+    lines = [rows[0], tuple("---" for _ in rows[0]), *rows[1:]]
+    print(f"{title}\n")
+    for line in lines:
+        print("| " + " | ".join(text.replace("|", r"\|") for text in line) + " |")
+    print(f"\n{legend}")
+
+
+# --- differences --------------------------------------------------------------------------------------------
+def _when(places: list[tuple[Firmware, Phase]]) -> str:
+    """Return launch phases and firmware in words."""
+    by_phase: dict[Phase, list[Firmware]] = {}
+    for firmware, phase in places:
+        by_phase.setdefault(phase, []).append(firmware)
+    texts = {
+        phase: "" if len(firmwares) == len(Firmware) else f" ({', '.join(firmwares)} firmware)"
+        for phase, firmwares in by_phase.items()
+    }
+    if len(texts) == len(Phase) and not any(texts.values()):
+        return "always"
+    return ", ".join(f"{phase}{text}" for phase, text in texts.items())
+
+
+def _print_changes(changes: list[tuple[CellKey, Cell, Cell]], before: Abi, after: Abi) -> None:
+    """Print cells that two abis answer differently, equal changes of one VM type on one line."""
+    if not changes:
+        print(f"{before.name} and {after.name} answer alike")
+        return
+    lines: dict[_Row, list[tuple[Firmware, Phase]]] = {}
+    for key, old, new in changes:
+        direction = key.direction.replace("_", " ")
+        line = (key.vm_type, flag_name(key.flag, before), direction, _text(old), _text(new))
+        lines.setdefault(line, []).append((key.firmware, key.phase))
+    rows = [
+        (vm_type, flag, direction, _when(places), was, becomes)
+        for (vm_type, flag, direction, was, becomes), places in lines.items()
+    ]
+    header = ("VM type", "flag", "direction", "when", before.name, after.name)
+    _rich_table(f"{before.name} to {after.name}", [header, *rows], _LEGEND)

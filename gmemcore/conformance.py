@@ -1,0 +1,428 @@
+"""Behaviour as data: reading vector files and running them through the public API.
+
+A vector file is one JSON object with cases of steps; each step names an operation of a machine, what came of
+it, and what was seen. The runner here calls the same methods that users call.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from gmemcore.errors import ERRNO_NUMBERS, GmemError
+from gmemcore.machine import GuestMemfd, VmFace, create_vm
+from gmemcore.policy import ABIS, ALIASES
+from gmemcore.uapi import Capability, Firmware, PageType, VmType
+
+OUTCOMES = {*ERRNO_NUMBERS, "OK", "SIGBUS", "MEMORY_FAULT", "MMIO", "NOT_VALIDATED"}
+"""What a step may expect."""
+
+
+class VectorError(ValueError):
+    """A file that can't be read as vectors; the message says where and what would be accepted."""
+
+
+class Case(msgspec.Struct, forbid_unknown_fields=True):
+    """Steps that run in order on a fresh Vm."""
+
+    name: str
+    steps: list[dict[str, Any]]
+    seed: int = 0
+
+
+class VectorFile(msgspec.Struct, forbid_unknown_fields=True):
+    """One vector file."""
+
+    format: Literal[1]
+    name: str
+    source: str
+    abi: str
+    vm_type: VmType
+    cases: list[Case]
+    firmware: Firmware = Firmware.TODAY
+
+
+class Wrong(msgspec.Struct, frozen=True):
+    """The first step of a case that didn't come out as written."""
+
+    step: int
+    op: str
+    what: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"step {self.step} ({self.op}): {self.what} expected {self.expected}, found {self.found}"
+
+
+class Machine:
+    """What a case acts on: a fresh Vm, and the files it has created, by name."""
+
+    def __init__(self, vectors: VectorFile, seed: int, backing: str) -> None:
+        self.vm: VmFace = create_vm(vectors.vm_type, vectors.abi, vectors.firmware, seed, backing)
+        self.abi = vectors.abi
+        self.files: dict[str, GuestMemfd] = {}
+
+    def file(self, step: dict[str, Any]) -> GuestMemfd:
+        """The file that a step names."""
+        name = step.get("gmem", "g")
+        if name not in self.files:
+            raise VectorError(f"gmem {name!r} was not created; created: {', '.join(self.files) or 'none'}")
+        return self.files[name]
+
+
+Seen = dict[str, Any]
+Step = dict[str, Any]
+
+
+def _create(machine: Machine, step: Step) -> Seen:
+    machine.files[step.get("as", "g")] = machine.vm.create_guest_memfd(_signed(step["size"]), step["flags"])
+    return {}
+
+
+def _set(machine: Machine, step: Step) -> Seen:
+    reserved = step.get("reserved", [0] * 11)
+    error_offset = step.get("error_offset_in", 0)
+    try:
+        machine.file(step).set_memory_attributes(
+            step["offset"],
+            step["size"],
+            step["attributes"],
+            step.get("flags", 0),
+            error_offset=error_offset,
+            reserved=max(reserved),
+        )
+    except GmemError as error:
+        raise _Outcome(error, {"error_offset": error_offset if error.error_offset is None else error.error_offset}) from error
+    return {"error_offset": error_offset}
+
+
+def _vm_set(machine: Machine, step: Step) -> Seen:
+    machine.vm.set_memory_attributes(step["address"], step["size"], step["attributes"], step.get("flags", 0))
+    return {}
+
+
+def _ioctl(machine: Machine, step: Step) -> Seen:
+    argument = None if step["argument"] is None else bytearray.fromhex(step["argument"])
+    target = machine.vm if step["fd"] == "vm" else machine.file({"gmem": step["fd"]})
+    try:
+        target.ioctl(step["request"], argument)
+    except GmemError as error:
+        raise _Outcome(error, {"argument_out": _hex(argument)}) from error
+    return {"argument_out": _hex(argument)}
+
+
+def _check_cap(machine: Machine, step: Step) -> Seen:
+    from gmemcore import check_cap
+
+    if step.get("vm", True):
+        return {"value": machine.vm.check_cap(step["cap"])}
+    return {"value": check_cap(step["cap"], machine.abi)}
+
+
+def _host_read(machine: Machine, step: Step) -> Seen:
+    return {"bytes": machine.file(step).host_read(step["offset"], _read_size(step))}
+
+
+def _host_write(machine: Machine, step: Step) -> Seen:
+    machine.file(step).host_write(step["offset"], _written(step))
+    return {}
+
+
+def _guest_read(machine: Machine, step: Step) -> Seen:
+    return {"bytes": machine.vm.guest_read(step["gpa"], _read_size(step), step.get("private"))}
+
+
+def _guest_write(machine: Machine, step: Step) -> Seen:
+    machine.vm.guest_write(step["gpa"], _written(step), step.get("private"))
+    return {}
+
+
+def _accept(machine: Machine, step: Step) -> Seen:
+    machine.vm.accept(step["gpa"], step["size"])
+    return {}
+
+
+def _fallocate(machine: Machine, step: Step) -> Seen:
+    machine.file(step).fallocate(step["mode"], _signed(step["offset"]), _signed(step["size"]))
+    return {}
+
+
+def _discard_shared(machine: Machine, step: Step) -> Seen:
+    machine.file(step).discard_shared(step["offset"], step["size"])
+    return {}
+
+
+def _mmap(machine: Machine, step: Step) -> Seen:
+    machine.file(step).mmap(step.get("offset", 0), step["size"], step.get("shared", True))
+    return {}
+
+
+def _pin(machine: Machine, step: Step) -> Seen:
+    machine.file(step).pin(step["offset"], step["size"])
+    return {}
+
+
+def _unpin(machine: Machine, step: Step) -> Seen:
+    machine.file(step).unpin(step["offset"], step["size"])
+    return {}
+
+
+def _poison(machine: Machine, step: Step) -> Seen:
+    machine.file(step).poison(step["offset"])
+    return {}
+
+
+def _slot_add(machine: Machine, step: Step) -> Seen:
+    gmem = machine.files.get(step.get("gmem", "g"))
+    machine.vm.add_memslot(step["slot"], step["gpa"], step["size"], gmem, step.get("gmem_offset", 0))  # type: ignore[arg-type]
+    return {}
+
+
+def _slot_delete(machine: Machine, step: Step) -> Seen:
+    machine.vm.delete_memslot(step["slot"])
+    return {}
+
+
+def _launch_update(machine: Machine, step: Step) -> Seen:
+    source = step.get("source")
+    if isinstance(source, dict):
+        data = bytes([source["fill"]]) * step["size"]
+    else:
+        data = None if source is None else bytes.fromhex(source)
+    try:
+        result = machine.vm.launch_update(step["gpa"], step["size"], data, step.get("page_type", "NORMAL"))
+    except GmemError as error:
+        raise _Outcome(error, {"pages_done": getattr(error, "pages_done", 0)}) from error
+    return {"pages_done": result.pages_done}
+
+
+def _launch_finish(machine: Machine, step: Step) -> Seen:
+    machine.vm.launch_finish()
+    return {}
+
+
+def _runs(machine: Machine, step: Step) -> Seen:
+    return {"runs": [list(run) for run in machine.file(step).runs()]}
+
+
+def _counters(machine: Machine, step: Step) -> Seen:
+    return {"values": machine.vm.counters.asdict()}
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """One operation of the format: how to run it, and the fields a step of it needs and may have."""
+
+    run: Callable[[Machine, Step], Seen]
+    needs: frozenset[str]
+    may: frozenset[str]
+
+
+def _operation(run: Callable[[Machine, Step], Seen], needs: str = "", may: str = "") -> Operation:
+    return Operation(run, frozenset(needs.split()), frozenset(("op expect " + may).split()))
+
+
+OPERATIONS = {
+    "create": _operation(_create, "size flags", "as"),
+    "set": _operation(
+        _set, "offset size attributes", "gmem flags reserved error_offset_in error_offset"
+    ),
+    "vm_set": _operation(_vm_set, "address size attributes", "flags"),
+    "ioctl": _operation(_ioctl, "fd request argument", "argument_out"),
+    "check_cap": _operation(_check_cap, "cap value", "vm"),
+    "host_read": _operation(_host_read, "offset", "gmem size data fill not_data"),
+    "host_write": _operation(_host_write, "offset", "gmem data fill size"),
+    "guest_read": _operation(_guest_read, "gpa", "size data fill not_data private"),
+    "guest_write": _operation(_guest_write, "gpa", "data fill size private"),
+    "accept": _operation(_accept, "gpa size"),
+    "fallocate": _operation(_fallocate, "mode offset size", "gmem"),
+    "discard_shared": _operation(_discard_shared, "offset size", "gmem"),
+    "mmap": _operation(_mmap, "size", "gmem offset shared"),
+    "pin": _operation(_pin, "offset size", "gmem"),
+    "unpin": _operation(_unpin, "offset size", "gmem"),
+    "poison": _operation(_poison, "offset", "gmem"),
+    "slot_add": _operation(_slot_add, "slot gpa size", "gmem gmem_offset"),
+    "slot_delete": _operation(_slot_delete, "slot"),
+    "launch_update": _operation(_launch_update, "gpa size", "source page_type pages_done"),
+    "launch_finish": _operation(_launch_finish),
+    "runs": _operation(_runs, "runs", "gmem"),
+    "counters": _operation(_counters, "values"),
+}
+"""The operations of the format."""
+
+CHECKED = ("error_offset", "argument_out", "value", "pages_done", "runs")
+"""Fields of a step that are compared with what was seen, as they stand."""
+
+
+class _Outcome(Exception):
+    """A refusal, with what was seen all the same."""
+
+    def __init__(self, error: GmemError, seen: Seen) -> None:
+        super().__init__(str(error))
+        self.error, self.seen = error, seen
+
+
+def read_vectors(path: Path) -> VectorFile:
+    """Read and check a vector file.
+
+    Raises
+    ------
+    VectorError
+        It isn't one: unreadable, not JSON of this format, an unknown op, field, capability or abi.
+    """
+    try:
+        vectors = msgspec.json.decode(path.read_bytes(), type=VectorFile)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise VectorError(f"{path}: {error}") from error
+    if vectors.abi not in {*ABIS, *ALIASES}:
+        raise VectorError(f"{path}: unknown abi {vectors.abi!r}; known: {', '.join([*ABIS, *ALIASES])}")
+    for case in vectors.cases:
+        if not 0 <= case.seed < 1 << 64:
+            raise VectorError(f"{path}: case {case.name!r}: seed {case.seed} isn't an unsigned 64-bit number")
+        for i, step in enumerate(case.steps):
+            try:
+                _check_step(step)
+            except VectorError as error:
+                raise VectorError(f"{path}: case {case.name!r}, step {i}: {error}") from None
+    return vectors
+
+
+def _check_step(step: Step) -> None:
+    op = step.get("op")
+    if not isinstance(op, str) or op not in OPERATIONS:
+        raise VectorError(f"unknown op {op!r}; known: {', '.join(OPERATIONS)}")
+    operation = OPERATIONS[op]
+    unknown = step.keys() - operation.needs - operation.may
+    if unknown:
+        raise VectorError(f"op {op} has no field {', '.join(sorted(unknown))}")
+    missing = operation.needs - step.keys()
+    if missing:
+        raise VectorError(f"op {op} needs {', '.join(sorted(missing))}")
+    if step.get("expect", "OK") not in OUTCOMES:
+        raise VectorError(f"unknown outcome {step['expect']!r}; known: {', '.join(sorted(OUTCOMES))}")
+    if op == "check_cap" and step["cap"] not in set(Capability):
+        raise VectorError(f"unknown capability {step['cap']!r}; known: {', '.join(Capability)}")
+    if op == "launch_update" and step.get("page_type", "NORMAL") not in set(PageType):
+        raise VectorError(f"unknown page type {step['page_type']!r}; known: {', '.join(PageType)}")
+    _check_values(step)
+
+
+_INTEGERS = frozenset(
+    "size flags offset attributes error_offset_in error_offset address request value mode gpa slot gmem_offset "
+    "pages_done fill".split()
+)
+_TEXTS = frozenset("as gmem fd cap page_type expect".split())
+_HEXES = frozenset("data not_data argument argument_out".split())
+
+
+def _check_values(step: Step) -> None:
+    """Refuse values of a wrong type here, as a matter of the format, and not later as a TypeError."""
+    for field, value in step.items():
+        if field in _INTEGERS and (type(value) is not int or not -(1 << 63) <= value < 1 << 64):
+            raise VectorError(f"{field} must be a 64-bit integer, not {value!r}")
+        if field in _TEXTS and not isinstance(value, str):
+            raise VectorError(f"{field} must be a string, not {value!r}")
+        if field in _HEXES and not (field == "argument" and value is None):
+            _check_hex(field, value)
+        if field in ("private", "vm", "shared") and not (isinstance(value, bool) or (field == "private" and value is None)):
+            raise VectorError(f"{field} must be true or false, not {value!r}")
+    if not 0 <= step.get("fill", 0) <= 255:
+        raise VectorError(f"fill must be a byte, not {step['fill']!r}")
+    if step["op"] in ("host_write", "guest_write") and not ("data" in step or {"fill", "size"} <= step.keys()):
+        raise VectorError(f"op {step['op']} needs data, or fill and size")
+    reserved = step.get("reserved", [0] * 11)
+    if not isinstance(reserved, list) or len(reserved) != 11 or not all(type(word) is int for word in reserved):
+        raise VectorError("reserved must be 11 integers")
+    _check_source(step)
+
+
+def _check_source(step: Step) -> None:
+    source = step.get("source")
+    if isinstance(source, dict):
+        if source.keys() != {"fill"} or type(source["fill"]) is not int or not 0 <= source["fill"] <= 255:
+            raise VectorError(f"source must be null, hex or a fill byte, not {source!r}")
+    elif source is not None:
+        _check_hex("source", source)
+    if "values" in step and not isinstance(step["values"], dict):
+        raise VectorError(f"values must be counters by name, not {step['values']!r}")
+
+
+def _check_hex(field: str, value: Any) -> None:
+    try:
+        bytes.fromhex(value)
+    except (TypeError, ValueError):
+        raise VectorError(f"{field} must be hex digits, not {value!r}") from None
+
+
+def run_vectors(vectors: VectorFile, backing: str = "anonymous") -> Iterator[tuple[Case, Wrong | None]]:
+    """Run every case of a file on a fresh Vm; yields each with its first wrong step, or None.
+
+    Raises
+    ------
+    VectorError
+        A step names a file that its case never created.
+    """
+    for case in vectors.cases:
+        machine = Machine(vectors, case.seed, backing)
+        with machine.vm:
+            yield case, next(filter(None, (_run_step(machine, i, step) for i, step in enumerate(case.steps))), None)
+
+
+def _run_step(machine: Machine, number: int, step: Step) -> Wrong | None:
+    outcome, seen = "OK", {}
+    try:
+        seen = OPERATIONS[step["op"]].run(machine, step)
+    except _Outcome as refused:
+        outcome, seen = refused.error.outcome, refused.seen
+    except GmemError as error:
+        outcome = error.outcome
+    differences = _differences(step, outcome, seen)
+    what, expected, found = next(differences, ("", None, None))
+    return Wrong(number, step["op"], what, str(expected), str(found)) if what else None
+
+
+def _differences(step: Step, outcome: str, seen: Seen) -> Iterator[tuple[str, Any, Any]]:
+    expected = step.get("expect", "OK")
+    if ERRNO_NUMBERS.get(outcome, outcome) != ERRNO_NUMBERS.get(expected, expected):
+        yield "outcome", expected, outcome
+    for field in CHECKED:
+        if field in step and field in seen and step[field] != seen[field]:
+            yield field, step[field], seen[field]
+        if field in step and field not in seen:
+            yield field, step[field], "nothing"
+    for name, figure in step.get("values", {}).items():
+        if seen["values"].get(name) != figure:
+            yield f"counter {name}", figure, seen["values"].get(name)
+    if "bytes" in seen:
+        yield from _byte_differences(step, seen["bytes"])
+
+
+def _byte_differences(step: Step, found: bytes) -> Iterator[tuple[str, str, str]]:
+    if "data" in step and found.hex() != step["data"].lower():
+        yield "data", step["data"], found.hex()
+    if "fill" in step and found != bytes([step["fill"]]) * len(found):
+        yield "fill", f"{step['fill']:02x} all through", found.hex()
+    if "not_data" in step and found.hex() == step["not_data"].lower():
+        yield "data", f"anything but {step['not_data']}", found.hex()
+
+
+def _written(step: Step) -> bytes:
+    if "data" in step:
+        return bytes.fromhex(step["data"])
+    return bytes([step["fill"]]) * int(step["size"])
+
+
+def _read_size(step: Step) -> int:
+    if "size" in step:
+        return int(step["size"])
+    return len(step.get("data", step.get("not_data", "00"))) // 2
+
+
+def _hex(argument: bytearray | None) -> str | None:
+    return None if argument is None else argument.hex()
+
+
+def _signed(number: int) -> int:
+    """A u64 of a file as the signed 64 bits that the system call has."""
+    return number - (1 << 64) if number >> 63 else number

@@ -1,0 +1,79 @@
+"""The one gate for numbers: what only Python can check, before anything reaches a kernel."""
+
+from typing import Any
+
+import numpy as np
+
+from gmemcore.errors import InvalidArgumentError
+from gmemcore.uapi import PAGE_SIZE
+
+U64_MAX = (1 << 64) - 1
+
+
+def as_int(value: Any, name: str) -> int:
+    """Return an exact Python int; NumPy integers are taken, bool and float are not.
+
+    Raises
+    ------
+    TypeError
+        The value isn't an integer.
+    """
+    if type(value) is int:
+        return value
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+    return int(value)
+
+
+def as_u64(value: Any, name: str) -> int:
+    """Return an int that fits the interface's unsigned 64 bits.
+
+    Raises
+    ------
+    TypeError
+        The value isn't an integer.
+    InvalidArgumentError
+        EINVAL: negative, or 2**64 and more.
+    """
+    number = as_int(value, name)
+    if not 0 <= number <= U64_MAX:
+        raise InvalidArgumentError(f"{name} {number:#x} doesn't fit in 64 bits; 0 to {U64_MAX:#x} would")
+    return number
+
+
+def as_u64_array(values: Any, name: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Return a one-dimensional uint64 array with exactly the values given.
+
+    Raises
+    ------
+    TypeError
+        Not a one-dimensional array of integers.
+    InvalidArgumentError
+        EINVAL: a value that doesn't fit 64 unsigned bits.
+    """
+    array = np.asarray(values)
+    if array.dtype == object:
+        return np.array([as_u64(value, name) for value in array.ravel()], dtype=np.uint64)
+    if array.ndim != 1 or (array.dtype.kind not in "ui" and array.size):
+        raise TypeError(f"{name} must be a one-dimensional array of integers, not {array.dtype}{array.shape}")
+    if array.dtype.kind == "i" and array.size and int(array.min()) < 0:
+        raise InvalidArgumentError(f"{name} holds {int(array.min())}; 0 to {U64_MAX:#x} would be accepted")
+    return np.ascontiguousarray(array, dtype=np.uint64)
+
+
+def check_aligned(start: int, size: int, what: str) -> None:
+    """Refuse an empty range, one that wraps 2**64, or one that isn't page aligned.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL.
+    """
+    if size <= 0 or start + size > U64_MAX + 1:
+        raise InvalidArgumentError(
+            f"{what} {start:#x}+{size:#x} is empty or wraps 2^64; at least one page below 2^64 would be accepted"
+        )
+    if (start | size) % PAGE_SIZE:
+        raise InvalidArgumentError(
+            f"{what} {start:#x}+{size:#x} isn't page aligned; multiples of {PAGE_SIZE:#x} would be accepted"
+        )

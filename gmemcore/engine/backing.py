@@ -1,0 +1,222 @@
+"""Backings: where the bytes of a file live. One class and one row of ``BACKINGS`` each.
+
+A backing promises four things: ``words`` (uint64, the whole file, contiguous; empty if it holds no bytes),
+memory that reads zero until it is written, `release` (reads zero again) and `commit` (the range can be
+touched without a signal). Nothing here knows of page state.
+"""
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmemcore.errors import OutOfMemoryError
+from gmemcore.uapi import PAGE_SIZE
+
+MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
+_F_ADD_SEALS, _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1033, 1, 2, 4
+_FALLOC_PUNCH_KEEPING_SIZE = 3
+
+
+class Backing(Protocol):
+    """What the engine asks of a backing."""
+
+    words: NDArray[np.uint64]
+    commits_late: bool
+    """Whether `commit` must be asked before pages come into being."""
+
+    def release(self, offset: int, size: int) -> None:
+        """Give a range back: it reads zeros from now on."""
+
+    def commit(self, offset: int, size: int) -> None:
+        """Make sure that a range can be written.
+
+        Raises
+        ------
+        OutOfMemoryError
+            ENOMEM: the host can't.
+        """
+
+    def close(self) -> None:
+        """Drop the memory; views that others hold keep it alive."""
+
+
+BackingFactory = Callable[[int], Backing]
+
+
+def lazy_words(n_words: int) -> NDArray[np.uint64]:
+    """A zeroed uint64 array whose pages cost nothing until they are written.
+
+    Raises
+    ------
+    OutOfMemoryError
+        ENOMEM: not even the address space is to be had.
+    """
+    if n_words == 0:
+        return np.zeros(0, np.uint64)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    try:
+        return np.frombuffer(mmap.mmap(-1, n_words * 8, flags=flags), np.uint64)
+    except (OSError, OverflowError, ValueError) as error:
+        raise OutOfMemoryError(f"the host can't map {n_words * 8:#x} bytes: {error}") from error
+
+
+class AnonymousBacking:
+    """Anonymous memory of this process.
+
+    Parameters
+    ----------
+    size : int
+        Bytes, a multiple of PAGE_SIZE.
+    huge_pages : bool
+        Ask for transparent huge pages (MADV_HUGEPAGE).
+    prefault : bool
+        Fault every page in at once (MADV_POPULATE_WRITE).
+    """
+
+    commits_late = False  # mmap promised the memory
+
+    def __init__(self, size: int, *, huge_pages: bool = False, prefault: bool = False) -> None:
+        check_host_can_hold(size)
+        try:
+            self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, OverflowError, ValueError) as error:
+            raise OutOfMemoryError(f"the host can't map {size:#x} bytes: {error}") from error
+        if huge_pages:
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        self.words: NDArray[np.uint64] = np.frombuffer(self._map, np.uint64)
+        if prefault:
+            populate(self._map, self.words, 0, size)
+
+    def release(self, offset: int, size: int) -> None:
+        """See `Backing`."""
+        self._map.madvise(mmap.MADV_DONTNEED, offset, size)
+
+    def commit(self, offset: int, size: int) -> None:
+        """See `Backing`."""
+
+    def close(self) -> None:
+        """See `Backing`."""
+        self.words = np.zeros(0, np.uint64)
+
+
+class MemfdBacking:
+    """A sealed memfd: shareable, and nobody who holds it can shrink it under us.
+
+    Parameters
+    ----------
+    size : int
+        Bytes, a multiple of PAGE_SIZE.
+    prefault : bool
+        Fault every page in at once; otherwise memory is committed as pages come into being.
+    """
+
+    commits_late = True  # the file has holes, and a hole that can't be filled is SIGBUS
+
+    def __init__(self, size: int, *, prefault: bool = False) -> None:
+        check_host_can_hold(size)
+        try:
+            self._fd = os.memfd_create("gmemcore", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        except OSError as error:
+            raise OutOfMemoryError(f"the host gives no memfd: {error}") from error
+        try:
+            os.ftruncate(self._fd, size)
+            fcntl.fcntl(self._fd, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW | _F_SEAL_SEAL)
+            self._map = mmap.mmap(self._fd, size)
+            self.words: NDArray[np.uint64] = np.frombuffer(self._map, np.uint64)
+            if prefault:
+                populate(self._map, self.words, 0, size)
+        except (OSError, OverflowError, ValueError) as error:
+            os.close(self._fd)
+            raise OutOfMemoryError(f"the host can't hold a memfd of {size:#x} bytes: {error}") from error
+
+    def release(self, offset: int, size: int) -> None:
+        """See `Backing`."""
+        _fallocate(self._fd, _FALLOC_PUNCH_KEEPING_SIZE, offset, size)
+
+    def commit(self, offset: int, size: int) -> None:
+        """See `Backing`."""
+        populate(self._map, self.words, offset, size)
+
+    def close(self) -> None:
+        """See `Backing`."""
+        self.words = np.zeros(0, np.uint64)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            os.close(self._fd)
+
+
+class NoBacking:
+    """Attributes only: page state of guests of any size, and no bytes."""
+
+    commits_late = False
+
+    def __init__(self, size: int) -> None:
+        self.words: NDArray[np.uint64] = np.zeros(0, np.uint64)
+
+    def release(self, offset: int, size: int) -> None:
+        """See `Backing`."""
+
+    def commit(self, offset: int, size: int) -> None:
+        """See `Backing`."""
+
+    def close(self) -> None:
+        """See `Backing`."""
+
+
+BACKINGS: dict[str, Callable[..., Backing]] = {
+    "anonymous": AnonymousBacking,
+    "memfd": MemfdBacking,
+    "none": NoBacking,
+}
+"""Backings by name."""
+
+
+def populate(mapping: mmap.mmap, words: NDArray[np.uint64], offset: int, size: int) -> None:
+    """Fault a range of a mapping in for writing, so that a lack of memory is an exception and no signal.
+
+    Raises
+    ------
+    OutOfMemoryError
+        ENOMEM: the host couldn't.
+    """
+    try:
+        mapping.madvise(MADV_POPULATE_WRITE, offset, size)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise OutOfMemoryError(f"the host can't provide {size:#x} bytes at {offset:#x}: {error}") from error
+        # Before Linux 5.14: touch a word of every page instead.
+        first, end, step = offset // 8, (offset + size) // 8, PAGE_SIZE // 8
+        words[first:end:step] |= np.uint64(0)
+
+
+def check_host_can_hold(size: int) -> None:
+    """Refuse more bytes than the host has memory.
+
+    Raises
+    ------
+    OutOfMemoryError
+        ENOMEM, with both figures.
+    """
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > total:
+        raise OutOfMemoryError(f"{size:#x} bytes are more than this host's memory of {total:#x}")
+
+
+def _fallocate(fd: int, mode: int, offset: int, size: int) -> None:
+    """fallocate(2) with a mode, which the os module doesn't offer."""
+    libc: Any = ctypes.CDLL(None, use_errno=True)
+    while libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(size)):
+        number = ctypes.get_errno()
+        if number != errno.EINTR:
+            raise OSError(number, f"fallocate({mode:#x}, {offset:#x}, {size:#x}): {os.strerror(number)}")

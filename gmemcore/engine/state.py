@@ -1,0 +1,118 @@
+"""Page state of one file: the arrays that kernels walk, and the questions Python asks of them."""
+
+from enum import IntFlag
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmemcore.engine import kernels as layout
+from gmemcore.engine.backing import lazy_words
+from gmemcore.engine.jit import load_kernels
+
+PLANE_NAMES = ("private", "allocated", "assigned", "accepted", "pinned", "poisoned")
+"""Planes by name, in the order of their numbers."""
+
+RECORD = np.dtype([(name, "<u8", (8,)) for name in PLANE_NAMES])
+"""One record of `page_states`: 2 MiB; bit i of word w of a plane is page 64·w + i of the block."""
+
+_BLOCK_PAGES = int(layout.BLOCK_PAGES)
+_RECORD_WORDS = int(layout.RECORD_WORDS)
+
+
+class Plane(IntFlag):
+    """Planes as bits, for questions about several at once."""
+
+    NONE = 0
+    PRIVATE = 1
+    ALLOCATED = 2
+    ASSIGNED = 4
+    ACCEPTED = 8
+    PINNED = 16
+    POISONED = 32
+
+
+class PageState:
+    """The six planes of a file, packed (the layout is told in ``kernels.py``).
+
+    Parameters
+    ----------
+    n_pages : int
+        Pages of the file.
+    private : bool
+        The attribute of every page at creation.
+    seed, file_index : int
+        Where the file's key stream begins (SPEC 3).
+    tracking : int
+        Result column in which assignment is counted.
+    """
+
+    __slots__ = ("_result", "header", "lines", "n_pages", "words")
+
+    def __init__(self, n_pages: int, private: bool, seed: int, file_index: int, tracking: int) -> None:
+        self.n_pages = n_pages
+        n_blocks = -(-n_pages // _BLOCK_PAGES)
+        self.header: NDArray[np.uint64] = np.zeros(layout.HEADER_SLOTS, np.uint64)
+        self.header[layout.N_PAGES] = n_pages
+        self.header[layout.SEED] = seed
+        self.header[layout.FIRST_WORD] = (file_index << 40) * int(layout.PAGE_WORDS) & (1 << 64) - 1
+        self.header[layout.ALLOCATIONS_LEFT] = layout.NEVER
+        self.header[layout.TRACKING] = tracking
+        self.words = lazy_words(n_blocks)
+        self.lines = lazy_words(n_blocks * _RECORD_WORDS)
+        if private:
+            self.words[:] = layout.BLOCK_PAGES
+            self.words[-1] = n_pages - (n_blocks - 1) * _BLOCK_PAGES
+        self._result: NDArray[np.uint64] = np.zeros(layout.RESULT_COLUMNS, np.uint64)
+
+    def apply(
+        self, memory: NDArray[np.uint64], start: int, end: int, operations: int, set_: int, clear: int
+    ) -> list[int]:
+        """Operate on bytes by rank, then set and clear planes, over pages [start, end); returns the result row."""
+        load_kernels().apply(
+            *(self.header, self.words, self.lines, memory),
+            *(np.uint64(start), np.uint64(end), np.uint64(operations), np.uint64(set_), np.uint64(clear)),
+            self._result,
+        )
+        row: list[int] = self._result.tolist()
+        return row
+
+    def find(self, start: int, end: int, wanted: int, unwanted: int = 0) -> int:
+        """First page of [start, end) with all wanted planes and no unwanted one; end if there is none."""
+        return int(load_kernels().find_page(*self._arrays(), *map(np.uint64, (start, end, wanted, unwanted))))
+
+    def count(self, start: int, end: int, wanted: int, unwanted: int = 0) -> int:
+        """How many pages of [start, end) have all wanted planes and no unwanted one."""
+        return int(load_kernels().count_pages(*self._arrays(), *map(np.uint64, (start, end, wanted, unwanted))))
+
+    def runs(self, plane: str = "private") -> NDArray[np.uint64]:
+        """End page of each maximal run of one plane, in order; the first run begins at page 0."""
+        number = np.uint64(PLANE_NAMES.index(plane))
+        kernels = load_kernels()
+        ends = np.empty(1024, np.uint64)
+        n_runs = kernels.list_runs(*self._arrays(), number, ends)
+        if n_runs > len(ends):
+            ends = np.empty(n_runs, np.uint64)
+            kernels.list_runs(*self._arrays(), number, ends)
+        return ends[:n_runs]
+
+    def xor_private(self, first_word: int, buffer: NDArray[np.uint64]) -> None:
+        """Turn a copy of DRAM into the guest's view, or back: XOR the key stream into its private pages."""
+        load_kernels().xor_private(*self._arrays(), np.uint64(first_word), buffer)
+
+    def plane(self, name: str) -> NDArray[np.bool_]:
+        """One plane as booleans, shape (n_pages,), a copy."""
+        load_kernels().write_lines(*self._arrays())
+        packed = np.ascontiguousarray(self.lines.view(RECORD)[name]).view(np.uint8).ravel()
+        return np.unpackbits(packed, count=self.n_pages, bitorder="little").view(np.bool_)
+
+    def records(self) -> NDArray[Any]:
+        """Every line as a read-only structured array that stays true: from now on lines are always kept."""
+        load_kernels().write_lines(*self._arrays())
+        self.header[layout.DENSE] = 1
+        records = self.lines.view(RECORD)
+        records.flags.writeable = False
+        return records
+
+    def _arrays(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+        return self.header, self.words, self.lines

@@ -1,0 +1,56 @@
+"""The machine: guests, their files and memslots, what host and guest see of them, launch, and the raw ioctls."""
+
+from collections.abc import Callable
+
+from gmemcore.engine.backing import Backing
+from gmemcore.machine.guest_memfd import GuestMemfd, HostMapping
+from gmemcore.machine.launch import LaunchUpdateResult
+from gmemcore.machine.legacy import LegacyVm
+from gmemcore.machine.memslots import Memslot
+from gmemcore.machine.vm import Vm, VmFace
+from gmemcore.policy import Abi, get_abi
+from gmemcore.uapi import Firmware, VmType
+
+__all__ = ["GuestMemfd", "HostMapping", "LaunchUpdateResult", "LegacyVm", "Memslot", "Vm", "VmFace", "create_vm"]
+
+
+def create_vm(
+    vm_type: VmType | str,
+    abi: str | Abi = "v5",
+    firmware: Firmware | str = Firmware.TODAY,
+    seed: int = 0,
+    backing: str | Callable[..., Backing] = "anonymous",
+    *,
+    huge_pages: bool = False,
+    prefault: bool = False,
+) -> VmFace:
+    """Make the Vm that an abi needs: `Vm`, or `LegacyVm` for one with two backings.
+
+    Parameters
+    ----------
+    vm_type : VmType or str
+        DEFAULT, SW_PROTECTED, SNP, TDX or PKVM.
+    abi : str or Abi
+        Revision of the interface, see ``gmemcore policy``; or an `Abi` of your own.
+    firmware : Firmware or str
+        ``today`` or ``cipher``.
+    seed : int
+        u64 key of the key stream, which is a cost model and no encryption.
+    backing : str or callable
+        ``anonymous``, ``memfd`` or ``none`` (attributes only, for guests larger than the host).
+    huge_pages : bool
+        Ask for transparent huge pages.
+    prefault : bool
+        Fault all memory in at creation.
+
+    Returns
+    -------
+    Vm or LegacyVm
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: a name that doesn't exist; the message lists those that do.
+    """
+    kind = LegacyVm if get_abi(abi).legacy else Vm
+    return kind(vm_type, abi, firmware, seed, backing, huge_pages=huge_pages, prefault=prefault)

@@ -1,0 +1,212 @@
+"""Accesses by the host and by the guest: checked whole, then done.
+
+A request for memory is first resolved into segments, each of them a range of one store (or a hole).  Who may
+touch a page is a short list of terms, looked for over the planes; the first page that one of them finds stops
+the access before any byte moves.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmemcore.engine.arguments import U64_MAX
+from gmemcore.engine.state import Plane
+from gmemcore.engine.store import Store
+from gmemcore.errors import (
+    GmemError,
+    HostAccessError,
+    HwPoisonExit,
+    InvalidArgumentError,
+    MemoryFaultExit,
+    MmioExit,
+    NoBytesError,
+    NotValidatedExit,
+)
+from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, MemoryAttribute
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of guest physical memory: a byte range of one store, or a hole (store is None)."""
+
+    gpa: int
+    size: int
+    store: Store | None
+    offset: int
+
+    @property
+    def pages(self) -> tuple[int, int]:
+        """First and end page in the store that the bytes touch."""
+        return self.offset >> PAGE_SHIFT, -(-(self.offset + self.size) // PAGE_SIZE)
+
+
+class Term(NamedTuple):
+    """Pages with every wanted plane and no unwanted one refuse the access."""
+
+    wanted: Plane
+    unwanted: Plane
+    refusal: str
+
+
+_IS_SHARED = Term(Plane.NONE, Plane.PRIVATE, "MEMORY_FAULT")
+_IS_PRIVATE = Term(Plane.PRIVATE, Plane.NONE, "MEMORY_FAULT")
+_IS_POISONED = Term(Plane.POISONED, Plane.NONE, "EHWPOISON")
+_NOT_ACCEPTED = Term(Plane.PRIVATE, Plane.ACCEPTED, "NOT_VALIDATED")
+
+# What refuses a guest's access, first reason first: by (CoCo, kind of the access).
+GUEST_TERMS: dict[tuple[bool, bool | None], tuple[Term, ...]] = {
+    (True, True): (_IS_SHARED, _IS_POISONED, _NOT_ACCEPTED),
+    (True, False): (_IS_PRIVATE, _IS_POISONED),
+    (True, None): (_IS_POISONED, _NOT_ACCEPTED),
+    (False, True): (_IS_POISONED,),
+    (False, False): (_IS_POISONED,),
+    (False, None): (_IS_POISONED,),
+}
+ACCEPT_TERMS = (_IS_SHARED, _IS_POISONED)
+
+
+def check_guest_range(gpa: int, size: int) -> None:
+    """Refuse an empty range, or one that wraps.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL.
+    """
+    if size <= 0 or gpa + size > U64_MAX + 1:
+        raise InvalidArgumentError(f"guest range {gpa:#x}+{size:#x} is empty or wraps 2^64")
+
+
+@contextmanager
+def locked(segments: Sequence[Segment]) -> Iterator[None]:
+    """Hold the locks of all stores of the segments, always taken in the same order."""
+    stores = {id(segment.store): segment.store for segment in segments if segment.store is not None}
+    with ExitStack() as stack:
+        for key in sorted(stores):
+            stack.enter_context(stores[key].lock)
+        yield
+
+
+def require_bytes(segments: Sequence[Segment]) -> None:
+    """Refuse an access to bytes where there are none.
+
+    Raises
+    ------
+    NoBytesError
+        ENOTSUP: an attributes-only file.
+    """
+    for segment in segments:
+        if segment.store is not None and not segment.store.has_bytes:
+            raise NoBytesError(
+                f"the file behind gpa {segment.gpa:#x} holds attributes only; "
+                "backing 'anonymous' or 'memfd' would hold bytes"
+            )
+
+
+class Refused(NamedTuple):
+    """The first page that refuses an access, and why."""
+
+    refusal: str
+    gpa: int
+    segment: Segment
+    page: int
+
+
+def first_refused(
+    segments: Sequence[Segment], terms: Sequence[Term], hole: str
+) -> Refused | None:
+    """Find the first page of the segments that a term matches; a hole refuses with its own reason."""
+    for segment in segments:
+        if segment.store is None:
+            return Refused(hole, segment.gpa & -PAGE_SIZE, segment, 0)
+        start, end = segment.pages
+        first, why = end, ""
+        for term in terms:
+            page = segment.store.find(start, first, term.wanted, term.unwanted) if first > start else None
+            if page is not None:
+                first, why = page, term.refusal
+        if why:
+            gpa = (segment.gpa - segment.offset) + (first << PAGE_SHIFT)
+            return Refused(why, gpa, segment, first)
+    return None
+
+
+def guest_exit(refused: Refused, private: bool) -> GmemError:
+    """The exit that a refused guest access makes; NOT_VALIDATED leaves its page assigned."""
+    where = f"guest {'private' if private else 'shared'} access to gpa {refused.gpa:#x}"
+    flags = int(MemoryAttribute.PRIVATE) if private else 0
+    if refused.refusal == "MEMORY_FAULT":
+        wants = "shared" if private else "private"
+        return MemoryFaultExit(f"{where}: the page is {wants}; convert it first", refused.gpa, PAGE_SIZE, flags)
+    if refused.refusal == "MMIO":
+        return MmioExit(f"{where}: no memslot there", refused.gpa, PAGE_SIZE)
+    if refused.refusal == "EHWPOISON":
+        return HwPoisonExit(f"{where}: the page is poisoned; PUNCH_HOLE discards it", refused.gpa, PAGE_SIZE)
+    return NotValidatedExit(f"{where}: the guest must accept the page first", refused.gpa, PAGE_SIZE)
+
+
+def read_segments(segments: Sequence[Segment], encrypted: bool) -> bytes:
+    """Copy the segments' bytes out, touching their pages; encrypted: private pages have a guest's key."""
+    parts = []
+    for segment in segments:
+        assert segment.store is not None
+        segment.store.touch(*segment.pages)
+        read = segment.store.read_guest_view if encrypted else segment.store.raw
+        parts.append(read(segment.offset, segment.size).tobytes())
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def write_segments(segments: Sequence[Segment], data: NDArray[np.uint8], encrypted: bool) -> None:
+    """Copy bytes into the segments, touching their pages."""
+    for segment in segments:
+        assert segment.store is not None
+        segment.store.touch(*segment.pages)
+        part, data = data[: segment.size], data[segment.size :]
+        if encrypted:
+            segment.store.write_guest_view(segment.offset, part)
+        else:
+            segment.store.raw(segment.offset, segment.size)[:] = part
+
+
+def as_bytes(data: bytes | bytearray | memoryview | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """View data to be written as uint8, shape (n,).
+
+    Raises
+    ------
+    TypeError
+        Not contiguous bytes.
+    InvalidArgumentError
+        EINVAL: empty.
+    """
+    if isinstance(data, str) or not isinstance(data, (bytes, bytearray, memoryview, np.ndarray)):
+        raise TypeError(f"data must be bytes-like, not {type(data).__name__}")
+    view = np.frombuffer(memoryview(data).cast("B"), np.uint8)
+    if not len(view):
+        raise InvalidArgumentError("there is nothing to write; at least one byte would be accepted")
+    return view
+
+
+def check_host_touch(store: Store, offset: int, size: int) -> None:
+    """Refuse what would be SIGBUS for the host.
+
+    Raises
+    ------
+    HostAccessError
+        SIGBUS: a private or poisoned page, or beyond the end of the file.
+
+    References
+    ----------
+    kvm_gmem_fault_user_mapping.
+    """
+    file_size = store.n_pages * PAGE_SIZE
+    if offset + size > file_size:
+        raise HostAccessError(f"host access to {offset:#x}+{size:#x} is beyond the end of the file {file_size:#x}")
+    start, end = offset >> PAGE_SHIFT, -(-(offset + size) // PAGE_SIZE)
+    for plane, why in ((Plane.PRIVATE, "private; convert it to shared first"), (Plane.POISONED, "poisoned")):
+        page = store.find(start, end, plane)
+        if page is not None:
+            raise HostAccessError(f"host access to {offset:#x}+{size:#x}: the page at {page << PAGE_SHIFT:#x} is {why}")

@@ -1,0 +1,497 @@
+"""GuestMemfd: one file of guest memory, as its file descriptor shows it to the host."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmemcore.engine.arguments import U64_MAX, as_int, as_u64, as_u64_array
+from gmemcore.engine.conversion import BatchResult, ConversionResult, batch_result, check
+from gmemcore.engine.counters import Counters
+from gmemcore.engine.state import PLANE_NAMES, Plane
+from gmemcore.engine.store import Store
+from gmemcore.errors import (
+    BadAddressError,
+    BadFileError,
+    InvalidArgumentError,
+    NoBytesError,
+    NotMappableError,
+    UnknownIoctlError,
+    UnsupportedOperationError,
+)
+from gmemcore.machine.access import as_bytes, check_host_touch
+from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, FallocateMode, GuestMemfdFlag
+
+if TYPE_CHECKING:
+    from gmemcore.machine.vm import VmFace
+
+I64_MAX = (1 << 63) - 1
+
+
+class GuestMemfd:
+    """One guest_memfd. Made by `Vm.create_guest_memfd`.
+
+    Parameters
+    ----------
+    vm : Vm or LegacyVm
+        The owner.
+    store : Store
+        The file's page state and bytes.
+    host : Store
+        What the host's mapping shows: the same store, or in `legacy` the memory beside it.
+    flags : GuestMemfdFlag
+        Flags of creation.
+    """
+
+    def __init__(self, vm: "VmFace", store: Store, host: Store, flags: GuestMemfdFlag) -> None:
+        self.vm = vm
+        self.flags = flags
+        self._store = store
+        self._host = host
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"GuestMemfd(size={self.size:#x}, flags={self.flags!r}, closed={self._closed})"
+
+    def __enter__(self) -> "GuestMemfd":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- what it is ----------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._store.n_pages * PAGE_SIZE
+
+    @property
+    def n_pages(self) -> int:
+        """Pages of the file."""
+        return self._store.n_pages
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
+    def counters(self) -> Counters:
+        """Events of this file since its creation."""
+        if self._host is self._store:
+            return self._store.counters
+        return self._store.counters + self._host.counters
+
+    @property
+    def memory(self) -> NDArray[np.uint8]:
+        """DRAM as the bus sees it: a live read-only view, shape (size,), without a copy.
+
+        Raises
+        ------
+        NoBytesError
+            ENOTSUP: an attributes-only file.
+        """
+        return self._with_bytes(self._store).memory()
+
+    def page_states(self) -> NDArray[Any]:
+        """Page state without a copy.
+
+        Returns
+        -------
+        ndarray, structured, read-only, shape (n_blocks,)
+            One record a 2 MiB block, with a field for each of private, allocated, assigned, accepted, pinned
+            and poisoned: eight uint64, bit i of word w standing for page 64·w + i of the block. The view is
+            live. Asking for it makes the file keep all of its page state written out from then on (384
+            bytes a block), which a uniform conversion otherwise saves.
+
+        See Also
+        --------
+        plane : one plane as booleans, a copy.
+        """
+        return self._open(self._store).page_states()
+
+    def plane(self, name: str) -> NDArray[np.bool_]:
+        """Copy one plane as booleans, shape (n_pages,).
+
+        Parameters
+        ----------
+        name : {'private', 'allocated', 'assigned', 'accepted', 'pinned', 'poisoned'}
+        """
+        if name not in PLANE_NAMES:
+            raise InvalidArgumentError(f"there is no plane {name!r}; known: {', '.join(PLANE_NAMES)}")
+        store = self._open(self._store)
+        with store.lock:
+            return store.state.plane(name)
+
+    def runs(self) -> list[tuple[int, int, str]]:
+        """List maximal runs of equal attribute, over the whole file.
+
+        Returns
+        -------
+        list of (first page, end page, "private" or "shared")
+        """
+        store = self._open(self._store)
+        with store.lock:
+            ends = store.state.runs().tolist()
+            private = store.find(0, 1, Plane.PRIVATE) == 0
+        words = ("private", "shared") if private else ("shared", "private")
+        return [(start, end, words[i % 2]) for i, (start, end) in enumerate(zip([0, *ends], ends, strict=False))]
+
+    # ---- conversion ----------------------------------------------------------------------------
+
+    def set_memory_attributes(
+        self, offset: int, size: int, attributes: int, flags: int = 0, *, error_offset: int = 0, reserved: int = 0
+    ) -> ConversionResult:
+        """Convert a range in place: KVM_SET_MEMORY_ATTRIBUTES2 on the guest_memfd.
+
+        Parameters
+        ----------
+        offset, size : int
+            Bytes, multiples of PAGE_SIZE, within the file.
+        attributes : int
+            8 (PRIVATE) or 0 (shared).
+        flags : int
+            At most one content mode that the abi knows.
+        error_offset : int
+            The field on input; some revisions want 0.
+        reserved : int
+            The reserved words, or-ed; must be 0.
+
+        Returns
+        -------
+        ConversionResult
+            Its counters.
+
+        Raises
+        ------
+        UnknownIoctlError
+            ENOTTY: `legacy` has no such ioctl.
+        InvalidArgumentError
+            EINVAL: a check of the arguments failed.
+        UnsupportedContentModeError
+            EOPNOTSUPP: policy refuses the content mode; ``error_offset`` is the start.
+        OutOfMemoryError
+            ENOMEM: an allocation failed; ``error_offset`` is the start.
+        PagePinnedError
+            EAGAIN, to private: ``error_offset`` is that of the first pinned page.
+
+        Notes
+        -----
+        All or nothing: after an exception nothing has changed.
+
+        References
+        ----------
+        kvm_gmem_set_attributes and __kvm_gmem_set_attributes; KVM API 4.145.
+        """
+        store = self._open(self._store)
+        self._require_ioctl()
+        rules = self.vm.rules
+        request = (
+            as_u64(offset, "offset"),
+            as_u64(size, "size"),
+            as_u64(attributes, "attributes"),
+            as_u64(flags, "flags"),
+            as_u64(error_offset, "error_offset"),
+            as_u64(reserved, "reserved"),
+        )
+        return check(rules, self.size, request, store.convert_one(rules, request))
+
+    def set_memory_attributes_many(
+        self,
+        offsets: Sequence[int] | NDArray[Any],
+        sizes: Sequence[int] | NDArray[Any],
+        attributes: int | Sequence[int] | NDArray[Any],
+        flags: int | Sequence[int] | NDArray[Any] = 0,
+    ) -> BatchResult:
+        """Convert many ranges, in order, as the same requests one by one; a failed one doesn't stop the rest.
+
+        Parameters
+        ----------
+        offsets, sizes : array of int, shape (n,)
+            Bytes.
+        attributes, flags : int or array of int, shape (n,)
+            One for all, or one each.
+
+        Returns
+        -------
+        BatchResult
+            errno, error_offset and counters of each request.
+
+        Raises
+        ------
+        TypeError, InvalidArgumentError
+            The arrays can't be requests at all (types, lengths, values beyond 64 bits); nothing was done.
+        UnknownIoctlError
+            ENOTTY: `legacy`.
+        """
+        store = self._open(self._store)
+        self._require_ioctl()
+        columns = [as_u64_array(offsets, "offsets"), as_u64_array(sizes, "sizes")]
+        for values, name in ((attributes, "attributes"), (flags, "flags")):
+            scalar = np.ndim(values) == 0
+            columns.append(
+                np.full(len(columns[0]), as_u64(values, name)) if scalar else as_u64_array(values, name)
+            )
+        if len({len(column) for column in columns}) != 1:
+            raise InvalidArgumentError(f"columns of {[len(column) for column in columns]} requests; one length each")
+        requests = np.zeros((len(columns[0]), 6), np.uint64)
+        for i, column in enumerate(columns):
+            requests[:, i] = column
+        return batch_result(store.convert_many(self.vm.rules, requests))
+
+    def ioctl(self, request: int, argument: bytearray | bytes | None) -> None:
+        """Raw form: the request number and the struct, updated in place as the kernel would.
+
+        Parameters
+        ----------
+        request : int
+            KVM_SET_MEMORY_ATTRIBUTES2 (0xC080AED2) is the one this fd has.
+        argument : bytearray, bytes or None
+            ``struct kvm_memory_attributes2``; None or too short is an unreadable pointer, bytes can't be
+            written back.
+
+        Raises
+        ------
+        GmemError
+            As `set_memory_attributes`; ENOTTY for another request, EFAULT for an unreadable argument or a
+            result that couldn't be copied out.
+        """
+        from gmemcore.machine.ioctl import gmem_ioctl
+
+        gmem_ioctl(self, as_u64(request, "request"), argument)
+
+    # ---- the host's view -----------------------------------------------------------------------
+
+    def mmap(self, offset: int, size: int, shared: bool = True) -> "HostMapping":
+        """Map a range for the host; private ranges and the file's end matter only when touched.
+
+        Raises
+        ------
+        NotMappableError
+            ENODEV: created without MMAP.
+        InvalidArgumentError
+            EINVAL: not shared, empty or unaligned.
+        """
+        self._open(self._host)
+        offset, size = as_u64(offset, "offset"), as_u64(size, "size")
+        if not self.flags & GuestMemfdFlag.MMAP:
+            raise NotMappableError("the guest_memfd was created without MMAP; flag 1 would make it mappable")
+        if not shared:
+            raise InvalidArgumentError("a private (copy-on-write) mapping; MAP_SHARED would be accepted")
+        if size == 0 or offset % PAGE_SIZE:
+            raise InvalidArgumentError(f"mmap of {offset:#x}+{size:#x} is empty or unaligned")
+        return HostMapping(self, offset, size)
+
+    def host_read(self, offset: int, size: int) -> bytes:
+        """Read as the host does.
+
+        Raises
+        ------
+        HostAccessError
+            SIGBUS: a private or poisoned page, or beyond the end; no data moves.
+        NoBytesError
+            ENOTSUP: an attributes-only file.
+        """
+        host = self._with_bytes(self._host)
+        offset, size = as_u64(offset, "offset"), as_u64(size, "size")
+        with host.lock:
+            self._touch(host, offset, size)
+            return host.raw(offset, size).tobytes()
+
+    def host_write(self, offset: int, data: bytes | bytearray | memoryview | NDArray[np.uint8]) -> None:
+        """Write as the host does; see `host_read`."""
+        host = self._with_bytes(self._host)
+        offset, view = as_u64(offset, "offset"), as_bytes(data)
+        with host.lock:
+            self._touch(host, offset, len(view))
+            host.raw(offset, len(view))[:] = view
+
+    def _touch(self, host: Store, offset: int, size: int) -> None:
+        if size == 0:
+            raise InvalidArgumentError("an access of no bytes; at least one would be accepted")
+        check_host_touch(host, offset, size)
+        host.touch(offset >> PAGE_SHIFT, -(-(offset + size) // PAGE_SIZE))
+
+    def pin(self, offset: int, size: int) -> Counters:
+        """Pin pages for long, as VFIO or GUP does: all of them or none.
+
+        Raises
+        ------
+        BadAddressError
+            EFAULT: a private page, or one beyond the end.
+        InvalidArgumentError
+            EINVAL: empty or unaligned.
+        """
+        host = self._open(self._host)
+        start, end = self._pages(offset, size, "pin")
+        with host.lock:
+            if end > host.n_pages:
+                raise BadAddressError(f"pin of {offset:#x}+{size:#x} is beyond the end of the file {self.size:#x}")
+            page = host.find(start, end, Plane.PRIVATE)
+            if page is not None:
+                raise BadAddressError(
+                    f"pin of {offset:#x}+{size:#x}: the page at {page << PAGE_SHIFT:#x} is private; convert it first"
+                )
+            return host.pin(start, end)
+
+    def unpin(self, offset: int, size: int) -> Counters:
+        """Drop pins; pages that have none are left alone.
+
+        Raises
+        ------
+        BadAddressError
+            EFAULT: beyond the end.
+        InvalidArgumentError
+            EINVAL: empty or unaligned.
+        """
+        host = self._open(self._host)
+        start, end = self._pages(offset, size, "unpin")
+        if end > host.n_pages:
+            raise BadAddressError(f"unpin of {offset:#x}+{size:#x} is beyond the end of the file {self.size:#x}")
+        return host.unpin(start, end)
+
+    # ---- the file ------------------------------------------------------------------------------
+
+    def fallocate(self, mode: int, offset: int, size: int) -> Counters:
+        """Allocate pages, or punch a hole.
+
+        Parameters
+        ----------
+        mode : int
+            KEEP_SIZE (1) allocates; KEEP_SIZE | PUNCH_HOLE (3) discards contents and keeps the attribute.
+        offset, size : int
+            Bytes, multiples of PAGE_SIZE; signed 64 bits, as the system call has them.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: empty, negative or unaligned; allocating beyond the end (punching there succeeds).
+        UnsupportedOperationError
+            EOPNOTSUPP: another mode.
+        OutOfMemoryError
+            ENOMEM: the host can't provide the pages.
+
+        References
+        ----------
+        kvm_gmem_fallocate.
+        """
+        store = self._open(self._store)
+        mode, offset, size = as_u64(mode, "mode"), as_int(offset, "offset"), as_int(size, "size")
+        if not (0 <= offset <= I64_MAX and 0 < size <= I64_MAX):
+            raise InvalidArgumentError(f"fallocate of {offset:#x}+{size:#x} is empty or negative")
+        punch = mode == FallocateMode.KEEP_SIZE | FallocateMode.PUNCH_HOLE
+        if not punch and mode != FallocateMode.KEEP_SIZE:
+            raise UnsupportedOperationError(
+                f"fallocate mode {mode:#x}; KEEP_SIZE (0x1) and KEEP_SIZE|PUNCH_HOLE (0x3) would be accepted"
+            )
+        start, end = self._pages(offset, size, "fallocate")
+        if punch:
+            end = min(end, store.n_pages)
+            return store.punch_hole(start, end) if start < end else Counters()
+        if end > store.n_pages:
+            raise InvalidArgumentError(f"fallocate of {offset:#x}+{size:#x} is beyond the end {self.size:#x}")
+        return store.touch(start, end)
+
+    def discard_shared(self, offset: int, size: int) -> Counters:
+        """Discard the host's side of a range (`legacy`): what a VMM does after a conversion to private.
+
+        Raises
+        ------
+        UnsupportedOperationError
+            EOPNOTSUPP: with conversion in place there is no other side.
+        InvalidArgumentError
+            EINVAL: empty, unaligned or beyond the end.
+        """
+        host = self._open(self._host)
+        if host is self._store:
+            raise UnsupportedOperationError("there is one backing, converted in place; only `legacy` has two")
+        start, end = self._pages(offset, size, "discard")
+        if end > host.n_pages:
+            raise InvalidArgumentError(f"discard of {offset:#x}+{size:#x} is beyond the end {self.size:#x}")
+        return host.punch_hole(start, end)
+
+    def poison(self, offset: int) -> None:
+        """Let the memory of one allocated page fail.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: unaligned, beyond the end, or not allocated.
+
+        References
+        ----------
+        kvm_gmem_error_folio.
+        """
+        host = self._open(self._store)
+        start, end = self._pages(offset, PAGE_SIZE, "poison")
+        with host.lock:
+            if end > host.n_pages or host.find(start, end, Plane.ALLOCATED) is None:
+                raise InvalidArgumentError(f"no page is allocated at {offset:#x}; only memory in use can fail")
+            host.poison(start, end)
+
+    def fail_allocations_after(self, n: int | None) -> None:
+        """Let n more allocations of conversions succeed and the next one fail; None: no more failures.
+
+        One allocation is made for the attributes of a range that isn't uniform yet, and one for each page
+        that ENCRYPT brings into being. A fault injector for tests.
+        """
+        self._open(self._store).fail_allocations_after(None if n is None else as_u64(n, "n"))
+
+    def close(self) -> None:
+        """Close the file: its memory goes when the last view of it is gone. Closing twice is allowed."""
+        if not self._closed:
+            self._closed = True
+            self._store.close()
+            self._host.close()
+
+    # ---- checks --------------------------------------------------------------------------------
+
+    def _open(self, store: Store) -> Store:
+        if self._closed:
+            raise BadFileError("the guest_memfd is closed")
+        return store
+
+    def _with_bytes(self, store: Store) -> Store:
+        if not self._open(store).has_bytes:
+            raise NoBytesError("this file holds attributes only; backing 'anonymous' or 'memfd' would hold bytes")
+        return store
+
+    def _require_ioctl(self) -> None:
+        if self.vm.abi.legacy:
+            raise UnknownIoctlError(
+                "abi legacy has no KVM_SET_MEMORY_ATTRIBUTES2; Vm.set_memory_attributes sets attributes there"
+            )
+
+    def _pages(self, offset: int, size: int, what: str) -> tuple[int, int]:
+        offset, size = as_u64(offset, "offset"), as_u64(size, "size")
+        if size == 0 or offset + size > U64_MAX or (offset | size) % PAGE_SIZE:
+            raise InvalidArgumentError(
+                f"{what} of {offset:#x}+{size:#x} is empty, wraps or isn't page aligned; "
+                f"multiples of {PAGE_SIZE:#x} would be accepted"
+            )
+        return offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
+
+
+class HostMapping:
+    """A host mapping of a range of a guest_memfd; offsets are relative to it."""
+
+    __slots__ = ("gmem", "offset", "size")
+
+    def __init__(self, gmem: GuestMemfd, offset: int, size: int) -> None:
+        self.gmem, self.offset, self.size = gmem, offset, size
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read as the host does; see `GuestMemfd.host_read`."""
+        return self.gmem.host_read(self.offset + self._within(offset, size), size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write as the host does; see `GuestMemfd.host_read`."""
+        self.gmem.host_write(self.offset + self._within(offset, len(data)), data)
+
+    def _within(self, offset: int, size: int) -> int:
+        offset = as_u64(offset, "offset")
+        if offset + as_u64(size, "size") > self.size:
+            raise BadAddressError(f"{offset:#x}+{size:#x} is outside of the mapping of {self.size:#x} bytes")
+        return offset

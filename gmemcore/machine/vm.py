@@ -1,0 +1,526 @@
+"""Vm: one guest, with its memslots, launch phase, key and guest_memfds; conversion in place.
+
+``VmFace`` is the public face that Vm and LegacyVm (legacy.py) share. They differ in where attributes live and
+what stands behind a guest physical address: the three methods at the end of each.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmemcore.engine.arguments import as_int, as_u64, check_aligned
+from gmemcore.engine.backing import BACKINGS, Backing
+from gmemcore.engine.conversion import ConversionResult, Rules, compile_rules, tracking_column
+from gmemcore.engine.counters import Counters
+from gmemcore.engine.store import KEEP_BYTES, READ_AS_ZEROS, Store
+from gmemcore.errors import (
+    BadFileError,
+    InvalidArgumentError,
+    LaunchUpdateError,
+    MemoryFaultExit,
+)
+from gmemcore.machine import access
+from gmemcore.machine.access import Segment
+from gmemcore.machine.guest_memfd import I64_MAX, GuestMemfd
+from gmemcore.machine.launch import Image, LaunchUpdateResult, launch_update
+from gmemcore.machine.memslots import Memslot, Memslots
+from gmemcore.policy import PLATFORMS, Abi, Accept, Platform, capability, get_abi
+from gmemcore.uapi import (
+    PAGE_SIZE,
+    Firmware,
+    GuestMemfdFlag,
+    MemoryAttribute,
+    PageType,
+    Phase,
+    VmType,
+)
+
+ACCEPT_OPERATIONS = {Accept.KEEP: KEEP_BYTES, Accept.CLEAR: READ_AS_ZEROS}
+"""What the guest's accept does to bytes, by platform row."""
+
+
+class VmFace:
+    """What every Vm offers. Build one with `create_vm`, `Vm` or `LegacyVm`.
+
+    Parameters
+    ----------
+    vm_type : VmType or str
+        DEFAULT, SW_PROTECTED, SNP, TDX or PKVM.
+    abi : str or Abi
+        Revision of the interface; a user's own `Abi` will do.
+    firmware : Firmware or str
+        ``today``, or the hypothetical ``cipher``.
+    seed : int
+        u64: the key of the key stream, a cost model and no encryption, and of SCRAMBLE.
+    backing : str or callable
+        A name of ``BACKINGS`` (anonymous, memfd, none), or what takes a size and returns a backing.
+    huge_pages, prefault : bool
+        Passed to the backing where set.
+    """
+
+    def __init__(
+        self,
+        vm_type: VmType | str,
+        abi: str | Abi = "v5",
+        firmware: Firmware | str = Firmware.TODAY,
+        seed: int = 0,
+        backing: str | Callable[..., Backing] = "anonymous",
+        *,
+        huge_pages: bool = False,
+        prefault: bool = False,
+    ) -> None:
+        self.vm_type = _member(VmType, vm_type)
+        self.firmware = _member(Firmware, firmware)
+        self.abi = get_abi(abi)
+        self.platform: Platform = PLATFORMS[self.vm_type]
+        self.seed = as_u64(seed, "seed")
+        self.lock = threading.RLock()
+        self.files: list[GuestMemfd] = []
+        self._new_backing = _backing_factory(backing, huge_pages=huge_pages, prefault=prefault)
+        self._phase = Phase.LAUNCHING
+        self._rules = compile_rules(self.abi, self.vm_type, self.firmware, self._phase)
+        self._memslots: Memslots[GuestMemfd] = Memslots()
+        self._memory_faults = 0
+        self._cpuid_correction: bytes | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.vm_type}, abi={self.abi.name!r}, firmware={self.firmware.value!r}, "
+            f"phase={self._phase.value}, files={len(self.files)}, memslots={len(self._memslots)})"
+        )
+
+    def __enter__(self) -> "VmFace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- what it is ----------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> Phase:
+        """LAUNCHING until `launch_finish`, then RUNNING."""
+        return self._phase
+
+    @property
+    def rules(self) -> Rules:
+        """Policy compiled for this Vm and its phase."""
+        return self._rules
+
+    @property
+    def memslots(self) -> tuple[Memslot[GuestMemfd], ...]:
+        """Memslots, in the order of their addresses."""
+        with self.lock:
+            return tuple(self._memslots)
+
+    @property
+    def counters(self) -> Counters:
+        """Events of this Vm since its creation."""
+        with self.lock:
+            total = Counters(memory_faults=self._memory_faults)
+            for gmem in self.files:
+                total += gmem.counters
+            return total
+
+    def check_cap(self, name: str) -> int:
+        """Ask a capability, by its name without ``KVM_CAP_``; one that the abi lacks answers 0.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: no capability of that name exists anywhere.
+        """
+        return capability(self.abi, _text(name, "capability"), self.vm_type, self.firmware)
+
+    # ---- files and memslots --------------------------------------------------------------------
+
+    def create_guest_memfd(self, size: int, flags: int = 0) -> GuestMemfd:
+        """KVM_CREATE_GUEST_MEMFD.
+
+        Parameters
+        ----------
+        size : int
+            Bytes, a multiple of PAGE_SIZE; signed 64 bits.
+        flags : int
+            MMAP (1), INIT_SHARED (2): the host may map it; its pages start shared.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: a flag that isn't offered; size zero, negative or unaligned.
+        OutOfMemoryError
+            ENOMEM: the host can't hold it.
+
+        References
+        ----------
+        kvm_gmem_create; KVM API 4.142.
+        """
+        size, flags = as_int(size, "size"), as_u64(flags, "flags")
+        offered = self.check_cap("GUEST_MEMFD_FLAGS")
+        if flags & ~offered:
+            raise InvalidArgumentError(f"guest_memfd flags {flags:#x}; bits of {offered:#x} would be accepted")
+        if not 0 < size <= I64_MAX or size % PAGE_SIZE:
+            raise InvalidArgumentError(
+                f"guest_memfd size {size:#x}; a positive multiple of {PAGE_SIZE:#x} below 2^63 would be accepted"
+            )
+        with self.lock:
+            store, host = self._new_stores(size, GuestMemfdFlag(flags))
+            gmem = GuestMemfd(self, store, host, GuestMemfdFlag(flags))
+            self.files.append(gmem)
+            return gmem
+
+    def add_memslot(self, slot: int, gpa: int, size: int, gmem: GuestMemfd, gmem_offset: int = 0) -> None:
+        """Bind a gpa range to a range of one of this Vm's files.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: the slot exists, another Vm's file, or a range that is empty, unaligned or beyond the end.
+        BadFileError
+            EBADF: not an open guest_memfd.
+        AlreadyExistsError
+            EEXIST: overlap in gpa, or of the file's range.
+        """
+        slot, gpa, size = as_int(slot, "slot"), as_u64(gpa, "gpa"), as_u64(size, "size")
+        gmem_offset = as_u64(gmem_offset, "gmem_offset")
+        with self.lock:
+            if any(other.slot == slot for other in self._memslots):
+                raise InvalidArgumentError(f"memslot {slot} exists; delete it first")
+            if not isinstance(gmem, GuestMemfd) or gmem.closed:
+                raise BadFileError(f"{gmem!r} isn't an open guest_memfd")
+            if gmem.vm is not self:
+                raise InvalidArgumentError("the guest_memfd belongs to another Vm")
+            self._memslots.add(Memslot(slot, gpa, size, gmem, gmem_offset), gmem.size)
+
+    def delete_memslot(self, slot: int) -> None:
+        """Delete a memslot; its file and the attributes there stay.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: there is none.
+        """
+        with self.lock:
+            self._memslots.delete(as_int(slot, "slot"))
+
+    # ---- the guest's view ----------------------------------------------------------------------
+
+    def guest_read(self, gpa: int, size: int, private: bool | None = None) -> bytes:
+        """Read as the guest does.
+
+        Parameters
+        ----------
+        gpa, size : int
+            Bytes.
+        private : bool or None
+            Kind of the access on SNP and TDX; None follows each page's attribute.
+
+        Raises
+        ------
+        MemoryFaultExit, MmioExit, HwPoisonExit, NotValidatedExit
+            The exit that KVM_RUN would make; no data moves.
+        """
+        gpa, size = as_u64(gpa, "gpa"), as_u64(size, "size")
+        with self._checked_access(gpa, size, private) as segments:
+            return access.read_segments(segments, self.platform.coco)
+
+    def guest_write(
+        self, gpa: int, data: bytes | bytearray | memoryview | NDArray[np.uint8], private: bool | None = None
+    ) -> None:
+        """Write as the guest does; see `guest_read`."""
+        gpa, view = as_u64(gpa, "gpa"), access.as_bytes(data)
+        with self._checked_access(gpa, len(view), private) as segments:
+            access.write_segments(segments, view, self.platform.coco)
+
+    def accept(self, gpa: int, size: int) -> Counters:
+        """The guest's accept: PVALIDATE, TDG.MEM.PAGE.ACCEPT. No effect where pages aren't accepted.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: empty or unaligned.
+        MemoryFaultExit
+            No memslot there, or a shared page.
+        HwPoisonExit
+            A poisoned page.
+        """
+        gpa, size = as_u64(gpa, "gpa"), as_u64(size, "size")
+        check_aligned(gpa, size, "accept")
+        if self.platform.accept is None:
+            return Counters()
+        operations = ACCEPT_OPERATIONS[self.platform.accept]
+        with self.lock:
+            segments = self._resolve(gpa, size, private_side=True)
+            with access.locked(segments):
+                self._raise_refused(access.first_refused(segments, access.ACCEPT_TERMS, "MEMORY_FAULT"), True)
+                total = Counters()
+                for segment in segments:
+                    assert segment.store is not None
+                    total += segment.store.accept(*segment.pages, operations)
+                return total
+
+    def _checked_access(self, gpa: int, size: int, private: bool | None) -> "_CheckedAccess":
+        if private is not None and not isinstance(private, (bool, np.bool_)):
+            raise TypeError(f"private is True, False or None, not {type(private).__name__}")
+        access.check_guest_range(gpa, size)
+        return _CheckedAccess(self, gpa, size, private)
+
+    def _raise_refused(self, refused: access.Refused | None, private: bool | None) -> None:
+        """Raise the exit of a refused guest access, with what it leaves behind."""
+        if refused is None:
+            return
+        if refused.refusal == "NOT_VALIDATED":
+            assert refused.segment.store is not None
+            refused.segment.store.assign(refused.page, refused.page + 1)
+        error = access.guest_exit(refused, bool(private))
+        if isinstance(error, MemoryFaultExit):
+            self._memory_faults += 1
+        raise error
+
+    # ---- launch --------------------------------------------------------------------------------
+
+    def launch_update(
+        self,
+        gpa: int,
+        size: int,
+        source: bytes | bytearray | memoryview | NDArray[np.uint8] | None = None,
+        page_type: PageType | str = PageType.NORMAL,
+    ) -> LaunchUpdateResult:
+        """Load a part of the initial image (KVM_SEV_SNP_LAUNCH_UPDATE, KVM_TDX_INIT_MEM_REGION).
+
+        Parameters
+        ----------
+        gpa, size : int
+            Bytes, multiples of PAGE_SIZE.
+        source : bytes-like or None
+            Contents, `size` bytes; None takes what is in place.
+        page_type : PageType or str
+            ZERO ignores the source; CPUID may be corrected by the firmware (`correct_cpuid`).
+
+        Raises
+        ------
+        LaunchUpdateError
+            With the platform's errno and ``pages_done``; those pages stay.
+        InvalidArgumentError
+            EINVAL: empty or unaligned, a VM without launch, a source of another size.
+        """
+        gpa, size = as_u64(gpa, "gpa"), as_u64(size, "size")
+        kind = _member(PageType, page_type)
+        if self.platform.populate is None:
+            raise InvalidArgumentError(f"a {self.vm_type} VM has no launch; its memory is written by the host")
+        check_aligned(gpa, size, "launch update")
+        view = None if source is None else access.as_bytes(source)
+        if view is not None and len(view) != size:
+            raise InvalidArgumentError(f"a source of {len(view):#x} bytes for {size:#x}; the same size is needed")
+        refusal = self.platform.populate.in_place_refusal
+        if view is None and kind != PageType.ZERO and not self.abi.in_place_populate and refusal:
+            raise LaunchUpdateError(
+                f"launch update of gpa {gpa:#x}+{size:#x} without a source: abi {self.abi.name} has no in-place populate",
+                refusal,
+                0,
+            )
+        with self.lock:
+            segments = self._resolve(gpa, size)
+            with access.locked(segments):
+                if view is not None:
+                    access.require_bytes(segments)
+                return launch_update(self, segments, Image(view, kind))
+
+    def launch_finish(self) -> None:
+        """End the launch phase (SNP_LAUNCH_FINISH, TDX finalize).
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: twice, where there is a measurement to close.
+        """
+        with self.lock:
+            if self._phase == Phase.RUNNING and self.platform.finish_once:
+                raise InvalidArgumentError("the launch is finished already")
+            with access.locked([Segment(0, 0, gmem._store, 0) for gmem in self.files]):
+                self._phase = Phase.RUNNING
+                self._rules = compile_rules(self.abi, self.vm_type, self.firmware, self._phase)
+
+    def correct_cpuid(self, corrected: bytes | None) -> None:
+        """Let the firmware refuse the next CPUID page and leave these bytes in its place; None: no more."""
+        if corrected is not None and not 0 < len(bytes(corrected)) <= PAGE_SIZE:
+            raise InvalidArgumentError(f"a correction of {len(corrected)} bytes; 1 to {PAGE_SIZE} would be accepted")
+        self._cpuid_correction = None if corrected is None else bytes(corrected)
+
+    def takes_cpuid_correction(self, page_type: PageType) -> bool:
+        """Whether a page of this type would be corrected now."""
+        return page_type == PageType.CPUID and self._cpuid_correction is not None
+
+    def take_cpuid_correction(self) -> bytes:
+        """The firmware's bytes; the correction happens once."""
+        corrected, self._cpuid_correction = self._cpuid_correction, None
+        assert corrected is not None
+        return corrected
+
+    # ---- the VM fd -----------------------------------------------------------------------------
+
+    def set_memory_attributes(self, address: int, size: int, attributes: int, flags: int = 0) -> ConversionResult:
+        """KVM_SET_MEMORY_ATTRIBUTES on the VM fd: `legacy`'s conversion; elsewhere it knows no attribute.
+
+        Parameters
+        ----------
+        address, size : int
+            Guest physical bytes, multiples of PAGE_SIZE; no memslot is needed.
+        attributes : int
+            8 (PRIVATE) where the capability MEMORY_ATTRIBUTES says so, or 0.
+        flags : int
+            Must be 0.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: flags, an attribute it doesn't know, an empty, wrapping or unaligned range.
+
+        References
+        ----------
+        kvm_vm_ioctl_set_mem_attributes; KVM API 4.141.
+        """
+        address, size = as_u64(address, "address"), as_u64(size, "size")
+        attributes, flags = as_u64(attributes, "attributes"), as_u64(flags, "flags")
+        if flags:
+            raise InvalidArgumentError(f"flags {flags:#x}; must be 0")
+        known = self.check_cap("MEMORY_ATTRIBUTES")
+        if attributes & ~known:
+            raise InvalidArgumentError(f"attributes {attributes:#x}; bits of {known:#x} would be accepted")
+        check_aligned(address, size, "attribute range")
+        return ConversionResult(self._set_vm_attributes(address, size, bool(attributes & MemoryAttribute.PRIVATE)))
+
+    def ioctl(self, request: int, argument: bytearray | bytes | None) -> None:
+        """Raw form of `set_memory_attributes`: request 0x4020AED2 and ``struct kvm_memory_attributes``."""
+        from gmemcore.machine.ioctl import vm_ioctl
+
+        vm_ioctl(self, as_u64(request, "request"), argument)
+
+    def close(self) -> None:
+        """Close every file of this Vm. Closing twice is allowed."""
+        with self.lock:
+            for gmem in self.files:
+                gmem.close()
+
+    # ---- what Vm and LegacyVm do differently -----------------------------------------------------
+
+    def _new_stores(self, size: int, flags: GuestMemfdFlag) -> tuple[Store, Store]:
+        """A new file's store, and the store that its host mapping shows."""
+        raise NotImplementedError
+
+    def _resolve(self, gpa: int, size: int, *, private_side: bool = False) -> list[Segment]:
+        """What stands behind a gpa range now, in order; private_side asks for the gmem whatever the attribute."""
+        raise NotImplementedError
+
+    def _set_vm_attributes(self, address: int, size: int, private: bool) -> Counters:
+        """Set the Vm's own attributes over a checked range."""
+        raise NotImplementedError
+
+    def _new_store(self, size: int, *, private: bool) -> Store:
+        return Store(
+            size // PAGE_SIZE,
+            self._new_backing(size),
+            private=private,
+            seed=self.seed,
+            file_index=len(self.files),
+            tracking=tracking_column(self.vm_type),
+        )
+
+
+class Vm(VmFace):
+    """One guest whose memory is converted in place: attributes belong to the file."""
+
+    def __init__(self, vm_type: VmType | str, abi: str | Abi = "v5", *args: Any, **options: Any) -> None:
+        super().__init__(vm_type, abi, *args, **options)
+        if self.abi.legacy:
+            raise InvalidArgumentError(f"abi {self.abi.name} has two backings; LegacyVm (or create_vm) makes those")
+
+    def _new_stores(self, size: int, flags: GuestMemfdFlag) -> tuple[Store, Store]:
+        store = self._new_store(size, private=not flags & GuestMemfdFlag.INIT_SHARED)
+        return store, store
+
+    def _resolve(self, gpa: int, size: int, *, private_side: bool = False) -> list[Segment]:
+        return [
+            Segment(start, end - start, None, 0)
+            if slot is None or slot.gmem.closed
+            else Segment(start, end - start, slot.gmem._store, start - slot.gpa + slot.gmem_offset)
+            for start, end, slot in self._memslots.walk(gpa, size)
+        ]
+
+    def _set_vm_attributes(self, address: int, size: int, private: bool) -> Counters:
+        return Counters()
+
+
+class _CheckedAccess:
+    """The segments of a guest access that may go on, with all locks held inside the ``with``."""
+
+    __slots__ = ("_locks", "_vm", "gpa", "private", "size")
+
+    def __init__(self, vm: VmFace, gpa: int, size: int, private: bool | None) -> None:
+        self._vm, self.gpa, self.size, self.private = vm, gpa, size, private
+
+    def __enter__(self) -> list[Segment]:
+        vm = self._vm
+        vm.lock.acquire()
+        try:
+            segments = vm._resolve(self.gpa, self.size)
+            access.require_bytes(segments)
+            self._locks = access.locked(segments)
+            self._locks.__enter__()
+        except BaseException:
+            vm.lock.release()
+            raise
+        try:
+            # On CoCo the guest chose the kind, and what no memslot holds counts as shared.
+            hole = "MEMORY_FAULT" if vm.platform.coco and self.private else "MMIO"
+            terms = access.GUEST_TERMS[vm.platform.coco, self.private]
+            refused = access.first_refused(segments, terms, hole)
+            vm._raise_refused(refused, self._kind(refused))
+        except BaseException:
+            self.__exit__()
+            raise
+        return segments
+
+    def __exit__(self, *_: object) -> None:
+        self._locks.__exit__(None, None, None)
+        self._vm.lock.release()
+
+    def _kind(self, refused: access.Refused | None) -> bool:
+        """Kind of the refused access: the guest's choice, or the page's attribute."""
+        if refused is None or self.private is not None:
+            return bool(self.private)
+        return refused.refusal == "NOT_VALIDATED"
+
+
+def _member(kind: type[Any], value: Any) -> Any:
+    """Member of an enumeration by value, or the error that names those that exist."""
+    _text(value, kind.__name__)
+    try:
+        return kind(value)
+    except ValueError:
+        raise InvalidArgumentError(f"unknown {kind.__name__} {value!r}; known: {', '.join(kind)}") from None
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, not {type(value).__name__}")
+    return value
+
+
+def _backing_factory(backing: str | Callable[..., Backing], **options: bool) -> Callable[[int], Backing]:
+    if callable(backing):
+        return backing
+    if _text(backing, "backing") not in BACKINGS:
+        raise InvalidArgumentError(f"unknown backing {backing!r}; known: {', '.join(BACKINGS)}")
+    chosen = {name: True for name, value in options.items() if value}
+
+    def new(size: int) -> Backing:
+        try:
+            return BACKINGS[backing](size, **chosen)
+        except TypeError:
+            raise InvalidArgumentError(f"backing {backing!r} doesn't take {', '.join(chosen)}") from None
+
+    return new

@@ -1,0 +1,54 @@
+"""Which content modes a VM type allows, by revision, launch phase, direction and firmware: data only.
+
+`platforms` says what each VM type does by itself, `effects` what a conversion does to bytes, `revisions` what
+each posted revision and proposal answers; `lookup` asks them. Pure Python: nothing here needs NumPy.
+"""
+
+from gmemcore.policy.abi import ASSIGNED, Abi, Flag, FlagsCapability, Rule
+from gmemcore.policy.effects import EFFECTS, Effect
+from gmemcore.policy.lookup import (
+    OK,
+    Cell,
+    CellKey,
+    byte_operations,
+    capability,
+    cell,
+    cells,
+    content_flags,
+    flag_name,
+    get_abi,
+)
+from gmemcore.policy.platforms import PLATFORMS, Accept, Platform, Populate, Tracking
+from gmemcore.policy.ranks import ByteOperation, Operations, Rank
+from gmemcore.policy.revisions import ABIS, ALIASES, DEFAULT_ABI
+
+__all__ = [
+    "ABIS",
+    "ALIASES",
+    "ASSIGNED",
+    "DEFAULT_ABI",
+    "EFFECTS",
+    "OK",
+    "PLATFORMS",
+    "Abi",
+    "Accept",
+    "ByteOperation",
+    "Cell",
+    "CellKey",
+    "Effect",
+    "Flag",
+    "FlagsCapability",
+    "Operations",
+    "Platform",
+    "Populate",
+    "Rank",
+    "Rule",
+    "Tracking",
+    "byte_operations",
+    "capability",
+    "cell",
+    "cells",
+    "content_flags",
+    "flag_name",
+    "get_abi",
+]

@@ -1,0 +1,128 @@
+"""The shape of a row block in `gmemcore.policy.revisions`: flags, capabilities, rules, Abi."""
+
+from dataclasses import dataclass
+
+from gmemcore.uapi import ContentMode, Direction, Firmware, Phase, VmType
+
+ALL_FIRMWARE = frozenset(Firmware)
+ALL_PHASES = frozenset(Phase)
+BOTH_WAYS = frozenset(Direction)
+
+ASSIGNED = "assigned"
+"""The one precondition a rule can name: refused if the range holds an assigned page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A content flag, and what its name and documentation alone tell a userspace.
+
+    Attributes
+    ----------
+    name : str
+        Name without ``KVM_SET_MEMORY_ATTRIBUTES2_``.
+    bit : ContentMode
+        Its bit; one outside `ContentMode`'s names will do.
+    summary : str
+        What it asks for.
+    phases : frozenset of Phase
+        Phases that its name does not rule out.
+    directions : frozenset of Direction
+        Directions that its documentation does not rule out for every VM type.
+    preserves : bool
+        The new side is to read the last value that the old side wrote in clear.
+    """
+
+    name: str
+    bit: ContentMode
+    summary: str
+    phases: frozenset[Phase] = ALL_PHASES
+    directions: frozenset[Direction] = BOTH_WAYS
+    preserves: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FlagsCapability:
+    """A capability that answers with supported content flags, and the launch phases it speaks about."""
+
+    name: str
+    phases: frozenset[Phase] = ALL_PHASES
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row: where a content flag is allowed and with which effect, or why it is not.
+
+    A request that no rule allows is refused; a rule that refuses only adds the reason. No two rules of an abi
+    may claim the same cell.
+
+    Attributes
+    ----------
+    vm_types, firmware, phases, directions : frozenset
+        The cells the row covers: the product of these sets and `flag`.
+    flag : ContentMode
+        The flag alone; `ContentMode.NONE` for a request without flags.
+    effect : str or None
+        Name of the row of `EFFECTS` that is applied; None refuses.
+    why : str
+        The reason, a sentence.
+    source : str
+        Where that can be read.
+    unless : str or None
+        Precondition: `ASSIGNED` refuses a range that holds an assigned page. Capabilities ignore it.
+    """
+
+    vm_types: frozenset[VmType]
+    flag: ContentMode
+    effect: str | None
+    why: str
+    source: str
+    firmware: frozenset[Firmware] = ALL_FIRMWARE
+    phases: frozenset[Phase] = ALL_PHASES
+    directions: frozenset[Direction] = BOTH_WAYS
+    unless: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Abi:
+    """One revision of the interface, or a proposal for one.
+
+    Attributes
+    ----------
+    name, title, source : str
+        Short name, one line about it, and where it is from.
+    flags : tuple of Flag
+        Content flags it knows; any other bit is EINVAL.
+    capabilities : tuple of FlagsCapability
+        Capabilities that advertise content flags.
+    rules : tuple of Rule
+        What it allows. Without a rule for it a known flag is EOPNOTSUPP. A VM that has no rule for
+        `ContentMode.NONE` in a direction refuses the attribute itself: EINVAL, whatever the flags.
+    error_offset_must_be_zero : bool
+        A non-zero ``error_offset`` on input is EINVAL.
+    in_place_populate : bool
+        A populate without a source takes the bytes that are in place.
+    legacy : bool
+        Two backings, attributes by the VM-fd ioctl.
+    """
+
+    name: str
+    title: str
+    source: str
+    flags: tuple[Flag, ...]
+    capabilities: tuple[FlagsCapability, ...]
+    rules: tuple[Rule, ...]
+    error_offset_must_be_zero: bool = False
+    in_place_populate: bool = True
+    legacy: bool = False
+
+    def __hash__(self) -> int:
+        """Hash by name: lookups are memoised by Abi, and hashing every row each time would be slow."""
+        return hash(self.name)
+
+    @property
+    def known_flags(self) -> ContentMode:
+        """The bits of `flags` together."""
+        bits = ContentMode.NONE
+        for flag in self.flags:
+            bits |= flag.bit
+        return bits

@@ -1,0 +1,390 @@
+"""Questions to the tables: one cell, all cells, capabilities."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from itertools import product
+from typing import Final, NamedTuple, TypeVar
+
+from gmemcore.errors import InvalidArgumentError
+from gmemcore.policy.abi import ASSIGNED, Abi, Flag, Rule
+from gmemcore.policy.effects import EFFECTS
+from gmemcore.policy.platforms import PLATFORMS, Platform
+from gmemcore.policy.ranks import ByteOperation, Operations
+from gmemcore.policy.revisions import ABIS, ALIASES, DEFAULT_ABI
+from gmemcore.uapi import (
+    Capability,
+    ContentMode,
+    Direction,
+    Firmware,
+    GuestMemfdFlag,
+    MemoryAttribute,
+    Phase,
+    VmType,
+)
+
+OK: Final = "OK"
+_REFUSED: Final = "EOPNOTSUPP"
+_INVALID: Final = "EINVAL"
+_PRECONDITIONS: Final = (None, ASSIGNED)
+_ATTRIBUTES: Final = {Direction.TO_PRIVATE: "PRIVATE", Direction.TO_SHARED: "0"}
+_KINDS: Final[dict[type[StrEnum], str]] = {
+    VmType: "VM type",
+    Firmware: "firmware",
+    Phase: "phase",
+    Direction: "direction",
+}
+_IN_WORDS: Final = {Direction.TO_PRIVATE: "to private", Direction.TO_SHARED: "to shared"}
+
+
+_Member = TypeVar("_Member", bound=StrEnum)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The answer to one request.
+
+    Attributes
+    ----------
+    outcome : str
+        ``"OK"`` or the errno name of the refusal.
+    effect : str or None
+        Name of a row of `EFFECTS`; None if refused.
+    unless : str or None
+        ``"assigned"``: EOPNOTSUPP after all if the range holds an assigned page.
+    why : str
+        The reason, a sentence.
+    source : str
+        Where that can be read.
+    """
+
+    outcome: str
+    effect: str | None
+    unless: str | None
+    why: str
+    source: str
+
+
+class CellKey(NamedTuple):
+    """The request that a `Cell` answers; `flag` alone, `ContentMode.NONE` for none."""
+
+    abi: str
+    vm_type: VmType
+    firmware: Firmware
+    phase: Phase
+    direction: Direction
+    flag: ContentMode
+
+
+class _Place(NamedTuple):
+    """A cell's key within one abi."""
+
+    vm_type: VmType
+    firmware: Firmware
+    phase: Phase
+    direction: Direction
+    flag: ContentMode
+
+
+def get_abi(name: str | Abi = DEFAULT_ABI) -> Abi:
+    """Return the revision or proposal of that name; an `Abi` is returned as it is.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: no such name.
+    """
+    if isinstance(name, Abi):
+        return name
+    if not isinstance(name, str):
+        raise TypeError(f"abi must be a name or an Abi, not {type(name).__name__}")
+    abi = ABIS.get(ALIASES.get(name, name))
+    if abi is None:
+        known = ", ".join([*ABIS, *ALIASES])
+        raise InvalidArgumentError(f"unknown abi {name!r}; known: {known}")
+    return abi
+
+
+def content_flags(abi: str | Abi | None = None) -> tuple[Flag, ...]:
+    """Return every content flag that some abi knows, by bit; `abi`'s own meaning of a bit comes first."""
+    own = () if abi is None else get_abi(abi).flags
+    by_bit = {flag.bit: flag for other in ABIS.values() for flag in other.flags}
+    by_bit.update({flag.bit: flag for flag in own})
+    return tuple(by_bit[bit] for bit in sorted(by_bit))
+
+
+def flag_name(flag: ContentMode, abi: str | Abi | None = None) -> str:
+    """Return the name of a content flag or of a combination of them; ``"NONE"`` for no flag."""
+    names = {row.bit: row.name for row in content_flags(abi)}
+    bits = [ContentMode(1 << i) for i in range(flag.bit_length()) if flag >> i & 1]
+    return "|".join(names.get(bit, hex(bit)) for bit in bits) or "NONE"
+
+
+def cell(
+    abi: str | Abi,
+    vm_type: VmType | str,
+    firmware: Firmware | str,
+    phase: Phase | str,
+    direction: Direction | str,
+    flag: ContentMode | int,
+) -> Cell:
+    """Return what an abi answers to one request.
+
+    Parameters
+    ----------
+    abi : str or Abi
+        The revision or proposal; one that is in no table will do.
+    vm_type, firmware, phase, direction : members of their enumerations, or their values
+        Who asks, when, and for which way.
+    flag : ContentMode or int
+        The content flags of the request. Unknown bits, or more than one, are an EINVAL cell.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: no such abi, VM type, firmware, phase or direction; flags outside 64 bits.
+    """
+    revision = get_abi(abi)
+    place = _Place(
+        _member(VmType, vm_type),
+        _member(Firmware, firmware),
+        _member(Phase, phase),
+        _member(Direction, direction),
+        _content_mode(flag),
+    )
+    return _table(revision).get(place) or _unknown_flag(revision, place.flag)
+
+
+def cells(
+    abi: str | Abi | None = None,
+    vm_type: VmType | str | None = None,
+    firmware: Firmware | str | None = None,
+    *,
+    phase: Phase | str | None = None,
+    direction: Direction | str | None = None,
+    flag: ContentMode | int | None = None,
+) -> Iterator[tuple[CellKey, Cell]]:
+    """Return an iterator over the cells of a selection, in the order of the tables; None selects all.
+
+    Every abi has a cell for every content flag that any abi knows.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: no such abi, VM type, firmware, phase or direction.
+    """
+    abis = tuple(ABIS.values()) if abi is None else (get_abi(abi),)
+    vm_types = _chosen(VmType, vm_type)
+    firmwares = _chosen(Firmware, firmware)
+    phases = _chosen(Phase, phase)
+    directions = _chosen(Direction, direction)
+    return (
+        (CellKey(revision.name, *place), cell(revision, *place))
+        for revision in abis
+        for place in map(
+            _Place._make, product(vm_types, firmwares, phases, directions, _flags(revision, flag))
+        )
+    )
+
+
+def capability(
+    abi: str | Abi,
+    name: str,
+    vm_type: VmType | str | None = None,
+    firmware: Firmware | str = Firmware.TODAY,
+) -> int:
+    """Return what a capability answers.
+
+    Parameters
+    ----------
+    abi : str or Abi
+        The revision or proposal.
+    name : str
+        Name without ``KVM_CAP_``: a member of `Capability` or one that some abi adds.
+    vm_type : VmType, str or None
+        The VM asked; None asks without a VM: the union over VM types with today's firmware.
+    firmware : Firmware or str
+        Firmware under the VM.
+
+    Returns
+    -------
+    int
+        The answer; 0 for a capability that the abi lacks. Capabilities about flags are the bits that are OK
+        in at least one direction of the phases they cover, preconditions aside.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: no such abi, capability, VM type or firmware.
+    """
+    revision = get_abi(abi)
+    known = {*Capability, *(row.name for other in (*ABIS.values(), revision) for row in other.capabilities)}
+    if name not in known:
+        raise InvalidArgumentError(f"unknown capability {name!r}; known: {', '.join(sorted(known))}")
+    if vm_type is not None:
+        return _answer(revision, str(name), _member(VmType, vm_type), _member(Firmware, firmware))
+    union = 0
+    for each in PLATFORMS:
+        union |= _answer(revision, str(name), each, Firmware.TODAY)
+    return union
+
+
+def byte_operations(effect: str, vm_type: VmType | str, direction: Direction | str) -> Operations:
+    """Return what an effect does to a page of each `Rank`, the platform's own step put in where it stands.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: no such effect, VM type or direction.
+    """
+    if effect not in EFFECTS:
+        raise InvalidArgumentError(f"unknown effect {effect!r}; known: {', '.join(EFFECTS)}")
+    own_step = PLATFORMS[_member(VmType, vm_type)].own_step(_member(Direction, direction))
+    unallocated, allocated, assigned, accepted = (
+        own if operation is ByteOperation.PLATFORM else operation
+        for operation, own in zip(EFFECTS[effect].operations, own_step, strict=True)
+    )
+    return unallocated, allocated, assigned, accepted
+
+
+# --- from rows to cells -------------------------------------------------------------------------------------
+def _member(kind: type[_Member], value: str) -> _Member:
+    """Return the member of an enumeration that has a value, or raise naming those that exist."""
+    if not isinstance(value, str):
+        raise TypeError(f"{_KINDS[kind]} must be a name, not {type(value).__name__}")
+    try:
+        return kind(value)
+    except ValueError:
+        known = ", ".join(kind)
+        raise InvalidArgumentError(f"unknown {_KINDS[kind]} {value!r}; known: {known}") from None
+
+
+def _content_mode(flag: ContentMode | int) -> ContentMode:
+    """Return flags as the enumeration has them; bits without a name are kept."""
+    if isinstance(flag, bool) or not isinstance(flag, int):
+        raise TypeError(f"flag must be an int, not {type(flag).__name__}")
+    if not 0 <= flag < 1 << 64:
+        raise InvalidArgumentError(f"flags {flag:#x} do not fit 64 bits")
+    return ContentMode(flag)
+
+
+def _chosen(kind: type[_Member], value: str | None) -> tuple[_Member, ...]:
+    """Return the one member of an enumeration that is asked for, or all."""
+    return tuple(kind) if value is None else (_member(kind, value),)
+
+
+def _flags(abi: Abi, flag: ContentMode | int | None) -> tuple[ContentMode, ...]:
+    """Return the one flag that is asked for, or none and every one that some abi knows."""
+    if flag is not None:
+        return (_content_mode(flag),)
+    return (ContentMode.NONE, *(row.bit for row in content_flags(abi)))
+
+
+@cache
+def _table(abi: Abi) -> dict[_Place, Cell]:
+    """Return all cells of an abi whose flag it knows."""
+    claims = _claims(abi)
+    flags = (ContentMode.NONE, *(flag.bit for flag in abi.flags))
+    places = map(_Place._make, product(PLATFORMS, Firmware, Phase, Direction, flags))
+    return {place: _resolve(abi, place, claims) for place in places}
+
+
+def _claims(abi: Abi) -> dict[_Place, Rule]:
+    """Return the rule of each place that has one; ValueError if rows contradict each other or the tables."""
+    claims: dict[_Place, Rule] = {}
+    for rule in abi.rules:
+        if rule.flag not in {ContentMode.NONE, *(flag.bit for flag in abi.flags)}:
+            raise ValueError(f"abi {abi.name}: a row for {flag_name(rule.flag, abi)}, which it does not know")
+        if rule.effect not in {None, *EFFECTS}:
+            raise ValueError(f"abi {abi.name}: unknown effect {rule.effect!r}; known: {', '.join(EFFECTS)}")
+        if rule.unless not in _PRECONDITIONS:
+            raise ValueError(f"abi {abi.name}: unknown precondition {rule.unless!r}; known: {ASSIGNED}")
+        for place in _places(rule):
+            if place in claims:
+                raise ValueError(f"abi {abi.name}: two rows for {_in_words(abi, place)}")
+            claims[place] = rule
+    return claims
+
+
+def _places(rule: Rule) -> Iterator[_Place]:
+    """Yield the places a rule covers."""
+    product_of_sets = product(rule.vm_types, rule.firmware, rule.phases, rule.directions, (rule.flag,))
+    return map(_Place._make, product_of_sets)
+
+
+def _resolve(abi: Abi, place: _Place, claims: dict[_Place, Rule]) -> Cell:
+    """Return the cell of a place: what its rule says, or the refusal for want of one."""
+    plain = claims.get(place._replace(flag=ContentMode.NONE))
+    rule = claims.get(place)
+    if plain is None:
+        attribute = _ATTRIBUTES[place.direction]
+        why = f"Under {abi.name} {place.vm_type} VMs do not take attribute {attribute}, whatever the flags."
+        return Cell(_INVALID, None, None, why, abi.source)
+    if rule is None:
+        why = f"No row of {abi.name} allows this: {_in_words(abi, place)}."
+        return Cell(_REFUSED, None, None, why, abi.source)
+    if rule.effect is None:
+        return Cell(_REFUSED, None, None, rule.why, rule.source)
+    return Cell(OK, rule.effect, rule.unless, rule.why, rule.source)
+
+
+def _in_words(abi: Abi, place: _Place) -> str:
+    """Return a place in words."""
+    flag = flag_name(place.flag, abi)
+    return f"{place.vm_type}, {place.firmware} firmware, {place.phase}, {_IN_WORDS[place.direction]}, {flag}"
+
+
+def _unknown_flag(abi: Abi, flag: ContentMode) -> Cell:
+    """Return the cell of flags that an abi does not know, or that are more than one."""
+    known = ", ".join(row.name for row in abi.flags) or "none, flags must be 0"
+    if not flag & ~abi.known_flags:
+        why = f"Content flags exclude each other: one at a time, not {flag_name(flag, abi)}."
+    else:
+        why = f"{abi.name} does not know {flag_name(flag, abi)}; content flags it knows: {known}."
+    return Cell(_INVALID, None, None, why, abi.source)
+
+
+# --- capabilities -------------------------------------------------------------------------------------------
+def _vm_attributes(abi: Abi, platform: Platform) -> int:
+    """MEMORY_ATTRIBUTES: attributes that the VM-fd ioctl sets."""
+    return MemoryAttribute.PRIVATE if abi.legacy and platform.private_memory else 0
+
+
+def _gmem_attributes(abi: Abi, platform: Platform) -> int:
+    """GUEST_MEMFD_MEMORY_ATTRIBUTES: attributes that the guest_memfd ioctl sets; excludes the former."""
+    return MemoryAttribute.PRIVATE if not abi.legacy and platform.private_memory else 0
+
+
+def _gmem(_abi: Abi, _platform: Platform) -> int:
+    """GUEST_MEMFD: there is one."""
+    return 1
+
+
+def _gmem_flags(abi: Abi, platform: Platform) -> int:
+    """GUEST_MEMFD_FLAGS: with two backings, private memory cannot be mapped shared from the start."""
+    if abi.legacy and platform.private_memory:
+        return GuestMemfdFlag.MMAP
+    return GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED
+
+
+_ANSWERS: Final[dict[str, Callable[[Abi, Platform], int]]] = {
+    Capability.MEMORY_ATTRIBUTES: _vm_attributes,
+    Capability.GUEST_MEMFD_MEMORY_ATTRIBUTES: _gmem_attributes,
+    Capability.GUEST_MEMFD: _gmem,
+    Capability.GUEST_MEMFD_FLAGS: _gmem_flags,
+}
+
+
+@cache
+def _answer(abi: Abi, name: str, vm_type: VmType, firmware: Firmware) -> int:
+    """Return what a capability of one VM answers."""
+    if name in _ANSWERS:
+        return int(_ANSWERS[name](abi, PLATFORMS[vm_type]))
+    phases = {phase for row in abi.capabilities if row.name == name for phase in row.phases}
+    bits = ContentMode.NONE
+    for place, answer in _table(abi).items():
+        asked = place.vm_type == vm_type and place.firmware == firmware and place.phase in phases
+        if asked and answer.outcome == OK:
+            bits |= place.flag
+    return int(bits)

@@ -1,0 +1,201 @@
+"""Platforms: what each VM type does by itself, one row each.
+
+Nothing outside `gmemcore.policy` asks for a VM type by name; it asks the row.
+
+References
+----------
+RFC v5 and v8 of the in-place series (byte effects, populate); KVM's ``snp_launch_update`` and
+``tdx_vcpu_init_mem_region`` for the way a populate ends; Fuad Tabba on v8, June 2026, for pKVM.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from gmemcore.policy.ranks import ByteOperation, Operations
+from gmemcore.uapi import Direction, VmType
+
+_NOTHING: Final[Operations] = (ByteOperation.NONE,) * 4
+_CLEAR_ASSIGNED: Final[Operations] = (
+    ByteOperation.NONE,
+    ByteOperation.NONE,
+    ByteOperation.ZERO,
+    ByteOperation.ZERO,
+)
+
+
+class Tracking(StrEnum):
+    """The hardware table in which a page is assigned to the guest: it names the counter."""
+
+    RMP = "rmp"
+    SEPT = "sept"
+
+
+class Accept(StrEnum):
+    """What the guest's accept does to bytes: KEEP the DRAM as it is, or CLEAR it for the guest's view."""
+
+    KEEP = "keep"
+    CLEAR = "clear"
+
+
+@dataclass(frozen=True, slots=True)
+class Populate:
+    """How the platform takes the initial image, and how it refuses a page.
+
+    Attributes
+    ----------
+    encrypts : bool
+        The page is encrypted with the guest's key in place, assigned and accepted.
+    unfit : str
+        Errno name for a page that cannot be populated: the Vm runs, no slot, or shared.
+    assigned : str or None
+        Errno name for a page that is already assigned; None where pages are never assigned.
+    poisoned : str
+        Errno name for a poisoned page.
+    partial_success : bool
+        Stopping after at least one page is success with the pages done; otherwise it is the error, with the
+        pages done.
+    in_place_refusal : str or None
+        Errno name for the whole call when there is no source and the abi has no in-place populate; None where
+        that makes no difference.
+    """
+
+    encrypts: bool
+    unfit: str
+    assigned: str | None
+    poisoned: str
+    partial_success: bool
+    in_place_refusal: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """One VM type.
+
+    Attributes
+    ----------
+    vm_type : VmType
+        The type this row is about.
+    private_memory : bool
+        Pages can be private at all.
+    coco : bool
+        The guest chooses the kind of its accesses, and pages are assigned and accepted.
+    tracking : Tracking or None
+        Which table holds assigned pages; None where there is none.
+    accept : Accept or None
+        What the guest's accept does; None where it does nothing.
+    to_private, to_shared : tuple of ByteOperation, length 4
+        The platform's own step in a conversion, by the page's `Rank`.
+    finish_once : bool
+        A second ``launch_finish`` is EINVAL.
+    populate : Populate or None
+        How the initial image is taken; None: not at all (EINVAL).
+    summary : str
+        The row in words.
+    """
+
+    vm_type: VmType
+    private_memory: bool
+    coco: bool
+    tracking: Tracking | None
+    accept: Accept | None
+    to_private: Operations
+    to_shared: Operations
+    finish_once: bool
+    populate: Populate | None
+    summary: str
+
+    def own_step(self, direction: Direction) -> Operations:
+        """Return what the platform itself does to a page of each rank in a conversion."""
+        return self.to_private if direction == Direction.TO_PRIVATE else self.to_shared
+
+
+_PLAIN_POPULATE = Populate(
+    encrypts=False,
+    unfit="EINVAL",
+    assigned=None,
+    poisoned="EHWPOISON",
+    partial_success=False,
+    in_place_refusal=None,
+)
+
+_ROWS = (
+    Platform(
+        VmType.DEFAULT,
+        private_memory=False,
+        coco=False,
+        tracking=None,
+        accept=None,
+        to_private=_NOTHING,
+        to_shared=_NOTHING,
+        finish_once=False,
+        populate=None,
+        summary="an ordinary guest: no private memory",
+    ),
+    Platform(
+        VmType.SW_PROTECTED,
+        private_memory=True,
+        coco=False,
+        tracking=None,
+        accept=None,
+        to_private=_NOTHING,
+        to_shared=_NOTHING,
+        finish_once=False,
+        populate=_PLAIN_POPULATE,
+        summary="software-protected guest for tests: private memory without hardware behind it",
+    ),
+    Platform(
+        VmType.SNP,
+        private_memory=True,
+        coco=True,
+        tracking=Tracking.RMP,
+        accept=Accept.KEEP,
+        to_private=_NOTHING,
+        to_shared=_NOTHING,
+        finish_once=True,
+        # KVM's command turns whatever stopped the populate into EIO, and reports progress as success.
+        populate=Populate(
+            encrypts=True,
+            unfit="EIO",
+            assigned="EIO",
+            poisoned="EIO",
+            partial_success=True,
+            in_place_refusal="EINVAL",
+        ),
+        summary="SEV-SNP: what was assigned shows as ciphertext after conversion to shared",
+    ),
+    Platform(
+        VmType.TDX,
+        private_memory=True,
+        coco=True,
+        tracking=Tracking.SEPT,
+        accept=Accept.CLEAR,
+        to_private=_NOTHING,
+        to_shared=_CLEAR_ASSIGNED,
+        finish_once=True,
+        populate=Populate(
+            encrypts=True,
+            unfit="EINVAL",
+            assigned="EIO",
+            poisoned="EHWPOISON",
+            partial_success=False,
+            in_place_refusal="EOPNOTSUPP",
+        ),
+        summary="TDX: leaving the S-EPT clears a page, and so does the guest's accept",
+    ),
+    Platform(
+        VmType.PKVM,
+        private_memory=True,
+        coco=False,
+        tracking=None,
+        accept=None,
+        to_private=_NOTHING,
+        to_shared=_NOTHING,
+        finish_once=False,
+        populate=_PLAIN_POPULATE,
+        summary="pKVM: conversion keeps bytes; it stands for the guest's hypercall and the host's ioctl",
+    ),
+)
+
+PLATFORMS: Final[dict[VmType, Platform]] = {row.vm_type: row for row in _ROWS}
+"""Every platform by VM type, in the order of `VmType`."""
