@@ -150,12 +150,16 @@ def convert_words(words, rows, starts, ends, to_private):
 
 
 def layouts(n_pages):
-    """name -> (kernel, its arrays); every array is touched once so that no page fault is timed."""
+    """Name -> (kernel, its arrays); every array is touched once so that no page fault is timed."""
     n_rows, n_blocks = n_pages // 64, n_pages // 512
     flat = tuple(np.ones(n_rows, np.uint64) * 0 for _ in range(PLANES))
     rows = np.ones((n_rows, 8), np.uint64) * 0
     words = np.ones(n_blocks, np.uint64) * 0
-    return {"flat": (convert_flat, flat), "rows": (convert_rows, (rows,)), "rows+word": (convert_words, (words, rows))}
+    return {
+        "flat": (convert_flat, flat),
+        "rows": (convert_rows, (rows,)),
+        "rows+word": (convert_words, (words, rows)),
+    }
 
 
 def seconds(kernel, arrays, starts, ends):
@@ -184,7 +188,10 @@ def main():
                 array[...] = 0
             uniform = seconds(kernel, arrays, *whole)
             scattered = seconds(kernel, arrays, starts, ends)
-            print(f"{gib:5} GiB  {name:10} {scattered / n * 1e9:7.1f} ns a range   uniform {uniform * 1e3:7.2f} ms")
+            print(
+                f"{gib:5} GiB  {name:10} {scattered / n * 1e9:7.1f} ns a range   uniform "
+                f"{uniform * 1e3:7.2f} ms"
+            )
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
 """Behaviour as data: reading vector files and running them through the public API.
 
 A vector file is one JSON object with cases of steps; each step names an operation of a machine, what came of
-it, and what was seen. The runner here calls the same methods that users call.
+it, and what was seen. The runner here calls the same methods that users call, on any `Machine`: the model's
+Vm, or another that has its methods.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from gmemcore.errors import ERRNO_NUMBERS, GmemError
-from gmemcore.machine import GuestMemfd, VmFace, create_vm
-from gmemcore.policy import ABIS, ALIASES
+from gmemcore.machine import create_vm
+from gmemcore.policy import ABIS, ALIASES, capability
 from gmemcore.uapi import Capability, Firmware, PageType, VmType
 
 OUTCOMES = {*ERRNO_NUMBERS, "OK", "SIGBUS", "MEMORY_FAULT", "MMIO", "NOT_VALIDATED"}
@@ -56,24 +58,83 @@ class Wrong(msgspec.Struct, frozen=True):
         return f"step {self.step} ({self.op}): {self.what} expected {self.expected}, found {self.found}"
 
 
-class Machine:
+class Note(msgspec.Struct, frozen=True):
+    """What is to be said of a step that neither came out as written nor is wrong."""
+
+    step: int
+    op: str
+    why: str
+
+
+class CaseResult(msgspec.Struct, frozen=True):
+    """What came of a case.
+
+    ``skipped`` steps couldn't be done on this machine; ``known`` ones came out as this machine is known to
+    differ. After a wrong step the case ends.
+    """
+
+    passed: int
+    skipped: tuple[Note, ...] = ()
+    known: tuple[Note, ...] = ()
+    wrong: Wrong | None = None
+
+
+class Machine(Protocol):
     """What a case acts on: a fresh Vm, and the files it has created, by name."""
 
-    def __init__(self, vectors: VectorFile, seed: int, backing: str) -> None:
-        self.vm: VmFace = create_vm(vectors.vm_type, vectors.abi, vectors.firmware, seed, backing)
-        self.abi = vectors.abi
-        self.files: dict[str, GuestMemfd] = {}
+    vm: Any
+    """Has the methods of `gmemcore.machine.VmFace` that the steps need."""
+    files: dict[str, Any]
+    """Have those of `gmemcore.machine.GuestMemfd`."""
 
-    def file(self, step: dict[str, Any]) -> GuestMemfd:
-        """The file that a step names."""
-        name = step.get("gmem", "g")
-        if name not in self.files:
-            raise VectorError(f"gmem {name!r} was not created; created: {', '.join(self.files) or 'none'}")
-        return self.files[name]
+    def check_cap(self, name: str) -> int:
+        """Answer a capability without a Vm."""
+
+    def skips(self, step: dict[str, Any]) -> str | None:
+        """Say why the next step can't be done here; None if it can. Asked once of every step, in order."""
+
+    def known_difference(self, step: dict[str, Any], outcome: str) -> str | None:
+        """Say why this machine may answer a step with this outcome; None if it may not."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class ModelMachine:
+    """The model, under the abi that the vectors are about."""
+
+    def __init__(self, vectors: VectorFile, seed: int, backing: str = "anonymous") -> None:
+        self.vm: Any = create_vm(vectors.vm_type, vectors.abi, vectors.firmware, seed, backing)
+        self.files: dict[str, Any] = {}
+
+    def check_cap(self, name: str) -> int:
+        """See `Machine`."""
+        return capability(self.vm.abi, name)
+
+    def skips(self, step: dict[str, Any]) -> str | None:
+        """Nothing: the model does every operation."""
+        return None
+
+    def known_difference(self, step: dict[str, Any], outcome: str) -> str | None:
+        """None: the vectors are what the model is held to."""
+        return None
+
+    def close(self) -> None:
+        """See `Machine`."""
+        self.vm.close()
 
 
 Seen = dict[str, Any]
 Step = dict[str, Any]
+
+
+def _file(machine: Machine, step: Step) -> Any:
+    """The file that a step names."""
+    name = step.get("gmem", "g")
+    if name not in machine.files:
+        created = ", ".join(machine.files) or "none"
+        raise VectorError(f"gmem {name!r} was not created; created: {created}")
+    return machine.files[name]
 
 
 def _create(machine: Machine, step: Step) -> Seen:
@@ -85,7 +146,7 @@ def _set(machine: Machine, step: Step) -> Seen:
     reserved = step.get("reserved", [0] * 11)
     error_offset = step.get("error_offset_in", 0)
     try:
-        machine.file(step).set_memory_attributes(
+        _file(machine, step).set_memory_attributes(
             step["offset"],
             step["size"],
             step["attributes"],
@@ -94,7 +155,8 @@ def _set(machine: Machine, step: Step) -> Seen:
             reserved=max(reserved),
         )
     except GmemError as error:
-        raise _Outcome(error, {"error_offset": error_offset if error.error_offset is None else error.error_offset}) from error
+        written = error_offset if error.error_offset is None else error.error_offset
+        raise _Outcome(error, {"error_offset": written}) from error
     return {"error_offset": error_offset}
 
 
@@ -105,7 +167,7 @@ def _vm_set(machine: Machine, step: Step) -> Seen:
 
 def _ioctl(machine: Machine, step: Step) -> Seen:
     argument = None if step["argument"] is None else bytearray.fromhex(step["argument"])
-    target = machine.vm if step["fd"] == "vm" else machine.file({"gmem": step["fd"]})
+    target = machine.vm if step["fd"] == "vm" else _file(machine, {"gmem": step["fd"]})
     try:
         target.ioctl(step["request"], argument)
     except GmemError as error:
@@ -114,19 +176,16 @@ def _ioctl(machine: Machine, step: Step) -> Seen:
 
 
 def _check_cap(machine: Machine, step: Step) -> Seen:
-    from gmemcore import check_cap
-
-    if step.get("vm", True):
-        return {"value": machine.vm.check_cap(step["cap"])}
-    return {"value": check_cap(step["cap"], machine.abi)}
+    ask = machine.vm.check_cap if step.get("vm", True) else machine.check_cap
+    return {"value": ask(step["cap"])}
 
 
 def _host_read(machine: Machine, step: Step) -> Seen:
-    return {"bytes": machine.file(step).host_read(step["offset"], _read_size(step))}
+    return {"bytes": _file(machine, step).host_read(step["offset"], _read_size(step))}
 
 
 def _host_write(machine: Machine, step: Step) -> Seen:
-    machine.file(step).host_write(step["offset"], _written(step))
+    _file(machine, step).host_write(step["offset"], _written(step))
     return {}
 
 
@@ -145,38 +204,38 @@ def _accept(machine: Machine, step: Step) -> Seen:
 
 
 def _fallocate(machine: Machine, step: Step) -> Seen:
-    machine.file(step).fallocate(step["mode"], _signed(step["offset"]), _signed(step["size"]))
+    _file(machine, step).fallocate(step["mode"], _signed(step["offset"]), _signed(step["size"]))
     return {}
 
 
 def _discard_shared(machine: Machine, step: Step) -> Seen:
-    machine.file(step).discard_shared(step["offset"], step["size"])
+    _file(machine, step).discard_shared(step["offset"], step["size"])
     return {}
 
 
 def _mmap(machine: Machine, step: Step) -> Seen:
-    machine.file(step).mmap(step.get("offset", 0), step["size"], step.get("shared", True))
+    _file(machine, step).mmap(step.get("offset", 0), step["size"], step.get("shared", True))
     return {}
 
 
 def _pin(machine: Machine, step: Step) -> Seen:
-    machine.file(step).pin(step["offset"], step["size"])
+    _file(machine, step).pin(step["offset"], step["size"])
     return {}
 
 
 def _unpin(machine: Machine, step: Step) -> Seen:
-    machine.file(step).unpin(step["offset"], step["size"])
+    _file(machine, step).unpin(step["offset"], step["size"])
     return {}
 
 
 def _poison(machine: Machine, step: Step) -> Seen:
-    machine.file(step).poison(step["offset"])
+    _file(machine, step).poison(step["offset"])
     return {}
 
 
 def _slot_add(machine: Machine, step: Step) -> Seen:
     gmem = machine.files.get(step.get("gmem", "g"))
-    machine.vm.add_memslot(step["slot"], step["gpa"], step["size"], gmem, step.get("gmem_offset", 0))  # type: ignore[arg-type]
+    machine.vm.add_memslot(step["slot"], step["gpa"], step["size"], gmem, step.get("gmem_offset", 0))
     return {}
 
 
@@ -204,7 +263,7 @@ def _launch_finish(machine: Machine, step: Step) -> Seen:
 
 
 def _runs(machine: Machine, step: Step) -> Seen:
-    return {"runs": [list(run) for run in machine.file(step).runs()]}
+    return {"runs": [list(run) for run in _file(machine, step).runs()]}
 
 
 def _counters(machine: Machine, step: Step) -> Seen:
@@ -225,9 +284,7 @@ def _operation(run: Callable[[Machine, Step], Seen], needs: str = "", may: str =
 
 OPERATIONS = {
     "create": _operation(_create, "size flags", "as"),
-    "set": _operation(
-        _set, "offset size attributes", "gmem flags reserved error_offset_in error_offset"
-    ),
+    "set": _operation(_set, "offset size attributes", "gmem flags reserved error_offset_in error_offset"),
     "vm_set": _operation(_vm_set, "address size attributes", "flags"),
     "ioctl": _operation(_ioctl, "fd request argument", "argument_out"),
     "check_cap": _operation(_check_cap, "cap value", "vm"),
@@ -309,11 +366,11 @@ def _check_step(step: Step) -> None:
 
 
 _INTEGERS = frozenset(
-    "size flags offset attributes error_offset_in error_offset address request value mode gpa slot gmem_offset "
-    "pages_done fill".split()
+    {"size", "flags", "offset", "attributes", "error_offset_in", "error_offset", "address"}
+    | {"request", "value", "mode", "gpa", "slot", "gmem_offset", "pages_done", "fill"}
 )
-_TEXTS = frozenset("as gmem fd cap page_type expect".split())
-_HEXES = frozenset("data not_data argument argument_out".split())
+_TEXTS = frozenset({"as", "gmem", "fd", "cap", "page_type", "expect"})
+_HEXES = frozenset({"data", "not_data", "argument", "argument_out"})
 
 
 def _check_values(step: Step) -> None:
@@ -325,14 +382,17 @@ def _check_values(step: Step) -> None:
             raise VectorError(f"{field} must be a string, not {value!r}")
         if field in _HEXES and not (field == "argument" and value is None):
             _check_hex(field, value)
-        if field in ("private", "vm", "shared") and not (isinstance(value, bool) or (field == "private" and value is None)):
+        may_be_null = field == "private" and value is None
+        if field in ("private", "vm", "shared") and not (isinstance(value, bool) or may_be_null):
             raise VectorError(f"{field} must be true or false, not {value!r}")
     if not 0 <= step.get("fill", 0) <= 255:
         raise VectorError(f"fill must be a byte, not {step['fill']!r}")
-    if step["op"] in ("host_write", "guest_write") and not ("data" in step or {"fill", "size"} <= step.keys()):
+    has_bytes = "data" in step or {"fill", "size"} <= step.keys()
+    if step["op"] in ("host_write", "guest_write") and not has_bytes:
         raise VectorError(f"op {step['op']} needs data, or fill and size")
     reserved = step.get("reserved", [0] * 11)
-    if not isinstance(reserved, list) or len(reserved) != 11 or not all(type(word) is int for word in reserved):
+    words = reserved if isinstance(reserved, list) else []
+    if len(words) != 11 or not all(type(word) is int for word in words):
         raise VectorError("reserved must be 11 integers")
     _check_source(step)
 
@@ -364,9 +424,35 @@ def run_vectors(vectors: VectorFile, backing: str = "anonymous") -> Iterator[tup
         A step names a file that its case never created.
     """
     for case in vectors.cases:
-        machine = Machine(vectors, case.seed, backing)
-        with machine.vm:
-            yield case, next(filter(None, (_run_step(machine, i, step) for i, step in enumerate(case.steps))), None)
+        with closing(ModelMachine(vectors, case.seed, backing)) as machine:
+            result = run_case(machine, case)
+        yield case, result.wrong
+
+
+def run_case(machine: Machine, case: Case) -> CaseResult:
+    """Run the steps of a case on a fresh machine, up to the first wrong one.
+
+    Raises
+    ------
+    VectorError
+        A step names a file that the case never created.
+    """
+    passed = 0
+    skipped: list[Note] = []
+    known: list[Note] = []
+    for number, step in enumerate(case.steps):
+        if (why := machine.skips(step)) is not None:
+            skipped.append(Note(number, step["op"], why))
+            continue
+        wrong = _run_step(machine, number, step)
+        if wrong is None:
+            passed += 1
+            continue
+        why = machine.known_difference(step, wrong.found) if wrong.what == "outcome" else None
+        if why is None:
+            return CaseResult(passed, tuple(skipped), tuple(known), wrong)
+        known.append(Note(number, step["op"], f"{wrong.expected} written, {wrong.found} found: {why}"))
+    return CaseResult(passed, tuple(skipped), tuple(known))
 
 
 def _run_step(machine: Machine, number: int, step: Step) -> Wrong | None:
@@ -416,7 +502,8 @@ def _written(step: Step) -> bytes:
 def _read_size(step: Step) -> int:
     if "size" in step:
         return int(step["size"])
-    return len(step.get("data", step.get("not_data", "00"))) // 2
+    digits = next((step[field] for field in ("data", "not_data") if field in step), "00")
+    return len(digits) // 2
 
 
 def _hex(argument: bytearray | None) -> str | None:

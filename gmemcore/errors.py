@@ -30,8 +30,9 @@ from typing import Any, ClassVar
 ERRNO_NAMES = {
     getattr(errno, name): name
     for name in (
-        "EINVAL EOPNOTSUPP EAGAIN ENOMEM EEXIST EBADF EFAULT ENOTTY ENODEV EIO EACCES EPERM ENOSPC EFBIG"
-    ).split()
+        *("EINVAL", "EOPNOTSUPP", "EAGAIN", "ENOMEM", "EEXIST", "EBADF", "EFAULT", "ENOTTY"),
+        *("ENODEV", "EIO", "EACCES", "EPERM", "ENOSPC", "EFBIG"),
+    )
 } | {133: "EHWPOISON"}
 """errno number -> the one name this project uses for it."""
 

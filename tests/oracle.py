@@ -249,6 +249,16 @@ class OracleVm:
         if changed:
             self._count_blocks(before, self._uniform_blocks(frames))
 
+    def private_runs(self):
+        """Runs of private frames."""
+        runs = []
+        for frame in sorted(self.private_frames):
+            if runs and runs[-1][1] == frame:
+                runs[-1][1] = frame + 1
+            else:
+                runs.append([frame, frame + 1])
+        return [tuple(run) for run in runs]
+
     def _uniform_blocks(self, frames):
         first, last = frames[0] // BLOCK, frames[-1] // BLOCK
         blocks = [range(b * BLOCK, b * BLOCK + BLOCK) for b in range(first, last + 1)]
@@ -277,9 +287,7 @@ class OracleVm:
         if kind != is_private:
             return "MEMORY_FAULT", found, kind
         if found is None:
-            # Where attributes belong to frames there can be a private one without memory: it has nothing to
-            # fall back on, and KVM leaves it to the VMM instead of taking it for MMIO.
-            return ("MEMORY_FAULT" if is_private else "MMIO"), found, kind
+            return "MMIO", found, kind
         gmem, page = found
         if self.legacy and not kind:
             return None, found, kind  # ordinary host memory: neither poison nor acceptance
@@ -290,9 +298,9 @@ class OracleVm:
         return None, found, kind
 
     def _frame_is_private(self, frame, found):
-        if self.legacy:
-            return frame in self.private_frames
-        return found is not None and bool(found[0].private[found[1]])
+        if found is None:
+            return False  # no slot counts as shared
+        return frame in self.private_frames if self.legacy else bool(found[0].private[found[1]])
 
     def _memory_fault(self, frame, private):
         self.counters["memory_faults"] += 1
@@ -589,27 +597,15 @@ class OracleGmem:
         return bytes(argument)
 
     def runs(self):
-        """Runs of equal attribute, whole file; in `legacy` of the frames that its pages are mapped at."""
-        private = self.private_plane()
+        """Runs of equal attribute, whole file; those of `legacy` are the Vm's (`OracleVm.private_runs`)."""
         runs = []
         for page in range(self.n_pages):
-            name = "private" if private[page] else "shared"
+            name = "private" if self.private[page] else "shared"
             if runs and runs[-1][2] == name:
                 runs[-1][1] = page + 1
             else:
                 runs.append([page, page + 1, name])
         return [tuple(run) for run in runs]
-
-    def private_plane(self):
-        if not self.vm.legacy:
-            return self.private
-        plane = bytearray(self.n_pages)
-        for slot in self.vm.slots.values():
-            if slot.gmem is self:
-                for page in self.pages(slot.gmem_offset, slot.size):
-                    frame = (slot.gpa - slot.gmem_offset) // PAGE + page
-                    plane[page] = frame in self.vm.private_frames
-        return plane
 
     # host accesses (section 3)
 

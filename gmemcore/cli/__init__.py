@@ -12,6 +12,10 @@ app = App(
 app.command("gmemcore.cli.bench:bench", name="bench")
 app.command("gmemcore.cli.conform:conform", name="conform")
 app.command("gmemcore.cli.policy:app", name="policy")
+app.command("gmemcore.cli.audit:audit", name="audit")
+app.command("gmemcore.cli.flows:flows", name="flows")
+app.command("gmemcore.cli.kvm:app", name="kvm")
+app.command("gmemcore.cli.measure:measure", name="measure")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

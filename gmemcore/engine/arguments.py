@@ -71,7 +71,7 @@ def check_aligned(start: int, size: int, what: str) -> None:
     """
     if size <= 0 or start + size > U64_MAX + 1:
         raise InvalidArgumentError(
-            f"{what} {start:#x}+{size:#x} is empty or wraps 2^64; at least one page below 2^64 would be accepted"
+            f"{what} {start:#x}+{size:#x} is empty or wraps 2^64; one page or more below 2^64 is accepted"
         )
     if (start | size) % PAGE_SIZE:
         raise InvalidArgumentError(

@@ -194,7 +194,9 @@ def populate(mapping: mmap.mmap, words: NDArray[np.uint64], offset: int, size: i
         mapping.madvise(MADV_POPULATE_WRITE, offset, size)
     except OSError as error:
         if error.errno != errno.EINVAL:
-            raise OutOfMemoryError(f"the host can't provide {size:#x} bytes at {offset:#x}: {error}") from error
+            raise OutOfMemoryError(
+                f"the host can't provide {size:#x} bytes at {offset:#x}: {error}"
+            ) from error
         # Before Linux 5.14: touch a word of every page instead.
         first, end, step = offset // 8, (offset + size) // 8, PAGE_SIZE // 8
         words[first:end:step] |= np.uint64(0)

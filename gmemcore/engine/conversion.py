@@ -66,7 +66,9 @@ class Refusal(NamedTuple):
 
 REFUSALS = {
     int(layout.FLAGS_UNKNOWN): Refusal(InvalidArgumentError, False, "flags {flags:#x}; known here: {known}"),
-    int(layout.FLAGS_MANY): Refusal(InvalidArgumentError, False, "flags {flags:#x}; one content mode at a time"),
+    int(layout.FLAGS_MANY): Refusal(
+        InvalidArgumentError, False, "flags {flags:#x}; one content mode at a time"
+    ),
     int(layout.ERROR_OFFSET_SET): Refusal(
         InvalidArgumentError, False, "error_offset is set on input; this abi wants 0"
     ),
@@ -75,7 +77,7 @@ REFUSALS = {
         InvalidArgumentError, False, "the VM has no private memory; no attribute can be set"
     ),
     int(layout.ATTRIBUTE_UNKNOWN): Refusal(
-        InvalidArgumentError, False, "attributes {attributes:#x}; bits of {attributes_known:#x} would be accepted"
+        InvalidArgumentError, False, "attributes {attributes:#x}; bits of {known_attributes:#x} are accepted"
     ),
     int(layout.RANGE_EMPTY): Refusal(
         InvalidArgumentError, False, "the range is empty or wraps 2^64; at least one page would be accepted"
@@ -87,7 +89,9 @@ REFUSALS = {
         InvalidArgumentError, False, "the range isn't within the file; up to {file_size:#x} would be accepted"
     ),
     int(layout.MODE_UNSUPPORTED): Refusal(
-        UnsupportedContentModeError, True, "{names} isn't supported for this VM, direction and phase ({phase})"
+        UnsupportedContentModeError,
+        True,
+        "{names} isn't supported for this VM, direction and phase ({phase})",
     ),
     int(layout.NO_MEMORY): Refusal(OutOfMemoryError, True, "an allocation failed; nothing was changed"),
     int(layout.PAGE_PINNED): Refusal(
@@ -135,14 +139,18 @@ def compile_rules(abi: Abi, vm_type: VmType, firmware: Firmware, phase: Phase) -
     table = np.zeros(layout.RULES_WORDS, np.uint64)
     # An abi whose plain conversion to shared is invalid takes no attribute at all from this VM.
     takes_any = cell(abi, vm_type, firmware, phase, Direction.TO_SHARED, ContentMode.NONE).outcome == "OK"
-    takes_private = cell(abi, vm_type, firmware, phase, Direction.TO_PRIVATE, ContentMode.NONE).outcome == "OK"
+    takes_private = (
+        cell(abi, vm_type, firmware, phase, Direction.TO_PRIVATE, ContentMode.NONE).outcome == "OK"
+    )
     table[layout.KNOWN_FLAGS] = int(abi.known_flags)
     table[layout.KNOWN_ATTRIBUTES] = int(MemoryAttribute.PRIVATE) if takes_private else 0
     table[layout.HAS_PRIVATE_MEMORY] = takes_any
     table[layout.ERROR_OFFSET_CHECKED] = abi.error_offset_must_be_zero
     for direction in Direction:
         for flag in (ContentMode.NONE, *(row.bit for row in abi.flags)):
-            slot = int(flag).bit_length() + (int(layout.FLAG_SLOTS) if direction == Direction.TO_PRIVATE else 0)
+            slot = int(flag).bit_length() + (
+                int(layout.FLAG_SLOTS) if direction == Direction.TO_PRIVATE else 0
+            )
             at = int(layout.CELLS) + slot * int(layout.CELL_WORDS)
             table[at : at + int(layout.CELL_WORDS)] = _compile_cell(
                 abi, vm_type, firmware, phase, direction, flag
@@ -226,9 +234,7 @@ _RESULT_ROW = np.dtype(
 def batch_result(results: NDArray[np.uint64]) -> BatchResult:
     """The kernel's result rows, named."""
     rows = results.view(_RESULT_ROW)[:, 0]
-    return BatchResult(
-        ERRNO_OF_REASON[rows["reason"]], rows["error_offset"], rows[list(ENGINE_COUNTERS)]
-    )
+    return BatchResult(ERRNO_OF_REASON[rows["reason"]], rows["error_offset"], rows[list(ENGINE_COUNTERS)])
 
 
 def check(rules: Rules, file_size: int, request: tuple[int, ...], row: tuple[int, ...]) -> ConversionResult:
@@ -245,9 +251,9 @@ def check(rules: Rules, file_size: int, request: tuple[int, ...], row: tuple[int
     offset, size, attributes, flags = request[:4]
     detail = refusal.message.format(
         flags=flags,
-        known=", ".join(f"{mode.name}={int(mode.bit):#x}" for mode in rules.abi.flags) or "none, flags must be 0",
+        known=", ".join(f"{row.name}={int(row.bit):#x}" for row in rules.abi.flags) or "none, must be 0",
         attributes=attributes,
-        attributes_known=rules.known_attributes,
+        known_attributes=rules.known_attributes,
         file_size=file_size,
         error_offset=row[1],
         names=flag_name(ContentMode(flags), rules.abi),

@@ -37,8 +37,8 @@ FIELD_BITS, FIELD = np.uint64(10), np.uint64(1023)
 RECORD_WORDS = np.uint64(48)  # 6 planes of 8 words; not a power of two, which would collide in the caches
 PINNED_FIELD = np.uint64(1023 << 40)
 
-# Slots of the header: the file's size, whether all lines are kept true, its key stream's seed and first output,
-# calls that transformed bytes, allocations left before one fails, the counter that assignment is counted in
+# Slots of the header: the file's size, whether all lines are kept true, its key stream's seed and first
+# output, calls that transformed bytes, allocations left before one fails, the counter that assignment is counted in
 # (a result column), and from TOTALS on the counters since creation.
 N_PAGES, DENSE, SEED, FIRST_WORD, SCRAMBLES, ALLOCATIONS_LEFT, TRACKING = (np.uint64(n) for n in range(7))
 TOTALS = 8
@@ -75,7 +75,9 @@ PRIVATE_ATTRIBUTE = np.uint64(8)
 ) = (np.uint64(n) for n in range(1, 13))
 
 # The rules of one VM and phase: four words, then a cell for each direction and flag.
-KNOWN_FLAGS, KNOWN_ATTRIBUTES, HAS_PRIVATE_MEMORY, ERROR_OFFSET_CHECKED, CELLS = (np.uint64(n) for n in range(5))
+KNOWN_FLAGS, KNOWN_ATTRIBUTES, HAS_PRIVATE_MEMORY, ERROR_OFFSET_CHECKED, CELLS = (
+    np.uint64(n) for n in range(5)
+)
 REFUSAL, UNLESS, OPERATIONS, SET, CLEAR = (np.uint64(n) for n in range(5))
 CELL_WORDS = np.uint64(5)
 FLAG_SLOTS = np.uint64(65)  # no flag, and each of 64 bits
@@ -305,7 +307,7 @@ def write_lines(header, words, lines):
 
 @kernel
 def list_runs(header, words, lines, plane, ends):
-    """Write the end page of each run of one plane into ends, as far as it reaches; returns how many there are."""
+    """Write the end page of each run of one plane into ends, as far as it reaches; returns how many."""
     n_pages = header[N_PAGES]
     bit = U1 << plane
     runs, page = 0, U0
@@ -599,5 +601,5 @@ def convert(header, words, lines, memory, rules, requests, results):
             header[SCRAMBLES] += U1
             transform(header, words, lines, memory, operations, start, end, result)
         edit(header, words, lines, start, end, rules[cell + SET], rules[cell + CLEAR], result)
-        result[PAGES_ACCEPTED] = U0  # counts what the guest or populate accepts; a conversion's is in bytes_xored
+        result[PAGES_ACCEPTED] = U0  # counts what guest or populate accept; a conversion's is bytes_xored
         account(header, result)

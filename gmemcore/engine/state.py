@@ -68,7 +68,7 @@ class PageState:
     def apply(
         self, memory: NDArray[np.uint64], start: int, end: int, operations: int, set_: int, clear: int
     ) -> list[int]:
-        """Operate on bytes by rank, then set and clear planes, over pages [start, end); returns the result row."""
+        """Operate on bytes by rank, then set and clear planes, over [start, end); returns the result row."""
         load_kernels().apply(
             *(self.header, self.words, self.lines, memory),
             *(np.uint64(start), np.uint64(end), np.uint64(operations), np.uint64(set_), np.uint64(clear)),
@@ -83,7 +83,9 @@ class PageState:
 
     def count(self, start: int, end: int, wanted: int, unwanted: int = 0) -> int:
         """How many pages of [start, end) have all wanted planes and no unwanted one."""
-        return int(load_kernels().count_pages(*self._arrays(), *map(np.uint64, (start, end, wanted, unwanted))))
+        return int(
+            load_kernels().count_pages(*self._arrays(), *map(np.uint64, (start, end, wanted, unwanted)))
+        )
 
     def runs(self, plane: str = "private") -> NDArray[np.uint64]:
         """End page of each maximal run of one plane, in order; the first run begins at page 0."""

@@ -97,10 +97,10 @@ class Store:
         )
 
     def _commit_requests(self, requests: NDArray[np.uint64]) -> None:
-        """Promise memory for conversions that allocate; what isn't a range of the file is left to the kernel."""
+        """Promise memory for conversions that allocate; the kernel refuses what isn't a range."""
         file_size = self.n_pages * PAGE_SIZE
         for offset, size in requests[:, :2].tolist():
-            if 0 < size and offset + size <= file_size and not (offset | size) % PAGE_SIZE:
+            if size > 0 and offset + size <= file_size and not (offset | size) % PAGE_SIZE:
                 self._commit(offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT)
 
     def fail_allocations_after(self, n: int | None) -> None:

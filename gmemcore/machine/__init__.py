@@ -1,4 +1,4 @@
-"""The machine: guests, their files and memslots, what host and guest see of them, launch, and the raw ioctls."""
+"""The machine: guests, their files and memslots, what host and guest see, launch, and the raw ioctls."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,16 @@ from gmemcore.machine.vm import Vm, VmFace
 from gmemcore.policy import Abi, get_abi
 from gmemcore.uapi import Firmware, VmType
 
-__all__ = ["GuestMemfd", "HostMapping", "LaunchUpdateResult", "LegacyVm", "Memslot", "Vm", "VmFace", "create_vm"]
+__all__ = [
+    "GuestMemfd",
+    "HostMapping",
+    "LaunchUpdateResult",
+    "LegacyVm",
+    "Memslot",
+    "Vm",
+    "VmFace",
+    "create_vm",
+]
 
 
 def create_vm(

@@ -116,9 +116,7 @@ class Refused(NamedTuple):
     page: int
 
 
-def first_refused(
-    segments: Sequence[Segment], terms: Sequence[Term], hole: str
-) -> Refused | None:
+def first_refused(segments: Sequence[Segment], terms: Sequence[Term], hole: str) -> Refused | None:
     """Find the first page of the segments that a term matches; a hole refuses with its own reason."""
     for segment in segments:
         if segment.store is None:
@@ -141,7 +139,8 @@ def guest_exit(refused: Refused, private: bool) -> GmemError:
     flags = int(MemoryAttribute.PRIVATE) if private else 0
     if refused.refusal == "MEMORY_FAULT":
         wants = "shared" if private else "private"
-        return MemoryFaultExit(f"{where}: the page is {wants}; convert it first", refused.gpa, PAGE_SIZE, flags)
+        message = f"{where}: the page is {wants}; convert it first"
+        return MemoryFaultExit(message, refused.gpa, PAGE_SIZE, flags)
     if refused.refusal == "MMIO":
         return MmioExit(f"{where}: no memslot there", refused.gpa, PAGE_SIZE)
     if refused.refusal == "EHWPOISON":
@@ -182,9 +181,13 @@ def as_bytes(data: bytes | bytearray | memoryview | NDArray[np.uint8]) -> NDArra
     InvalidArgumentError
         EINVAL: empty.
     """
-    if isinstance(data, str) or not isinstance(data, (bytes, bytearray, memoryview, np.ndarray)):
-        raise TypeError(f"data must be bytes-like, not {type(data).__name__}")
-    view = np.frombuffer(memoryview(data).cast("B"), np.uint8)
+    try:
+        buffer = memoryview(data)  # type: ignore[arg-type]  # NumPy arrays are buffers at run time
+    except TypeError:
+        raise TypeError(f"data must be bytes-like, not {type(data).__name__}") from None
+    if not buffer.c_contiguous:
+        raise TypeError("data must be contiguous bytes")
+    view = np.frombuffer(buffer, np.uint8)
     if not len(view):
         raise InvalidArgumentError("there is nothing to write; at least one byte would be accepted")
     return view
@@ -204,9 +207,10 @@ def check_host_touch(store: Store, offset: int, size: int) -> None:
     """
     file_size = store.n_pages * PAGE_SIZE
     if offset + size > file_size:
-        raise HostAccessError(f"host access to {offset:#x}+{size:#x} is beyond the end of the file {file_size:#x}")
+        raise HostAccessError(f"host access to {offset:#x}+{size:#x} is beyond the end {file_size:#x}")
     start, end = offset >> PAGE_SHIFT, -(-(offset + size) // PAGE_SIZE)
     for plane, why in ((Plane.PRIVATE, "private; convert it to shared first"), (Plane.POISONED, "poisoned")):
         page = store.find(start, end, plane)
         if page is not None:
-            raise HostAccessError(f"host access to {offset:#x}+{size:#x}: the page at {page << PAGE_SHIFT:#x} is {why}")
+            at = page << PAGE_SHIFT
+            raise HostAccessError(f"host access to {offset:#x}+{size:#x}: the page at {at:#x} is {why}")

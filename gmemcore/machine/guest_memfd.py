@@ -1,6 +1,7 @@
 """GuestMemfd: one file of guest memory, as its file descriptor shows it to the host."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,6 +120,8 @@ class GuestMemfd:
         ----------
         name : {'private', 'allocated', 'assigned', 'accepted', 'pinned', 'poisoned'}
         """
+        if not isinstance(name, str):
+            raise TypeError(f"a plane's name must be a string, not {type(name).__name__}")
         if name not in PLANE_NAMES:
             raise InvalidArgumentError(f"there is no plane {name!r}; known: {', '.join(PLANE_NAMES)}")
         store = self._open(self._store)
@@ -137,12 +140,19 @@ class GuestMemfd:
             ends = store.state.runs().tolist()
             private = store.find(0, 1, Plane.PRIVATE) == 0
         words = ("private", "shared") if private else ("shared", "private")
-        return [(start, end, words[i % 2]) for i, (start, end) in enumerate(zip([0, *ends], ends, strict=False))]
+        return [(start, end, words[i % 2]) for i, (start, end) in enumerate(pairwise([0, *ends]))]
 
     # ---- conversion ----------------------------------------------------------------------------
 
     def set_memory_attributes(
-        self, offset: int, size: int, attributes: int, flags: int = 0, *, error_offset: int = 0, reserved: int = 0
+        self,
+        offset: int,
+        size: int,
+        attributes: int,
+        flags: int = 0,
+        *,
+        error_offset: int = 0,
+        reserved: int = 0,
     ) -> ConversionResult:
         """Convert a range in place: KVM_SET_MEMORY_ATTRIBUTES2 on the guest_memfd.
 
@@ -235,7 +245,8 @@ class GuestMemfd:
                 np.full(len(columns[0]), as_u64(values, name)) if scalar else as_u64_array(values, name)
             )
         if len({len(column) for column in columns}) != 1:
-            raise InvalidArgumentError(f"columns of {[len(column) for column in columns]} requests; one length each")
+            lengths = [len(column) for column in columns]
+            raise InvalidArgumentError(f"columns of {lengths} requests; one length would be accepted")
         requests = np.zeros((len(columns[0]), 6), np.uint64)
         for i, column in enumerate(columns):
             requests[:, i] = column
@@ -328,12 +339,11 @@ class GuestMemfd:
         start, end = self._pages(offset, size, "pin")
         with host.lock:
             if end > host.n_pages:
-                raise BadAddressError(f"pin of {offset:#x}+{size:#x} is beyond the end of the file {self.size:#x}")
+                raise BadAddressError(f"pin of {offset:#x}+{size:#x} is beyond the end {self.size:#x}")
             page = host.find(start, end, Plane.PRIVATE)
             if page is not None:
-                raise BadAddressError(
-                    f"pin of {offset:#x}+{size:#x}: the page at {page << PAGE_SHIFT:#x} is private; convert it first"
-                )
+                at = page << PAGE_SHIFT
+                raise BadAddressError(f"pin of {offset:#x}+{size:#x}: the page at {at:#x} is private")
             return host.pin(start, end)
 
     def unpin(self, offset: int, size: int) -> Counters:
@@ -349,7 +359,7 @@ class GuestMemfd:
         host = self._open(self._host)
         start, end = self._pages(offset, size, "unpin")
         if end > host.n_pages:
-            raise BadAddressError(f"unpin of {offset:#x}+{size:#x} is beyond the end of the file {self.size:#x}")
+            raise BadAddressError(f"unpin of {offset:#x}+{size:#x} is beyond the end {self.size:#x}")
         return host.unpin(start, end)
 
     # ---- the file ------------------------------------------------------------------------------
@@ -428,7 +438,9 @@ class GuestMemfd:
         start, end = self._pages(offset, PAGE_SIZE, "poison")
         with host.lock:
             if end > host.n_pages or host.find(start, end, Plane.ALLOCATED) is None:
-                raise InvalidArgumentError(f"no page is allocated at {offset:#x}; only memory in use can fail")
+                raise InvalidArgumentError(
+                    f"no page is allocated at {offset:#x}; only memory in use can fail"
+                )
             host.poison(start, end)
 
     def fail_allocations_after(self, n: int | None) -> None:
@@ -455,7 +467,7 @@ class GuestMemfd:
 
     def _with_bytes(self, store: Store) -> Store:
         if not self._open(store).has_bytes:
-            raise NoBytesError("this file holds attributes only; backing 'anonymous' or 'memfd' would hold bytes")
+            raise NoBytesError("this file holds attributes only; backing 'anonymous' or 'memfd' holds bytes")
         return store
 
     def _require_ioctl(self) -> None:

@@ -12,8 +12,9 @@ from gmemcore.engine.state import Plane
 from gmemcore.engine.store import ENCRYPT_BYTES, Store
 from gmemcore.errors import LaunchUpdateError
 from gmemcore.machine.access import Segment, Term
+from gmemcore.machine.measurement import LaunchDigest
 from gmemcore.policy import Populate
-from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, PageType, Phase
+from gmemcore.uapi import PAGE_SHIFT, PageType, Phase
 
 if TYPE_CHECKING:
     from gmemcore.machine.vm import VmFace
@@ -37,10 +38,11 @@ class LaunchUpdateResult:
 
 @dataclass(slots=True)
 class Image:
-    """What is left to be loaded: its source (None: what is in place) and its page type."""
+    """What is left to be loaded: its source (None: what is in place), its page type, and who measures it."""
 
     source: NDArray[np.uint8] | None
     page_type: PageType
+    digest: LaunchDigest | None = None
 
     def load(self, store: Store, start: int, end: int) -> None:
         """Put the next pages' contents into DRAM, in clear."""
@@ -54,6 +56,13 @@ class Image:
             store.raw(start << PAGE_SHIFT, size)[:] = 0
         elif part is not None:
             store.raw(start << PAGE_SHIFT, size)[:] = part
+
+    def measure(self, store: Store, start: int, end: int, gpa: int) -> None:
+        """Add pages that were loaded to the launch digest, if one is kept, while they are in clear."""
+        if self.digest is not None:
+            size = (end - start) << PAGE_SHIFT
+            contents = store.raw(start << PAGE_SHIFT, size).data
+            self.digest.update_range(gpa, size, self.page_type, contents)
 
 
 def launch_update(vm: "VmFace", segments: Sequence[Segment], image: Image) -> LaunchUpdateResult:
@@ -74,7 +83,7 @@ def launch_update(vm: "VmFace", segments: Sequence[Segment], image: Image) -> La
         if segment.store is not None and start < stop:
             end = start if vm.takes_cpuid_correction(image.page_type) else stop
             if start < end:
-                counters += _populate(segment.store, start, end, image, rules)
+                counters += _populate(segment.store, start, end, segment.gpa, image, rules)
                 done += end - start
             if end < stop:
                 counters += _correct_cpuid(vm, segment.store, end, image)
@@ -93,9 +102,7 @@ def _terms(rules: Populate) -> tuple[Term, ...]:
     )
 
 
-def _first_unfit(
-    vm: "VmFace", segment: Segment, terms: Sequence[Term], rules: Populate
-) -> tuple[int, str]:
+def _first_unfit(vm: "VmFace", segment: Segment, terms: Sequence[Term], rules: Populate) -> tuple[int, str]:
     """First page of a segment that can't be populated, and its errno; the end and "" if all can."""
     start, end = segment.pages
     if vm.phase == Phase.RUNNING or segment.store is None:
@@ -108,15 +115,12 @@ def _first_unfit(
     return end, why
 
 
-def _populate(store: Store, start: int, end: int, image: Image, rules: Populate) -> Counters:
-    if not rules.encrypts:
-        counters = store.touch(start, end)
-        image.load(store, start, end)
-        return counters
+def _populate(store: Store, start: int, end: int, gpa: int, image: Image, rules: Populate) -> Counters:
     with store.lock:
         counters = store.touch(start, end)
         image.load(store, start, end)
-        return counters + store.accept(start, end, ENCRYPT_BYTES)
+        image.measure(store, start, end, gpa)
+        return counters + store.accept(start, end, ENCRYPT_BYTES) if rules.encrypts else counters
 
 
 def _correct_cpuid(vm: "VmFace", store: Store, page: int, image: Image) -> Counters:
@@ -135,8 +139,8 @@ def _stopped(
     if rules.partial_success and done:
         return LaunchUpdateResult(done, counters)
     raise LaunchUpdateError(
-        f"launch update of gpa {segment.gpa:#x}+{segment.size:#x} stopped after {done} pages: {why}; a page is "
-        f"accepted while the VM is launching, if it is private, not assigned and not poisoned (pages of {PAGE_SIZE:#x})",
+        f"launch update of gpa {segment.gpa:#x}+{segment.size:#x} stopped after {done} pages: {why}; while "
+        "the VM is launching, a page that is private, not assigned and not poisoned would be accepted",
         why,
         done,
     )

@@ -25,7 +25,9 @@ class LegacyVm(VmFace):
     def __init__(self, vm_type: VmType | str, abi: str | Abi = "legacy", *args: Any, **options: Any) -> None:
         super().__init__(vm_type, abi, *args, **options)
         if not self.abi.legacy:
-            raise InvalidArgumentError(f"abi {self.abi.name} converts in place; Vm (or create_vm) makes those")
+            raise InvalidArgumentError(
+                f"abi {self.abi.name} converts in place; Vm (or create_vm) makes those"
+            )
         self._attributes = PrivateFrames()
         self._attribute_counters = Counters()
 
@@ -78,7 +80,7 @@ class LegacyVm(VmFace):
 
 
 class PrivateFrames:
-    """The set of private guest frames, as sorted run edges: private from each even edge to the next odd one."""
+    """The set of private guest frames, as sorted edges: private from each even edge to the next odd one."""
 
     def __init__(self) -> None:
         self._edges: list[int] = []

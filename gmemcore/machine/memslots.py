@@ -54,7 +54,7 @@ class Memslots(Generic[FileT]):
         check_aligned(new.gmem_offset, new.size, "memslot file range")
         if new.gmem_offset + new.size > file_size:
             raise InvalidArgumentError(
-                f"memslot file range {new.gmem_offset:#x}+{new.size:#x} is beyond the end of the file {file_size:#x}"
+                f"memslot file range {new.gmem_offset:#x}+{new.size:#x} is beyond the end {file_size:#x}"
             )
         for slot in self._by_gpa:
             if _overlap(slot.gpa, new.gpa, slot.size, new.size):
@@ -62,11 +62,9 @@ class Memslots(Generic[FileT]):
                     f"memslot gpa range {new.gpa:#x}+{new.size:#x} overlaps memslot {slot.slot} "
                     f"at {slot.gpa:#x}+{slot.size:#x}"
                 )
-            if slot.gmem is new.gmem and _overlap(
-                slot.gmem_offset, new.gmem_offset, slot.size, new.size
-            ):
+            if slot.gmem is new.gmem and _overlap(slot.gmem_offset, new.gmem_offset, slot.size, new.size):
                 raise AlreadyExistsError(
-                    f"memslot file range {new.gmem_offset:#x}+{new.size:#x} is bound already by memslot {slot.slot}"
+                    f"memslot file range {new.gmem_offset:#x}+{new.size:#x} is bound by memslot {slot.slot}"
                 )
         insort(self._by_gpa, new, key=lambda slot: slot.gpa)
 

@@ -6,7 +6,8 @@ what stands behind a guest physical address: the three methods at the end of eac
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from enum import StrEnum
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,13 @@ from gmemcore.errors import (
     InvalidArgumentError,
     LaunchUpdateError,
     MemoryFaultExit,
+    UnsupportedOperationError,
 )
 from gmemcore.machine import access
 from gmemcore.machine.access import Segment
 from gmemcore.machine.guest_memfd import I64_MAX, GuestMemfd
 from gmemcore.machine.launch import Image, LaunchUpdateResult, launch_update
+from gmemcore.machine.measurement import LaunchDigest
 from gmemcore.machine.memslots import Memslot, Memslots
 from gmemcore.policy import PLATFORMS, Abi, Accept, Platform, capability, get_abi
 from gmemcore.uapi import (
@@ -37,6 +40,8 @@ from gmemcore.uapi import (
     Phase,
     VmType,
 )
+
+_Member = TypeVar("_Member", bound=StrEnum)
 
 ACCEPT_OPERATIONS = {Accept.KEEP: KEEP_BYTES, Accept.CLEAR: READ_AS_ZEROS}
 """What the guest's accept does to bytes, by platform row."""
@@ -85,6 +90,8 @@ class VmFace:
         self._memslots: Memslots[GuestMemfd] = Memslots()
         self._memory_faults = 0
         self._cpuid_correction: bytes | None = None
+        self._launch_began = False
+        self._launch_digest: LaunchDigest | None = None
 
     def __repr__(self) -> str:
         return (
@@ -161,10 +168,12 @@ class VmFace:
         size, flags = as_int(size, "size"), as_u64(flags, "flags")
         offered = self.check_cap("GUEST_MEMFD_FLAGS")
         if flags & ~offered:
-            raise InvalidArgumentError(f"guest_memfd flags {flags:#x}; bits of {offered:#x} would be accepted")
+            raise InvalidArgumentError(
+                f"guest_memfd flags {flags:#x}; bits of {offered:#x} would be accepted"
+            )
         if not 0 < size <= I64_MAX or size % PAGE_SIZE:
             raise InvalidArgumentError(
-                f"guest_memfd size {size:#x}; a positive multiple of {PAGE_SIZE:#x} below 2^63 would be accepted"
+                f"guest_memfd size {size:#x}; a positive multiple of {PAGE_SIZE:#x} below 2^63 is accepted"
             )
         with self.lock:
             store, host = self._new_stores(size, GuestMemfdFlag(flags))
@@ -310,24 +319,30 @@ class VmFace:
         gpa, size = as_u64(gpa, "gpa"), as_u64(size, "size")
         kind = _member(PageType, page_type)
         if self.platform.populate is None:
-            raise InvalidArgumentError(f"a {self.vm_type} VM has no launch; its memory is written by the host")
+            raise InvalidArgumentError(
+                f"a {self.vm_type} VM has no launch; its memory is written by the host"
+            )
         check_aligned(gpa, size, "launch update")
         view = None if source is None else access.as_bytes(source)
         if view is not None and len(view) != size:
-            raise InvalidArgumentError(f"a source of {len(view):#x} bytes for {size:#x}; the same size is needed")
+            raise InvalidArgumentError(
+                f"a source of {len(view):#x} bytes for {size:#x}; the same size is needed"
+            )
         refusal = self.platform.populate.in_place_refusal
         if view is None and kind != PageType.ZERO and not self.abi.in_place_populate and refusal:
             raise LaunchUpdateError(
-                f"launch update of gpa {gpa:#x}+{size:#x} without a source: abi {self.abi.name} has no in-place populate",
+                f"launch update of gpa {gpa:#x}+{size:#x} without a source: "
+                f"abi {self.abi.name} has no in-place populate",
                 refusal,
                 0,
             )
         with self.lock:
             segments = self._resolve(gpa, size)
             with access.locked(segments):
-                if view is not None:
+                if view is not None or self._launch_digest is not None:
                     access.require_bytes(segments)
-                return launch_update(self, segments, Image(view, kind))
+                self._launch_began = True
+                return launch_update(self, segments, Image(view, kind, self._launch_digest))
 
     def launch_finish(self) -> None:
         """End the launch phase (SNP_LAUNCH_FINISH, TDX finalize).
@@ -344,10 +359,54 @@ class VmFace:
                 self._phase = Phase.RUNNING
                 self._rules = compile_rules(self.abi, self.vm_type, self.firmware, self._phase)
 
+    def start_measurement(self) -> None:
+        """Keep a launch digest of every page that a launch update populates from now on (SNP).
+
+        It is opt-in, because hashing costs more than populating. A page is measured in clear, before it is
+        encrypted, with the gpa of the call (for a VMSA too: KVM's convention is ``VMSA_GPA``, see
+        `gmemcore.machine.measurement`), and only if it was really populated.
+
+        Raises
+        ------
+        UnsupportedOperationError
+            EOPNOTSUPP: the platform's launch isn't measured here.
+        InvalidArgumentError
+            EINVAL: twice, or after a launch update or the launch: the digest would lack what came before.
+        """
+        with self.lock:
+            if self.platform.populate is None or not self.platform.populate.measures:
+                measured = [name for name, row in PLATFORMS.items() if row.populate and row.populate.measures]
+                raise UnsupportedOperationError(
+                    f"the launch of a {self.vm_type} VM isn't measured; that of {', '.join(measured)} is"
+                )
+            if self._launch_began or self._launch_digest is not None or self._phase == Phase.RUNNING:
+                raise InvalidArgumentError(
+                    "the measurement or the launch has begun; once, before its first update, is accepted"
+                )
+            self._launch_digest = LaunchDigest()
+
+    @property
+    def launch_measurement(self) -> bytes:
+        """Launch digest of the pages populated so far, 48 bytes; final after `launch_finish`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: `start_measurement` wasn't called.
+        """
+        with self.lock:
+            if self._launch_digest is None:
+                raise InvalidArgumentError(
+                    "the launch isn't measured; start_measurement() before its first update would do it"
+                )
+            return self._launch_digest.digest
+
     def correct_cpuid(self, corrected: bytes | None) -> None:
         """Let the firmware refuse the next CPUID page and leave these bytes in its place; None: no more."""
         if corrected is not None and not 0 < len(bytes(corrected)) <= PAGE_SIZE:
-            raise InvalidArgumentError(f"a correction of {len(corrected)} bytes; 1 to {PAGE_SIZE} would be accepted")
+            raise InvalidArgumentError(
+                f"a correction of {len(corrected)} bytes; 1 to {PAGE_SIZE} is accepted"
+            )
         self._cpuid_correction = None if corrected is None else bytes(corrected)
 
     def takes_cpuid_correction(self, page_type: PageType) -> bool:
@@ -362,7 +421,9 @@ class VmFace:
 
     # ---- the VM fd -----------------------------------------------------------------------------
 
-    def set_memory_attributes(self, address: int, size: int, attributes: int, flags: int = 0) -> ConversionResult:
+    def set_memory_attributes(
+        self, address: int, size: int, attributes: int, flags: int = 0
+    ) -> ConversionResult:
         """KVM_SET_MEMORY_ATTRIBUTES on the VM fd: `legacy`'s conversion; elsewhere it knows no attribute.
 
         Parameters
@@ -391,7 +452,8 @@ class VmFace:
         if attributes & ~known:
             raise InvalidArgumentError(f"attributes {attributes:#x}; bits of {known:#x} would be accepted")
         check_aligned(address, size, "attribute range")
-        return ConversionResult(self._set_vm_attributes(address, size, bool(attributes & MemoryAttribute.PRIVATE)))
+        private = bool(attributes & MemoryAttribute.PRIVATE)
+        return ConversionResult(self._set_vm_attributes(address, size, private))
 
     def ioctl(self, request: int, argument: bytearray | bytes | None) -> None:
         """Raw form of `set_memory_attributes`: request 0x4020AED2 and ``struct kvm_memory_attributes``."""
@@ -412,7 +474,7 @@ class VmFace:
         raise NotImplementedError
 
     def _resolve(self, gpa: int, size: int, *, private_side: bool = False) -> list[Segment]:
-        """What stands behind a gpa range now, in order; private_side asks for the gmem whatever the attribute."""
+        """What stands behind a gpa range now, in order; private_side: the gmem whatever the attribute."""
         raise NotImplementedError
 
     def _set_vm_attributes(self, address: int, size: int, private: bool) -> Counters:
@@ -436,7 +498,9 @@ class Vm(VmFace):
     def __init__(self, vm_type: VmType | str, abi: str | Abi = "v5", *args: Any, **options: Any) -> None:
         super().__init__(vm_type, abi, *args, **options)
         if self.abi.legacy:
-            raise InvalidArgumentError(f"abi {self.abi.name} has two backings; LegacyVm (or create_vm) makes those")
+            raise InvalidArgumentError(
+                f"abi {self.abi.name} has two backings; create_vm makes a LegacyVm of it"
+            )
 
     def _new_stores(self, size: int, flags: GuestMemfdFlag) -> tuple[Store, Store]:
         store = self._new_store(size, private=not flags & GuestMemfdFlag.INIT_SHARED)
@@ -495,7 +559,7 @@ class _CheckedAccess:
         return refused.refusal == "NOT_VALIDATED"
 
 
-def _member(kind: type[Any], value: Any) -> Any:
+def _member(kind: type[_Member], value: Any) -> _Member:
     """Member of an enumeration by value, or the error that names those that exist."""
     _text(value, kind.__name__)
     try:

@@ -42,10 +42,19 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class FlagsCapability:
-    """A capability that answers with supported content flags, and the launch phases it speaks about."""
+    """A capability that answers with supported content flags, and the requests it speaks about.
+
+    Attributes
+    ----------
+    name : str
+        Name without ``KVM_CAP_``.
+    phases, directions : frozenset
+        Launch phases and directions it covers; every posted revision has both directions in one.
+    """
 
     name: str
     phases: frozenset[Phase] = ALL_PHASES
+    directions: frozenset[Direction] = BOTH_WAYS
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,7 +211,7 @@ def capability(
     -------
     int
         The answer; 0 for a capability that the abi lacks. Capabilities about flags are the bits that are OK
-        in at least one direction of the phases they cover, preconditions aside.
+        for at least one of the phases and directions they cover, preconditions aside.
 
     Raises
     ------
@@ -381,10 +381,11 @@ def _answer(abi: Abi, name: str, vm_type: VmType, firmware: Firmware) -> int:
     """Return what a capability of one VM answers."""
     if name in _ANSWERS:
         return int(_ANSWERS[name](abi, PLATFORMS[vm_type]))
-    phases = {phase for row in abi.capabilities if row.name == name for phase in row.phases}
+    rows = [row for row in abi.capabilities if row.name == name]
+    covered = {when for row in rows for when in product(row.phases, row.directions)}
     bits = ContentMode.NONE
     for place, answer in _table(abi).items():
-        asked = place.vm_type == vm_type and place.firmware == firmware and place.phase in phases
-        if asked and answer.outcome == OK:
+        asked = place.vm_type == vm_type and place.firmware == firmware
+        if asked and (place.phase, place.direction) in covered and answer.outcome == OK:
             bits |= place.flag
     return int(bits)

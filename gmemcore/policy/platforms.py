@@ -55,6 +55,8 @@ class Populate:
     partial_success : bool
         Stopping after at least one page is success with the pages done; otherwise it is the error, with the
         pages done.
+    measures : bool
+        Every page done enters a launch digest that this model computes (SNP's; TDX's MRTD isn't modelled).
     in_place_refusal : str or None
         Errno name for the whole call when there is no source and the abi has no in-place populate; None where
         that makes no difference.
@@ -65,6 +67,7 @@ class Populate:
     assigned: str | None
     poisoned: str
     partial_success: bool
+    measures: bool
     in_place_refusal: str | None
 
 
@@ -116,6 +119,7 @@ _PLAIN_POPULATE = Populate(
     assigned=None,
     poisoned="EHWPOISON",
     partial_success=False,
+    measures=False,
     in_place_refusal=None,
 )
 
@@ -160,6 +164,7 @@ _ROWS = (
             assigned="EIO",
             poisoned="EIO",
             partial_success=True,
+            measures=True,
             in_place_refusal="EINVAL",
         ),
         summary="SEV-SNP: what was assigned shows as ciphertext after conversion to shared",
@@ -179,6 +184,7 @@ _ROWS = (
             assigned="EIO",
             poisoned="EHWPOISON",
             partial_success=False,
+            measures=False,
             in_place_refusal="EOPNOTSUPP",
         ),
         summary="TDX: leaving the S-EPT clears a page, and so does the guest's accept",

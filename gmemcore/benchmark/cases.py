@@ -1,0 +1,286 @@
+"""The one table of cases: every cell of policy, at every size it is measured at.
+
+A case is all that a reader needs to know before running anything: the question and policy's answer, how large
+the memory and the converted range are, and, derived from the rows of policy alone, the state the range starts
+from and the steps that follow until the other side can read what the flag promises.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from gmemcore.errors import InvalidArgumentError
+from gmemcore.policy import (
+    ABIS,
+    ALIASES,
+    ASSIGNED,
+    DEFAULT_ABI,
+    EFFECTS,
+    OK,
+    PLATFORMS,
+    Abi,
+    ByteOperation,
+    Cell,
+    CellKey,
+    Platform,
+    Rank,
+    byte_operations,
+    cells,
+    content_flags,
+    flag_name,
+)
+from gmemcore.uapi import PAGE_SHIFT, Direction, Firmware, Phase, VmType
+
+DEFAULT_MEMORY: Final = 1 << 30
+"""Bytes of guest memory, where nothing else is asked for."""
+SMALL_RANGES: Final = (4 << 10, 2 << 20)
+"""Ranges that are measured beside the whole memory: a page and a huge page."""
+UNALLOCATED_RANGE: Final = 2 << 20
+"""The range at which conversions of memory that nobody has touched are measured too."""
+DEFAULT_SELECTION: Final = (
+    (DEFAULT_ABI, Firmware.TODAY),
+    ("two-caps", Firmware.CIPHER),  # here a conversion really encrypts and decrypts
+    ("legacy", Firmware.TODAY),  # two backings: what conversion in place is compared with
+)
+"""Revisions that are measured where none is named, each with its firmware."""
+
+BYTES: Final = {
+    ByteOperation.NONE: "none",
+    ByteOperation.ZERO: "zero",
+    ByteOperation.XOR: "xor",
+    ByteOperation.SCRAMBLE: "random",
+}
+"""What a conversion writes, in a word."""
+PRIMITIVE_OF: Final = {"zero": "memset", "xor": "xor", "random": "xor"}
+"""The primitive that moves bytes in the same way."""
+
+
+class Transfer(StrEnum):
+    """How contents reach the new side where the conversion alone doesn't bring them there."""
+
+    IN_PLACE = "in place"
+    FROM_SOURCE = "from a source"
+    COPY = "copy"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One cell at one size.
+
+    Attributes
+    ----------
+    key : CellKey
+        The question: abi, VM type, firmware, phase, direction, flag.
+    cell : Cell
+        Policy's answer.
+    memory : int
+        Bytes of the guest_memfd.
+    range : int
+        Bytes that one conversion is asked for.
+    pages_allocated_before : int
+        Pages of a range that exist before its conversion: all of them or none.
+    """
+
+    key: CellKey
+    cell: Cell
+    memory: int
+    range: int
+    pages_allocated_before: int
+
+    @property
+    def name(self) -> str:
+        """The case in one word, unique in the table."""
+        key = self.key
+        holes = "" if self.pages_allocated_before else "-unallocated"
+        parts = (key.abi, key.vm_type, key.firmware, key.phase, key.direction, self.flag_name, str(self.range))
+        return "-".join(parts) + holes
+
+    @property
+    def flag_name(self) -> str:
+        """Name of the content flag, NONE for none."""
+        return flag_name(self.key.flag, self.key.abi)
+
+    @property
+    def refused(self) -> bool:
+        """Whether policy refuses the cell."""
+        return self.cell.outcome != OK
+
+    @property
+    def to_private(self) -> bool:
+        """Whether the range is to become private."""
+        return self.key.direction == Direction.TO_PRIVATE
+
+    @property
+    def abi(self) -> Abi:
+        """The revision's row block."""
+        return ABIS[self.key.abi]
+
+    @property
+    def platform(self) -> Platform:
+        """The VM type's row."""
+        return PLATFORMS[self.key.vm_type]
+
+    @property
+    def preserves(self) -> bool:
+        """Whether the flag promises that the new side reads what the old side wrote."""
+        return any(row.preserves for row in content_flags(self.key.abi) if row.bit == self.key.flag)
+
+    @property
+    def rank(self) -> Rank:
+        """How far each page of the range has come before the conversion."""
+        if not self.pages_allocated_before:
+            return Rank.UNALLOCATED
+        is_assigned = self.platform.coco and not self.to_private and self.cell.unless != ASSIGNED
+        return Rank.ACCEPTED if is_assigned else Rank.ALLOCATED
+
+    @property
+    def operation(self) -> ByteOperation:
+        """What the conversion does to the bytes of the range."""
+        if self.cell.effect is None or self.abi.legacy:
+            return ByteOperation.NONE
+        return byte_operations(self.cell.effect, self.key.vm_type, self.key.direction)[self.rank]
+
+    @property
+    def bytes(self) -> str:
+        """What the conversion does to the bytes of the range, in a word of `BYTES`."""
+        return BYTES[self.operation]
+
+    @property
+    def accepted_by_conversion(self) -> bool:
+        """Whether the conversion itself leaves the range accepted by the guest."""
+        return self.cell.effect is not None and EFFECTS[self.cell.effect].raises_to == Rank.ACCEPTED
+
+    @property
+    def transfer(self) -> Transfer | None:
+        """How contents get to the new side beside the conversion; None if it alone is enough.
+
+        In `legacy` they are copied from one backing to the other. Before launch SNP and TDX load them: what is
+        in place if the flag preserved it, else from a source.
+        """
+        if self.abi.legacy:
+            return Transfer.COPY if self.platform.private_memory else None
+        launching = self.key.phase == Phase.LAUNCHING
+        if not (self.to_private and self.platform.coco and launching) or self.accepted_by_conversion:
+            return None
+        in_place = self.preserves and self.abi.in_place_populate
+        return Transfer.IN_PLACE if in_place else Transfer.FROM_SOURCE
+
+    @property
+    def accept(self) -> bool:
+        """Whether the guest must accept the range before it can read it."""
+        coco_guest_reads = self.to_private and self.platform.coco
+        return coco_guest_reads and self.key.phase == Phase.RUNNING and not self.accepted_by_conversion
+
+    @property
+    def primitive(self) -> str | None:
+        """Primitive that the step which moves the bytes is compared with; None if no byte moves."""
+        if self.transfer in (Transfer.COPY, Transfer.FROM_SOURCE):
+            return "memcpy"
+        return PRIMITIVE_OF.get("xor" if self.transfer == Transfer.IN_PLACE else self.bytes)
+
+
+def table(
+    abi: str | None = None,
+    vm_type: VmType | str | None = None,
+    firmware: Firmware | str | None = None,
+    *,
+    memory: int = DEFAULT_MEMORY,
+    ranges: Sequence[int] | None = None,
+) -> list[Case]:
+    """Return the cases of a selection, in the order of policy.
+
+    Parameters
+    ----------
+    abi : str or None
+        One revision or proposal, with every firmware that makes a difference to it; None: `DEFAULT_SELECTION`.
+    vm_type, firmware : str or None
+        Narrow the selection.
+    memory : int
+        Bytes of the guest_memfd.
+    ranges : sequence of int or None
+        Bytes of one conversion; None: `SMALL_RANGES` where they fit, and the whole memory.
+
+    Returns
+    -------
+    list of Case
+        A refused cell once, at the smallest range. Any other cell at every range, and where its effect is
+        more than KEEP at `UNALLOCATED_RANGE` also with memory that doesn't exist yet.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: a name that doesn't exist; a range beyond the memory.
+    """
+    sizes = _ranges(memory, ranges)
+    return [
+        case
+        for name, each_firmware in _selection(abi, firmware)
+        for key, answer in cells(name, vm_type, each_firmware)
+        for case in _cases_of(key, answer, memory, sizes)
+    ]
+
+
+def _ranges(memory: int, ranges: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the ranges in ascending order, each once."""
+    chosen = {size for size in SMALL_RANGES if size < memory} | {memory} if ranges is None else set(ranges)
+    for size in chosen:
+        if size > memory:
+            raise InvalidArgumentError(f"range {size:#x} is larger than the memory, {memory:#x}")
+    return tuple(sorted(chosen))
+
+
+def _selection(abi: str | None, firmware: Firmware | str | None) -> Iterator[tuple[str, Firmware | str]]:
+    """Yield each revision with its firmware."""
+    if abi is None:
+        for name, usual in DEFAULT_SELECTION:
+            yield name, firmware or usual
+        return
+    for each in Firmware if firmware is None else (firmware,):
+        if firmware is not None or each == Firmware.TODAY or _firmware_matters(abi):
+            yield ALIASES.get(abi, abi), each
+
+
+def _firmware_matters(abi: str) -> bool:
+    """Whether a cell of the revision is answered differently under the `cipher` firmware."""
+    today, cipher = (
+        [(answer.outcome, answer.effect) for _, answer in cells(abi, firmware=each)] for each in Firmware
+    )
+    return today != cipher
+
+
+def _cases_of(key: CellKey, answer: Cell, memory: int, sizes: tuple[int, ...]) -> Iterator[Case]:
+    """Yield the cases of one cell."""
+    if answer.outcome != OK:
+        yield Case(key, answer, memory, sizes[0], sizes[0] >> PAGE_SHIFT)
+        return
+    for size in sizes:
+        yield Case(key, answer, memory, size, size >> PAGE_SHIFT)
+        if answer.effect != "KEEP" and size == UNALLOCATED_RANGE:
+            yield Case(key, answer, memory, size, 0)
+
+
+def find(cases: Sequence[Case], **wanted: object) -> Case:
+    """Return the first case whose key, cell or own attributes have all wanted values.
+
+    Raises
+    ------
+    LookupError
+        There is none.
+
+    Examples
+    --------
+    >>> find(table("v5", "SNP", memory=4096), effect="ZERO").key.direction.value
+    'to_shared'
+    """
+    for case in cases:
+        if all(_attribute(case, name) == value for name, value in wanted.items()):
+            return case
+    raise LookupError(f"no case with {wanted}")
+
+
+def _attribute(case: Case, name: str) -> object:
+    for part in (case.key, case.cell, case):
+        if hasattr(part, name):
+            return getattr(part, name)
+    raise AttributeError(f"a case has no {name}")

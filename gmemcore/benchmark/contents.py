@@ -1,0 +1,188 @@
+"""What every byte must be, in plain NumPy: written beside the engine, sharing nothing with its kernels.
+
+Contents are told symbolically (which value, and whether the guest's key lies on it), so that 1 GiB is checked
+in pieces that stay in the cache and the key stream is computed only where it decides something.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmemcore.benchmark.cases import Case, Transfer
+from gmemcore.policy import Accept, ByteOperation, Rank
+from gmemcore.uapi import PAGE_SIZE
+
+Words = NDArray[np.uint64]
+
+PIECE: Final = 512 << 10
+"""Bytes that are written, read or compared at a time: few calls, and they stay in the second-level cache."""
+_PIECE_WORDS: Final = PIECE // 8
+_GOLDEN: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
+_STEPS: Final = (
+    (np.uint64(30), np.uint64(0xBF58_476D_1CE4_E5B9)),
+    (np.uint64(27), np.uint64(0x94D0_49BB_1331_11EB)),
+)
+
+
+class WrongContentsError(Exception):
+    """A byte, an attribute or a counter that is not what it must be: a conversion or its model is broken."""
+
+
+def pieces(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Cut a byte range at multiples of `PIECE`: (start, end) of each part, in order."""
+    while start < end:
+        stop = min(end, (start // PIECE + 1) * PIECE)
+        yield start, stop
+        start = stop
+
+
+def key_stream(seed: int, offset: int, size: int) -> Words:
+    """Return the key stream over a byte range of a Vm's first guest_memfd: SplitMix64, a cost model.
+
+    Parameters
+    ----------
+    seed : int
+        The Vm's seed.
+    offset, size : int
+        Bytes, multiples of 8.
+
+    Returns
+    -------
+    ndarray of uint64, shape (size // 8,)
+    """
+    first = offset // 8 + 1
+    z = np.arange(first, first + size // 8, dtype=np.uint64)
+    z *= _GOLDEN
+    z += np.uint64(seed)
+    for shift, factor in _STEPS:
+        z ^= z >> shift
+        z *= factor
+    z ^= z >> np.uint64(31)
+    return z
+
+
+class Pattern:
+    """Words that differ from place to place, made piece by piece.
+
+    Parameters
+    ----------
+    seed : int
+        Different seeds give different words everywhere.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._tile = np.random.default_rng(seed).integers(0, 1 << 64, _PIECE_WORDS, dtype=np.uint64)
+
+    def words(self, start: int, end: int) -> Words:
+        """Words of a byte range that lies within one piece."""
+        number = start // PIECE
+        first = (start - number * PIECE) // 8
+        tile = self._tile[first : first + (end - start) // 8]
+        return tile ^ np.uint64(number * int(_GOLDEN) & (1 << 64) - 1)
+
+
+WRITTEN: Final = "what the old side wrote"
+SOURCE: Final = "what the source holds"
+ZEROS: Final = "zeros"
+RANDOM: Final = "random words"
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What DRAM holds: a value, and whether the guest's key lies on it."""
+
+    value: str
+    keyed: bool = False
+
+    def under_key(self) -> "Contents":
+        """Contents after the key stream was XORed into them."""
+        return replace(self, keyed=not self.keyed)
+
+
+_AFTER = {
+    ByteOperation.NONE: lambda before: before,
+    ByteOperation.ZERO: lambda before: Contents(ZEROS),
+    ByteOperation.XOR: Contents.under_key,
+    ByteOperation.SCRAMBLE: lambda before: Contents(RANDOM),
+}
+"""What each byte operation makes of contents."""
+
+
+def contents_before(case: Case) -> Contents:
+    """DRAM of the range before its conversion: zeros if it is unallocated, else what the old side wrote."""
+    if not case.pages_allocated_before:
+        return Contents(ZEROS)
+    return Contents(WRITTEN, keyed=case.rank == Rank.ACCEPTED)
+
+
+def contents_after(case: Case) -> Contents:
+    """DRAM of the range when the new side reads it, all steps done."""
+    if case.abi.legacy:  # each side has its own bytes; the copy brought them to the other one
+        return Contents(WRITTEN, keyed=case.to_private and case.platform.coco)
+    dram = _AFTER[case.operation](contents_before(case))
+    if case.transfer == Transfer.FROM_SOURCE:
+        dram = Contents(SOURCE)
+    if case.transfer is not None:
+        return dram.under_key()
+    if case.accept and case.platform.accept == Accept.CLEAR:
+        return Contents(ZEROS, keyed=True)
+    return dram
+
+
+class Reference:
+    """The words that contents stand for, and comparisons with them.
+
+    Parameters
+    ----------
+    seed : int
+        The Vm's seed.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self._patterns = {WRITTEN: Pattern(1), SOURCE: Pattern(2)}
+
+    def words(self, contents: Contents, start: int, end: int) -> Words:
+        """Words of a byte range that lies within one piece; contents that are not random."""
+        if contents.value == ZEROS:
+            words = np.zeros((end - start) // 8, np.uint64)
+        else:
+            words = self._patterns[contents.value].words(start, end)
+        if contents.keyed:
+            words ^= key_stream(self.seed, start, end - start)
+        return words
+
+    def check(self, found: Words, contents: Contents, start: int, before: Contents, where: str) -> None:
+        """Compare every word of a byte range, which lies within one piece, with what it must be.
+
+        Raises
+        ------
+        WrongContentsError
+            Naming the first wrong word.
+        """
+        end = start + found.nbytes
+        if contents.value == RANDOM:
+            self._check_random(found, self.words(before, start, end), start, where)
+            return
+        expected = self.words(contents, start, end)
+        if not np.array_equal(found, expected):
+            at = int(np.flatnonzero(found != expected)[0])
+            raise WrongContentsError(
+                f"{where}, offset {start + at * 8:#x}: {found[at]:#018x} where {contents.value}"
+                f"{' under the key' if contents.keyed else ''}, {expected[at]:#018x}, must be"
+            )
+
+    def _check_random(self, found: Words, before: Words, start: int, where: str) -> None:
+        """Every word changed, bits as often set as not, and no page like another."""
+        same = np.flatnonzero(found == before)
+        if len(same):
+            raise WrongContentsError(f"{where}, offset {start + int(same[0]) * 8:#x}: the word wasn't scrambled")
+        ones, n_bits = int(np.bitwise_count(found).sum()), found.size * 64
+        if abs(ones - n_bits / 2) > 5 * n_bits**0.5:  # ten standard deviations
+            raise WrongContentsError(f"{where}, offset {start:#x}: {ones} of {n_bits} bits are set")
+        first_words = found[:: PAGE_SIZE // 8]
+        if len(np.unique(first_words)) != len(first_words):
+            raise WrongContentsError(f"{where}, offset {start:#x}: two pages were scrambled alike")

@@ -1,0 +1,109 @@
+"""Setting attributes: the one place where the userspace issues a conversion.
+
+References
+----------
+QEMU's ``guest_memfd_set_memory_attributes_fd``, as its RFC "guest_memfd: support in-place memory conversion"
+(28 May 2026) and Michael Roth's mail of 29 Apr 2026 describe it.
+"""
+
+import time
+from collections.abc import Callable
+
+from gmemcore.engine import Counters
+from gmemcore.errors import PagePinnedError
+from gmemcore.machine import GuestMemfd, VmFace
+from gmemcore.uapi import Direction, MemoryAttribute, Phase
+from gmemcore.vmm.probe import Supported
+
+RETRIES = 16
+"""How often a conversion that meets a pinned page is tried again before the caller gets to know."""
+
+OnBusy = Callable[[GuestMemfd, int], object]
+"""Called between two tries with the file and the offset of the page that is in the way."""
+
+
+class CapabilityAssertionError(AssertionError):
+    """The userspace is about to ask for what no capability answered: a bug in it, not a refusal."""
+
+
+def give_way(_gmem: GuestMemfd, _offset: int) -> None:
+    """Let others run, so that a transient reference can go."""
+    time.sleep(0)
+
+
+def guest_memfd_set_memory_attributes_fd(
+    supported: Supported,
+    gmem: GuestMemfd,
+    offset: int,
+    size: int,
+    attributes: int,
+    flags: int = 0,
+    *,
+    phase: Phase,
+    retries: int = RETRIES,
+    on_busy: OnBusy = give_way,
+) -> Counters:
+    """Convert a range of a guest_memfd, if the capabilities asked at start allow it.
+
+    Parameters
+    ----------
+    supported : Supported
+        What was asked at start.
+    gmem : GuestMemfd
+        The file.
+    offset, size : int
+        Bytes, multiples of PAGE_SIZE.
+    attributes : int
+        8 (PRIVATE) or 0.
+    flags : int
+        At most one content flag.
+    phase : Phase
+        The launch phase, which the userspace knows because it finishes the launch itself.
+    retries : int
+        Tries after the first that met a pinned page.
+    on_busy : callable
+        Called with the file and the offset of that page before each further try.
+
+    Raises
+    ------
+    CapabilityAssertionError
+        An attribute or flag that no capability advertises for this phase and direction.
+    PagePinnedError
+        EAGAIN, still after the last try; ``error_offset`` says where.
+    GmemError
+        Any other refusal, at once.
+    """
+    direction = Direction.TO_PRIVATE if attributes & MemoryAttribute.PRIVATE else Direction.TO_SHARED
+    _assert_subset("attributes", attributes, supported.gmem_attributes)
+    _assert_subset("flags", flags, supported.advertised(phase, direction))
+    for left in range(retries, -1, -1):
+        try:
+            return gmem.set_memory_attributes(offset, size, attributes, flags).counters
+        except PagePinnedError as error:
+            if not left or error.error_offset is None:
+                raise
+            on_busy(gmem, error.error_offset)
+    raise ValueError(f"{retries} retries; 0 or more would be accepted")
+
+
+def vm_set_memory_attributes(
+    supported: Supported, vm: VmFace, address: int, size: int, attributes: int, flags: int = 0
+) -> Counters:
+    """Set attributes of the VM by guest physical address, where there are two backings.
+
+    Raises
+    ------
+    CapabilityAssertionError
+        An attribute that no capability advertises; any flag, since this ioctl has none.
+    GmemError
+        As `Vm.set_memory_attributes`.
+    """
+    _assert_subset("attributes", attributes, supported.vm_attributes)
+    _assert_subset("flags", flags, 0)
+    return vm.set_memory_attributes(address, size, attributes, flags).counters
+
+
+def _assert_subset(what: str, asked: int, answered: int) -> None:
+    """Hold the userspace to what it was told; not an ``assert``, which ``python -O`` would drop."""
+    if asked & ~answered:
+        raise CapabilityAssertionError(f"{what} {asked:#x}; capabilities answered {answered:#x}")

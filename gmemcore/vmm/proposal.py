@@ -1,0 +1,238 @@
+"""Proposals as files: an abi written in TOML, with the columns of the policy tables.
+
+Reading is strict: a field that isn't known, a name that doesn't exist or two rows for one request is a
+`ProposalError` with the path of what is wrong. A proposal then is an `Abi` like any other, and runs on the
+same engine.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from gmemcore.policy import ABIS, ALIASES, ASSIGNED, EFFECTS, Abi, Flag, FlagsCapability, Rule
+from gmemcore.uapi import Capability, ContentMode, Direction, Firmware, Phase, VmType
+
+REFUSED = "REFUSED"
+"""The effect of a rule that only says why not."""
+
+NO_FLAG = "NONE"
+"""The flag of a rule about requests without one."""
+
+_NAMED_PHASES = {"BEFORE_LAUNCH": Phase.LAUNCHING, "AFTER_LAUNCH": Phase.RUNNING}
+
+_Name = Annotated[str, Meta(pattern=r"^[A-Z][A-Z0-9_]*$")]
+_AbiName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+_Text = Annotated[str, Meta(min_length=1)]
+_Member = TypeVar("_Member")
+_Some = Annotated[tuple[_Member, ...], Meta(min_length=1)]
+
+
+class ProposalError(ValueError):
+    """A file that isn't a proposal; the message has the file, the path in it, and what would be accepted."""
+
+
+class FlagRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A content flag; see `gmemcore.policy.Flag`."""
+
+    name: _Name
+    bit: Annotated[int, Meta(ge=1, le=1 << 62)]
+    summary: _Text
+    phases: _Some[Phase] = tuple(Phase)
+    directions: _Some[Direction] = tuple(Direction)
+    preserves: bool = False
+
+
+class CapabilityRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A capability about content flags; see `gmemcore.policy.FlagsCapability`."""
+
+    name: _Name
+    phases: _Some[Phase] = tuple(Phase)
+    directions: _Some[Direction] = tuple(Direction)
+
+
+class RuleRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Where a flag is allowed, or why it is not; see `gmemcore.policy.Rule`. Flag and effect go by name."""
+
+    vm_types: _Some[VmType]
+    flag: _Name
+    effect: _Name
+    why: _Text
+    source: _Text
+    firmware: _Some[Firmware] = tuple(Firmware)
+    phases: _Some[Phase] = tuple(Phase)
+    directions: _Some[Direction] = tuple(Direction)
+    unless: str | None = None
+
+
+class Proposal(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The file; see `gmemcore.policy.Abi`."""
+
+    name: _AbiName
+    title: _Text
+    source: _Text
+    flags: list[FlagRow]
+    capabilities: list[CapabilityRow]
+    rules: list[RuleRow]
+    error_offset_must_be_zero: bool = False
+    in_place_populate: bool = True
+
+
+def read_proposal(path: Path) -> Abi:
+    """Read a proposal from a TOML file.
+
+    Raises
+    ------
+    ProposalError
+        The file can't be read, or isn't a proposal.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ProposalError(f"{path}: {error.strerror}") from error
+    return parse_proposal(data, str(path))
+
+
+def parse_proposal(data: bytes, name: str) -> Abi:
+    """Make an `Abi` of TOML text; `name` says where it is from, in errors.
+
+    Raises
+    ------
+    ProposalError
+        It isn't a proposal.
+    """
+    try:
+        proposal = msgspec.toml.decode(data, type=Proposal)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise ProposalError(f"{name}: {error}") from error
+    for path, problem in _problems(proposal):
+        raise ProposalError(f"{name}: {problem} - at `$.{path}`")
+    return _abi_of(proposal)
+
+
+def shipped_proposals() -> list[Abi]:
+    """Return the proposals that come with the package, by name."""
+    folder = files("gmemcore.vmm") / "proposals"
+    resources = sorted(folder.iterdir(), key=lambda resource: resource.name)
+    return [
+        parse_proposal(resource.read_bytes(), resource.name)
+        for resource in resources
+        if resource.name.endswith(".toml")
+    ]
+
+
+def _abi_of(proposal: Proposal) -> Abi:
+    """Turn checked rows into policy's."""
+    bits = {NO_FLAG: ContentMode.NONE} | {row.name: ContentMode(row.bit) for row in proposal.flags}
+    return Abi(
+        name=proposal.name,
+        title=proposal.title,
+        source=proposal.source,
+        flags=tuple(
+            Flag(
+                row.name,
+                ContentMode(row.bit),
+                row.summary,
+                frozenset(row.phases),
+                frozenset(row.directions),
+                row.preserves,
+            )
+            for row in proposal.flags
+        ),
+        capabilities=tuple(
+            FlagsCapability(row.name, frozenset(row.phases), frozenset(row.directions))
+            for row in proposal.capabilities
+        ),
+        rules=tuple(
+            Rule(
+                vm_types=frozenset(row.vm_types),
+                flag=bits[row.flag],
+                effect=None if row.effect == REFUSED else row.effect,
+                why=row.why,
+                source=row.source,
+                firmware=frozenset(row.firmware),
+                phases=frozenset(row.phases),
+                directions=frozenset(row.directions),
+                unless=row.unless,
+            )
+            for row in proposal.rules
+        ),
+        error_offset_must_be_zero=proposal.error_offset_must_be_zero,
+        in_place_populate=proposal.in_place_populate,
+    )
+
+
+# --- what a type can't say ----------------------------------------------------------------------------------
+_Problem = tuple[str, str]
+"""Path, and what is wrong there."""
+
+
+def _problems(proposal: Proposal) -> Iterator[_Problem]:
+    """Yield what is wrong with rows that are well-formed one by one."""
+    if proposal.name in {*ABIS, *ALIASES}:
+        yield "name", f"{proposal.name!r} is an abi of the package; another name would be accepted"
+    yield from _repeated("flags", "name", [row.name for row in proposal.flags])
+    yield from _repeated("flags", "bit", [row.bit for row in proposal.flags])
+    yield from _repeated("capabilities", "name", [row.name for row in proposal.capabilities])
+    for i, flag in enumerate(proposal.flags):
+        yield from _flag_problems(f"flags[{i}]", flag)
+    for i, capability in enumerate(proposal.capabilities):
+        if capability.name in _NOT_ABOUT_FLAGS:
+            yield f"capabilities[{i}].name", f"{capability.name!r} is a capability about something else"
+    for i, rule in enumerate(proposal.rules):
+        yield from _rule_problems(f"rules[{i}]", rule, [NO_FLAG, *(row.name for row in proposal.flags)])
+    yield from _contradictions(proposal.rules)
+
+
+_NOT_ABOUT_FLAGS = {
+    Capability.MEMORY_ATTRIBUTES,
+    Capability.GUEST_MEMFD,
+    Capability.GUEST_MEMFD_FLAGS,
+    Capability.GUEST_MEMFD_MEMORY_ATTRIBUTES,
+}
+
+
+def _repeated(table: str, column: str, values: Iterable[object]) -> Iterator[_Problem]:
+    """Yield the second use of a value that must be one row's alone."""
+    seen: set[object] = set()
+    for i, value in enumerate(values):
+        if value in seen:
+            yield f"{table}[{i}].{column}", f"{value!r} is another row's already"
+        seen.add(value)
+
+
+def _flag_problems(path: str, flag: FlagRow) -> Iterator[_Problem]:
+    """Yield what is wrong with a flag."""
+    if flag.name == NO_FLAG:
+        yield f"{path}.name", f"{NO_FLAG!r} stands for a request without a flag"
+    if flag.bit & (flag.bit - 1):
+        yield f"{path}.bit", f"{flag.bit:#x} is more than one bit"
+    for words, phase in _NAMED_PHASES.items():
+        if re.search(rf"(^|_){words}(_|$)", flag.name) and flag.phases != (phase,):
+            yield f"{path}.phases", f"the name says {words}; [{phase.value!r}] would be accepted"
+
+
+def _rule_problems(path: str, rule: RuleRow, flags: list[str]) -> Iterator[_Problem]:
+    """Yield the names in a rule that don't exist."""
+    for column, value, known in (
+        ("flag", rule.flag, flags),
+        ("effect", rule.effect, [*EFFECTS, REFUSED]),
+        ("unless", rule.unless, [None, ASSIGNED]),
+    ):
+        if value not in known:
+            names = ", ".join(str(name) for name in known if name is not None)
+            yield f"{path}.{column}", f"unknown {column} {value!r}; known: {names}"
+
+
+def _contradictions(rules: list[RuleRow]) -> Iterator[_Problem]:
+    """Yield rules that speak about a request that an earlier one speaks about."""
+    claimed: dict[tuple[str, ...], int] = {}
+    for i, rule in enumerate(rules):
+        for place in product(rule.vm_types, rule.firmware, rule.phases, rule.directions, [rule.flag]):
+            if claimed.setdefault(place, i) != i:
+                yield f"rules[{i}]", f"rules[{claimed[place]}] speaks about {', '.join(place)} already"

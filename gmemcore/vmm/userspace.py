@@ -1,0 +1,381 @@
+"""Vmm: the userspace side of conversion, written once for every VM type and every revision.
+
+It branches on what capabilities answered and on nothing else.
+
+References
+----------
+QEMU's ``kvm_convert_memory`` and its handling of KVM_EXIT_MEMORY_FAULT.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from gmemcore.engine import Counters
+from gmemcore.errors import (
+    InvalidArgumentError,
+    MemoryFaultExit,
+    OutOfMemoryError,
+    PagePinnedError,
+    UnsupportedContentModeError,
+)
+from gmemcore.machine import GuestMemfd, VmFace
+from gmemcore.uapi import (
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    Direction,
+    FallocateMode,
+    GuestMemfdFlag,
+    MemoryAttribute,
+    Phase,
+)
+from gmemcore.vmm.attributes import (
+    RETRIES,
+    OnBusy,
+    give_way,
+    guest_memfd_set_memory_attributes_fd,
+    vm_set_memory_attributes,
+)
+from gmemcore.vmm.probe import probe
+from gmemcore.vmm.ram_block import Listener, RamBlockAttributes, Run
+from gmemcore.vmm.undo import UndoLog
+
+_DISCARD = FallocateMode.KEEP_SIZE | FallocateMode.PUNCH_HOLE
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A stretch of guest physical memory in one RAM block.
+
+    Attributes
+    ----------
+    gpa : int
+        Where it begins, bytes.
+    block : RamBlockAttributes
+        The block.
+    start, end : int
+        Pages of the block.
+    """
+
+    gpa: int
+    block: RamBlockAttributes
+    start: int
+    end: int
+
+    @property
+    def offset(self) -> int:
+        """Bytes into the block."""
+        return self.start << PAGE_SHIFT
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return (self.end - self.start) << PAGE_SHIFT
+
+    def part(self, run: Run) -> "Section":
+        """Return the part that a run of pages of the block is."""
+        return Section(self.gpa + ((run[0] - self.start) << PAGE_SHIFT), self.block, *run)
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What one conversion did.
+
+    Attributes
+    ----------
+    counters : Counters
+        Events of its ioctls and discards, and the call-backs made.
+    flag : int
+        The content flag it was made with.
+    refused : tuple of str
+        Flags that were believed to keep contents, tried before, and refused.
+    """
+
+    counters: Counters
+    flag: int = 0
+    refused: tuple[str, ...] = ()
+
+
+class Vmm:
+    """A userspace that knows names and capabilities.
+
+    Parameters
+    ----------
+    vm : Vm or LegacyVm
+        The guest.
+    retries : int
+        Tries of a conversion after the first that met a pinned page.
+    on_busy : callable
+        Called with the file and the offset of that page before each further try.
+
+    Attributes
+    ----------
+    supported : Supported
+        What was asked at start.
+    blocks : list of RamBlockAttributes
+        Its RAM.
+
+    Examples
+    --------
+    >>> from gmemcore import create_vm
+    >>> vmm = Vmm(create_vm("SNP"))
+    >>> block = vmm.add_ram(0, 1 << 20)
+    >>> vmm.convert(0, 8192, to_private=True).counters.pages_changed
+    2
+    """
+
+    def __init__(self, vm: VmFace, *, retries: int = RETRIES, on_busy: OnBusy = give_way) -> None:
+        self.vm = vm
+        self.supported = probe(vm)
+        self.blocks: list[RamBlockAttributes] = []
+        self._block_of: dict[GuestMemfd, RamBlockAttributes] = {}
+        self._retries = retries
+        self._on_busy = on_busy
+        self._lock = threading.RLock()
+        self._new_slot = 0
+
+    def __enter__(self) -> "Vmm":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.vm.close()
+
+    @property
+    def phase(self) -> Phase:
+        """The launch phase; it is the userspace that finishes the launch."""
+        return self.vm.phase
+
+    @property
+    def counters(self) -> Counters:
+        """Events of the VM since its creation, and the call-backs made."""
+        return replace(self.vm.counters, notifications=self._notifications())
+
+    def _notifications(self) -> int:
+        return sum(block.notifications for block in self.blocks)
+
+    # ---- RAM -----------------------------------------------------------------------------------
+
+    def add_ram(self, gpa: int, size: int, *, shared: bool = True) -> RamBlockAttributes:
+        """Create a guest_memfd that the host may map, and put it at a guest physical address.
+
+        Parameters
+        ----------
+        gpa, size : int
+            Bytes, multiples of PAGE_SIZE.
+        shared : bool
+            Let it start shared, if such files are offered; else it starts private.
+        """
+        init_shared = GuestMemfdFlag.INIT_SHARED if shared and self.supported.init_shared else 0
+        gmem = self.vm.create_guest_memfd(size, GuestMemfdFlag.MMAP | init_shared)
+        return self.add_slot(gpa, size, gmem)
+
+    def add_slot(self, gpa: int, size: int, gmem: GuestMemfd, gmem_offset: int = 0) -> RamBlockAttributes:
+        """Put a range of a guest_memfd at a guest physical address; one block stands for each file."""
+        with self._lock:
+            self.vm.add_memslot(self._new_slot, gpa, size, gmem, gmem_offset)
+            self._new_slot += 1
+            if gmem not in self._block_of:
+                self._block_of[gmem] = RamBlockAttributes(gmem, self._shared_at_start(gmem))
+                self.blocks.append(self._block_of[gmem])
+            return self._block_of[gmem]
+
+    def _shared_at_start(self, gmem: GuestMemfd) -> list[Run]:
+        """Return what of a file is shared before the first conversion here; with two backings all of it."""
+        if self.supported.vm_attributes:
+            return [(0, gmem.n_pages)]
+        return [(start, end) for start, end, attribute in gmem.runs() if attribute == "shared"]
+
+    def register(self, listener: Listener) -> None:
+        """Add a listener to every block there is; if one of them can't be mapped, to none."""
+        with self._lock, UndoLog() as undo:
+            for block in self.blocks:
+                block.register(listener)
+                undo.done(block.unregister, listener)
+
+    # ---- conversion ----------------------------------------------------------------------------
+
+    def convert(self, start: int, size: int, to_private: bool, flags: int = 0) -> Converted:
+        """Convert guest physical memory, over all memslots it touches.
+
+        Parameters
+        ----------
+        start, size : int
+            Bytes, multiples of PAGE_SIZE. Holes are skipped to shared and refused to private.
+        to_private : bool
+            To private: listeners let go, then the ioctl. To shared: the ioctl, then listeners take in. With
+            two backings the other side is discarded in the end.
+        flags : int
+            At most one content flag.
+
+        Returns
+        -------
+        Converted
+            What was done.
+
+        Raises
+        ------
+        CapabilityAssertionError
+            A flag that no capability advertises for this phase and direction.
+        InvalidArgumentError
+            EINVAL: an empty or unaligned range, a hole to private, no private memory.
+        GmemError
+            What stopped a section; EAGAIN has the offset in ``error_offset`` and the file in a note.
+        Exception
+            What a listener raised.
+        UndoError
+            EIO: something failed and could not be taken back; the state is not as before.
+
+        Notes
+        -----
+        After any exception but `UndoError` attributes, bitmaps, listeners and their pins are as before. Bytes
+        and assignment of what had been converted are those of a conversion and its way back. Backings are
+        discarded only when nothing can fail any more but the discard.
+        """
+        with self._lock:
+            sections = self._sections(start, size, to_private)
+            told = self._notifications()
+            with UndoLog() as undo:
+                counters = sum(
+                    (self._convert_section(section, to_private, flags, undo) for section in sections),
+                    Counters(),
+                )
+            if not self.supported.in_place:
+                counters += sum((_discard_other(section, to_private) for section in sections), Counters())
+            return Converted(counters + Counters(notifications=self._notifications() - told), flags)
+
+    def convert_keeping(self, start: int, size: int, to_private: bool) -> Converted:
+        """Convert with a flag that is believed to keep contents; without one if none is believed.
+
+        Raises
+        ------
+        UnsupportedContentModeError
+            EOPNOTSUPP: every flag that was believed is refused.
+        GmemError
+            As `convert`.
+        """
+        direction = Direction.TO_PRIVATE if to_private else Direction.TO_SHARED
+        refused: list[str] = []
+        stopped: UnsupportedContentModeError | None = None
+        for flag in self.supported.preserving(self.phase, direction):
+            try:
+                converted = self.convert(start, size, to_private, flag.bit)
+                return replace(converted, refused=tuple(refused))
+            except UnsupportedContentModeError as error:
+                refused.append(flag.name)
+                stopped = error
+        if stopped is not None:
+            raise stopped
+        return self.convert(start, size, to_private)
+
+    def _sections(self, start: int, size: int, to_private: bool) -> list[Section]:
+        """Return the sections of a range, or refuse it before anything is done."""
+        if size <= 0 or start < 0 or (start | size) % PAGE_SIZE or start + size > 1 << 64:
+            raise InvalidArgumentError(
+                f"conversion of {start:#x}+{size:#x}; multiples of {PAGE_SIZE:#x} would be accepted"
+            )
+        if not self.supported.private_memory:
+            raise InvalidArgumentError("the VM has no private memory; nothing can be converted")
+        sections, at = [], start
+        for slot in self.vm.memslots:
+            low, high = max(slot.gpa, start), min(slot.gpa + slot.size, start + size)
+            if low >= high or slot.gmem not in self._block_of:
+                continue
+            if low > at and to_private:
+                break
+            first = (low - slot.gpa + slot.gmem_offset) >> PAGE_SHIFT
+            block = self._block_of[slot.gmem]
+            sections.append(Section(low, block, first, first + ((high - low) >> PAGE_SHIFT)))
+            at = high
+        if to_private and at < start + size:
+            raise InvalidArgumentError(
+                f"conversion of {start:#x}+{size:#x} to private: there is no RAM at {at:#x}"
+            )
+        return sections
+
+    def _convert_section(self, section: Section, to_private: bool, flags: int, undo: UndoLog) -> Counters:
+        """Convert one section, in the order that keeps pins out of the way."""
+        block = section.block
+        differing = block.runs(to_private, section.start, section.end)
+        if to_private:
+            block.change(differing, shared=False)
+            undo.done(block.change, differing, True)
+        counters = self._set_attributes(section, to_private, flags)
+        for run in differing:
+            undo.done(self._restore, section.part(run), not to_private, flags)
+        if not to_private:
+            block.change(differing, shared=True)
+            undo.done(block.change, differing, False)
+        return counters
+
+    def _set_attributes(self, section: Section, to_private: bool, flags: int) -> Counters:
+        """Issue the ioctl that this VM has."""
+        attributes = MemoryAttribute.PRIVATE if to_private else 0
+        if not self.supported.in_place:
+            return vm_set_memory_attributes(
+                self.supported, self.vm, section.gpa, section.size, attributes, flags
+            )
+        try:
+            return guest_memfd_set_memory_attributes_fd(
+                self.supported,
+                section.block.gmem,
+                section.offset,
+                section.size,
+                attributes,
+                flags,
+                phase=self.phase,
+                retries=self._retries,
+                on_busy=self._on_busy,
+            )
+        except PagePinnedError as error:
+            error.add_note(f"in {section.block.gmem!r}, at gpa {section.gpa:#x}+{section.size:#x}")
+            raise
+
+    def _restore(self, section: Section, to_private: bool, flags: int) -> None:
+        """Take a conversion back, with the flag that came here if it keeps contents on the way back too."""
+        direction = Direction.TO_PRIVATE if to_private else Direction.TO_SHARED
+        keeping = sum(row.bit for row in self.supported.preserving(self.phase, direction))
+        for tries_left in range(self._retries, -1, -1):
+            try:
+                self._set_attributes(section, to_private, flags & keeping)
+                return
+            except UnsupportedContentModeError:
+                flags = 0
+            except OutOfMemoryError:
+                if not tries_left:
+                    raise
+
+    # ---- running the guest ---------------------------------------------------------------------
+
+    def run(self, access: Callable[[], T], *, exits: int = 1 << 20) -> T:
+        """Let the guest make an access, converting what its exits ask for, until it gets through.
+
+        Parameters
+        ----------
+        access : callable
+            The guest's access, for example ``partial(vm.guest_read, gpa, size, private=True)``.
+        exits : int
+            MEMORY_FAULT exits to be handled before the guest is taken to be stuck.
+
+        Raises
+        ------
+        GmemError
+            An exit of another kind, or what stopped the conversion.
+        MemoryFaultExit
+            One more than `exits`.
+        """
+        for _ in range(exits):
+            try:
+                return access()
+            except MemoryFaultExit as fault:
+                self.convert(fault.gpa, fault.size, bool(fault.flags & MemoryAttribute.PRIVATE))
+        return access()
+
+
+def _discard_other(section: Section, to_private: bool) -> Counters:
+    """Discard the backing that a section has just been converted away from."""
+    if to_private:
+        return section.block.gmem.discard_shared(section.offset, section.size)
+    return section.block.gmem.fallocate(_DISCARD, section.offset, section.size)

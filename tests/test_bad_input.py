@@ -1,0 +1,198 @@
+"""Bad input gets a typed error, and never reaches memory: canaries stand on both sides of the buffer."""
+
+import hashlib
+import os
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import gmemcore
+from conftest import JIT_DISABLED
+from gmemcore.errors import GmemError
+
+CANARY = np.uint64(0xC0FFEE_C0FFEE_C0)
+GUARD_WORDS = 64 * 1024 // 8
+N_PAGES = 130
+SIZE = N_PAGES * 4096
+SLOT = 1 << 32
+
+CHECKED_RUN = JIT_DISABLED or os.environ.get("NUMBA_BOUNDSCHECK", "0") not in ("", "0")
+CALLS = 400 if CHECKED_RUN else 20_000
+BATCH = 200  # calls an example
+
+
+class CanaryBacking:
+    """Ordinary memory between two canaries."""
+
+    commits_late = False
+
+    def __init__(self, size: int) -> None:
+        self.whole = np.full(size // 8 + 2 * GUARD_WORDS, CANARY)
+        self.words = self.whole[GUARD_WORDS:-GUARD_WORDS]
+        self.words[:] = 0
+
+    def intact(self) -> bool:
+        return bool((self.whole[:GUARD_WORDS] == CANARY).all() and (self.whole[-GUARD_WORDS:] == CANARY).all())
+
+    def release(self, offset: int, size: int) -> None:
+        self.words[offset // 8 : (offset + size) // 8] = 0
+
+    def commit(self, offset: int, size: int) -> None:
+        pass
+
+    def close(self) -> None:
+        self.words = self.words[:0]
+
+
+def digest(gmem) -> bytes:
+    sums = hashlib.blake2b(gmem.memory.tobytes())
+    for name in ("private", "allocated", "assigned", "accepted", "pinned", "poisoned"):
+        sums.update(gmem.plane(name).tobytes())
+    return sums.digest()
+
+
+ODD_NUMBERS = st.one_of(
+    st.sampled_from(
+        [0, 1, -1, 4095, 4097, -4096, SIZE, SIZE + 1, SIZE + 4096, SLOT, SLOT + SIZE, 1 << 44, 1 << 62]
+        + [(1 << 63) - 1, 1 << 63, (1 << 63) + 4096, (1 << 64) - 4096, (1 << 64) - 1, 1 << 64, 1 << 70, -(1 << 63)]
+    ),
+    st.integers(-(1 << 71), 1 << 71),
+    st.integers(0, N_PAGES + 2).map(lambda page: page * 4096),
+    st.integers(0, N_PAGES + 2).map(lambda page: np.uint64(page * 4096)),
+    st.integers(-9, 9).map(np.int8),
+)
+ODD_TYPES = st.sampled_from(
+    [True, False, np.True_, 1.0, 4096.0, np.float64(4096), float("nan"), "4096", b"4096", None, [], [4096], (), {}]
+    + [np.zeros(3), np.array([4096.5]), object(), 1j]
+)
+ANYTHING = st.one_of(ODD_NUMBERS, ODD_NUMBERS, ODD_NUMBERS, ODD_TYPES)
+ODD_DATA = st.one_of(
+    st.binary(max_size=64),
+    st.sampled_from([b"", "text", None, 7, np.zeros(3), np.zeros((2, 8), np.uint8)[:, ::2], bytearray(9)]),
+)
+ODD_ARRAYS = st.one_of(
+    st.lists(ODD_NUMBERS, max_size=4),
+    st.sampled_from(
+        [np.zeros(2, np.float64), np.zeros((2, 2), np.uint64), np.array(["a"]), np.array([-4096]), 4096, None, "x"]
+        + [np.arange(4, dtype=">u8") * 4096, np.arange(8, dtype=np.uint64)[::2] * 4096, np.zeros(2, bool)]
+    ),
+)
+
+# Calls of the public surface: name -> strategies of its arguments. Each is refused, or is a valid call.
+CALLS_ON_FILE = {
+    "set_memory_attributes": (ANYTHING, ANYTHING, ANYTHING, ANYTHING),
+    "set_memory_attributes_many": (ODD_ARRAYS, ODD_ARRAYS, ANYTHING, ODD_ARRAYS),
+    "host_read": (ANYTHING, ANYTHING),
+    "host_write": (ANYTHING, ODD_DATA),
+    "fallocate": (ANYTHING, ANYTHING, ANYTHING),
+    "pin": (ANYTHING, ANYTHING),
+    "unpin": (ANYTHING, ANYTHING),
+    "poison": (ANYTHING,),
+    "mmap": (ANYTHING, ANYTHING, st.booleans()),
+    "discard_shared": (ANYTHING, ANYTHING),
+    "ioctl": (st.one_of(ANYTHING, st.just(0xC080AED2)), st.one_of(st.none(), st.binary(max_size=200), ODD_DATA)),
+    "plane": (st.one_of(st.text(max_size=5), ODD_TYPES),),
+}
+CALLS_ON_VM = {
+    "set_memory_attributes": (ANYTHING, ANYTHING, ANYTHING, ANYTHING),
+    "guest_read": (ANYTHING, ANYTHING, st.one_of(st.none(), st.booleans(), ODD_TYPES)),
+    "guest_write": (ANYTHING, ODD_DATA, st.one_of(st.none(), st.booleans())),
+    "accept": (ANYTHING, ANYTHING),
+    "launch_update": (ANYTHING, ANYTHING, st.one_of(st.none(), ODD_DATA), st.one_of(st.just("NORMAL"), ODD_TYPES)),
+    "add_memslot": (ANYTHING, ANYTHING, ANYTHING, st.just(None), ANYTHING),
+    "delete_memslot": (st.integers(5, 99),),
+    "check_cap": (st.one_of(st.text(max_size=5), ODD_TYPES),),
+    "ioctl": (st.one_of(ANYTHING, st.just(0x4020AED2)), st.one_of(st.none(), st.binary(max_size=200))),
+}
+READ_LIMIT = 1 << 22  # a valid read of terabytes would only fill this process
+
+
+def a_call():
+    cases = [("gmem", name, args) for name, args in CALLS_ON_FILE.items()]
+    cases += [("vm", name, args) for name, args in CALLS_ON_VM.items()]
+    return st.sampled_from(cases).flatmap(
+        lambda case: st.tuples(st.just(case[0]), st.just(case[1]), st.tuples(*case[2]))
+    )
+
+
+@pytest.mark.parametrize("vm_type", ["SNP", "SW_PROTECTED"])
+@pytest.mark.parametrize("abi", ["v5", "legacy"])
+@given(calls=st.lists(a_call(), min_size=BATCH, max_size=BATCH))
+@settings(
+    max_examples=max(1, CALLS // BATCH // 4),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+    phases=[Phase.generate],  # the failing call is in the message; shrinking 200 of them takes hours
+)
+def test_fuzzed_calls_get_a_typed_error_and_leave_everything_alone(vm_type, abi, calls):
+    backings = []
+
+    def backing(size):
+        backings.append(CanaryBacking(size))
+        return backings[-1]
+
+    vm = gmemcore.create_vm(vm_type, abi, backing=backing)
+    gmem = vm.create_guest_memfd(SIZE, 1)
+    vm.add_memslot(1, SLOT, SIZE, gmem)
+    before = digest(gmem)
+    for target, name, arguments in calls:
+        try:
+            getattr(gmem if target == "gmem" else vm, name)(*arguments)
+        except (GmemError, TypeError) as error:
+            leaves_a_trace = getattr(error, "outcome", "") == "NOT_VALIDATED" or getattr(error, "pages_done", 0)
+            if not leaves_a_trace:
+                assert digest(gmem) == before, (name, arguments)
+        except Exception as error:
+            raise AssertionError(f"{target}.{name}{arguments!r} raised {error!r}") from None
+        assert all(each.intact() for each in backings), (name, arguments)
+        before = digest(gmem)
+
+
+@pytest.mark.parametrize("wrong", [True, np.True_, 1.0, "1", None, b"1", [1]])
+def test_wrong_types_are_type_errors(wrong):
+    vm = gmemcore.create_vm("SNP")
+    gmem = vm.create_guest_memfd(SIZE, 3)
+    for call in (
+        lambda: gmem.set_memory_attributes(wrong, 4096, 8),
+        lambda: gmem.set_memory_attributes(0, wrong, 8),
+        lambda: gmem.set_memory_attributes(0, 4096, wrong),
+        lambda: gmem.set_memory_attributes(0, 4096, 8, wrong),
+        lambda: vm.create_guest_memfd(wrong, 0),
+        lambda: vm.guest_read(wrong, 1),
+        lambda: gmem.pin(0, wrong),
+        lambda: gmem.fallocate(wrong, 0, 4096),
+        lambda: vm.accept(0, wrong),
+    ):
+        with pytest.raises(TypeError, match="must be an integer"):
+            call()
+    with pytest.raises(TypeError):
+        gmemcore.create_vm(3)
+    with pytest.raises(TypeError):
+        gmemcore.create_vm("SNP", backing=3)
+
+
+@pytest.mark.parametrize("exact", [np.uint64(4096), np.int32(4096), np.uint16(4096), np.int64(4096)])
+def test_exact_numpy_integers_are_taken(exact):
+    gmem = gmemcore.create_vm("SNP").create_guest_memfd(SIZE, 3)
+    assert gmem.set_memory_attributes(exact, exact, np.int8(8)).counters.pages_changed == 1
+    assert gmem.runs()[1] == (1, 2, "private")
+
+
+def test_messages_say_what_where_and_what_would_be_accepted():
+    gmem = gmemcore.create_vm("SNP").create_guest_memfd(SIZE, 3)
+    for arguments, says in (
+        ((0, 1, 8), ["0x0+0x1", "multiples of 0x1000"]),
+        ((0, SIZE + 4096, 8), [f"{SIZE + 4096:#x}", f"up to {SIZE:#x}"]),
+        ((0, 4096, 3), ["attributes 0x3", "0x8"]),
+        ((0, 4096, 8, 64), ["flags 0x40", "ZERO=0x1", "PRESERVE=0x2"]),
+        ((0, 4096, 8, 3), ["one content mode at a time"]),
+        ((0, 4096, 8, 1), ["ZERO", "launching"]),
+        ((-1, 4096, 8), ["-0x1", "64 bits"]),
+    ):
+        with pytest.raises(GmemError) as raised:
+            gmem.set_memory_attributes(*arguments)
+        for words in says:
+            assert words in str(raised.value)

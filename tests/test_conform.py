@@ -1,0 +1,150 @@
+"""Vectors run through the public API, by the command users run."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import JIT_DISABLED, VECTORS
+
+from gmemcore.cli import main
+
+SMALL = {"launch-v5-snp.json", "launch-v5-tdx.json", "raw-v13.json", "arguments-v13.json"}
+
+
+def conform(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(["conform", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return stopped.value.code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("path", sorted(VECTORS.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("backing", ["anonymous", "memfd"])
+def test_vectors(path, backing, capsys):
+    status, out, err = conform(capsys, path, "--backing", backing)
+    assert status == 0, out + err
+    assert "FAIL" not in out
+
+
+@pytest.mark.parametrize("path", sorted((VECTORS / "self-check").glob("*.json")), ids=lambda path: path.stem)
+def test_files_wrong_on_purpose_are_found(path, capsys):
+    status, out, _ = conform(capsys, path)
+    assert status == 1
+    assert "expected" in out
+    assert "found" in out
+
+
+def test_a_folder_means_its_files(capsys):
+    status, out, _ = conform(capsys, VECTORS / "self-check")
+    assert status == 1
+    assert "0 of 2 cases" in out
+
+
+@pytest.mark.skipif(JIT_DISABLED, reason="the compiled kernel is what is broken here")
+def test_a_broken_kernel_is_found(monkeypatch, capsys):
+    """The check can fail: a conversion that forgets the point of it doesn't conform."""
+    from gmemcore.engine.jit import load_kernels
+
+    kernels = load_kernels()
+    convert = kernels.convert
+
+    def forgets_the_last_page(header, words, lines, memory, rules, requests, results):
+        short = requests.copy()
+        short[:, 1] -= np.where(short[:, 1] > 4096, np.uint64(4096), np.uint64(0))
+        convert(header, words, lines, memory, rules, short, results)
+
+    monkeypatch.setattr(kernels, "convert", forgets_the_last_page)
+    status, out, _ = conform(capsys, VECTORS / "conversions-v13.json")
+    assert status == 1
+    assert "FAIL" in out
+
+
+GOOD = {"format": 1, "name": "n", "source": "s", "abi": "v5", "vm_type": "SNP"}
+
+
+def file_with(**changes):
+    return {**GOOD, "cases": [{"name": "c", "steps": [{"op": "create", "size": 4096, "flags": 3}]}], **changes}
+
+
+def steps(*steps):
+    return {"cases": [{"name": "c", "steps": list(steps)}]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"format": 2}, "format"),
+        ({"abi": "v99"}, "unknown abi"),
+        ({"vm_type": "SEV"}, "vm_type"),
+        ({"firmware": "tomorrow"}, "firmware"),
+        ({"more": 1}, "more"),
+        ({"cases": [{"name": "c", "steps": [], "seed": -1}]}, "seed"),
+        (steps({"op": "fly"}), "unknown op"),
+        (steps({"size": 1}), "unknown op"),
+        (steps({"op": "accept", "gpa": 0, "size": 1, "speed": 2}), "no field speed"),
+        (steps({"op": "accept", "gpa": 0}), "needs size"),
+        (steps({"op": "accept", "gpa": 0, "size": 0, "expect": "ETOOBIG"}), "unknown outcome"),
+        (steps({"op": "check_cap", "cap": "WINGS", "value": 0}), "unknown capability"),
+        (steps({"op": "launch_update", "gpa": 0, "size": 0, "page_type": "GOLD"}), "unknown page type"),
+        (steps({"op": "launch_update", "gpa": 0, "size": 0, "source": {"fill": 256}}), "source"),
+        (steps({"op": "launch_update", "gpa": 0, "size": 0, "source": "xyz"}), "hex digits"),
+        (steps({"op": "pin", "offset": 1.5, "size": 0}), "64-bit integer"),
+        (steps({"op": "pin", "offset": True, "size": 0}), "64-bit integer"),
+        (steps({"op": "pin", "offset": 1 << 64, "size": 0}), "64-bit integer"),
+        (steps({"op": "host_read", "offset": 0, "gmem": 4}), "string"),
+        (steps({"op": "host_read", "offset": 0, "data": "0g"}), "hex digits"),
+        (steps({"op": "guest_read", "gpa": 0, "private": 1}), "true or false"),
+        (steps({"op": "host_write", "offset": 0}), "needs data"),
+        (steps({"op": "host_write", "offset": 0, "fill": 300, "size": 1}), "byte"),
+        (steps({"op": "set", "offset": 0, "size": 0, "attributes": 0, "reserved": [0]}), "11 integers"),
+        (steps({"op": "counters", "values": 3}), "counters by name"),
+        (steps({"op": "host_read", "offset": 0, "gmem": "x"}), "not created"),
+    ],
+)
+def test_what_is_not_the_format_is_refused(tmp_path, capsys, changes, says):
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps(file_with(**changes)))
+    status, _, err = conform(capsys, path)
+    assert status == 2
+    assert says in err
+
+
+def test_unreadable_outranks_wrong(tmp_path, capsys):
+    (tmp_path / "a.json").write_text("{")
+    status, _, err = conform(capsys, tmp_path, tmp_path / "none.json", VECTORS / "self-check")
+    assert status == 2
+    assert "a.json" in err
+    assert "none.json" in err
+
+
+@pytest.mark.parametrize(
+    ("step", "what"),
+    [
+        ({"op": "host_read", "offset": 0, "fill": 1}, "fill"),
+        ({"op": "host_read", "offset": 0, "not_data": "00"}, "anything but"),
+        ({"op": "runs", "runs": [[0, 1, "private"]]}, "runs"),
+        ({"op": "counters", "values": {"pages_changed": 7}}, "pages_changed"),
+        ({"op": "check_cap", "cap": "MEMORY_ATTRIBUTES2_FLAGS", "value": 9, "vm": False}, "value"),
+        ({"op": "set", "offset": 1, "size": 1, "attributes": 0, "expect": "EINVAL", "error_offset": 5}, "error_offset"),
+        ({"op": "launch_update", "gpa": 0, "size": 4096, "expect": "EIO", "pages_done": 3}, "pages_done"),
+        ({"op": "ioctl", "fd": "g", "request": 3, "argument": "00", "expect": "ENOTTY", "argument_out": "01"}, "argument_out"),
+        ({"op": "ioctl", "fd": "vm", "request": 3, "argument": None}, "ENOTTY"),
+        ({"op": "slot_delete", "slot": 4}, "EINVAL"),
+        ({"op": "mmap", "size": 4096, "expect": "ENODEV"}, "outcome"),
+        ({"op": "discard_shared", "offset": 0, "size": 4096}, "EOPNOTSUPP"),
+    ],
+)
+def test_a_wrong_step_says_what_was_expected_and_found(tmp_path, capsys, step, what):
+    path = tmp_path / "wrong.json"
+    create = {"op": "create", "size": 4096, "flags": 3}
+    path.write_text(json.dumps({**GOOD, "cases": [{"name": "c", "steps": [create, step]}]}))
+    status, out, err = conform(capsys, path, "--quiet")
+    assert status == 1, err
+    assert what in out
+    assert "step 1" in out
+
+
+def test_no_case_is_no_pass(tmp_path, capsys):
+    status, out, _ = conform(capsys, tmp_path)
+    assert status == 2
+    assert "0 of 0" in out
