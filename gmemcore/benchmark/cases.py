@@ -173,6 +173,13 @@ class Case:
         return coco_guest_reads and self.key.phase == Phase.RUNNING and not self.accepted_by_conversion
 
     @property
+    def workload(self) -> tuple[object, ...]:
+        """All that decides what is executed: cases of two revisions that agree in it do the same work."""
+        key = self.key
+        place = (self.abi.legacy, key.vm_type, key.phase, key.direction, self.memory, self.range)
+        return (*place, self.rank, self.operation, self.accepted_by_conversion, self.transfer, self.accept)
+
+    @property
     def primitive(self) -> str | None:
         """Primitive that the step which moves the bytes is compared with; None if no byte moves."""
         if self.transfer in (Transfer.COPY, Transfer.FROM_SOURCE):

@@ -20,6 +20,7 @@ Words = NDArray[np.uint64]
 PIECE: Final = 512 << 10
 """Bytes that are written, read or compared at a time: few calls, and they stay in the second-level cache."""
 _PIECE_WORDS: Final = PIECE // 8
+_STRIDE: Final = 40503  # odd, so that 2^16 pieces begin at different words
 _GOLDEN: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
 _STEPS: Final = (
     (np.uint64(30), np.uint64(0xBF58_476D_1CE4_E5B9)),
@@ -74,14 +75,14 @@ class Pattern:
     """
 
     def __init__(self, seed: int) -> None:
-        self._tile = np.random.default_rng(seed).integers(0, 1 << 64, _PIECE_WORDS, dtype=np.uint64)
+        self._words = np.random.default_rng(seed).integers(0, 1 << 64, 2 * _PIECE_WORDS, dtype=np.uint64)
+        self._words.flags.writeable = False
 
     def words(self, start: int, end: int) -> Words:
-        """Words of a byte range that lies within one piece."""
-        number = start // PIECE
-        first = (start - number * PIECE) // 8
-        tile = self._tile[first : first + (end - start) // 8]
-        return tile ^ np.uint64(number * int(_GOLDEN) & (1 << 64) - 1)
+        """Words of a byte range that lies within one piece, a read-only view."""
+        number, offset = divmod(start, PIECE)
+        first = number * _STRIDE % _PIECE_WORDS + offset // 8  # each piece begins elsewhere
+        return self._words[first : first + (end - start) // 8]
 
 
 WRITTEN: Final = "what the old side wrote"
@@ -152,7 +153,7 @@ class Reference:
         else:
             words = self._patterns[contents.value].words(start, end)
         if contents.keyed:
-            words ^= key_stream(self.seed, start, end - start)
+            words = words ^ key_stream(self.seed, start, end - start)
         return words
 
     def check(self, found: Words, contents: Contents, start: int, before: Contents, where: str) -> None:

@@ -156,6 +156,58 @@ class MemfdBacking:
             os.close(self._fd)
 
 
+class GuestMemfdBacking:
+    """A guest_memfd of the host's kernel, through /dev/kvm: the very memory that is modelled.
+
+    Its page state is still the model's; the kernel only holds the bytes, all of them shared.
+
+    Parameters
+    ----------
+    size : int
+        Bytes, a multiple of PAGE_SIZE.
+    prefault : bool
+        Fault every page in at once; otherwise memory is committed as pages come into being.
+    """
+
+    commits_late = True  # as of a memfd
+
+    def __init__(self, size: int, *, prefault: bool = False) -> None:
+        from gmemcore.kvm.memory import open_guest_memfd
+
+        self._fd = -1
+        check_host_can_hold(size)
+        self._fd = open_guest_memfd(size)
+        try:
+            self._map = mmap.mmap(self._fd, size)
+            self.words: NDArray[np.uint64] = np.frombuffer(self._map, np.uint64)
+            if prefault:
+                populate(self._map, self.words, 0, size)
+        except (OSError, OverflowError, ValueError) as error:
+            raise OutOfMemoryError(
+                f"the host can't hold a guest_memfd of {size:#x} bytes: {error}"
+            ) from error
+
+    def release(self, offset: int, size: int) -> None:
+        """See `Backing`."""
+        _fallocate(self._fd, _FALLOC_PUNCH_KEEPING_SIZE, offset, size)
+
+    def commit(self, offset: int, size: int) -> None:
+        """See `Backing`."""
+        populate(self._map, self.words, offset, size)
+
+    def close(self) -> None:
+        """See `Backing`."""
+        self.words = np.zeros(0, np.uint64)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            del self._map  # which has a descriptor of its own, and the memory
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
 class NoBacking:
     """Attributes only: page state of guests of any size, and no bytes."""
 
@@ -177,6 +229,7 @@ class NoBacking:
 BACKINGS: dict[str, Callable[..., Backing]] = {
     "anonymous": AnonymousBacking,
     "memfd": MemfdBacking,
+    "guest_memfd": GuestMemfdBacking,
     "none": NoBacking,
 }
 """Backings by name."""

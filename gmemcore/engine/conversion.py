@@ -189,17 +189,36 @@ def tracking_column(vm_type: VmType) -> int:
     return int(layout.RMP_UPDATES) if tracking is None else TRACKING_COLUMNS[tracking]
 
 
-@dataclass(frozen=True, slots=True)
 class ConversionResult:
     """What one accepted conversion did.
 
-    Attributes
+    Parameters
     ----------
-    counters : Counters
-        The events of this call alone.
+    counters : Counters or tuple of int
+        The events, or the result row that holds them: naming them costs more than a short conversion does,
+        so it waits until somebody asks.
     """
 
-    counters: Counters
+    __slots__ = ("_counters",)
+
+    def __init__(self, counters: Counters | tuple[int, ...]) -> None:
+        self._counters = counters
+
+    @property
+    def counters(self) -> Counters:
+        """The events of this call alone."""
+        if isinstance(self._counters, tuple):
+            self._counters = counters_of_row(self._counters)
+        return self._counters
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ConversionResult) and self.counters == other.counters
+
+    def __hash__(self) -> int:
+        return hash(self.counters)
+
+    def __repr__(self) -> str:
+        return f"ConversionResult({self.counters!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +265,7 @@ def check(rules: Rules, file_size: int, request: tuple[int, ...], row: tuple[int
         As ``REFUSALS`` says for the kernel's reason; ``error_offset`` is set where the interface writes it.
     """
     if row[0] == 0:
-        return ConversionResult(counters_of_row(row))
+        return ConversionResult(row)
     refusal = REFUSALS[row[0]]
     offset, size, attributes, flags = request[:4]
     detail = refusal.message.format(

@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _registered: list[str] = []
 _compiling = threading.Lock()
-_compiled = False
+_kernels: ModuleType | None = None
 _warned = False
 
 
@@ -38,18 +38,18 @@ def load_kernels() -> ModuleType:
         ``gmemcore.engine.kernels``; its functions are Numba dispatchers, or plain Python functions
         when ``NUMBA_DISABLE_JIT`` is set.
     """
-    global _compiled
-    from gmemcore.engine import kernels
+    global _kernels
+    if _kernels is None:
+        from gmemcore.engine import kernels
 
-    if not _compiled:
         with _compiling:
-            if not _compiled:
+            if _kernels is None:
                 if os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0"):
                     _compile_in_place(kernels)
                 else:
                     _silence_wrapping(kernels)
-                _compiled = True
-    return kernels
+                _kernels = kernels
+    return _kernels
 
 
 # Kernels hold no references: without Numba's counting of them a call of one kernel by another costs nothing

@@ -360,13 +360,15 @@ def keystream_words(view, state):
 def scramble_words(view, state):
     """Replace every byte of a view by a random one that differs from it.
 
-    XOR with a stream whose zero bytes were made ones: uniform over the 255 other values.
+    XOR with a stream whose zero bytes are made ones. One multiplication is random enough for that, and two would
+    cost more than the memory does. (The test for zero bytes also finds some ones; making those one is no change.)
     """
-    low7 = np.uint64(0x7F7F_7F7F_7F7F_7F7F)
+    ones, tops = np.uint64(0x0101_0101_0101_0101), np.uint64(0x8080_8080_8080_8080)
     for i in range(view.shape[0]):
-        z = mix(state + np.uint64(i) * GOLDEN)
-        zero_bytes = ~(((z & low7) + low7) | z | low7)
-        view[i] ^= z | (zero_bytes >> U7)
+        z = state + np.uint64(i) * GOLDEN
+        z = (z ^ (z >> np.uint64(32))) * np.uint64(0xBF58_476D_1CE4_E5B9)
+        z ^= z >> np.uint64(29)
+        view[i] ^= z | (((z - ones) & ~z & tops) >> U7)
 
 
 @kernel

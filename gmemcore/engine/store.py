@@ -55,6 +55,7 @@ class Store:
         self.backing = backing
         self.state = PageState(n_pages, private, seed, file_index, tracking)
         self.lock = threading.RLock()
+        self._arrays = (self.state.header, self.state.words, self.state.lines, backing.words)
         self._request_bytes = bytearray(_REQUEST.size)
         self._result_bytes = bytearray(_RESULT.size)
         self._request = np.frombuffer(self._request_bytes, np.uint64).reshape(1, -1)
@@ -91,10 +92,7 @@ class Store:
     def _convert(self, rules: Rules, requests: NDArray[np.uint64], results: NDArray[np.uint64]) -> None:
         if rules.allocates and self.backing.commits_late:
             self._commit_requests(requests)
-        state = self.state
-        load_kernels().convert(
-            *(state.header, state.words, state.lines, self.backing.words), rules.table, requests, results
-        )
+        load_kernels().convert(*self._arrays, rules.table, requests, results)
 
     def _commit_requests(self, requests: NDArray[np.uint64]) -> None:
         """Promise memory for conversions that allocate; the kernel refuses what isn't a range."""
@@ -201,3 +199,4 @@ class Store:
         """Drop the bytes; views that others hold keep the memory alive."""
         with self.lock:
             self.backing.close()
+            self._arrays = (*self._arrays[:3], self.backing.words)

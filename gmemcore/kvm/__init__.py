@@ -1,8 +1,8 @@
 """The real thing: guest_memfd in the host's kernel, through /dev/kvm.
 
-A client of KVM's ioctls with the public face of the model's Vm, so that the same steps run on either; what this
-host's kernel offers; and real guest_memfds to keep a model's bytes in. The client speaks through a `Transport`,
-of which the kernel's is one.
+A client of KVM's ioctls with the public face of the model's Vm, so that the same steps run on either; what
+this host's kernel offers; and real guest_memfds to keep a model's bytes in. The client speaks through a
+`Transport`, of which the kernel's is one.
 
 References
 ----------

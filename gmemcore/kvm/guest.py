@@ -1,14 +1,14 @@
 """The smallest guest: one vCPU in 64-bit mode that copies a few bytes and halts.
 
-Real mode would not reach the addresses of the vectors (4 GiB and above), so KVM is handed a vCPU that is already
-in 64-bit mode, with page tables that map two things: the guest's own memory at virtual address 0, and a window of
-a few pages onto the physical range of the access. The own memory is a memslot that is there only while the vCPU
-runs; deleting it makes KVM forget everything that it cached of the page tables.
+Real mode would not reach the addresses of the vectors (4 GiB and above), so KVM is handed a vCPU that is
+already in 64-bit mode, with page tables that map two things: the guest's own memory at virtual address 0, and
+a window of a few pages onto the physical range of the access. The own memory is a memslot that is there only
+while the vCPU runs; deleting it makes KVM forget everything that it cached of the page tables.
 
 References
 ----------
-KVM API documentation, 4.10 (``KVM_RUN``), section 5 (``struct kvm_run``); AMD64 Architecture Programmer's Manual,
-volume 2, 5.3 (long-mode page translation) and 14 (processor initialization).
+KVM API documentation, 4.10 (``KVM_RUN``), section 5 (``struct kvm_run``); AMD64 Architecture Programmer's
+Manual, volume 2, 5.3 (long-mode page translation) and 14 (processor initialization).
 """
 
 import ctypes
@@ -56,11 +56,11 @@ if TYPE_CHECKING:
 
 EHWPOISON = HwPoisonExit.number
 
-PROGRAM = bytes(
-    [0x0F, 0x20, 0xD8]  # mov rax, cr3
-    + [0x0F, 0x22, 0xD8]  # mov cr3, rax: forget translations of an earlier window
-    + [0xF3, 0xA4]  # rep movsb: rcx bytes from [rsi] to [rdi]
-    + [0xF4]  # hlt
+PROGRAM = (
+    b"\x0f\x20\xd8"  # mov rax, cr3
+    b"\x0f\x22\xd8"  # mov cr3, rax: forget translations of an earlier window
+    b"\xf3\xa4"  # rep movsb: rcx bytes from [rsi] to [rdi]
+    b"\xf4"  # hlt
 )
 
 # Pages of the guest's own memory.
@@ -76,9 +76,9 @@ _CR0 = 0x80050033  # paging, protection, write protection, and what every proces
 _CR4_PAE = 0x20
 _EFER_LONG_MODE = 0x500  # enabled and active
 _RFLAGS = 2
-_CODE_SEGMENT = (0, 0xFFFFFFFF, 8, 11, 1, 0, 0, 1, 1, 1, 0, 0)
-_DATA_SEGMENT = (0, 0xFFFFFFFF, 16, 3, 1, 0, 1, 1, 0, 1, 0, 0)
-_TASK_SEGMENT = (0, 0xFFFF, 0, 11, 1, 0, 0, 0, 0, 0, 0, 0)
+_CODE_SEGMENT = (0, 0xFFFFFFFF, 8, 11, 1, 0, 0, 1, 1, 1, 0)
+_DATA_SEGMENT = (0, 0xFFFFFFFF, 16, 3, 1, 0, 1, 1, 0, 1, 0)
+_TASK_SEGMENT = (0, 0xFFFF, 0, 11, 1, 0, 0, 0, 0, 0, 0)
 _CPUID_ENTRIES = 512
 
 
@@ -189,7 +189,7 @@ class KernelGuest:
         sregs = bytearray(SREGS_SIZE)
         self._transport.ioctl(self._vcpu, KVM_GET_SREGS, sregs)
         for i, segment in enumerate([_CODE_SEGMENT, *[_DATA_SEGMENT] * (SREGS_TR - 1), _TASK_SEGMENT]):
-            SEGMENT_STRUCT.pack_into(sregs, i * SEGMENT_STRUCT.size, *segment[: 3 + 8])
+            SEGMENT_STRUCT.pack_into(sregs, i * SEGMENT_STRUCT.size, *segment)
         control = (_CR0, 0, base + ROOT * PAGE_SIZE, _CR4_PAE, 0, _EFER_LONG_MODE)
         CONTROL_STRUCT.pack_into(sregs, CONTROL_AT, *control)
         self._transport.ioctl(self._vcpu, KVM_SET_SREGS, sregs)
@@ -219,9 +219,9 @@ class KernelGuest:
         if reason == KVM_EXIT_HLT:
             return
         if reason == KVM_EXIT_MMIO:
-            address, *_ = MMIO_EXIT_STRUCT.unpack_from(self._run, RUN_EXIT_AT)
+            at, *_ = MMIO_EXIT_STRUCT.unpack_from(self._run, RUN_EXIT_AT)
             self._finish_instruction()
-            raise MmioExit(f"guest access to gpa {address:#x}: no memory there", address & -PAGE_SIZE, PAGE_SIZE)
+            raise MmioExit(f"guest access to gpa {at:#x}: no memory there", at & -PAGE_SIZE, PAGE_SIZE)
         raise GuestStoppedExit(f"KVM_RUN ended with exit {reason}", gpa, size, f"EXIT_{reason}")
 
     def _raise_failed_run(self, error: OSError, gpa: int, size: int) -> None:
@@ -237,7 +237,7 @@ class KernelGuest:
         return int.from_bytes(self._run[RUN_EXIT_REASON_AT : RUN_EXIT_REASON_AT + 4], "little")
 
     def _finish_instruction(self) -> None:
-        """Let KVM complete what waits for an answer to MMIO, without running on: the next copy starts afresh."""
+        """Let KVM complete what waits for an answer to MMIO, without running on."""
         self._run[RUN_IMMEDIATE_EXIT_AT] = 1
         try:
             while True:
@@ -256,12 +256,12 @@ def _chunks(gpa: int, size: int) -> list[tuple[int, int]]:
 
 
 def _free_range(occupied: Sequence[tuple[int, int]]) -> int:
-    """A base for own memory that overlaps nothing: there are more candidates than ranges."""
-    for gigabyte in range(1, len(occupied) + 2):
-        base = gigabyte << 28
+    """A base for own memory that overlaps nothing: low, or where one of the ranges ends."""
+    ends = sorted(-(-(start + size) // PAGE_SIZE) * PAGE_SIZE for start, size in occupied)
+    for base in (OWN_SIZE, *ends):
         if all(base + OWN_SIZE <= start or start + size <= base for start, size in occupied):
             return base
-    raise AssertionError("every candidate is taken, and each range can take but one")
+    raise AssertionError("nothing lies beyond the last end")
 
 
 def _supported_cpuid(transport: "KernelTransport", kvm: int) -> tuple[bytearray, int]:

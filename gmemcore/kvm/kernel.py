@@ -16,6 +16,7 @@ from pathlib import Path
 from gmemcore.errors import HostAccessError
 from gmemcore.kvm import touch
 from gmemcore.kvm.guest import KernelGuest
+from gmemcore.kvm.structs import KVM_CREATE_GUEST_MEMFD
 from gmemcore.kvm.transport import Guest, KvmUnavailableError
 from gmemcore.uapi import PAGE_SIZE
 
@@ -57,8 +58,8 @@ class KernelTransport:
             return os.open(self._device, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise KvmUnavailableError(
-                f"{self._device} can't be opened: {error.strerror}; a host with KVM, and a user who may use it, "
-                "would be needed"
+                f"{self._device} can't be opened: {error.strerror}; it takes a host with KVM, and a user who "
+                "may use it"
             ) from error
 
     def close(self, fd: int) -> None:
@@ -69,10 +70,13 @@ class KernelTransport:
         """See `Transport`."""
         if isinstance(argument, int):
             return fcntl.ioctl(fd, request, argument)
-        return fcntl.ioctl(fd, request, argument, True)
+        result: int = fcntl.ioctl(fd, request, argument, True)
+        if request == KVM_CREATE_GUEST_MEMFD:
+            os.set_inheritable(result, False)  # of KVM's files the one that isn't born close-on-exec
+        return result
 
     def raw_ioctl(self, fd: int, request: int, argument: bytearray | bytes | None) -> None:
-        """See `Transport`. ``fcntl.ioctl`` would lend the kernel a buffer of its own, and so hide its bounds."""
+        """See `Transport`. ``fcntl.ioctl`` would lend the kernel a buffer of its own, and hide the bounds."""
         with _BoundedBytes(self._libc, argument) as (address, read_back):
             failed = self._libc.ioctl(fd, ctypes.c_ulong(request), ctypes.c_void_p(address)) < 0
             number = ctypes.get_errno()

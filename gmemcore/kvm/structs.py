@@ -41,7 +41,7 @@ REGS_STRUCT = struct.Struct("<18Q")
 """``struct kvm_regs``: rax rbx rcx rdx rsi rdi rsp rbp r8-r15 rip rflags."""
 
 SEGMENT_STRUCT = struct.Struct("<QIH8Bxx")
-"""``struct kvm_segment``: base, limit, selector, type, present, dpl, db, s, l, g, avl, unusable."""
+"""``struct kvm_segment``: base, limit, selector, type, present, dpl, db, s, l, g, avl."""
 
 SREGS_SIZE = 312
 """Bytes of ``struct kvm_sregs``: cs ds es fs gs ss tr ldt, gdt, idt, then `CONTROL_STRUCT`."""
@@ -93,7 +93,7 @@ KVM_EXIT_MEMORY_FAULT = 39
 
 # ---- names -----------------------------------------------------------------------------------------------
 class VmTypeNumber(NamedTuple):
-    """A VM type of ``KVM_CREATE_VM``: its bit of KVM_CAP_VM_TYPES, its name, and the model's, if it has one."""
+    """A VM type of ``KVM_CREATE_VM``: its bit of KVM_CAP_VM_TYPES, its name, and the model's, if any."""
 
     number: int
     name: str
@@ -137,4 +137,4 @@ What they would say is found by calling the ioctl instead.
 """
 
 SWITCHES = ("gmem_in_place_conversion", "vm_memory_attributes")
-"""Names that the module parameter of conversion in place had: since v8, and (with the inverse sense) before."""
+"""Names of the module parameter of conversion in place: since v8, and (with the inverse sense) before."""

@@ -1,8 +1,8 @@
 """A process that touches mapped memory for another, so that SIGBUS is an answer and no crash.
 
-Run as a script by `gmemcore.kvm.kernel`, with nothing but the standard library: it stays small, has one thread
-and can therefore fork for every touch. The file comes with the request (SCM_RIGHTS); the forked child maps it,
-touches it and answers. If a signal ends the child, its parent answers in its place.
+Run as a script by `gmemcore.kvm.kernel`, with nothing but the standard library: it stays small, has one
+thread and can therefore fork for every touch. The file comes with the request (SCM_RIGHTS); the forked child
+maps it, touches it and answers. If a signal ends the child, its parent answers in its place.
 """
 
 import ctypes

@@ -1,8 +1,8 @@
 """What the client needs of a kernel. `KernelTransport` is the real one; a test's may be the model.
 
-Everything is done to integers that stand for open files, as file descriptors do. Refusals are ``OSError`` with
-the kernel's errno; a host touch that would be a signal is `HostAccessError`, and a guest access that can't go
-on the `GuestExit` that ``KVM_RUN`` reports.
+Everything is done to integers that stand for open files, as file descriptors do. Refusals are ``OSError``
+with the kernel's errno; a host touch that would be a signal is `HostAccessError`, and a guest access that
+can't go on the `GuestExit` that ``KVM_RUN`` reports.
 """
 
 import errno
@@ -19,7 +19,7 @@ class KvmUnavailableError(GmemError):
 
 
 class Guest(Protocol):
-    """A vCPU that reads and writes guest memory, with memory of its own beside the ranges that are occupied."""
+    """A vCPU that reads and writes guest memory, with memory of its own beside the memslots."""
 
     address_bits: int
     """Bits of a guest physical address."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gmemcore.engine.arguments import U64_MAX, as_int, as_u64, as_u64_array
+from gmemcore.engine.arguments import U64_MAX, as_int, as_u64, as_u64_array, as_u64s
 from gmemcore.engine.conversion import BatchResult, ConversionResult, batch_result, check
 from gmemcore.engine.counters import Counters
 from gmemcore.engine.state import PLANE_NAMES, Plane
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gmemcore.machine.vm import VmFace
 
 I64_MAX = (1 << 63) - 1
+_REQUEST_FIELDS = ("offset", "size", "attributes", "flags", "error_offset", "reserved")
 
 
 class GuestMemfd:
@@ -198,14 +199,7 @@ class GuestMemfd:
         store = self._open(self._store)
         self._require_ioctl()
         rules = self.vm.rules
-        request = (
-            as_u64(offset, "offset"),
-            as_u64(size, "size"),
-            as_u64(attributes, "attributes"),
-            as_u64(flags, "flags"),
-            as_u64(error_offset, "error_offset"),
-            as_u64(reserved, "reserved"),
-        )
+        request = as_u64s((offset, size, attributes, flags, error_offset, reserved), _REQUEST_FIELDS)
         return check(rules, self.size, request, store.convert_one(rules, request))
 
     def set_memory_attributes_many(

@@ -2,8 +2,8 @@
 
 A flow is a generator that yields the name of each step before doing it. It decides by capabilities, checks
 every byte that it relies on, and ends at the first step that fails; `run_flow` says where that was and with
-which errno, ``CONTENTS`` (bytes are not what they have to be) or ``NOT_OFFERED`` (no capability offers what the
-flow cannot do without, and the userspace knew that beforehand).
+which errno, ``CONTENTS`` (bytes are not what they have to be) or ``NOT_OFFERED`` (no capability offers what
+the flow cannot do without, and the userspace knew that beforehand).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -365,11 +365,11 @@ def bounce_buffers(machine: Machine) -> Iterator[str]:
     machine.host_faults(8)
     if device.mapped(machine.block)[8:10].any():
         raise ContentsError("the device still has the buffers")
-    yield "guest shares by touching"
-    machine.guest_write(8, secret, private=True)
+    yield "guest converts by touching"
+    machine.guest_write(10, secret, private=True)
+    machine.guest_reads(10, secret, private=True)
     machine.guest_write(10, request, private=False)
     machine.guest_reads(10, request, private=False)
-    machine.guest_reads(8, secret, private=True)
 
 
 def _believed_zero(machine: Machine) -> int:

@@ -108,7 +108,7 @@ def parse_proposal(data: bytes, name: str) -> Abi:
     """
     try:
         proposal = msgspec.toml.decode(data, type=Proposal)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise ProposalError(f"{name}: {error}") from error
     for path, problem in _problems(proposal):
         raise ProposalError(f"{name}: {problem} - at `$.{path}`")
@@ -124,6 +124,25 @@ def shipped_proposals() -> list[Abi]:
         for resource in resources
         if resource.name.endswith(".toml")
     ]
+
+
+def read_proposals(paths: Iterable[Path]) -> list[Abi]:
+    """Read proposals, each with a name of its own.
+
+    Raises
+    ------
+    ProposalError
+        As `read_proposal`; or a name that another file or the package has.
+    """
+    taken = {abi.name: "the package" for abi in shipped_proposals()}
+    proposals = []
+    for path in paths:
+        abi = read_proposal(path)
+        if abi.name in taken:
+            raise ProposalError(f"{path}: {abi.name!r} is a proposal of {taken[abi.name]} - at `$.name`")
+        taken[abi.name] = str(path)
+        proposals.append(abi)
+    return proposals
 
 
 def _abi_of(proposal: Proposal) -> Abi:

@@ -1,0 +1,120 @@
+"""The yardsticks: memcpy, memset and in-place XOR by a constant, each the best of NumPy, Numba and libc.
+
+They run on memory of their own, allocated and warmed like the guest's, in the same process and in turn with
+what they are compared with. Bytes of the buffer are counted once, as everywhere here.
+"""
+
+import ctypes
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from gmemcore.benchmark import loops
+from gmemcore.benchmark.contents import Words
+from gmemcore.benchmark.memory import warm_words
+from gmemcore.benchmark.summary import Summary, quantile, summarise
+from gmemcore.errors import InvalidArgumentError
+
+Primitive = Callable[[Words, Words], Any]
+"""What runs once over a target, given a source of the same size."""
+
+BUFFER: Final = 256 << 20
+"""Bytes of each of the two buffers: many times what the caches hold."""
+CONSTANT: Final = np.uint64(0x5A5A_5A5A_5A5A_5A5A)
+ROUNDS: Final = 5
+
+
+def candidates() -> dict[str, dict[str, Primitive]]:
+    """Return the ways to do each primitive, by primitive and library; compiles the loops."""
+    from numba import njit
+
+    # Compiled here and not by the engine: these belong to the benchmark, and take no part in a conversion.
+    copy, put, xor = (njit(nogil=True)(loop) for loop in (loops.copy, loops.set_constant, loops.xor_constant))
+    libc = ctypes.CDLL(None)
+    libc.memcpy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+    libc.memset.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
+    zero = np.uint64(0)
+    return {
+        "memcpy": {
+            "numpy": lambda target, source: np.copyto(target, source),
+            "numba": lambda target, source: copy(target, source),
+            "libc": lambda target, source: libc.memcpy(target.ctypes.data, source.ctypes.data, target.nbytes),
+        },
+        "memset": {
+            "numpy": lambda target, source: target.fill(zero),
+            "numba": lambda target, source: put(target, zero),
+            "libc": lambda target, source: libc.memset(target.ctypes.data, 0, target.nbytes),
+        },
+        "xor": {
+            "numpy": lambda target, source: np.bitwise_xor(target, CONSTANT, out=target),
+            "numba": lambda target, source: xor(target, CONSTANT),
+        },
+    }
+
+
+class Primitives:
+    """The best way to do each primitive on this machine, and its speed.
+
+    Parameters
+    ----------
+    size : int
+        Bytes of each buffer, a multiple of the page size.
+    ways : mapping or None
+        As `candidates` returns; None: those.
+
+    Attributes
+    ----------
+    names : dict
+        Which library is the best at each primitive.
+    summaries : dict
+        Seconds of a run of each over the whole buffer.
+    """
+
+    def __init__(self, size: int = BUFFER, ways: Mapping[str, Mapping[str, Primitive]] | None = None) -> None:
+        self.size = size
+        self._target, self._source = warm_words(size), warm_words(size)
+        self._source[:] = CONSTANT
+        self.names: dict[str, str] = {}
+        self.summaries: dict[str, Summary] = {}
+        self._best: dict[str, Primitive] = {}
+        for primitive, by_library in (candidates() if ways is None else ways).items():
+            self._choose(primitive, by_library)
+
+    def _choose(self, primitive: str, by_library: Mapping[str, Primitive]) -> None:
+        """Time the ways to do a primitive in turn and keep the fastest."""
+        seconds: dict[str, list[float]] = {library: [] for library in by_library}
+        for round_ in range(ROUNDS + 1):
+            for library, run in by_library.items():
+                taken = _seconds(run, self._target, self._source)
+                if round_:  # the first one compiles
+                    seconds[library].append(taken)
+        best = min(seconds, key=lambda library: quantile(seconds[library], 0.5))
+        self.names[primitive] = best
+        self.summaries[primitive] = summarise(seconds[best])
+        self._best[primitive] = by_library[best]
+
+    def gbps(self) -> dict[str, float]:
+        """GB/s of each primitive over the whole buffer."""
+        return {name: self.size / summary.median / 1e9 for name, summary in self.summaries.items()}
+
+    def seconds(self, primitive: str, size: int) -> float:
+        """Time one run over `size` bytes, counted up from one over what fits the buffer.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: no such primitive.
+        """
+        if primitive not in self._best:
+            raise InvalidArgumentError(f"no primitive {primitive!r}; known: {', '.join(self._best)}")
+        n_words = min(size, self.size) // 8
+        taken = _seconds(self._best[primitive], self._target[:n_words], self._source[:n_words])
+        return taken * size / (n_words * 8)
+
+
+def _seconds(run: Primitive, target: Words, source: Words) -> float:
+    began = time.perf_counter()
+    run(target, source)
+    return time.perf_counter() - began

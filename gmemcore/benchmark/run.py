@@ -1,0 +1,251 @@
+"""Running cases: samples of a case and of its primitive in turn, every byte checked, figures at the end."""
+
+import gc
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from gmemcore.benchmark.cases import Case
+from gmemcore.benchmark.contents import Reference, WrongContentsError
+from gmemcore.benchmark.memory import Memory, keep_freed_memory
+from gmemcore.benchmark.primitives import Primitives
+from gmemcore.benchmark.scene import TIMED_CALLS, Lap, Scene, Steps, new_scene
+from gmemcore.benchmark.summary import Summary, median_ratio, quantile, summarise
+from gmemcore.engine import Counters
+from gmemcore.errors import GmemError
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is done for each case.
+
+    Attributes
+    ----------
+    samples : tuple of int
+        At least and at most.
+    sample_seconds : float
+        What a sample should take at least; runs are repeated within one as far as `seconds` goes.
+    seconds : float
+        Time for the samples of one case.
+    region : int
+        Bytes of neighbouring small ranges that one run converts.
+    """
+
+    samples: tuple[int, int]
+    sample_seconds: float
+    seconds: float
+    region: int
+
+
+USUAL: Final = Effort(samples=(3, 20), sample_seconds=0.05, seconds=0.06, region=64 << 20)
+"""A minute for the default selection on two slow cores; 64 MiB are more than the caches hold."""
+QUICK: Final = Effort(samples=(2, 2), sample_seconds=0.0, seconds=0.0, region=16 << 20)
+"""Every case runs and is verified; the figures say little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one case.
+
+    Attributes
+    ----------
+    case : Case
+        The case.
+    seconds : Summary or None
+        Of one conversion; None if it was refused.
+    convert_gbps, transfer_gbps, first_access_gbps : float or None
+        GB/s of the steps; None where a step is missing, or moves no bytes.
+    ratio : float or None
+        Speed of the step that moves the bytes over that of the case's primitive.
+    counters : Counters
+        Events of one range's conversion and all that followed it.
+    verified_bytes : int
+        Bytes that were compared after their conversion.
+    """
+
+    case: Case
+    seconds: Summary | None
+    convert_gbps: float | None
+    transfer_gbps: float | None
+    first_access_gbps: float | None
+    ratio: float | None
+    counters: Counters
+    verified_bytes: int
+
+
+class Bench:
+    """Memory, yardsticks and reference, made once; then any number of cases.
+
+    Parameters
+    ----------
+    memory : Memory
+        The guests' bytes.
+    primitives : Primitives
+        The yardsticks.
+    effort : Effort
+        How much is done for each case.
+    """
+
+    def __init__(self, memory: Memory, primitives: Primitives, effort: Effort = USUAL) -> None:
+        self.memory = memory
+        self.primitives = primitives
+        self.effort = effort
+        self.reference = Reference()
+        self._known_workloads: set[tuple[object, ...]] = set()
+        keep_freed_memory()
+
+    def results(self, cases: Sequence[Case]) -> Iterator[Result]:
+        """Run cases in order.
+
+        Raises
+        ------
+        WrongContentsError
+            A byte, an attribute, a counter or an answer isn't what policy says: nothing here can be trusted.
+        """
+        for case in cases:
+            with _collector_off():
+                result = self._refused(case) if case.refused else self._measured(case)
+            yield result
+
+    def _refused(self, case: Case) -> Result:
+        """See that a refused conversion is refused and changes nothing."""
+        scene = new_scene(case, self.memory, self.reference)
+        scene.prepare()
+        before = scene.dram()
+        try:
+            scene.request()
+        except GmemError as error:
+            outcome = error.outcome
+        else:
+            outcome = "OK"
+        if outcome != case.cell.outcome:
+            raise WrongContentsError(f"{case.name}: answered {outcome}, not {case.cell.outcome}")
+        unchanged = all(map(np.array_equal, before, scene.dram()))
+        if not unchanged or any(scene.counters().values()):
+            raise WrongContentsError(f"{case.name}: was refused, and yet something changed")
+        return Result(case, None, None, None, None, None, Counters(), case.range)
+
+    def _measured(self, case: Case) -> Result:
+        """Run one range alone for its counters, sample, and verify the last sample."""
+        alone = new_scene(case, self.memory, self.reference)
+        batch = new_scene(case, self.memory, self.reference, self._count(case))
+        verified = 0
+        if batch.size > alone.size:
+            alone.prepare()
+            alone.run()
+            alone.check()
+            verified = alone.size
+        else:
+            alone = batch
+        samples = self._samples(batch)
+        first_access = batch.check()
+        return self._result(case, samples, first_access, alone.counters(), verified + batch.size)
+
+    def _count(self, case: Case) -> int:
+        """How many ranges one run converts."""
+        count = max(min(self.effort.region, case.memory) // case.range, 1)
+        return min(count, TIMED_CALLS) if case.abi.legacy else count
+
+    def _samples(self, scene: Scene) -> "_Samples":
+        """Sample a scene and its primitive in turn; the last run has fresh contents and is left to be checked."""
+        samples = _Samples(scene.case)
+        effort = self._effort(scene.case)
+        least, most = effort.samples
+        end = time.perf_counter() + effort.seconds
+        loops = self._warm_up(scene, effort)
+        while len(samples) < least - 1 or (time.perf_counter() < end and len(samples) < most - 1):
+            self._sample(scene, samples, loops, written=False)
+        self._sample(scene, samples, loops, written=True)
+        return samples
+
+    def _effort(self, case: Case) -> Effort:
+        """Work that was sampled under another revision is done and verified again, but sampled no more than once."""
+        if case.workload in self._known_workloads:
+            return replace(self.effort, samples=(2, 2), seconds=0.0)
+        self._known_workloads.add(case.workload)
+        return self.effort
+
+    def _warm_up(self, scene: Scene, effort: Effort) -> int:
+        """Run a scene once and drop the times; returns how many runs make a sample."""
+        began = time.perf_counter()
+        scene.prepare(written=False)
+        steps = scene.run()
+        taken = time.perf_counter() - began
+        wanted = effort.sample_seconds / max(steps.convert.seconds, 1e-9)
+        affordable = effort.seconds / effort.samples[0] / taken
+        return max(1, int(min(wanted, affordable)))
+
+    def _sample(self, scene: Scene, samples: "_Samples", loops: int, *, written: bool) -> None:
+        """Take one sample: some runs, each followed by the primitive over as many bytes."""
+        runs, yardstick = [], 0.0
+        for i in range(loops):
+            scene.prepare(written=written and i == loops - 1)
+            runs.append(scene.run())
+            if scene.case.primitive is not None:
+                yardstick += self.primitives.seconds(scene.case.primitive, samples.main(runs[-1]).size)
+        samples.add(runs, yardstick / loops)
+
+    def _result(
+        self, case: Case, samples: "_Samples", first_access: Lap, counters: Counters, verified: int
+    ) -> Result:
+        seconds = summarise([taken * case.range for taken in samples.convert])
+        moves = case.bytes != "none"
+        return Result(
+            case,
+            seconds,
+            case.range / seconds.median / 1e9 if moves else None,
+            1 / quantile(samples.transfer, 0.5) / 1e9 if samples.transfer else None,
+            first_access.gbps,
+            median_ratio(samples.of_main(), samples.yardstick) if case.primitive else None,
+            counters,
+            verified,
+        )
+
+
+class _Samples:
+    """Samples of one case, all in seconds a byte."""
+
+    def __init__(self, case: Case) -> None:
+        self._main_is_transfer = case.bytes == "none" and case.transfer is not None
+        self.convert: list[float] = []
+        self.transfer: list[float] = []
+        self.yardstick: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self.convert)
+
+    def main(self, steps: Steps) -> Lap:
+        """The step that moves the bytes."""
+        return steps.transfer if self._main_is_transfer and steps.transfer else steps.convert
+
+    def of_main(self) -> list[float]:
+        """Samples of that step."""
+        return self.transfer if self._main_is_transfer else self.convert
+
+    def add(self, runs: Sequence[Steps], yardstick: float) -> None:
+        """Add a sample: the mean of its runs, and of as many runs of the primitive (seconds)."""
+        self.convert.append(_mean([run.convert for run in runs]))
+        transfers = [run.transfer for run in runs if run.transfer is not None]
+        if transfers:
+            self.transfer.append(_mean(transfers))
+        self.yardstick.append(yardstick / self.main(runs[-1]).size)
+
+
+def _mean(laps: Sequence[Lap]) -> float:
+    return sum(lap.seconds for lap in laps) / sum(lap.size for lap in laps)
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """Keep the garbage collector out of the samples."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

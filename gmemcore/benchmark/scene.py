@@ -1,0 +1,369 @@
+"""A case on the stage: a fresh Vm in the state the case starts from, then its steps, through the public API.
+
+::
+
+    prepare    the old side's contents are there                                     not timed
+    run        the conversion, and populate or copy where contents need it           timed, a column each
+    check      first access: the new side accepts where it must and reads all        timed, a third column
+               every byte compared with `contents`                                   not timed
+
+Ranges are converted in turn from the start of the file, so that a primitive over the same bytes walks memory in
+the same order, and what a small range costs is the cost of being small.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar, cast
+
+import numpy as np
+
+from gmemcore.benchmark.cases import Case, Transfer
+from gmemcore.benchmark.contents import (
+    SOURCE,
+    WRITTEN,
+    Contents,
+    Reference,
+    Words,
+    WrongContentsError,
+    contents_after,
+    contents_before,
+    pieces,
+)
+from gmemcore.benchmark.memory import Memory
+from gmemcore.engine import Counters
+from gmemcore.machine import GuestMemfd, LegacyVm, VmFace, create_vm
+from gmemcore.policy import ByteOperation, Rank
+from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, FallocateMode, GuestMemfdFlag, MemoryAttribute, Phase
+
+TIMED_CALLS = 512
+"""Calls a step makes range by range at most; what is left of many small ranges is done at once, untimed."""
+PUNCH_HOLE = FallocateMode.KEEP_SIZE | FallocateMode.PUNCH_HOLE
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(slots=True)
+class Lap:
+    """Time of one step.
+
+    Attributes
+    ----------
+    seconds : float
+        Of all its calls.
+    size : int
+        Bytes of guest memory it was about, counted once.
+    """
+
+    seconds: float = 0.0
+    size: int = 0
+
+    def time(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Add the time of a call."""
+        began = time.perf_counter()
+        result = call(*args, **kwargs)
+        self.seconds += time.perf_counter() - began
+        return result
+
+    @property
+    def gbps(self) -> float:
+        """GB/s, GB = 1e9 bytes."""
+        return self.size / self.seconds / 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Times of one run: the conversion, and populate or copy where the case has it."""
+
+    convert: Lap
+    transfer: Lap | None
+
+
+class Scene:
+    """One case, ready to be run again and again.
+
+    Parameters
+    ----------
+    case : Case
+        Any case; a refused one can only be prepared.
+    memory : Memory
+        Its bytes.
+    reference : Reference
+        What they must be.
+    count : int
+        Ranges to convert in one run; they must fit the memory.
+
+    Attributes
+    ----------
+    vm, gmem : Vm, GuestMemfd
+        Those of the last `prepare`.
+    """
+
+    vm: VmFace
+    gmem: GuestMemfd
+
+    def __init__(self, case: Case, memory: Memory, reference: Reference, count: int = 1) -> None:
+        self.case = case
+        self.size = case.range * count
+        self.accepts = case.accept
+        self._memory = memory
+        self._reference = reference
+        self._before = Counters()
+        starts = np.arange(count, dtype=np.uint64) * np.uint64(case.range)
+        self._ranges = starts, np.full(count, case.range, np.uint64)
+
+    # ---- before --------------------------------------------------------------------------------
+
+    def prepare(self, *, written: bool = True) -> None:
+        """Make a fresh Vm in the state the case starts from.
+
+        Parameters
+        ----------
+        written : bool
+            The old side's contents are written; otherwise the pages hold what was there, which is enough for
+            timing and all that it would cost to write is saved.
+        """
+        case = self.case
+        starts_shared = case.to_private or not case.platform.private_memory or self._hidden
+        flags = GuestMemfdFlag.MMAP | (GuestMemfdFlag.INIT_SHARED if starts_shared else GuestMemfdFlag(0))
+        self._new_vm(flags)
+        if case.key.phase == Phase.RUNNING:
+            self.vm.launch_finish()
+        if case.rank == Rank.UNALLOCATED:
+            self._memory.side(0).words[: self.size // 8] = 0
+        elif written:
+            self._write(shared=starts_shared)
+        elif case.rank == Rank.ACCEPTED:
+            self.vm.accept(0, self.size)
+        else:
+            self.gmem.fallocate(FallocateMode.KEEP_SIZE, 0, self.size)
+        if self._hidden:
+            self.gmem.set_memory_attributes(0, self.size, MemoryAttribute.PRIVATE)
+        self._before = self.vm.counters
+
+    @property
+    def _hidden(self) -> bool:
+        """Whether the range is private, and yet what the host wrote there, which the guest never touched."""
+        case = self.case
+        return case.platform.coco and not case.to_private and case.rank == Rank.ALLOCATED
+
+    def _new_vm(self, flags: GuestMemfdFlag) -> None:
+        if hasattr(self, "vm"):
+            self.vm.close()
+        key, lender = self.case.key, self._memory.lender()
+        self.vm = create_vm(key.vm_type, self.case.abi, key.firmware, self._reference.seed, lender)
+        self.gmem = self.vm.create_guest_memfd(self._memory.size, flags)
+        self.vm.add_memslot(0, 0, self._memory.size, self.gmem)
+
+    def _write(self, *, shared: bool) -> None:
+        """Let the old side write: the host, the launch, or the guest."""
+        if shared:
+            self._write_pieces(self.gmem.host_write)
+        elif self.case.platform.coco and self.case.key.phase == Phase.LAUNCHING:
+            self._write_pieces(self._load)
+        else:
+            self.vm.accept(0, self.size)
+            self._write_pieces(self.vm.guest_write)
+
+    def _write_pieces(self, write: Callable[[int, Any], Any]) -> None:
+        for start, end in pieces(0, self.size):
+            write(start, self._reference.words(Contents(WRITTEN), start, end).view(np.uint8))
+
+    def _load(self, gpa: int, source: Any) -> None:
+        self.vm.launch_update(gpa, len(source), source)
+
+    # ---- the steps -----------------------------------------------------------------------------
+
+    def run(self) -> Steps:
+        """Convert all ranges, then bring contents to the new side where the case needs that."""
+        convert = self.convert()
+        if self.case.transfer is None:
+            return Steps(convert, None)
+        return Steps(convert, self._populate())
+
+    def convert(self) -> Lap:
+        """Convert all ranges: one by one call if there is one, else in one batch."""
+        attributes = MemoryAttribute.PRIVATE if self.case.to_private else 0
+        starts, sizes = self._ranges
+        flag = int(self.case.key.flag)
+        lap = Lap(size=self.size)
+        if len(starts) == 1:
+            converted = lap.time(self.gmem.set_memory_attributes, 0, self.size, attributes, flag).counters
+        else:
+            batch = lap.time(self.gmem.set_memory_attributes_many, starts, sizes, attributes, flag)
+            if batch.errno.any():
+                raise WrongContentsError(f"{self.case.name}: a request of the batch was refused")
+            converted = batch.total
+        self._check_counters(converted)
+        return lap
+
+    def _check_counters(self, converted: Counters) -> None:
+        """A conversion must have done to bytes what policy says, to all of them and nothing else."""
+        found = {
+            ByteOperation.ZERO: converted.bytes_zeroed,
+            ByteOperation.XOR: converted.bytes_xored,
+            ByteOperation.SCRAMBLE: converted.bytes_scrambled,
+        }
+        expected = {kind: self.size if kind == self.case.operation else 0 for kind in found}
+        if found != expected:
+            raise WrongContentsError(f"{self.case.name}: bytes transformed {found}, not {expected}")
+
+    def _populate(self) -> Lap:
+        lap = Lap()
+        in_place = self.case.transfer == Transfer.IN_PLACE
+        for start, end in self._calls(lap):
+            if in_place:
+                lap.time(self.vm.launch_update, start, end - start)
+                continue
+            for low, high in pieces(start, end):
+                source = self._reference.words(Contents(SOURCE), low, high).view(np.uint8)
+                lap.time(self.vm.launch_update, low, high - low, source)
+        return lap
+
+    def _calls(self, lap: Lap) -> Iterator[tuple[int, int]]:
+        """Byte ranges of one call each, timed in a lap; then what is left of small ranges, untimed."""
+        step = self.case.range
+        timed = min(self.size, step * TIMED_CALLS)
+        for start in range(0, timed, step):
+            yield start, start + step
+        seconds = lap.seconds
+        if timed < self.size:
+            yield timed, self.size
+        lap.seconds, lap.size = seconds, timed  # the rest doesn't count
+
+    # ---- after ---------------------------------------------------------------------------------
+
+    def check(self) -> Lap:
+        """Let the new side read everything, and compare every byte and every attribute.
+
+        Raises
+        ------
+        WrongContentsError
+            Naming the first thing that is wrong.
+        """
+        lap = Lap()
+        read = self.vm.guest_read if self.case.to_private else self.gmem.host_read
+        for start, end in self._calls(lap):
+            if self.accepts:
+                lap.time(self.vm.accept, start, end - start)
+            for low, high in pieces(start, end):
+                self._check_piece(lap.time(read, low, high - low), low)
+        self._check_attributes()
+        return lap
+
+    def counters(self) -> Counters:
+        """Events since `prepare`."""
+        return self.vm.counters - self._before
+
+    def _check_piece(self, data: bytes, start: int) -> None:
+        """Compare what the new side read, and beneath the guest's key also DRAM itself."""
+        case = self.case
+        before, dram = contents_before(case), contents_after(case)
+        found = np.frombuffer(data, np.uint64)
+        if not (case.to_private and case.platform.coco):
+            self._reference.check(found, dram, start, before, f"{case.name}: the new side reads")
+            return
+        where = f"{case.name}: the guest reads"
+        self._reference.check(found, dram.under_key(), start, before.under_key(), where)
+        raw = self.gmem.memory[start : start + len(data)].view(np.uint64)
+        self._reference.check(raw, dram, start, before, f"{case.name}: DRAM holds")
+
+    def _check_attributes(self) -> None:
+        if not np.all(self._private_pages() == self.case.to_private):
+            raise WrongContentsError(f"{self.case.name}: not every page has the attribute that was asked for")
+
+    def _private_pages(self) -> Any:
+        return self.gmem.plane("private")[: self.size >> PAGE_SHIFT]
+
+    # ---- refused cases -------------------------------------------------------------------------
+
+    def dram(self) -> list[Words]:
+        """DRAM of the ranges as it is now, a copy; of both backings where there are two."""
+        sides = 2 if self.case.abi.legacy else 1
+        return [self._memory.side(number).words[: self.size // 8].copy() for number in range(sides)]
+
+    def request(self) -> None:
+        """Ask for the conversion of the first range, alone: for cases that are refused."""
+        attributes = MemoryAttribute.PRIVATE if self.case.to_private else 0
+        self.gmem.set_memory_attributes(0, self.case.range, attributes, int(self.case.key.flag))
+
+
+class LegacyScene(Scene):
+    """A case with two backings: the attribute flips, contents are copied across, the old side is discarded.
+
+    The copy crosses once: the new side's writer reads the old side directly. A guest that has to bounce its own
+    data through a third place pays twice.
+    """
+
+    vm: LegacyVm
+
+    def __init__(self, case: Case, memory: Memory, reference: Reference, count: int = 1) -> None:
+        super().__init__(case, memory, reference, count)
+        self.accepts = False  # the copy to private memory needed that already
+        self._loads = case.platform.coco and case.key.phase == Phase.LAUNCHING
+
+    def prepare(self, *, written: bool = True) -> None:
+        """See `Scene.prepare`; contents are always written, because a discard took the old ones away."""
+        case = self.case
+        self._new_vm(GuestMemfdFlag.MMAP)
+        if case.key.phase == Phase.RUNNING:
+            self.vm.launch_finish()
+        if not case.platform.private_memory:
+            self._write(shared=True)
+        else:
+            if not case.to_private:
+                self.vm.set_memory_attributes(0, self.size, MemoryAttribute.PRIVATE)
+            self._write(shared=case.to_private)
+            # The conversion before discarded what is the new side now: its pages are to be faulted in again.
+            self._memory.side(0 if case.to_private else 1).release(0, self.size)
+        self._before = self.vm.counters
+
+    def run(self) -> Steps:
+        """Convert the ranges one after the other; the VM-fd ioctl has no batches."""
+        convert, copy = Lap(size=self.size), Lap(size=self.size)
+        step = self._to_private if self.case.to_private else self._to_shared
+        for start in range(0, self.size, self.case.range):
+            step(start, convert, copy)
+        if self.case.transfer is None:
+            return Steps(convert, None)
+        # What was discarded is taken back at once, untimed: a hypervisor below may reclaim memory that stays
+        # free, and the next run would be about getting it back.
+        self._memory.side(1 if self.case.to_private else 0).words[: self.size // 8 : PAGE_SIZE // 8] = 0
+        return Steps(convert, copy)
+
+    def _to_private(self, start: int, convert: Lap, copy: Lap) -> None:
+        size = self.case.range
+        convert.time(self.vm.set_memory_attributes, start, size, MemoryAttribute.PRIVATE)
+        if not self._loads:
+            copy.time(self.vm.accept, start, size)
+        write = self._load if self._loads else self.vm.guest_write
+        for low, high in pieces(start, start + size):
+            copy.time(write, low, copy.time(self.gmem.host_read, low, high - low))
+        convert.time(self.gmem.discard_shared, start, size)
+
+    def _to_shared(self, start: int, convert: Lap, copy: Lap) -> None:
+        size = self.case.range
+        if self.case.transfer is not None:
+            for low, high in pieces(start, start + size):
+                copy.time(self.gmem.host_write, low, copy.time(self.vm.guest_read, low, high - low))
+        convert.time(self.vm.set_memory_attributes, start, size, 0)
+        if self.case.transfer is not None:
+            convert.time(self.gmem.fallocate, PUNCH_HOLE, start, size)
+
+    def _private_pages(self) -> Any:
+        pages = np.zeros(self.size >> PAGE_SHIFT, np.bool_)
+        for start, end in self.vm.private_frames():
+            pages[start:end] = True
+        return pages
+
+    def request(self) -> None:
+        """See `Scene.request`."""
+        attributes = MemoryAttribute.PRIVATE if self.case.to_private else 0
+        self.vm.set_memory_attributes(0, self.case.range, attributes, int(self.case.key.flag))
+
+
+def new_scene(case: Case, memory: Memory, reference: Reference, count: int = 1) -> Scene:
+    """Return the scene that the case's revision needs."""
+    kind = LegacyScene if case.abi.legacy else Scene
+    return cast(Scene, kind(case, memory, reference, count))

@@ -1,0 +1,391 @@
+"""KvmVm and KvmFile: a VM and a guest_memfd of a real kernel, with the methods of the model's.
+
+They differ from `gmemcore.machine` in what no kernel tells: there are no counters, planes or runs. Refusals
+are the same `GmemError` classes, by errno.
+"""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import NamedTuple
+
+from gmemcore.errors import (
+    ERRNO_NAMES,
+    AlreadyExistsError,
+    BadAddressError,
+    BadFileError,
+    GmemError,
+    InvalidArgumentError,
+    NotMappableError,
+    OutOfMemoryError,
+    PagePinnedError,
+    UnknownIoctlError,
+    UnsupportedOperationError,
+)
+from gmemcore.kvm.structs import (
+    CAPABILITIES,
+    CREATE_GUEST_MEMFD_STRUCT,
+    KVM_CHECK_EXTENSION,
+    KVM_CREATE_GUEST_MEMFD,
+    KVM_CREATE_VM,
+    KVM_MEM_GUEST_MEMFD,
+    KVM_SET_USER_MEMORY_REGION2,
+    USER_MEMORY_REGION2_STRUCT,
+    VM_TYPE_NUMBERS,
+)
+from gmemcore.kvm.transport import Guest, Transport
+from gmemcore.uapi import (
+    KVM_SET_MEMORY_ATTRIBUTES,
+    KVM_SET_MEMORY_ATTRIBUTES2,
+    MEMORY_ATTRIBUTES2_ERROR_OFFSET_AT,
+    MEMORY_ATTRIBUTES2_RESERVED_WORDS,
+    MEMORY_ATTRIBUTES2_STRUCT,
+    MEMORY_ATTRIBUTES_STRUCT,
+    PAGE_SIZE,
+    FallocateMode,
+    GuestMemfdFlag,
+    VmType,
+)
+
+U64 = (1 << 64) - 1
+
+_CLASSES = {
+    kind.number: kind
+    for kind in (
+        *(InvalidArgumentError, UnsupportedOperationError, PagePinnedError, OutOfMemoryError, BadFileError),
+        *(AlreadyExistsError, BadAddressError, UnknownIoctlError, NotMappableError),
+    )
+}
+_WRITES_ERROR_OFFSET = {errno.EAGAIN, errno.ENOMEM, errno.EOPNOTSUPP}
+
+
+class KernelError(GmemError):
+    """An errno of the kernel that the model never gives; ``outcome`` is its name."""
+
+    def __init__(self, message: str, number: int, *, error_offset: int | None = None) -> None:
+        self.number = number  # type: ignore[misc]  # the one class of this room with the kernel's choice of errno
+        self.outcome = ERRNO_NAMES.get(number, errno.errorcode.get(number, str(number)))
+        super().__init__(message, error_offset=error_offset)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn an ``OSError`` of a system call into the `GmemError` of its errno."""
+    try:
+        yield
+    except GmemError:
+        raise
+    except OSError as error:
+        number = error.errno or 0
+        kind = _CLASSES.get(number)
+        if kind is None:
+            raise KernelError(str(error), number) from error
+        raise kind(error.strerror or str(error)) from error
+
+
+class Slot(NamedTuple):
+    """A memslot that was added: where the guest sees which part of which file."""
+
+    gpa: int
+    size: int
+    gmem: "KvmFile"
+    gmem_offset: int
+
+
+class KvmVm:
+    """A VM of a kernel. A context manager.
+
+    Parameters
+    ----------
+    transport : Transport
+        The kernel.
+    vm_type : VmType
+        One that the kernel offers; see `probe`.
+    two_backings : bool
+        Give every file ordinary memory beside it for what is shared, as before conversion in place.
+
+    Raises
+    ------
+    KvmUnavailableError
+        ENODEV: there is no KVM.
+    GmemError
+        EINVAL: the kernel doesn't offer this VM type.
+    """
+
+    def __init__(
+        self, transport: Transport, vm_type: VmType = VmType.DEFAULT, *, two_backings: bool = False
+    ) -> None:
+        self.transport = transport
+        self.vm_type = vm_type
+        self.two_backings = two_backings
+        self.files: list[KvmFile] = []
+        self.memslots: dict[int, Slot] = {}
+        self._guest: Guest | None = None
+        if vm_type not in VM_TYPE_NUMBERS:
+            raise InvalidArgumentError(f"KVM has no VM type {vm_type}; known: {', '.join(VM_TYPE_NUMBERS)}")
+        kvm = transport.open()
+        try:
+            with _refusals():
+                self.fd = transport.ioctl(kvm, KVM_CREATE_VM, VM_TYPE_NUMBERS[vm_type])
+        finally:
+            transport.close(kvm)
+
+    def __enter__(self) -> "KvmVm":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def check_cap(self, name: str) -> int:
+        """Ask a capability whose number is stable, by its name without ``KVM_CAP_``."""
+        return check_extension(self.transport, self.fd, name)
+
+    def create_guest_memfd(self, size: int, flags: int = 0) -> "KvmFile":
+        """KVM_CREATE_GUEST_MEMFD; see `gmemcore.machine.Vm.create_guest_memfd`."""
+        argument = bytearray(CREATE_GUEST_MEMFD_STRUCT.pack(size & U64, flags, *[0] * 6))
+        with _refusals():
+            fd = self.transport.ioctl(self.fd, KVM_CREATE_GUEST_MEMFD, argument)
+        gmem = KvmFile(self, fd, size, flags)
+        self.files.append(gmem)
+        return gmem
+
+    def add_memslot(
+        self, slot: int, gpa: int, size: int, gmem: "KvmFile | None", gmem_offset: int = 0
+    ) -> None:
+        """KVM_SET_USER_MEMORY_REGION2 with a guest_memfd; see `gmemcore.machine.Vm.add_memslot`."""
+        fd = gmem.fd if gmem is not None and not gmem.closed else -1
+        address = 0 if gmem is None else gmem.userspace_address(gmem_offset, size)
+        with _refusals():
+            self._set_region(slot, KVM_MEM_GUEST_MEMFD, gpa, size, address, gmem_offset, fd & 0xFFFFFFFF)
+        assert gmem is not None, "the kernel took a memslot without a file"
+        self.memslots[slot] = Slot(gpa, size, gmem, gmem_offset)
+
+    def delete_memslot(self, slot: int) -> None:
+        """KVM_SET_USER_MEMORY_REGION2 with size 0."""
+        with _refusals():
+            self._set_region(slot, 0, 0, 0, 0, 0, 0)
+        self.memslots.pop(slot, None)
+
+    def _set_region(self, *fields: int) -> None:
+        argument = bytearray(USER_MEMORY_REGION2_STRUCT.pack(*fields, *[0] * 15))
+        self.transport.ioctl(self.fd, KVM_SET_USER_MEMORY_REGION2, argument)
+
+    def set_memory_attributes(self, address: int, size: int, attributes: int, flags: int = 0) -> None:
+        """KVM_SET_MEMORY_ATTRIBUTES on the VM fd; see `gmemcore.machine.Vm.set_memory_attributes`."""
+        argument = bytearray(MEMORY_ATTRIBUTES_STRUCT.pack(address, size, attributes, flags))
+        with _refusals():
+            self.transport.ioctl(self.fd, KVM_SET_MEMORY_ATTRIBUTES, argument)
+
+    def ioctl(self, request: int, argument: bytearray | bytes | None) -> None:
+        """An ioctl of the VM fd as it stands; None is an unreadable pointer."""
+        with _refusals():
+            self.transport.raw_ioctl(self.fd, request, argument)
+
+    def guest_read(self, gpa: int, size: int, private: bool | None = None) -> bytes:
+        """Read as the guest does, on a vCPU. The kind follows the attribute, and private is ignored."""
+        return self.guest.read(gpa, size, self._occupied())
+
+    def guest_write(self, gpa: int, data: bytes, private: bool | None = None) -> None:
+        """Write as the guest does; see `guest_read`."""
+        self.guest.write(gpa, data, self._occupied())
+
+    @property
+    def guest(self) -> Guest:
+        """The guest, made at its first use."""
+        if self._guest is None:
+            with _refusals():
+                self._guest = self.transport.guest(self.fd)
+        return self._guest
+
+    def _occupied(self) -> list[tuple[int, int]]:
+        return [(slot.gpa, slot.size) for slot in self.memslots.values()]
+
+    def close(self) -> None:
+        """Close guest, files and VM. Closing twice is allowed."""
+        if self._guest is not None:
+            self._guest.close()
+            self._guest = None
+        for gmem in self.files:
+            gmem.close()
+        if self.fd >= 0:
+            self.transport.close(self.fd)
+            self.fd = -1
+
+
+class KvmFile:
+    """A guest_memfd of a kernel. Made by `KvmVm.create_guest_memfd`.
+
+    Attributes
+    ----------
+    size : int
+        Bytes.
+    flags : int
+        Flags of creation.
+    """
+
+    def __init__(self, vm: KvmVm, fd: int, size: int, flags: int) -> None:
+        self.vm = vm
+        self.fd = fd
+        self.size = size
+        self.flags = flags
+        self._transport = vm.transport
+        self._beside: int | None = None
+        self._address: int | None = None
+        self._pins: dict[int, int] = {}
+
+    def __enter__(self) -> "KvmFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.fd < 0
+
+    @property
+    def mappable(self) -> bool:
+        """Whether the host can map what it shares with the guest."""
+        return self.vm.two_backings or bool(self.flags & GuestMemfdFlag.MMAP)
+
+    @property
+    def _host(self) -> int:
+        """What the host maps: the file, or the ordinary memory beside it, made at its first use."""
+        if not self.vm.two_backings:
+            return self.fd
+        if self._beside is None:
+            self._beside = self._transport.shared_memory(self.size)
+        return self._beside
+
+    def userspace_address(self, offset: int, size: int) -> int:
+        """Where this process has a range mapped, for memslots; 0 if it has not, or can't.
+
+        KVM itself reads and writes through this address where it has to emulate the guest's instruction.
+        """
+        if not self.mappable or self.closed or offset % PAGE_SIZE or offset + size > self.size:
+            return 0
+        if self._address is None:
+            try:
+                self._address = self._transport.map(self._host, 0, self.size)
+            except OSError:  # a file larger than an address space; the kernel takes a memslot without, too
+                return 0
+        return self._address + offset
+
+    def set_memory_attributes(
+        self,
+        offset: int,
+        size: int,
+        attributes: int,
+        flags: int = 0,
+        *,
+        error_offset: int = 0,
+        reserved: int = 0,
+    ) -> None:
+        """KVM_SET_MEMORY_ATTRIBUTES2; see `gmemcore.machine.GuestMemfd.set_memory_attributes`.
+
+        Parameters
+        ----------
+        reserved : int
+            Goes into the last of the reserved words.
+        """
+        words = [0] * (MEMORY_ATTRIBUTES2_RESERVED_WORDS - 1) + [reserved]
+        argument = bytearray(
+            MEMORY_ATTRIBUTES2_STRUCT.pack(offset, size, attributes, flags, error_offset, *words)
+        )
+        try:
+            with _refusals():
+                self._transport.ioctl(self.fd, KVM_SET_MEMORY_ATTRIBUTES2, argument)
+        except GmemError as error:
+            at = MEMORY_ATTRIBUTES2_ERROR_OFFSET_AT
+            written = int.from_bytes(argument[at : at + 8], "little")
+            if written != error_offset or error.errno in _WRITES_ERROR_OFFSET:
+                error.error_offset = written
+            raise
+
+    def ioctl(self, request: int, argument: bytearray | bytes | None) -> None:
+        """An ioctl of the guest_memfd as it stands; None is an unreadable pointer."""
+        with _refusals():
+            self._transport.raw_ioctl(self.fd, request, argument)
+
+    def host_read(self, offset: int, size: int) -> bytes:
+        """Read through a mapping; see `gmemcore.machine.GuestMemfd.host_read`."""
+        with _refusals():
+            return self._transport.read(self._host, offset, size)
+
+    def host_write(self, offset: int, data: bytes) -> None:
+        """Write through a mapping; see `host_read`."""
+        with _refusals():
+            self._transport.write(self._host, offset, data)
+
+    def mmap(self, offset: int, size: int, shared: bool = True) -> None:
+        """Map a range of the guest_memfd, and unmap it again."""
+        with _refusals():
+            self._transport.unmap(self._transport.map(self.fd, offset, size, shared), size)
+
+    def fallocate(self, mode: int, offset: int, size: int) -> None:
+        """fallocate(2). A punched page drops its pin, which holds on to the page that was there."""
+        with _refusals():
+            self._transport.fallocate(self.fd, mode, offset, size)
+        if mode & FallocateMode.PUNCH_HOLE:
+            self._drop_pins(offset, size)
+
+    def discard_shared(self, offset: int, size: int) -> None:
+        """Discard the host's side of a range: the VMM's step where there are two backings."""
+        if not self.vm.two_backings:
+            raise UnsupportedOperationError("there is one backing, converted in place")
+        with _refusals():
+            mode = FallocateMode.KEEP_SIZE | FallocateMode.PUNCH_HOLE
+            self._transport.fallocate(self._host, mode, offset, size)
+        self._drop_pins(offset, size)
+
+    def pin(self, offset: int, size: int) -> None:
+        """Take a reference on each page that has none of ours yet: on all of them or none."""
+        taken: dict[int, int] = {}
+        try:
+            with _refusals():
+                for page in range(offset, offset + size, PAGE_SIZE):
+                    if page not in self._pins:
+                        taken[page] = self._transport.pin(self._host, page)
+        except GmemError:
+            for reference in taken.values():
+                self._transport.close(reference)
+            raise
+        self._pins |= taken
+
+    def unpin(self, offset: int, size: int) -> None:
+        """Drop our references on pages."""
+        self._drop_pins(offset, size)
+
+    def _drop_pins(self, offset: int, size: int) -> None:
+        for page in [page for page in self._pins if offset <= page < offset + size]:
+            self._transport.close(self._pins.pop(page))
+
+    def close(self) -> None:
+        """Close the file and what was made for it. Closing twice is allowed."""
+        self._drop_pins(0, self.size)
+        if self._address is not None:
+            self._transport.unmap(self._address, self.size)
+            self._address = None
+        for fd in (self.fd, self._beside):
+            if fd is not None and fd >= 0:
+                self._transport.close(fd)
+        self.fd, self._beside = -1, None
+
+
+def check_extension(transport: Transport, fd: int, name: str) -> int:
+    """KVM_CHECK_EXTENSION on /dev/kvm or a VM, for a capability whose number is stable.
+
+    Raises
+    ------
+    UnsupportedOperationError
+        EOPNOTSUPP: no number is known to stand for this name in every kernel.
+    """
+    if name not in CAPABILITIES:
+        known = ", ".join(CAPABILITIES)
+        raise UnsupportedOperationError(f"capability {name} has no stable number; known: {known}")
+    with _refusals():
+        return transport.ioctl(fd, KVM_CHECK_EXTENSION, CAPABILITIES[name])
