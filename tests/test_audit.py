@@ -70,9 +70,8 @@ EXPECTED = {
     # two-caps, where the pre-launch capability is split by direction: nothing is left to be known.
     "by-direction": (0, 0, 0, 0, 0, 0),
 }
-# (VM, phase, direction) of 32 where some flag keeps contents, and is believed to. 16 of them are on
-# SW_PROTECTED and PKVM; CoCo to private before launch is 4 more, cipher firmware after launch 2 VMs x 2
-# ways.
+# (VM, phase, direction) of 32 where some flag is answered ok and keeps contents: 16 on SW_PROTECTED and PKVM,
+# 4 on CoCo to private before launch, 4 with cipher firmware after it.
 KEPT = {"legacy": 0, "v13": 0, "v4": 16, "v4-squash": 20, "v5": 20, "before-launch": 20, "tracking": 20}
 KEPT |= dict.fromkeys(("after-launch", "cipher", "two-caps", "pre-cap", "by-direction"), 24)
 BITS = {"legacy": 0, "v13": 0, "two-caps": 4, "pre-cap": 4, "by-direction": 5}
@@ -237,7 +236,7 @@ def test_a_capability_more_costs_bits_and_gains_nothing_today(ours):
 
 
 def test_flags_with_longer_names_do_with_one_capability(ours):
-    """The other end of the scale: four flags, one capability, four bits; each name says when and which way."""
+    """The other end of the scale: one capability, four flags whose names say when and which way."""
     zero, preserve = ours.flags
     names = {
         4: ("PRESERVE_TO_PRIVATE_BEFORE_LAUNCH", {"launching"}, {"to_private"}),
@@ -282,6 +281,18 @@ def test_a_vm_takes_a_proposal_where_an_abi_goes(ours):
 
 
 # ---- proposals as files ----------------------------------------------------------------------------
+
+
+def rule(vm_type="SNP", flag="PRESERVE", effect='effect = "KEEP"', why="x"):
+    """Another rule, as TOML."""
+    names = f'vm_types = ["{vm_type}"]\nflag = "{flag}"\n{effect}\nwhy = "{why}"'
+    return {"rule2": f'[[rules]]\n{names}\nsource = "x"'}
+
+
+def another_flag(name="OTHER", bit="4"):
+    """Another flag, as TOML."""
+    return {"flag": f'[[flags]]\nname = "{name}"\nbit = {bit}\nsummary = "x"'}
+
 
 MINIMAL = """
 name = "mine"
@@ -332,57 +343,31 @@ REFUSED = [
     ({"flag": "directions = []"}, "$.flags[0].directions"),
     ({"flag": 'directions = ["up"]'}, "$.flags[0].directions[0]"),
     ({"flag": "colour = 1"}, "$.flags[0]"),
-    ({"flag": '[[flags]]\nname = "PRESERVE"\nbit = 4\nsummary = "x"'}, "$.flags[1].name"),
-    ({"flag": '[[flags]]\nname = "OTHER"\nbit = 2\nsummary = "x"'}, "$.flags[1].bit"),
-    ({"flag": '[[flags]]\nname = "OTHER"\nbit = 12\nsummary = "x"'}, "$.flags[1].bit"),
-    ({"flag": '[[flags]]\nname = "OTHER"\nbit = 0\nsummary = "x"'}, "$.flags[1].bit"),
-    ({"flag": '[[flags]]\nname = "OTHER"\nbit = 9223372036854775808\nsummary = "x"'}, "$.flags[1].bit"),
-    ({"flag": '[[flags]]\nname = "OTHER"\nbit = "4"\nsummary = "x"'}, "$.flags[1].bit"),
-    ({"flag": '[[flags]]\nname = "other"\nbit = 4\nsummary = "x"'}, "$.flags[1].name"),
-    ({"flag": '[[flags]]\nname = "NONE"\nbit = 4\nsummary = "x"'}, "$.flags[1].name"),
-    ({"flag": '[[flags]]\nname = "KEEP_AFTER_LAUNCH"\nbit = 4\nsummary = "x"'}, "$.flags[1].phases"),
+    (another_flag("PRESERVE"), "$.flags[1].name"),
+    (another_flag("other"), "$.flags[1].name"),
+    (another_flag("NONE"), "$.flags[1].name"),
+    (another_flag(bit="2"), "$.flags[1].bit"),
+    (another_flag(bit="12"), "$.flags[1].bit"),
+    (another_flag(bit="0"), "$.flags[1].bit"),
+    (another_flag(bit="9223372036854775808"), "$.flags[1].bit"),
+    (another_flag(bit='"4"'), "$.flags[1].bit"),
+    (another_flag("KEEP_AFTER_LAUNCH"), "$.flags[1].phases"),
     ({"capability": 'phases = ["later"]'}, "$.capabilities[0].phases[0]"),
     ({"capability": '[[capabilities]]\nname = "MY_FLAGS"'}, "$.capabilities[1].name"),
     ({"capability": '[[capabilities]]\nname = "MEMORY_ATTRIBUTES"'}, "$.capabilities[1].name"),
     ({"rule": 'firmware = ["next"]'}, "$.rules[0].firmware[0]"),
     ({"rule": 'unless = "raining"'}, "$.rules[0].unless"),
     ({"rule2": 'directions = "to_private"'}, "$.rules[1].directions"),
-    (
-        {"rule2": '[[rules]]\nvm_types = ["XEN"]\nflag = "NONE"\neffect = "KEEP"\nwhy = "x"\nsource = "x"'},
-        "$.rules[2].vm_types[0]",
-    ),
-    (
-        {"rule2": '[[rules]]\nvm_types = ["SNP"]\nflag = "ZERO"\neffect = "KEEP"\nwhy = "x"\nsource = "x"'},
-        "$.rules[2].flag",
-    ),
-    (
-        {
-            "rule2": '[[rules]]\nvm_types = ["SNP"]\nflag = "PRESERVE"\neffect = "FREEZE"\nwhy = "x"\nsource = "x"'
-        },
-        "$.rules[2].effect",
-    ),
-    (
-        {"rule2": '[[rules]]\nvm_types = ["SNP"]\nflag = "PRESERVE"\nwhy = "x"\nsource = "x"'},
-        "missing required field `effect`",
-    ),
-    (
-        {
-            "rule2": '[[rules]]\nvm_types = ["PKVM"]\nflag = "PRESERVE"\neffect = "ZERO"\nwhy = "x"\nsource = "x"'
-        },
-        "$.rules[2]",
-    ),
-    (
-        {
-            "rule2": '[[rules]]\nvm_types = ["SNP"]\nflag = "PRESERVE"\neffect = "ZERO"\nwhy = ""\nsource = "x"'
-        },
-        "$.rules[2].why",
-    ),
+    (rule(vm_type="XEN"), "$.rules[2].vm_types[0]"),
+    (rule(flag="ZERO"), "$.rules[2].flag"),
+    (rule(effect='effect = "FREEZE"'), "$.rules[2].effect"),
+    (rule(effect=""), "missing required field `effect`"),
+    (rule(vm_type="PKVM"), "$.rules[2]"),  # rules[1] speaks about it
+    (rule(why=""), "$.rules[2].why"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("parts", "path"), REFUSED, ids=lambda value: value if isinstance(value, str) else ""
-)
+@pytest.mark.parametrize(("parts", "path"), REFUSED, ids=[path for _, path in REFUSED])
 def test_what_is_wrong_in_a_file_is_said_with_its_path(parts, path):
     with pytest.raises(ProposalError) as refused:
         parse_proposal(minimal(**parts).encode(), "mine.toml")
@@ -431,6 +416,19 @@ def test_files_have_names_of_their_own(tmp_path):
         read_proposals([tmp_path / "c.toml"])
     with pytest.raises(ProposalError, match="No such file"):
         read_proposal(tmp_path / "none.toml")
+
+
+# ---- the notebook ----------------------------------------------------------------------------------
+
+
+def test_the_notebook_was_run_and_what_it_says_holds(capsys):
+    notebook = json.loads((Path(__file__).parent.parent / "notebooks" / "proposals.ipynb").read_text())
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    names = {}
+    for cell in code:
+        exec("".join(cell["source"]), names)
+    assert "by-direction" in capsys.readouterr().out
 
 
 # ---- the command -----------------------------------------------------------------------------------
@@ -490,6 +488,16 @@ def test_cells_show_what_is_wrong(capsys):
     )
     _, out, _ = run(["--cells", "--abi", "by-direction"], capsys)
     assert out.strip() == "by-direction: 0 lies, 0 hidden, 0 broken; 0 VM-type, 0 phase, 0 direction checks"
+
+
+def test_the_template_is_a_proposal_once_it_has_a_name(capsys, tmp_path):
+    _, out, _ = run(["--template"], capsys)
+    (tmp_path / "mine.toml").write_text(out)
+    status, _, err = run([tmp_path / "mine.toml"], capsys)
+    assert (status, "$.name" in err) == (2, True)
+    (tmp_path / "mine.toml").write_text(out.replace('"by-direction"', '"mine"'))
+    status, out, _ = run([tmp_path / "mine.toml", "--abi", "mine", "--markdown"], capsys)
+    assert "| mine | 0 | 0 | 0 | 0 | 0 | 0 | 24 | 3 | 5 |" in out
 
 
 def test_unusable_input_is_exit_status_2_and_one_line(capsys, tmp_path):

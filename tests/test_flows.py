@@ -14,7 +14,7 @@ from gmemcore.policy import ABIS, get_abi
 from gmemcore.uapi import ContentMode, Phase, VmType
 from gmemcore.vmm import flows
 from gmemcore.vmm.flows import FLOWS, run_flow, run_flows
-from gmemcore.vmm.proposal import shipped_proposals
+from gmemcore.vmm.proposal import shipped_files, shipped_proposals
 
 COCO = ("SNP", "TDX")
 ALL_ABIS = (*ABIS, "by-direction")
@@ -114,7 +114,7 @@ def test_a_corrected_cpuid_page_comes_back_in_the_copy_it_was_loaded_from(result
 
 
 def test_contents_without_a_promise_are_marked(results):
-    """The bytes of the CPUID page came back under by-direction, but only the model's platform rows say why."""
+    """The CPUID page came back under by-direction, but nothing that a userspace can ask says so."""
     result = results["cpuid-retry", "by-direction", "SNP", "today"]
     assert (result.ok, result.promised, result.flags) == (True, False, ("PRESERVE", "", "PRESERVE"))
 
@@ -252,17 +252,11 @@ def test_abis_that_come_equally_far_share_a_line(capsys):
 
 
 def test_a_proposal_runs_like_any_abi(capsys, tmp_path):
-    text = (flows_folder() / "by-direction.toml").read_text().replace('"by-direction"', '"mine"')
+    text = shipped_files()["by-direction.toml"].replace('"by-direction"', '"mine"')
     (tmp_path / "mine.toml").write_text(text)
     _, out, _ = run([tmp_path / "mine.toml", "--abi", "mine", "--json"], capsys)
     ours = run_flows(shipped_proposals())
     assert [record["outcome"] for record in json.loads(out)] == [result.outcome for result in ours]
-
-
-def flows_folder():
-    from importlib.resources import files
-
-    return files("gmemcore.vmm") / "proposals"
 
 
 @pytest.mark.parametrize(

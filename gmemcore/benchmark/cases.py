@@ -174,10 +174,13 @@ class Case:
 
     @property
     def workload(self) -> tuple[object, ...]:
-        """All that decides what is executed: cases of two revisions that agree in it do the same work."""
-        key = self.key
-        place = (self.abi.legacy, key.vm_type, key.phase, key.direction, self.memory, self.range)
-        return (*place, self.rank, self.operation, self.accepted_by_conversion, self.transfer, self.accept)
+        """What is executed, sizes aside: cases that agree in it do the same work, whatever their names."""
+        kind = self.platform
+        return (
+            *(self.abi.legacy, kind.private_memory, kind.coco, kind.accept if self.accept else None),
+            *(self.key.direction, self.key.phase if self.abi.legacy and kind.coco else None),
+            *(self.rank, self.operation, self.accepted_by_conversion, self.transfer, self.accept),
+        )
 
     @property
     def primitive(self) -> str | None:

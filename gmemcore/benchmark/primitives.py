@@ -20,9 +20,11 @@ from gmemcore.errors import InvalidArgumentError
 Primitive = Callable[[Words, Words], Any]
 """What runs once over a target, given a source of the same size."""
 
-BUFFER: Final = 256 << 20
+BUFFER: Final = 128 << 20
 """Bytes of each of the two buffers: many times what the caches hold."""
 CONSTANT: Final = np.uint64(0x5A5A_5A5A_5A5A_5A5A)
+LEAST_STEP: Final = 1 << 20
+"""Bytes of a call at least; of smaller ones Python would be timed."""
 ROUNDS: Final = 5
 
 
@@ -99,8 +101,11 @@ class Primitives:
         """GB/s of each primitive over the whole buffer."""
         return {name: self.size / summary.median / 1e9 for name, summary in self.summaries.items()}
 
-    def seconds(self, primitive: str, size: int) -> float:
-        """Time one run over `size` bytes, counted up from one over what fits the buffer.
+    def seconds(self, primitive: str, size: int, step: int) -> float:
+        """Time `size` bytes, in calls of `step` bytes or of `LEAST_STEP`.
+
+        A call of gigabytes goes around the caches where one of a range doesn't, and that is no merit of either.
+        What is more than the buffer is counted up from what fits it.
 
         Raises
         ------
@@ -109,9 +114,14 @@ class Primitives:
         """
         if primitive not in self._best:
             raise InvalidArgumentError(f"no primitive {primitive!r}; known: {', '.join(self._best)}")
-        n_words = min(size, self.size) // 8
-        taken = _seconds(self._best[primitive], self._target[:n_words], self._source[:n_words])
-        return taken * size / (n_words * 8)
+        done = min(size, self.size)
+        step_words = max(step, LEAST_STEP) // 8
+        taken = sum(
+            _seconds(self._best[primitive], self._target[at:end], self._source[at:end])
+            for at in range(0, done // 8, step_words)
+            for end in (min(at + step_words, done // 8),)
+        )
+        return taken * size / done
 
 
 def _seconds(run: Primitive, target: Words, source: Words) -> float:

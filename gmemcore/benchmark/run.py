@@ -4,12 +4,12 @@ import gc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from gmemcore.benchmark.cases import Case
+from gmemcore.benchmark.cases import SMALL_RANGES, Case
 from gmemcore.benchmark.contents import Reference, WrongContentsError
 from gmemcore.benchmark.memory import Memory, keep_freed_memory
 from gmemcore.benchmark.primitives import Primitives
@@ -95,7 +95,7 @@ class Bench:
         self.primitives = primitives
         self.effort = effort
         self.reference = Reference()
-        self._known_workloads: set[tuple[object, ...]] = set()
+        self._sampled: set[tuple[tuple[object, ...], int]] = set()
         keep_freed_memory()
 
     def results(self, cases: Sequence[Case]) -> Iterator[Result]:
@@ -153,40 +153,44 @@ class Bench:
     def _samples(self, scene: Scene) -> "_Samples":
         """Sample a scene and its primitive in turn; the last run has fresh contents and is left to be checked."""
         samples = _Samples(scene.case)
-        effort = self._effort(scene.case)
-        least, most = effort.samples
-        end = time.perf_counter() + effort.seconds
-        loops = self._warm_up(scene, effort)
-        while len(samples) < least - 1 or (time.perf_counter() < end and len(samples) < most - 1):
+        least, most = self.effort.samples
+        end = time.perf_counter() + self.effort.seconds
+        moves = scene.case.primitive is not None
+        workload = (scene.case.workload, scene.case.range)
+        if workload in self._sampled:  # the same under another name is done and verified again, but sampled less
+            most, least = least, min(least, 2) if moves else least
+        loops = self._loops(scene, moves)
+        while len(samples) < least - moves or (time.perf_counter() < end and len(samples) < most - moves):
             self._sample(scene, samples, loops, written=False)
-        self._sample(scene, samples, loops, written=True)
+        if moves:
+            self._sample(scene, samples, loops, written=True)
+        else:  # with caches full of what was written, a call that moves nothing would be no sample like the others
+            scene.prepare(written=True)
+            scene.run()
+        self._sampled.add(workload)
         return samples
 
-    def _effort(self, case: Case) -> Effort:
-        """Work that was sampled under another revision is done and verified again, but sampled no more than once."""
-        if case.workload in self._known_workloads:
-            return replace(self.effort, samples=(2, 2), seconds=0.0)
-        self._known_workloads.add(case.workload)
-        return self.effort
-
-    def _warm_up(self, scene: Scene, effort: Effort) -> int:
-        """Run a scene once and drop the times; returns how many runs make a sample."""
+    def _loops(self, scene: Scene, moves: bool) -> int:
+        """How many runs make a sample, by a run whose times are dropped."""
+        case = scene.case
+        if moves and case.range == case.memory and self._sampled & {(case.workload, size) for size in SMALL_RANGES}:
+            return 1  # smaller ranges warmed it up, and one run takes long enough
         began = time.perf_counter()
         scene.prepare(written=False)
         steps = scene.run()
         taken = time.perf_counter() - began
-        wanted = effort.sample_seconds / max(steps.convert.seconds, 1e-9)
-        affordable = effort.seconds / effort.samples[0] / taken
+        wanted = self.effort.sample_seconds / max(steps.convert.seconds, 1e-9)
+        affordable = self.effort.seconds / self.effort.samples[0] / taken
         return max(1, int(min(wanted, affordable)))
 
     def _sample(self, scene: Scene, samples: "_Samples", loops: int, *, written: bool) -> None:
         """Take one sample: some runs, each followed by the primitive over as many bytes."""
-        runs, yardstick = [], 0.0
+        case, runs, yardstick = scene.case, [], 0.0
         for i in range(loops):
             scene.prepare(written=written and i == loops - 1)
             runs.append(scene.run())
-            if scene.case.primitive is not None:
-                yardstick += self.primitives.seconds(scene.case.primitive, samples.main(runs[-1]).size)
+            if case.primitive is not None:
+                yardstick += self.primitives.seconds(case.primitive, samples.main(runs[-1]).size, case.range)
         samples.add(runs, yardstick / loops)
 
     def _result(

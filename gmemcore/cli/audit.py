@@ -34,6 +34,7 @@ def audit(
     cells: Annotated[bool, Parameter(negative="", help="Show what is wrong, request by request.")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")] = False,
     markdown: Annotated[bool, Parameter(negative="", help="Print the tables as Markdown.")] = False,
+    template: Annotated[bool, Parameter(negative="", help="Print a proposal's file, to start from.")] = False,
 ) -> int:
     """Audit every revision and proposal, best first.
 
@@ -41,8 +42,11 @@ def audit(
     run on a small VM. Exit status 2: a file that isn't a proposal, or an abi that doesn't exist.
     """
     from gmemcore.vmm.audit import audit as run
-    from gmemcore.vmm.proposal import ProposalError, read_proposals
+    from gmemcore.vmm.proposal import ProposalError, read_proposals, shipped_files
 
+    if template:
+        print(*shipped_files().values(), sep="\n", end="")
+        return 0
     try:
         rows = run(read_proposals(proposals or []))
     except ProposalError as error:

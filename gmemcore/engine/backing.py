@@ -134,6 +134,7 @@ class MemfdBacking:
                 populate(self._map, self.words, 0, size)
         except (OSError, OverflowError, ValueError) as error:
             os.close(self._fd)
+            self._fd = -1
             raise OutOfMemoryError(f"the host can't hold a memfd of {size:#x} bytes: {error}") from error
 
     def release(self, offset: int, size: int) -> None:

@@ -184,11 +184,13 @@ class KvmVm:
 
     def guest_read(self, gpa: int, size: int, private: bool | None = None) -> bytes:
         """Read as the guest does, on a vCPU. The kind follows the attribute, and private is ignored."""
-        return self.guest.read(gpa, size, self._occupied())
+        with _refusals():
+            return self.guest.read(gpa, size, self._occupied())
 
     def guest_write(self, gpa: int, data: bytes, private: bool | None = None) -> None:
         """Write as the guest does; see `guest_read`."""
-        self.guest.write(gpa, data, self._occupied())
+        with _refusals():
+            self.guest.write(gpa, data, self._occupied())
 
     @property
     def guest(self) -> Guest:

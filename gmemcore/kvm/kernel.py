@@ -28,13 +28,13 @@ class KernelTransport:
 
     Parameters
     ----------
-    device : str
-        The device file of KVM.
+    device : str or None
+        The device file of KVM; None: the usual one.
     """
 
-    def __init__(self, device: str = DEVICE) -> None:
+    def __init__(self, device: str | None = None) -> None:
         self.release = os.uname().release
-        self._device = device
+        self._device = DEVICE if device is None else device
         self._libc = touch.libc()
         self._toucher: _Toucher | None = None
 

@@ -117,13 +117,14 @@ def parse_proposal(data: bytes, name: str) -> Abi:
 
 def shipped_proposals() -> list[Abi]:
     """Return the proposals that come with the package, by name."""
+    return [parse_proposal(text.encode(), name) for name, text in shipped_files().items()]
+
+
+def shipped_files() -> dict[str, str]:
+    """Return the text of the proposals that come with the package, by file name."""
     folder = files("gmemcore.vmm") / "proposals"
     resources = sorted(folder.iterdir(), key=lambda resource: resource.name)
-    return [
-        parse_proposal(resource.read_bytes(), resource.name)
-        for resource in resources
-        if resource.name.endswith(".toml")
-    ]
+    return {each.name: each.read_text("utf-8") for each in resources if each.name.endswith(".toml")}
 
 
 def read_proposals(paths: Iterable[Path]) -> list[Abi]:

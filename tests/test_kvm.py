@@ -1,0 +1,848 @@
+"""The client of real kernels: held to the vectors over the model's ioctls, and run on this host's kernel."""
+
+import contextlib
+import errno
+import gc
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import VECTORS
+
+import gmemcore
+from gmemcore.conformance import Case, read_vectors, run_case
+from gmemcore.engine.backing import BACKINGS
+from gmemcore.errors import GmemError, HostAccessError
+from gmemcore.kvm import KernelTransport, KvmMachine, KvmUnavailableError, KvmVm, probe
+from gmemcore.kvm import structs as kvm
+from gmemcore.kvm.differences import DIFFERENCES, known_difference, version_of
+from gmemcore.uapi import (
+    KVM_SET_MEMORY_ATTRIBUTES,
+    KVM_SET_MEMORY_ATTRIBUTES2,
+    MEMORY_ATTRIBUTES2_STRUCT,
+    PAGE_SIZE,
+    VmType,
+)
+
+P = PAGE_SIZE
+GPA = 4 << 30
+MMAP, INIT_SHARED = 1, 2
+BOTH = MMAP | INIT_SHARED
+PRIVATE = 8
+
+has_kvm = pytest.mark.skipif(
+    not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="needs /dev/kvm, and a user who may use it"
+)
+
+
+def open_files():
+    gc.collect()
+    return sorted(os.listdir("/proc/self/fd"), key=int)
+
+
+# ---- a kernel that is the model --------------------------------------------------------------------------
+
+
+class ModelGuest:
+    address_bits = 52
+
+    def __init__(self, vm):
+        self._vm = vm
+
+    def read(self, gpa, size, occupied):
+        return self._vm.guest_read(gpa, size)
+
+    def write(self, gpa, data, occupied):
+        self._vm.guest_write(gpa, data)
+
+    def close(self):
+        pass
+
+
+@contextlib.contextmanager
+def as_a_system_call():
+    """A refusal of the model as the bare errno that a kernel would give; signals stay what they are."""
+    try:
+        yield
+    except GmemError as error:
+        if error.outcome == "SIGBUS":
+            raise
+        raise OSError(error.errno, os.strerror(error.errno)) from None
+
+
+class ModelTransport:
+    """The model behind KVM's request numbers and structures."""
+
+    def __init__(self, abi, vm_types=tuple(kvm.VM_TYPE_NUMBERS), release="7.3.0-model"):
+        self.release = release
+        self.abi = abi
+        self.vm_types = {kvm.VM_TYPE_NUMBERS[vm_type]: vm_type for vm_type in vm_types}
+        self.files = {}
+        self.beside = {}
+
+    def _install(self, file):
+        fd = next(number for number in range(100, 1000) if number not in self.files)
+        self.files[fd] = file
+        return fd
+
+    def open(self):
+        return self._install("kvm")
+
+    def close(self, fd):
+        file = self.files.pop(fd)
+        if isinstance(file, tuple):
+            gmem, offset = file
+            if not gmem.closed:
+                gmem.unpin(offset, P)
+        elif hasattr(file, "close") and fd not in self.beside:
+            file.close()
+
+    def ioctl(self, fd, request, argument=0):
+        with as_a_system_call():
+            return self._ioctl(self.files[fd], request, argument)
+
+    def _ioctl(self, file, request, argument):
+        if request == kvm.KVM_GET_API_VERSION:
+            return kvm.KVM_API_VERSION
+        if request == kvm.KVM_CHECK_EXTENSION:
+            return self._check_extension(file, argument)
+        if request == kvm.KVM_CREATE_VM:
+            if argument not in self.vm_types:
+                raise OSError(errno.EINVAL, "no such VM type")
+            return self._install(gmemcore.create_vm(self.vm_types[argument], self.abi))
+        if request == kvm.KVM_CREATE_GUEST_MEMFD:
+            size, flags, *_ = kvm.CREATE_GUEST_MEMFD_STRUCT.unpack(argument)
+            return self._install(file.create_guest_memfd(size - (size >> 63 << 64), flags))
+        if request == kvm.KVM_SET_USER_MEMORY_REGION2:
+            return self._set_region(file, *kvm.USER_MEMORY_REGION2_STRUCT.unpack(argument))
+        file.ioctl(request, argument)
+        return 0
+
+    def _check_extension(self, file, number):
+        name = next(name for name, other in kvm.CAPABILITIES.items() if other == number)
+        if name == "VM_TYPES":
+            return sum(1 << vm_type for vm_type in self.vm_types)
+        if name not in set(gmemcore.Capability):
+            return 1000
+        return gmemcore.check_cap(name, self.abi) if file == "kvm" else file.check_cap(name)
+
+    def _set_region(self, vm, slot, flags, gpa, size, address, offset, fd, *pad):
+        if size == 0 and (not flags or any(other.slot == slot for other in vm.memslots)):
+            vm.delete_memslot(slot)
+        else:
+            assert flags == kvm.KVM_MEM_GUEST_MEMFD
+            assert not any(pad)
+            vm.add_memslot(slot, gpa, size, self.files.get(fd), offset)
+        return 0
+
+    def raw_ioctl(self, fd, request, argument):
+        with as_a_system_call():
+            self.files[fd].ioctl(request, argument)
+
+    def read(self, fd, offset, size):
+        with as_a_system_call():
+            return self.files[fd].host_read(offset, size)
+
+    def write(self, fd, offset, data):
+        with as_a_system_call():
+            self.files[fd].host_write(offset, data)
+
+    def map(self, fd, offset, size, shared=True):
+        if fd not in self.beside:
+            with as_a_system_call():
+                self.files[fd].mmap(offset, size, shared)
+        return 1 << 40
+
+    def unmap(self, address, size):
+        assert address == 1 << 40
+
+    def fallocate(self, fd, mode, offset, size):
+        with as_a_system_call():
+            if fd in self.beside:
+                self.files[fd].discard_shared(offset, size)
+            else:
+                self.files[fd].fallocate(mode, offset, size)
+
+    def pin(self, fd, offset):
+        with as_a_system_call():
+            self.files[fd].pin(offset, P)
+        return self._install((self.files[fd], offset))
+
+    def shared_memory(self, size):
+        """The host's side of the first file of this size that has none yet."""
+        taken = [id(file) for file in self.beside.values()]
+        files = [file for file in self.files.values() if getattr(file, "size", None) == size]
+        gmem = next(file for file in files if id(file) not in taken)
+        fd = self._install(gmem)
+        self.beside[fd] = gmem
+        return fd
+
+    def guest(self, vm):
+        return ModelGuest(self.files[vm])
+
+
+KERNEL_LIKE = ("legacy", "v4", "v5", "v13")
+FILES = [
+    path
+    for path in sorted(VECTORS.glob("*.json"))
+    if (vectors := read_vectors(path)).abi in KERNEL_LIKE and vectors.vm_type != VmType.PKVM
+]
+
+
+def run_over_model(path, abi=None, **changes):
+    """Run a file over a model kernel of its own abi (or another); the results of its cases."""
+    vectors = read_vectors(path)
+    transport = ModelTransport(abi or vectors.abi, **changes)
+    host = probe(transport)
+    results = []
+    for case in vectors.cases:
+        machine = KvmMachine(transport, host, vectors.vm_type, vectors.abi)
+        results.append(run_case(machine, case))
+        machine.close()
+    assert [fd for fd in transport.files if fd not in transport.beside] == []
+    return vectors, results
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_client_passes_the_vectors_over_the_models_ioctls(path):
+    _, results = run_over_model(path)
+    assert [str(result.wrong) for result in results if result.wrong] == []
+    assert sum(result.passed for result in results) > 0
+
+
+@pytest.mark.parametrize("name", ["conversions-v13", "conversions-v5", "arguments-v13", "random-v13"])
+def test_nothing_of_the_selftests_is_left_out(name):
+    vectors, results = run_over_model(VECTORS / f"{name}.json")
+    assert sum(result.passed for result in results) == sum(len(case.steps) for case in vectors.cases)
+
+
+@pytest.mark.parametrize("path", sorted((VECTORS / "self-check").glob("*.json")), ids=lambda path: path.stem)
+def test_the_client_finds_what_is_wrong_on_purpose(path):
+    _, results = run_over_model(path)
+    assert all(result.wrong for result in results)
+
+
+@pytest.mark.parametrize("abi", KERNEL_LIKE)
+def test_probe_tells_the_revision_by_calling(abi):
+    host = probe(ModelTransport(abi))
+    assert {offer.abi for offer in host.offers.values()} == {abi}
+    assert all(offer.in_place == (abi != "legacy") for offer in host.offers.values())
+    assert host.vm_types == ("DEFAULT", "SW_PROTECTED", "SNP", "TDX")
+    assert host.offers[VmType.SW_PROTECTED].guest is None
+    assert host.offers[VmType.SW_PROTECTED].pins is None
+    assert host.offers[VmType.SNP].guest is not None
+
+
+def test_probe_lists_only_what_is_offered():
+    host = probe(ModelTransport("v13", [VmType.DEFAULT]))
+    assert list(host.offers) == [VmType.DEFAULT]
+    assert host.offers[VmType.DEFAULT].creation_flags == BOTH
+
+
+def test_error_offset_is_read_back_from_the_struct():
+    with KvmVm(ModelTransport("v13"), VmType.SW_PROTECTED) as vm:
+        gmem = vm.create_guest_memfd(4 * P, BOTH)
+        gmem.pin(2 * P, P)
+        with pytest.raises(GmemError) as refused:
+            gmem.set_memory_attributes(0, 4 * P, PRIVATE, error_offset=7)
+        assert (refused.value.outcome, refused.value.error_offset) == ("EAGAIN", 2 * P)
+        with pytest.raises(GmemError) as refused:
+            gmem.set_memory_attributes(1, P, PRIVATE, error_offset=7)
+        assert (refused.value.outcome, refused.value.error_offset) == ("EINVAL", None)
+        with pytest.raises(GmemError) as refused:
+            gmem.set_memory_attributes(0, P, PRIVATE, reserved=1)
+        assert refused.value.outcome == "EINVAL"
+
+
+# ---- what is skipped -------------------------------------------------------------------------------------
+
+
+def steps_over_model(
+    steps, *, vm_type=VmType.SW_PROTECTED, abi="v13", kernel="v13", change=lambda host: host
+):
+    """Which steps pass, and why the others were skipped, as {number: reason}."""
+    transport = ModelTransport(kernel)
+    machine = KvmMachine(transport, change(probe(transport)), vm_type, abi)
+    result = run_case(machine, Case("c", steps))
+    machine.close()
+    assert result.wrong is None, result.wrong
+    assert result.passed + len(result.skipped) + len(result.known) == len(steps)
+    return {note.step: note.why for note in result.skipped}
+
+
+CREATE = {"op": "create", "size": 4 * P, "flags": BOTH}
+SLOT = {"op": "slot_add", "slot": 1, "gpa": GPA, "size": 4 * P}
+
+
+def to_private(page, **more):
+    return {"op": "set", "offset": page * P, "size": P, "attributes": PRIVATE, **more}
+
+
+def read(page, **more):
+    return {"op": "host_read", "offset": page * P, "size": 1, **more}
+
+
+def guest_write(page, **more):
+    return {"op": "guest_write", "gpa": GPA + page * P, "data": "01", **more}
+
+
+def test_a_skipped_conversion_skips_what_meets_its_pages_and_nothing_else():
+    steps = [CREATE, SLOT, to_private(1), read(0), read(1, expect="SIGBUS"), guest_write(1), guest_write(2)]
+    skipped = steps_over_model(steps, abi="v5")
+    assert set(skipped) == {2, 4, 5}
+    assert "v5" in skipped[2]
+    assert "v13" in skipped[2]
+    assert "step 2 (set)" in skipped[4]
+
+
+def test_a_skipped_refusal_changes_nothing():
+    steps = [CREATE, to_private(1, flags=64, expect="EINVAL"), read(1)]
+    assert set(steps_over_model(steps, abi="v5")) == {1}
+
+
+def test_what_a_skipped_step_would_have_changed_spreads():
+    steps = [
+        CREATE,
+        to_private(1),
+        {"op": "fallocate", "mode": 3, "offset": P, "size": 2 * P},
+        read(2),
+        read(3),
+    ]
+    assert set(steps_over_model(steps, abi="v5")) == {1, 2, 3}
+
+
+def test_without_a_guest_its_writes_are_unknown_to_the_host():
+    def no_guest(host):
+        offers = {vm_type: replace(offer, guest="none here") for vm_type, offer in host.offers.items()}
+        return replace(host, offers=offers)
+
+    steps = [CREATE, SLOT, guest_write(1), read(1, data="01"), read(0)]
+    skipped = steps_over_model(steps, change=no_guest)
+    assert set(skipped) == {2, 3}
+    assert "none here" in skipped[2]
+
+
+def test_a_missing_creation_flag_skips_the_file_and_its_memslots():
+    steps = [CREATE, SLOT, read(0), guest_write(0), {**CREATE, "as": "h", "flags": 0}]
+    skipped = steps_over_model(steps, kernel="legacy")
+    assert set(skipped) == {0, 1, 2, 3}
+    assert "flag" in skipped[0]
+    assert "step 0 (create)" in skipped[2]
+
+
+@pytest.mark.parametrize(
+    ("step", "why"),
+    [
+        ({"op": "runs", "runs": [[0, 4, "private"]]}, "reads attributes back"),
+        ({"op": "counters", "values": {"pages_changed": 9}}, "doesn't count"),
+        ({"op": "poison", "offset": 0}, "out of use"),
+        ({"op": "accept", "gpa": GPA, "size": P}, "the platform's"),
+        ({"op": "launch_finish"}, "the platform's"),
+        ({"op": "check_cap", "cap": "GUEST_MEMFD_MEMORY_ATTRIBUTES", "value": 8}, "isn't settled"),
+        ({"op": "ioctl", "fd": "vm", "request": kvm.KVM_CREATE_VCPU, "argument": "00"}, "none but"),
+        ({"op": "discard_shared", "offset": 0, "size": P, "expect": "EOPNOTSUPP"}, "no system call"),
+        ({"op": "pin", "offset": 1, "size": P, "expect": "EINVAL"}, "no system call"),
+        ({"op": "pin", "offset": 0, "size": 257 * P}, "more than 256"),
+        ({"op": "create", "size": 1 << 60, "flags": 0, "expect": "ENOMEM", "as": "x"}, "own limit"),
+        ({"op": "fallocate", "mode": 1 << 40, "offset": 0, "size": P, "expect": "EOPNOTSUPP"}, "an int"),
+        ({"op": "guest_read", "gpa": 1 << 52, "expect": "MMIO"}, "beyond the physical"),
+        ({"op": "host_read", "offset": 0, "size": 0, "expect": "EINVAL"}, "touches nothing"),
+        ({**SLOT, "size": 0, "expect": "EINVAL"}, "deletes"),
+    ],
+    ids=lambda value: value["op"] if isinstance(value, dict) else None,
+)
+def test_what_a_kernel_is_not_asked(step, why):
+    skipped = steps_over_model([CREATE, SLOT, step])
+    assert set(skipped) == {2}
+    assert why in skipped[2]
+
+
+def test_a_type_that_is_not_offered_skips_everything():
+    skipped = steps_over_model([CREATE, read(0)], vm_type=VmType.PKVM)
+    assert set(skipped) == {0, 1}
+    assert "PKVM isn't offered" in skipped[0]
+
+
+def test_on_coco_a_guest_step_leaves_its_page_unknown():
+    steps = [CREATE, SLOT, {"op": "guest_read", "gpa": GPA}, to_private(0), to_private(1)]
+    assert set(steps_over_model(steps, vm_type=VmType.SNP)) == {2, 3}
+
+
+# ---- known differences -----------------------------------------------------------------------------------
+
+
+def test_versions():
+    assert version_of("6.18.44-fc") == (6, 18)
+    assert version_of("7.3.0") == (7, 3)
+    assert version_of("next-2026") == (0, 0)
+
+
+def test_a_difference_is_excused_for_its_kernels_and_steps_only():
+    with KvmVm(ModelTransport("v13"), VmType.SW_PROTECTED) as vm:
+        gmem = vm.create_guest_memfd(4 * P, BOTH)
+        vm.add_memslot(1, GPA, 4 * P, gmem)
+        elsewhere = {"op": "slot_add", "slot": 2, "gpa": 2 * GPA, "size": P, "expect": "EEXIST"}
+        assert known_difference("6.18.1", vm, elsewhere, "EINVAL") is not None
+        assert known_difference("7.3.0", vm, elsewhere, "EINVAL") is None
+        assert known_difference("6.18.1", vm, elsewhere, "OK") is None
+        assert known_difference("6.18.1", vm, {**elsewhere, "gpa": GPA}, "EINVAL") is None
+    assert all(row.why and row.since >= (6, 8) for row in DIFFERENCES)
+
+
+def test_a_known_difference_is_neither_passed_nor_wrong():
+    transport = ModelTransport("v13", release="6.18.0")
+    machine = KvmMachine(transport, probe(transport), VmType.SW_PROTECTED, "v13")
+    add = transport._set_region
+
+    def as_before_7_3(*arguments):
+        try:
+            return add(*arguments)
+        except GmemError as error:
+            raise OSError(errno.EINVAL if error.errno == errno.EEXIST else error.errno, "") from None
+
+    transport._set_region = as_before_7_3
+    again = {**SLOT, "slot": 2, "gpa": 2 * GPA, "expect": "EEXIST"}
+    result = run_case(machine, Case("c", [CREATE, SLOT, again, {**again, "gpa": GPA}]))
+    machine.close()
+    assert result.passed == 2
+    assert [note.step for note in result.known] == [2]
+    assert (result.wrong.step, result.wrong.found) == (3, "EINVAL")
+
+
+# ---- this host's kernel ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def transport():
+    with KernelTransport() as kernel:
+        yield kernel
+
+
+@pytest.fixture(scope="module")
+def offer(transport):
+    """What the default VM type offers; a file that the host can map is the least."""
+    found = probe(transport).offers[VmType.DEFAULT]
+    if found.creation_flags is None or found.creation_flags & BOTH != BOTH:
+        pytest.skip("this kernel has no guest_memfd that the host can map (Linux 6.18 has)")
+    return found
+
+
+@pytest.fixture
+def vm(transport, offer):
+    with KvmVm(transport) as made:
+        yield made
+
+
+@pytest.fixture
+def guest_vm(vm, offer):
+    if offer.guest is not None:
+        pytest.skip(f"no guest runs here: {offer.guest}")
+    return vm
+
+
+def outcome_of(call, *arguments):
+    try:
+        call(*arguments)
+    except GmemError as error:
+        return error.outcome
+    return "OK"
+
+
+@has_kvm
+def test_probe_of_this_host(transport):
+    host = probe(transport)
+    assert host.release == os.uname().release
+    assert host.api_version == 12
+    assert "DEFAULT" in host.vm_types
+    assert host.capabilities["GUEST_MEMFD"] in (0, 1)
+    offer = host.offers[VmType.DEFAULT]
+    if offer.creation_flags is not None and offer.capabilities["GUEST_MEMFD_FLAGS"]:
+        assert offer.creation_flags == offer.capabilities["GUEST_MEMFD_FLAGS"]
+
+
+@has_kvm
+def test_sigbus_is_an_answer(vm):
+    gmem = vm.create_guest_memfd(2 * P, BOTH)
+    with pytest.raises(HostAccessError):
+        gmem.host_read(2 * P, 1)
+    with pytest.raises(HostAccessError):
+        gmem.host_write(2 * P - 1, b"ab")
+    assert gmem.host_read(0, 2 * P) == bytes(2 * P)
+    private = vm.create_guest_memfd(2 * P, MMAP)
+    assert outcome_of(private.host_read, 0, 1) == "SIGBUS"
+    assert outcome_of(private.host_write, P, b"a") == "SIGBUS"
+
+
+@has_kvm
+def test_bytes_that_the_host_wrote_are_there(vm):
+    gmem = vm.create_guest_memfd(64 * P, BOTH)
+    data = random.Random(1).randbytes(64 * P - 12)
+    gmem.host_write(5, data)
+    assert gmem.host_read(5, len(data)) == data
+    gmem.fallocate(3, P, P)
+    assert gmem.host_read(P - 1, P + 2) == data[P - 6 : P - 5] + bytes(P) + data[2 * P - 5 : 2 * P - 4]
+
+
+@has_kvm
+def test_refusals_of_the_file(vm):
+    gmem = vm.create_guest_memfd(4 * P, BOTH)
+    plain = vm.create_guest_memfd(4 * P, 0)
+    assert outcome_of(vm.create_guest_memfd, 1, 0) == "EINVAL"
+    assert outcome_of(vm.create_guest_memfd, -P, 0) == "EINVAL"
+    assert outcome_of(gmem.fallocate, 0, 0, P) == "EOPNOTSUPP"
+    assert outcome_of(gmem.fallocate, 1, 4 * P, P) == "EINVAL"
+    assert outcome_of(gmem.fallocate, 3, 4 * P, P) == "OK"
+    assert outcome_of(gmem.fallocate, 3, (1 << 63) - P, P) == "EFBIG"
+    assert outcome_of(gmem.mmap, 0, 16 * P) == "OK"
+    assert outcome_of(gmem.mmap, 0, P, False) == "EINVAL"
+    assert outcome_of(plain.mmap, 0, P) == "ENODEV"
+    assert outcome_of(plain.mmap, 0, 0) == "EINVAL"
+    assert outcome_of(gmem.mmap, (1 << 63) - P, P) == "EOVERFLOW"
+
+
+@has_kvm
+def test_refusals_of_memslots(vm, transport):
+    gmem = vm.create_guest_memfd(4 * P, BOTH)
+    vm.add_memslot(1, GPA, 2 * P, gmem)
+    vm.add_memslot(2, 2 * GPA, P, gmem, 3 * P)
+    assert outcome_of(vm.add_memslot, 1, 3 * GPA, P, gmem, 2 * P) == "EINVAL"
+    assert outcome_of(vm.add_memslot, 3, GPA, P, gmem, 2 * P) == "EEXIST"
+    assert outcome_of(vm.add_memslot, 3, 3 * GPA, P, gmem, 1) == "EINVAL"
+    assert outcome_of(vm.add_memslot, 3, 3 * GPA, 2 * P, gmem, 3 * P) == "EINVAL"
+    assert outcome_of(vm.add_memslot, 3, 3 * GPA, P, None) == "EBADF"
+    assert outcome_of(vm.delete_memslot, 3) == "EINVAL"
+    with KvmVm(transport) as other:
+        assert outcome_of(vm.add_memslot, 3, 3 * GPA, P, other.create_guest_memfd(P, BOTH)) == "EINVAL"
+    overlap = {"op": "slot_add", "slot": 3, "gpa": 3 * GPA, "size": P, "expect": "EEXIST"}
+    found = outcome_of(vm.add_memslot, 3, 3 * GPA, P, gmem, P)
+    assert found == "EEXIST" or known_difference(transport.release, vm, overlap, found)
+    vm.delete_memslot(1)
+    vm.add_memslot(3, 3 * GPA, P, gmem, P)
+
+
+@has_kvm
+def test_an_argument_ends_where_it_ends(vm, transport, offer):
+    """A struct that is short by one byte can't be read, and one that can't be written can't be answered."""
+    gmem = vm.create_guest_memfd(P, BOTH)
+    whole = bytearray(kvm.CREATE_GUEST_MEMFD_STRUCT.pack(1, 0, *[0] * 6))
+    assert outcome_of(vm.ioctl, kvm.KVM_CREATE_GUEST_MEMFD, whole) == "EINVAL"
+    assert outcome_of(vm.ioctl, kvm.KVM_CREATE_GUEST_MEMFD, whole[:-1]) == "EFAULT"
+    assert outcome_of(vm.ioctl, kvm.KVM_CREATE_GUEST_MEMFD, None) == "EFAULT"
+    assert outcome_of(gmem.ioctl, 0xDEAD, bytearray(8)) == "ENOTTY"
+    sregs = bytearray(kvm.SREGS_SIZE)
+    fd = transport.ioctl(vm.fd, kvm.KVM_CREATE_VCPU, 0)
+    try:
+        transport.raw_ioctl(fd, kvm.KVM_GET_SREGS, sregs)
+        assert any(sregs)
+        with pytest.raises(OSError, match=os.strerror(errno.EFAULT)):
+            transport.raw_ioctl(fd, kvm.KVM_GET_SREGS, bytes(sregs))
+    finally:
+        transport.close(fd)
+
+
+@has_kvm
+def test_the_conversion_is_there_or_it_is_not(vm, offer):
+    gmem = vm.create_guest_memfd(P, BOTH)
+    argument = bytearray(MEMORY_ATTRIBUTES2_STRUCT.pack(0, P, PRIVATE, 0, 0, *[0] * 11))
+    # The default type has no private memory: EINVAL where the ioctl exists.
+    assert outcome_of(gmem.set_memory_attributes, 0, P, PRIVATE) == ("EINVAL" if offer.in_place else "ENOTTY")
+    assert outcome_of(gmem.ioctl, KVM_SET_MEMORY_ATTRIBUTES2, argument) != "OK"
+    assert outcome_of(gmem.ioctl, KVM_SET_MEMORY_ATTRIBUTES, bytearray(32)) == "ENOTTY"
+
+
+@has_kvm
+def test_pins(vm, offer):
+    if offer.pins is not None:
+        pytest.skip(f"no pins here: {offer.pins}")
+    before = len(open_files())
+    gmem = vm.create_guest_memfd(4 * P, BOTH)
+    gmem.pin(0, 2 * P)
+    gmem.pin(P, 2 * P)
+    assert len(open_files()) == before + 4
+    assert outcome_of(gmem.pin, 2 * P, 3 * P) == "EFAULT"
+    assert len(open_files()) == before + 4
+    gmem.fallocate(3, 0, P)
+    gmem.unpin(2 * P, P)
+    assert len(open_files()) == before + 2
+    gmem.close()
+    assert len(open_files()) == before
+    assert outcome_of(vm.create_guest_memfd(P, MMAP).pin, 0, P) == "EFAULT"
+
+
+@has_kvm
+@pytest.mark.parametrize("gpa", [0, GPA, 1 << 32 | 7 * P, 1 << 38])
+def test_host_and_guest_see_the_same_memory(guest_vm, gpa):
+    gmem = guest_vm.create_guest_memfd(64 * P, BOTH)
+    guest_vm.add_memslot(5, gpa, 32 * P, gmem, 16 * P)
+    data = random.Random(gpa).randbytes(20 * P)
+    gmem.host_write(17 * P + 3, data)
+    assert guest_vm.guest_read(gpa + P + 3, len(data)) == data
+    guest_vm.guest_write(gpa + 2 * P - 3, b"across the page")
+    assert gmem.host_read(18 * P - 3, 15) == b"across the page"
+    gmem.fallocate(3, 17 * P, P)
+    assert guest_vm.guest_read(gpa + P, 8) == bytes(8)
+
+
+@has_kvm
+def test_a_hole_is_mmio_and_moves_nothing(guest_vm):
+    gmem = guest_vm.create_guest_memfd(2 * P, BOTH)
+    guest_vm.add_memslot(1, GPA, P, gmem)
+    assert outcome_of(guest_vm.guest_write, GPA + P - 4, b"12345678") == "MMIO"
+    assert outcome_of(guest_vm.guest_read, GPA + 9 * P, 8) == "MMIO"
+    assert outcome_of(guest_vm.guest_write, GPA + 9 * P, b"12345678") == "MMIO"
+    assert guest_vm.guest_read(GPA, P) == bytes(P)
+    guest_vm.guest_write(GPA, b"goes on")
+    assert gmem.host_read(0, 7) == b"goes on"
+    guest_vm.delete_memslot(1)
+    assert outcome_of(guest_vm.guest_read, GPA, 1) == "MMIO"
+
+
+@has_kvm
+def test_two_backings_share_the_memory_beside(transport, offer):
+    """Before conversion in place: what is shared lives beside the guest_memfd, here and for the guest."""
+    if offer.guest is not None or offer.in_place:
+        pytest.skip("needs a guest, and a kernel without conversion in place")
+    with KvmVm(transport, two_backings=True) as vm:
+        gmem = vm.create_guest_memfd(4 * P, 0)
+        vm.add_memslot(1, GPA, 4 * P, gmem)
+        gmem.host_write(P, b"beside")
+        assert vm.guest_read(GPA + P, 6) == b"beside"
+        vm.guest_write(GPA + P, b"BE")
+        assert gmem.host_read(P, 6) == b"BEside"
+        gmem.fallocate(3, P, P)
+        assert gmem.host_read(P, 6) == b"BEside"
+        gmem.discard_shared(P, P)
+        assert vm.guest_read(GPA + P, 6) == bytes(6)
+        assert outcome_of(gmem.host_read, 4 * P, 1) == "SIGBUS"
+
+
+@has_kvm
+def test_nothing_is_left_open(offer):
+    before = open_files()
+    with KernelTransport() as kernel:
+        probe(kernel)
+        for _ in range(20):
+            with KvmVm(kernel) as vm:
+                gmem = vm.create_guest_memfd(4 * P, BOTH)
+                vm.add_memslot(1, GPA, 4 * P, gmem)
+                gmem.host_write(0, b"a")
+                outcome_of(vm.guest_read, GPA, 1)
+                outcome_of(gmem.pin, 0, 4 * P)
+    assert open_files() == before
+
+
+@has_kvm
+def test_no_file_is_inherited(vm):
+    gmem = vm.create_guest_memfd(P, BOTH)
+    assert not os.get_inheritable(gmem.fd)
+    assert not os.get_inheritable(vm.fd)
+
+
+@has_kvm
+def test_the_helper_process_ends_with_the_transport(offer):
+    with KernelTransport() as kernel, KvmVm(kernel) as vm:
+        vm.create_guest_memfd(P, BOTH).host_write(0, b"a")
+        process = kernel._toucher._process
+        assert process.poll() is None
+    assert process.returncode == 0
+
+
+@has_kvm
+def test_works_where_warnings_are_errors():
+    """In a process of its own, which forks nothing itself and leaves nothing unclosed."""
+    script = (
+        "import gmemcore.kvm as k\n"
+        "with k.KernelTransport() as t, k.KvmVm(t) as vm:\n"
+        "    print(len(k.probe(t).offers))\n"
+    )
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout.strip(), done.stderr) == ("1", "") or int(done.stdout) > 1
+
+
+def test_without_the_device_the_error_says_so():
+    with pytest.raises(KvmUnavailableError, match="can't be opened") as refused:
+        probe(KernelTransport("/dev/no-such-kvm"))
+    assert refused.value.outcome == "ENODEV"
+
+
+def test_a_type_that_kvm_does_not_have():
+    with pytest.raises(GmemError, match="no VM type PKVM"):
+        KvmVm(ModelTransport("v13"), VmType.PKVM)
+
+
+def test_the_guests_own_memory_is_nobodys():
+    from gmemcore.kvm.guest import OWN_SIZE, _free_range
+
+    occupied = [(0, OWN_SIZE), (OWN_SIZE, 1), (3 * OWN_SIZE, 1 << 40), ((1 << 40) + (5 * OWN_SIZE), P)]
+    base = _free_range(occupied)
+    assert base % P == 0
+    assert all(base + OWN_SIZE <= start or start + size <= base for start, size in occupied)
+
+
+# ---- backings --------------------------------------------------------------------------------------------
+
+HOLDS_BYTES = [
+    pytest.param(name, marks=has_kvm) if name == "guest_memfd" else name
+    for name in BACKINGS
+    if name != "none"
+]
+
+
+@pytest.fixture(params=HOLDS_BYTES)
+def backing(request):
+    if request.param == "guest_memfd":
+        request.getfixturevalue("offer")
+    return request.param
+
+
+def test_backing_contract(backing):
+    before = len(open_files())
+    kept = BACKINGS[backing](8 * P)
+    words = kept.words
+    assert words.dtype == np.uint64
+    assert len(words) == P
+    assert not words.any()
+    words[:] = np.arange(P, dtype=np.uint64)
+    kept.commit(0, 8 * P)
+    kept.release(2 * P, 3 * P)
+    assert not words[2 * 512 : 5 * 512].any()
+    kept.commit(2 * P, P)
+    assert not words[2 * 512 : 5 * 512].any()
+    assert words[2 * 512 - 1] == 2 * 512 - 1
+    assert words[5 * 512] == 5 * 512
+    words[2 * 512] = 7
+    kept.close()
+    kept.close()
+    assert len(kept.words) == 0
+    assert words[2 * 512] == 7, "a view that others hold keeps the memory alive"
+    del words, kept
+    assert len(open_files()) == before
+
+
+@has_kvm
+def test_backing_prefaulted(offer):
+    kept = BACKINGS["guest_memfd"](8 * P, prefault=True)
+    assert not kept.words.any()
+    kept.close()
+    with pytest.raises(GmemError) as refused, gmemcore.create_vm("SNP", backing="guest_memfd") as vm:
+        vm.create_guest_memfd(1 << 50)
+    assert refused.value.outcome == "ENOMEM"
+
+
+def walk(backing, seed):
+    """What comes of a seeded walk through the public API, and the DRAM in the end."""
+    chance = random.Random(seed)
+    seen = []
+
+    def step(call, *arguments):
+        try:
+            seen.append(repr(call(*arguments)))
+        except GmemError as error:
+            seen.append((error.outcome, error.error_offset))
+
+    with gmemcore.create_vm(
+        chance.choice(["SW_PROTECTED", "SNP", "TDX"]), "v5", seed=seed, backing=backing
+    ) as vm:
+        gmem = vm.create_guest_memfd(16 * P, BOTH)
+        vm.add_memslot(0, GPA, 16 * P, gmem)
+        for _ in range(150):
+            page, pages = chance.randrange(16), chance.randrange(1, 6)
+            offset, size = page * P, pages * P
+            data = chance.randbytes(chance.randrange(1, 3 * P))
+            step(
+                *chance.choice(
+                    [
+                        (gmem.host_write, offset + chance.randrange(P), data),
+                        (gmem.host_read, offset, min(size, 16 * P)),
+                        (vm.guest_write, GPA + offset, data),
+                        (vm.guest_read, GPA + offset, size),
+                        (
+                            gmem.set_memory_attributes,
+                            offset,
+                            size,
+                            chance.choice([0, PRIVATE]),
+                            chance.choice([0, 1, 2]),
+                        ),
+                        (gmem.fallocate, chance.choice([1, 3]), offset, size),
+                        (vm.accept, GPA + offset, size),
+                        (gmem.pin, offset, P),
+                        (gmem.unpin, offset, P),
+                        (vm.launch_update, GPA + offset, P),
+                    ]
+                )
+            )
+        return seen, gmem.memory.tobytes(), gmem.runs(), vm.counters.asdict()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_results_do_not_depend_on_the_backing(backing, seed):
+    assert walk(backing, seed) == walk("anonymous", seed)
+
+
+def test_the_backing_says_what_it_lacks(monkeypatch):
+    monkeypatch.setattr("gmemcore.kvm.kernel.DEVICE", "/dev/no-such-kvm")
+    with gmemcore.create_vm("SNP", backing="guest_memfd") as vm, pytest.raises(GmemError) as refused:
+        vm.create_guest_memfd(P)
+    assert refused.value.outcome == "ENODEV"
+    assert "no-such-kvm" in str(refused.value)
+
+
+# ---- vectors on this kernel ------------------------------------------------------------------------------
+
+
+def conform_here(transport, steps, vm_type=VmType.DEFAULT, abi="v13"):
+    machine = KvmMachine(transport, probe(transport), vm_type, abi)
+    try:
+        return run_case(machine, Case("c", steps))
+    finally:
+        machine.close()
+
+
+@has_kvm
+def test_edges_that_kernels_are_known_for(transport, offer):
+    steps = [
+        CREATE,
+        SLOT,
+        {**CREATE, "as": "plain", "flags": 0},
+        {**SLOT, "slot": 2, "gpa": 2 * GPA, "expect": "EEXIST"},
+        {"op": "fallocate", "mode": 3, "offset": (1 << 63) - P, "size": P},
+        {"op": "mmap", "gmem": "plain", "size": 0, "expect": "ENODEV"},
+        {"op": "mmap", "offset": 1 << 63, "size": P},
+        {"op": "mmap", "size": 1 << 47},
+        {"op": "host_read", "offset": 1 << 63, "size": 1, "expect": "SIGBUS"},
+        {**SLOT, "slot": 40000, "gpa": 2 * GPA, "gmem": "plain"},
+    ]
+    result = conform_here(transport, steps)
+    assert result.wrong is None, result.wrong
+    assert {note.step for note in result.known} | {3} == {3, 4, 5, 6, 7, 8, 9}
+    assert not result.skipped
+
+
+@has_kvm
+def test_this_kernel_is_not_excused_from_what_is_written(transport, offer):
+    result = conform_here(
+        transport, [CREATE, {"op": "host_write", "offset": 0, "data": "01"}, read(0, data="02")]
+    )
+    assert (result.wrong.step, result.wrong.found) == (2, "01")
+    assert conform_here(transport, [{**CREATE, "expect": "EINVAL"}]).wrong is not None
+    assert conform_here(transport, [CREATE, read(4)]).wrong.found == "SIGBUS"
+
+
+@has_kvm
+@pytest.mark.parametrize("name", ["files-v13-default", "walk-v13-default-today", "walk-v5-default-today"])
+def test_this_kernel_passes_what_it_can_do(transport, offer, name):
+    vectors = read_vectors(VECTORS / f"{name}.json")
+    host = probe(transport)
+    passed = 0
+    for case in vectors.cases:
+        with contextlib.closing(KvmMachine(transport, host, vectors.vm_type, vectors.abi)) as machine:
+            result = run_case(machine, case)
+        assert result.wrong is None, f"{case.name}: {result.wrong}"
+        passed += result.passed
+    assert passed > 20
