@@ -772,18 +772,44 @@ def test_what_the_kernel_does_not_let_be_undone_is_said():
     gmem.fail_allocations_after(None)
 
 
+@pytest.mark.parametrize("retries", [0, 2])  # on SNP the way back with PRESERVE is refused first
 @pytest.mark.parametrize(
     ("vm_type", "flags", "kept"),
     [("SW_PROTECTED", PRESERVE, True), ("SW_PROTECTED", 0, False), ("SNP", PRESERVE, True)],
 )
-def test_undone_bytes_are_those_of_a_conversion_and_its_way_back(vm_type, flags, kept):
-    vmm = Vmm(create_vm(vm_type))
+def test_undone_bytes_are_those_of_a_conversion_and_its_way_back(vm_type, flags, kept, retries):
+    vmm = Vmm(create_vm(vm_type), retries=retries)
     blocks = [vmm.add_ram(i * P, P) for i in range(2)]
     blocks[0].gmem.host_write(0, b"\xbe\xef" * (P // 2))
     blocks[1].gmem.pin(0, P)
     with pytest.raises(GmemError):
         vmm.convert(0, 2 * P, True, flags)
+    assert blocks[0].gmem.runs() == [(0, 1, "shared")]
     assert (blocks[0].gmem.host_read(0, P) == b"\xbe\xef" * (P // 2)) == kept
+
+
+def test_the_way_back_outlasts_a_shortage_of_memory(monkeypatch):
+    vmm = Vmm(create_vm("SNP"), retries=3)
+    gmem = vmm.vm.create_guest_memfd(4 * P, 3)
+    for page in range(4):
+        vmm.add_slot(page * P, P, gmem, page * P)
+    gmem.fail_allocations_after(2)
+    original, refused = GuestMemfd.set_memory_attributes, []
+
+    def short_for_a_while(file, *arguments):
+        try:
+            return original(file, *arguments)
+        except GmemError:
+            refused.append(arguments)
+            if len(refused) == 3:
+                file.fail_allocations_after(None)
+            raise
+
+    monkeypatch.setattr(GuestMemfd, "set_memory_attributes", short_for_a_while)
+    with pytest.raises(GmemError) as stopped:
+        vmm.convert(0, 4 * P, True)
+    assert (stopped.value.outcome, len(refused)) == ("ENOMEM", 3)
+    assert gmem.runs() == [(0, 4, "shared")]
 
 
 def test_an_undone_conversion_with_two_backings_loses_nothing():

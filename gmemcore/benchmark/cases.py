@@ -178,7 +178,7 @@ class Case:
         kind = self.platform
         return (
             *(self.abi.legacy, kind.private_memory, kind.coco, kind.accept if self.accept else None),
-            *(self.key.direction, self.key.phase if self.abi.legacy and kind.coco else None),
+            *(self.key.direction, self.key.phase if self.abi.legacy and kind.coco and self.to_private else None),
             *(self.rank, self.operation, self.accepted_by_conversion, self.transfer, self.accept),
         )
 

@@ -6,13 +6,14 @@ timed is a conversion and not the page faults of the process.
 
 import ctypes
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gmemcore.engine.backing import BACKINGS, Backing
-from gmemcore.errors import InvalidArgumentError
+from gmemcore.errors import InvalidArgumentError, OutOfMemoryError
 
 OPTIONS: Final[dict[str, dict[str, bool]]] = {
     "anonymous": {"huge_pages": True, "prefault": True},
@@ -35,6 +36,24 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, _KEPT)
         libc.mallopt(_M_TRIM_THRESHOLD, 2 * _KEPT)
+
+
+def check_available(size: int) -> None:
+    """Refuse more bytes than the host can give without taking them from others.
+
+    Raises
+    ------
+    OutOfMemoryError
+        ENOMEM, with both figures.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return
+    figures = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    available = int(figures["MemAvailable"][0]) << 10 if "MemAvailable" in figures else size
+    if size > available:
+        raise OutOfMemoryError(f"{size >> 20} MiB are needed, and {available >> 20} MiB of memory are available")
 
 
 def new_backing(name: str, size: int) -> Backing:

@@ -12,7 +12,7 @@ import numpy as np
 from gmemcore.benchmark.cases import SMALL_RANGES, Case
 from gmemcore.benchmark.contents import Reference, WrongContentsError
 from gmemcore.benchmark.memory import Memory, keep_freed_memory
-from gmemcore.benchmark.primitives import Primitives
+from gmemcore.benchmark.primitives import BUFFER, Primitives
 from gmemcore.benchmark.scene import TIMED_CALLS, Lap, Scene, Steps, new_scene
 from gmemcore.benchmark.summary import Summary, median_ratio, quantile, summarise
 from gmemcore.engine import Counters
@@ -41,7 +41,7 @@ class Effort:
     region: int
 
 
-USUAL: Final = Effort(samples=(3, 20), sample_seconds=0.05, seconds=0.06, region=64 << 20)
+USUAL: Final = Effort(samples=(3, 20), sample_seconds=0.05, seconds=0.04, region=64 << 20)
 """A minute for the default selection on two slow cores; 64 MiB are more than the caches hold."""
 QUICK: Final = Effort(samples=(2, 2), sample_seconds=0.0, seconds=0.0, region=16 << 20)
 """Every case runs and is verified; the figures say little."""
@@ -153,12 +153,9 @@ class Bench:
     def _samples(self, scene: Scene) -> "_Samples":
         """Sample a scene and its primitive in turn; the last run has fresh contents and is left to be checked."""
         samples = _Samples(scene.case)
-        least, most = self.effort.samples
-        end = time.perf_counter() + self.effort.seconds
         moves = scene.case.primitive is not None
-        workload = (scene.case.workload, scene.case.range)
-        if workload in self._sampled:  # the same under another name is done and verified again, but sampled less
-            most, least = least, min(least, 2) if moves else least
+        least, most, seconds = self._effort(scene.case, moves)
+        end = time.perf_counter() + seconds
         loops = self._loops(scene, moves)
         while len(samples) < least - moves or (time.perf_counter() < end and len(samples) < most - moves):
             self._sample(scene, samples, loops, written=False)
@@ -167,14 +164,26 @@ class Bench:
         else:  # with caches full of what was written, a call that moves nothing would be no sample like the others
             scene.prepare(written=True)
             scene.run()
-        self._sampled.add(workload)
         return samples
+
+    def _effort(self, case: Case, moves: bool) -> tuple[int, int, float]:
+        """Least and most samples of a case, and the time for them.
+
+        The same work under another name (revision, VM type, phase) is done and verified again, but sampled less.
+        """
+        workload = (case.workload, case.range)
+        least, most = self.effort.samples
+        if workload in self._sampled:
+            return min(least, 2) if moves else least, least, 0.0
+        self._sampled.add(workload)
+        return least, most, self.effort.seconds
 
     def _loops(self, scene: Scene, moves: bool) -> int:
         """How many runs make a sample, by a run whose times are dropped."""
         case = scene.case
-        if moves and case.range == case.memory and self._sampled & {(case.workload, size) for size in SMALL_RANGES}:
-            return 1  # smaller ranges warmed it up, and one run takes long enough
+        warmed = any((case.workload, size) in self._sampled for size in SMALL_RANGES if size < case.range)
+        if moves and warmed and case.range == case.memory:
+            return 1  # the smaller ranges were the warm-up, and one run takes long enough
         began = time.perf_counter()
         scene.prepare(written=False)
         steps = scene.run()
@@ -241,6 +250,13 @@ class _Samples:
 
 def _mean(laps: Sequence[Lap]) -> float:
     return sum(lap.seconds for lap in laps) / sum(lap.size for lap in laps)
+
+
+def memory_needed(cases: Sequence[Case]) -> int:
+    """Return the bytes that a `Bench` for these cases allocates: guests, the other backing of `legacy`, buffers."""
+    memory = max(case.memory for case in cases)
+    sides = 2 if any(case.abi.legacy for case in cases) else 1
+    return sides * memory + 2 * min(memory, BUFFER)
 
 
 @contextmanager

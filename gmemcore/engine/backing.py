@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gmemcore.errors import OutOfMemoryError
+from gmemcore.errors import OutOfMemoryError, UnsupportedOperationError
 from gmemcore.uapi import PAGE_SIZE
 
 MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
@@ -89,7 +89,7 @@ class AnonymousBacking:
         except (OSError, OverflowError, ValueError) as error:
             raise OutOfMemoryError(f"the host can't map {size:#x} bytes: {error}") from error
         if huge_pages:
-            self._map.madvise(mmap.MADV_HUGEPAGE)
+            advise_huge_pages(self._map)
         self.words: NDArray[np.uint64] = np.frombuffer(self._map, np.uint64)
         if prefault:
             populate(self._map, self.words, 0, size)
@@ -103,7 +103,9 @@ class AnonymousBacking:
 
     def close(self) -> None:
         """See `Backing`."""
-        self.words = np.zeros(0, np.uint64)
+        if len(self.words):
+            self.words = np.zeros(0, np.uint64)
+            del self._map
 
 
 class MemfdBacking:
@@ -118,6 +120,7 @@ class MemfdBacking:
     """
 
     commits_late = True  # the file has holes, and a hole that can't be filled is SIGBUS
+    _fd = -1
 
     def __init__(self, size: int, *, prefault: bool = False) -> None:
         check_host_can_hold(size)
@@ -151,9 +154,10 @@ class MemfdBacking:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            del self._map  # which has a descriptor of its own, and the memory
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
+        if self._fd >= 0:
             os.close(self._fd)
 
 
@@ -171,11 +175,11 @@ class GuestMemfdBacking:
     """
 
     commits_late = True  # as of a memfd
+    _fd = -1
 
     def __init__(self, size: int, *, prefault: bool = False) -> None:
         from gmemcore.kvm.memory import open_guest_memfd
 
-        self._fd = -1
         check_host_can_hold(size)
         self._fd = open_guest_memfd(size)
         try:
@@ -234,6 +238,34 @@ BACKINGS: dict[str, Callable[..., Backing]] = {
     "none": NoBacking,
 }
 """Backings by name."""
+
+
+def open_memfd(size: int) -> int:
+    """Create a memfd of this size, close-on-exec, and seal the size."""
+    fd = os.memfd_create("gmemcore", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW | _F_SEAL_SEAL)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def advise_huge_pages(mapping: mmap.mmap) -> None:
+    """Ask for transparent huge pages.
+
+    Raises
+    ------
+    UnsupportedOperationError
+        EOPNOTSUPP: the host's kernel has none. (One that has them may still give small pages.)
+    """
+    try:
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    except OSError as error:
+        raise UnsupportedOperationError(
+            f"the host's kernel takes no advice for huge pages: {error}; without huge_pages it would do"
+        ) from error
 
 
 def populate(mapping: mmap.mmap, words: NDArray[np.uint64], offset: int, size: int) -> None:

@@ -448,6 +448,7 @@ class GuestMemfd:
     def close(self) -> None:
         """Close the file: its memory goes when the last view of it is gone. Closing twice is allowed."""
         if not self._closed:
+            self.vm.forget(self)
             self._closed = True
             self._store.close()
             self._host.close()

@@ -124,10 +124,16 @@ def _populate(store: Store, start: int, end: int, gpa: int, image: Image, rules:
 
 
 def _correct_cpuid(vm: "VmFace", store: Store, page: int, image: Image) -> Counters:
-    """The firmware refuses a CPUID page and leaves its own values in place, in clear."""
+    """The firmware refuses a CPUID page and leaves its own values in place, in clear.
+
+    KVM copies them back to the source too, if there is one that can be written.
+    """
     counters = store.touch(page, page + 1)
+    source = image.source
     image.load(store, page, page + 1)
     corrected = np.frombuffer(vm.take_cpuid_correction(), np.uint8)
+    if source is not None and source.flags.writeable:
+        source[: len(corrected)] = corrected
     if store.has_bytes:
         store.raw(page << PAGE_SHIFT, len(corrected))[:] = corrected
     return counters

@@ -84,6 +84,8 @@ class VmFace:
         self.seed = as_u64(seed, "seed")
         self.lock = threading.RLock()
         self.files: list[GuestMemfd] = []
+        self._files_created = 0
+        self._closed_files_counters = Counters()
         self._new_backing = _backing_factory(backing, huge_pages=huge_pages, prefault=prefault)
         self._phase = Phase.LAUNCHING
         self._rules = compile_rules(self.abi, self.vm_type, self.firmware, self._phase)
@@ -127,7 +129,7 @@ class VmFace:
     def counters(self) -> Counters:
         """Events of this Vm since its creation."""
         with self.lock:
-            total = Counters(memory_faults=self._memory_faults)
+            total = self._closed_files_counters + Counters(memory_faults=self._memory_faults)
             for gmem in self.files:
                 total += gmem.counters
             return total
@@ -179,6 +181,7 @@ class VmFace:
             store, host = self._new_stores(size, GuestMemfdFlag(flags))
             gmem = GuestMemfd(self, store, host, GuestMemfdFlag(flags))
             self.files.append(gmem)
+            self._files_created += 1
             return gmem
 
     def add_memslot(self, slot: int, gpa: int, size: int, gmem: GuestMemfd, gmem_offset: int = 0) -> None:
@@ -305,7 +308,8 @@ class VmFace:
         gpa, size : int
             Bytes, multiples of PAGE_SIZE.
         source : bytes-like or None
-            Contents, `size` bytes; None takes what is in place.
+            Contents, `size` bytes; None takes what is in place. One that can be written gets the values of a
+            corrected CPUID page.
         page_type : PageType or str
             ZERO ignores the source; CPUID may be corrected by the firmware (`correct_cpuid`).
 
@@ -464,8 +468,15 @@ class VmFace:
     def close(self) -> None:
         """Close every file of this Vm. Closing twice is allowed."""
         with self.lock:
-            for gmem in self.files:
+            for gmem in tuple(self.files):
                 gmem.close()
+
+    def forget(self, gmem: GuestMemfd) -> None:
+        """Let a file that is being closed go; what it counted stays."""
+        with self.lock:
+            if gmem in self.files:
+                self._closed_files_counters += gmem.counters
+                self.files.remove(gmem)
 
     # ---- what Vm and LegacyVm do differently -----------------------------------------------------
 
@@ -487,7 +498,7 @@ class VmFace:
             self._new_backing(size),
             private=private,
             seed=self.seed,
-            file_index=len(self.files),
+            file_index=self._files_created,
             tracking=tracking_column(self.vm_type),
         )
 

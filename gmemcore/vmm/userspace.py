@@ -9,6 +9,7 @@ QEMU's ``kvm_convert_memory`` and its handling of KVM_EXIT_MEMORY_FAULT.
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -337,15 +338,18 @@ class Vmm:
         """Take a conversion back, with the flag that came here if it keeps contents on the way back too."""
         direction = Direction.TO_PRIVATE if to_private else Direction.TO_SHARED
         keeping = sum(row.bit for row in self.supported.preserving(self.phase, direction))
-        for tries_left in range(self._retries, -1, -1):
-            try:
-                self._set_attributes(section, to_private, flags & keeping)
+        try:
+            self._insist(section, to_private, flags & keeping)
+        except UnsupportedContentModeError:  # believed, and refused
+            self._insist(section, to_private, 0)
+
+    def _insist(self, section: Section, to_private: bool, flags: int) -> None:
+        """Issue the ioctl, trying again where memory was short."""
+        for _ in range(self._retries):
+            with suppress(OutOfMemoryError):
+                self._set_attributes(section, to_private, flags)
                 return
-            except UnsupportedContentModeError:
-                flags = 0
-            except OutOfMemoryError:
-                if not tries_left:
-                    raise
+        self._set_attributes(section, to_private, flags)
 
     # ---- running the guest ---------------------------------------------------------------------
 
