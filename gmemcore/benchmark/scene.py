@@ -24,7 +24,6 @@ from gmemcore.benchmark.contents import (
     WRITTEN,
     Contents,
     Reference,
-    Words,
     WrongContentsError,
     contents_after,
     contents_before,
@@ -278,10 +277,25 @@ class Scene:
 
     # ---- refused cases -------------------------------------------------------------------------
 
-    def dram(self) -> list[Words]:
-        """DRAM of the ranges as it is now, a copy; of both backings where there are two."""
-        sides = 2 if self.case.abi.legacy else 1
-        return [self._memory.side(number).words[: self.size // 8].copy() for number in range(sides)]
+    def check_unchanged(self) -> None:
+        """Compare DRAM of the old side with what was there before, and see that no event was counted.
+
+        Raises
+        ------
+        WrongContentsError
+            Naming the first thing that changed.
+        """
+        before, where = contents_before(self.case), f"{self.case.name}: after the refusal DRAM holds"
+        words = self._memory.side(self._old_side).words
+        for start, end in pieces(0, self.size):
+            self._reference.check(words[start // 8 : end // 8], before, start, before, where)
+        if any(self.counters().values()):
+            raise WrongContentsError(f"{self.case.name}: was refused, and yet something was counted")
+
+    @property
+    def _old_side(self) -> int:
+        """Which memory holds what the old side wrote."""
+        return 0
 
     def request(self) -> None:
         """Ask for the conversion of the first range, alone: for cases that are refused."""
@@ -356,6 +370,10 @@ class LegacyScene(Scene):
         for start, end in self.vm.private_frames():
             pages[start:end] = True
         return pages
+
+    @property
+    def _old_side(self) -> int:
+        return 0 if self.case.platform.private_memory and not self.case.to_private else 1
 
     def request(self) -> None:
         """See `Scene.request`."""
