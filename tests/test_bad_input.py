@@ -5,11 +5,11 @@ import os
 
 import numpy as np
 import pytest
+from conftest import JIT_DISABLED
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import gmemcore
-from conftest import JIT_DISABLED
 from gmemcore.errors import GmemError
 
 CANARY = np.uint64(0xC0FFEE_C0FFEE_C0)
@@ -34,7 +34,9 @@ class CanaryBacking:
         self.words[:] = 0
 
     def intact(self) -> bool:
-        return bool((self.whole[:GUARD_WORDS] == CANARY).all() and (self.whole[-GUARD_WORDS:] == CANARY).all())
+        return bool(
+            (self.whole[:GUARD_WORDS] == CANARY).all() and (self.whole[-GUARD_WORDS:] == CANARY).all()
+        )
 
     def release(self, offset: int, size: int) -> None:
         self.words[offset // 8 : (offset + size) // 8] = 0
@@ -55,8 +57,29 @@ def digest(gmem) -> bytes:
 
 ODD_NUMBERS = st.one_of(
     st.sampled_from(
-        [0, 1, -1, 4095, 4097, -4096, SIZE, SIZE + 1, SIZE + 4096, SLOT, SLOT + SIZE, 1 << 44, 1 << 62]
-        + [(1 << 63) - 1, 1 << 63, (1 << 63) + 4096, (1 << 64) - 4096, (1 << 64) - 1, 1 << 64, 1 << 70, -(1 << 63)]
+        [
+            0,
+            1,
+            -1,
+            4095,
+            4097,
+            -4096,
+            SIZE,
+            SIZE + 1,
+            SIZE + 4096,
+            SLOT,
+            SLOT + SIZE,
+            1 << 44,
+            1 << 62,
+            (1 << 63) - 1,
+            1 << 63,
+            (1 << 63) + 4096,
+            (1 << 64) - 4096,
+            (1 << 64) - 1,
+            1 << 64,
+            1 << 70,
+            -(1 << 63),
+        ]
     ),
     st.integers(-(1 << 71), 1 << 71),
     st.integers(0, N_PAGES + 2).map(lambda page: page * 4096),
@@ -64,8 +87,26 @@ ODD_NUMBERS = st.one_of(
     st.integers(-9, 9).map(np.int8),
 )
 ODD_TYPES = st.sampled_from(
-    [True, False, np.True_, 1.0, 4096.0, np.float64(4096), float("nan"), "4096", b"4096", None, [], [4096], (), {}]
-    + [np.zeros(3), np.array([4096.5]), object(), 1j]
+    [
+        True,
+        False,
+        np.True_,
+        1.0,
+        4096.0,
+        np.float64(4096),
+        float("nan"),
+        "4096",
+        b"4096",
+        None,
+        [],
+        [4096],
+        (),
+        {},
+        np.zeros(3),
+        np.array([4096.5]),
+        object(),
+        1j,
+    ]
 )
 ANYTHING = st.one_of(ODD_NUMBERS, ODD_NUMBERS, ODD_NUMBERS, ODD_TYPES)
 ODD_DATA = st.one_of(
@@ -75,8 +116,18 @@ ODD_DATA = st.one_of(
 ODD_ARRAYS = st.one_of(
     st.lists(ODD_NUMBERS, max_size=4),
     st.sampled_from(
-        [np.zeros(2, np.float64), np.zeros((2, 2), np.uint64), np.array(["a"]), np.array([-4096]), 4096, None, "x"]
-        + [np.arange(4, dtype=">u8") * 4096, np.arange(8, dtype=np.uint64)[::2] * 4096, np.zeros(2, bool)]
+        [
+            np.zeros(2, np.float64),
+            np.zeros((2, 2), np.uint64),
+            np.array(["a"]),
+            np.array([-4096]),
+            4096,
+            None,
+            "x",
+            np.arange(4, dtype=">u8") * 4096,
+            np.arange(8, dtype=np.uint64)[::2] * 4096,
+            np.zeros(2, bool),
+        ]
     ),
 )
 
@@ -92,7 +143,10 @@ CALLS_ON_FILE = {
     "poison": (ANYTHING,),
     "mmap": (ANYTHING, ANYTHING, st.booleans()),
     "discard_shared": (ANYTHING, ANYTHING),
-    "ioctl": (st.one_of(ANYTHING, st.just(0xC080AED2)), st.one_of(st.none(), st.binary(max_size=200), ODD_DATA)),
+    "ioctl": (
+        st.one_of(ANYTHING, st.just(0xC080AED2)),
+        st.one_of(st.none(), st.binary(max_size=200), ODD_DATA),
+    ),
     "plane": (st.one_of(st.text(max_size=5), ODD_TYPES),),
 }
 CALLS_ON_VM = {
@@ -100,7 +154,12 @@ CALLS_ON_VM = {
     "guest_read": (ANYTHING, ANYTHING, st.one_of(st.none(), st.booleans(), ODD_TYPES)),
     "guest_write": (ANYTHING, ODD_DATA, st.one_of(st.none(), st.booleans())),
     "accept": (ANYTHING, ANYTHING),
-    "launch_update": (ANYTHING, ANYTHING, st.one_of(st.none(), ODD_DATA), st.one_of(st.just("NORMAL"), ODD_TYPES)),
+    "launch_update": (
+        ANYTHING,
+        ANYTHING,
+        st.one_of(st.none(), ODD_DATA),
+        st.one_of(st.just("NORMAL"), ODD_TYPES),
+    ),
     "add_memslot": (ANYTHING, ANYTHING, ANYTHING, st.just(None), ANYTHING),
     "delete_memslot": (st.integers(5, 99),),
     "check_cap": (st.one_of(st.text(max_size=5), ODD_TYPES),),
@@ -142,7 +201,9 @@ def test_fuzzed_calls_get_a_typed_error_and_leave_everything_alone(vm_type, abi,
         try:
             getattr(gmem if target == "gmem" else vm, name)(*arguments)
         except (GmemError, TypeError) as error:
-            leaves_a_trace = getattr(error, "outcome", "") == "NOT_VALIDATED" or getattr(error, "pages_done", 0)
+            leaves_a_trace = getattr(error, "outcome", "") == "NOT_VALIDATED" or getattr(
+                error, "pages_done", 0
+            )
             if not leaves_a_trace:
                 assert digest(gmem) == before, (name, arguments)
         except Exception as error:

@@ -173,5 +173,6 @@ def test_wrong_selections_are_one_line_and_status_2(run, line, accepted):
     result = run(line)
     assert result.status == 2
     assert result.out == ""
-    assert result.err.count("\n") == 1 and result.err.startswith("gmemcore policy: ")
+    assert result.err.count("\n") == 1
+    assert result.err.startswith("gmemcore policy: ")
     assert accepted in result.err

@@ -63,7 +63,11 @@ GOOD = {"format": 1, "name": "n", "source": "s", "abi": "v5", "vm_type": "SNP"}
 
 
 def file_with(**changes):
-    return {**GOOD, "cases": [{"name": "c", "steps": [{"op": "create", "size": 4096, "flags": 3}]}], **changes}
+    return {
+        **GOOD,
+        "cases": [{"name": "c", "steps": [{"op": "create", "size": 4096, "flags": 3}]}],
+        **changes,
+    }
 
 
 def steps(*steps):
@@ -125,9 +129,22 @@ def test_unreadable_outranks_wrong(tmp_path, capsys):
         ({"op": "runs", "runs": [[0, 1, "private"]]}, "runs"),
         ({"op": "counters", "values": {"pages_changed": 7}}, "pages_changed"),
         ({"op": "check_cap", "cap": "MEMORY_ATTRIBUTES2_FLAGS", "value": 9, "vm": False}, "value"),
-        ({"op": "set", "offset": 1, "size": 1, "attributes": 0, "expect": "EINVAL", "error_offset": 5}, "error_offset"),
+        (
+            {"op": "set", "offset": 1, "size": 1, "attributes": 0, "expect": "EINVAL", "error_offset": 5},
+            "error_offset",
+        ),
         ({"op": "launch_update", "gpa": 0, "size": 4096, "expect": "EIO", "pages_done": 3}, "pages_done"),
-        ({"op": "ioctl", "fd": "g", "request": 3, "argument": "00", "expect": "ENOTTY", "argument_out": "01"}, "argument_out"),
+        (
+            {
+                "op": "ioctl",
+                "fd": "g",
+                "request": 3,
+                "argument": "00",
+                "expect": "ENOTTY",
+                "argument_out": "01",
+            },
+            "argument_out",
+        ),
         ({"op": "ioctl", "fd": "vm", "request": 3, "argument": None}, "ENOTTY"),
         ({"op": "slot_delete", "slot": 4}, "EINVAL"),
         ({"op": "mmap", "size": 4096, "expect": "ENODEV"}, "outcome"),

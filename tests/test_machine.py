@@ -354,7 +354,11 @@ def test_a_guest_larger_than_the_host_has_attributes():
     gmem = vm.create_guest_memfd(1 << 40, 2)
     result = gmem.set_memory_attributes(1 << 21, (1 << 40) - (1 << 22), 8)
     assert result.counters.pages_changed == (1 << 28) - 1024
-    assert gmem.runs() == [(0, 512, "shared"), (512, (1 << 28) - 512, "private"), ((1 << 28) - 512, 1 << 28, "shared")]
+    assert gmem.runs() == [
+        (0, 512, "shared"),
+        (512, (1 << 28) - 512, "private"),
+        ((1 << 28) - 512, 1 << 28, "shared"),
+    ]
     vm.add_memslot(0, 0, 1 << 40, gmem)
     for call in (
         lambda: gmem.host_read(0, 1),
@@ -512,7 +516,11 @@ def test_errors_travel_between_processes():
             call()
         copy = pickle.loads(pickle.dumps(raised.value))
         assert type(copy) is type(raised.value)
-        assert (str(copy), copy.outcome, copy.errno) == (str(raised.value), raised.value.outcome, raised.value.errno)
+        assert (str(copy), copy.outcome, copy.errno) == (
+            str(raised.value),
+            raised.value.outcome,
+            raised.value.errno,
+        )
         assert vars(copy) == vars(raised.value)
 
 

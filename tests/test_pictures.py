@@ -8,8 +8,8 @@ import gmemcore
 
 matplotlib.use("Agg")
 
-from gmemcore.analysis import page_map  # noqa: E402
-from gmemcore.analysis.pictures import STATES, page_state_codes  # noqa: E402
+from gmemcore.analysis import page_map
+from gmemcore.analysis.pictures import STATES, page_state_codes
 
 
 def test_a_page_is_named_by_its_most_telling_plane():

@@ -110,7 +110,8 @@ def test_every_answer_is_complete():
         assert answer.outcome in {"OK", "EOPNOTSUPP", "EINVAL"}, key
         assert (answer.effect in EFFECTS) == (answer.outcome == "OK"), key
         assert answer.effect is not None or answer.unless is None, key
-        assert answer.why.endswith(".") and answer.source, key
+        assert answer.why.endswith("."), key
+        assert answer.source, key
 
 
 def test_every_vm_type_has_a_platform_and_the_reverse():
@@ -126,8 +127,8 @@ def test_every_row_decides_every_cell_it_claims(abi):
         assert places, rule
         for place in places:
             answer = policy.cell(abi, *place)
-            assert answer.why == rule.why and answer.source == rule.source, (rule, place)
-            assert answer.effect == rule.effect and answer.unless == rule.unless, (rule, place)
+            assert (answer.why, answer.source) == (rule.why, rule.source), (rule, place)
+            assert (answer.effect, answer.unless) == (rule.effect, rule.unless), (rule, place)
 
 
 def test_no_shared_row_is_unused():
@@ -166,7 +167,8 @@ def test_refusals_name_what_is_wrong():
         return policy.cell(abi, vm_type, "today", "running", "to_private", flag).why
 
     assert "one at a time" in why("v5", "SNP", 3)
-    assert "CIPHER" in why("v5", "SNP", 16) and "ZERO, PRESERVE" in why("v5", "SNP", 16)
+    assert "CIPHER" in why("v5", "SNP", 16)
+    assert "ZERO, PRESERVE" in why("v5", "SNP", 16)
     assert "flags must be 0" in why("v13", "SNP", 1)
     assert "attribute PRIVATE" in why("v5", "DEFAULT", 0)
 
@@ -391,7 +393,8 @@ def test_byte_operations_by_rank(effect, vm_type, direction, operations):
 def test_byte_operations_leave_nothing_to_the_platform():
     for effect, vm_type, direction in product(EFFECTS, VmType, Direction):
         operations = policy.byte_operations(effect, vm_type, direction)
-        assert len(operations) == len(Rank) and ByteOperation.PLATFORM not in operations
+        assert len(operations) == len(Rank)
+        assert ByteOperation.PLATFORM not in operations
 
 
 def test_an_effect_on_unallocated_pages_allocates_them():

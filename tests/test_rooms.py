@@ -76,7 +76,9 @@ def test_no_vm_type_is_named_outside_policy(room):
 def test_import_is_light():
     script = "import sys, gmemcore, gmemcore.cli; print([m for m in sys.modules if m.split('.')[0] in %r])"
     heavy = ("numba", "matplotlib", "pandas", "distributed", "asv", "xarray")
-    done = subprocess.run([sys.executable, "-c", script % (heavy,)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script % (heavy,)], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 

@@ -68,7 +68,7 @@ def page_map(gmem: GuestMemfd, ax: "Axes | None" = None, *, columns: int = 64) -
     codes = page_state_codes(gmem)
     names = [*((label, colour) for _, label, colour in STATES), UNALLOCATED]
     rows = -(-len(codes) // columns)
-    cells: Any = np.ma.masked_all(rows * columns, np.uint8)
+    cells: Any = np.ma.MaskedArray(np.zeros(rows * columns, np.uint8), mask=True)
     cells[: len(codes)] = codes
     if ax is None:
         _, ax = plt.subplots(figsize=(8, max(2.0, min(8.0, rows / 6))), layout="constrained")

@@ -93,7 +93,15 @@ class Case:
         """The case in one word, unique in the table."""
         key = self.key
         holes = "" if self.pages_allocated_before else "-unallocated"
-        parts = (key.abi, key.vm_type, key.firmware, key.phase, key.direction, self.flag_name, str(self.range))
+        parts = (
+            key.abi,
+            key.vm_type,
+            key.firmware,
+            key.phase,
+            key.direction,
+            self.flag_name,
+            str(self.range),
+        )
         return "-".join(parts) + holes
 
     @property
@@ -155,8 +163,8 @@ class Case:
     def transfer(self) -> Transfer | None:
         """How contents get to the new side beside the conversion; None if it alone is enough.
 
-        In `legacy` they are copied from one backing to the other. Before launch SNP and TDX load them: what is
-        in place if the flag preserved it, else from a source.
+        In `legacy` they are copied from one backing to the other. Before launch SNP and TDX load them:
+        what is in place if the flag preserved it, else from a source.
         """
         if self.abi.legacy:
             return Transfer.COPY if self.platform.private_memory else None
@@ -178,7 +186,10 @@ class Case:
         kind = self.platform
         return (
             *(self.abi.legacy, kind.private_memory, kind.coco, kind.accept if self.accept else None),
-            *(self.key.direction, self.key.phase if self.abi.legacy and kind.coco and self.to_private else None),
+            *(
+                self.key.direction,
+                self.key.phase if self.abi.legacy and kind.coco and self.to_private else None,
+            ),
             *(self.rank, self.operation, self.accepted_by_conversion, self.transfer, self.accept),
         )
 
@@ -203,7 +214,8 @@ def table(
     Parameters
     ----------
     abi : str or None
-        One revision or proposal, with every firmware that makes a difference to it; None: `DEFAULT_SELECTION`.
+        One revision or proposal, with every firmware that makes a difference to it; None: those of
+        `DEFAULT_SELECTION`.
     vm_type, firmware : str or None
         Narrow the selection.
     memory : int

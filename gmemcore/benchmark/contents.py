@@ -4,8 +4,9 @@ Contents are told symbolically (which value, and whether the guest's key lies on
 in pieces that stay in the cache and the key stream is computed only where it decides something.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -54,15 +55,20 @@ def key_stream(seed: int, offset: int, size: int) -> Words:
     -------
     ndarray of uint64, shape (size // 8,)
     """
-    first = offset // 8 + 1
-    z = np.arange(first, first + size // 8, dtype=np.uint64)
-    z *= _GOLDEN
-    z += np.uint64(seed)
+    # Modulo 2^64 throughout: Python's integers are cut once, NumPy's arrays wrap by themselves.
+    state = np.uint64((seed + (offset // 8 + 1) * int(_GOLDEN)) % (1 << 64))
+    z = _multiples(size // 8) + state
     for shift, factor in _STEPS:
         z ^= z >> shift
         z *= factor
     z ^= z >> np.uint64(31)
     return z
+
+
+@lru_cache(maxsize=4)
+def _multiples(n: int) -> Words:
+    """Return the first n multiples of SplitMix64's increment."""
+    return np.arange(n, dtype=np.uint64) * _GOLDEN
 
 
 class Pattern:
@@ -103,11 +109,11 @@ class Contents:
         return replace(self, keyed=not self.keyed)
 
 
-_AFTER = {
+_AFTER: Final[dict[ByteOperation, Callable[[Contents], Contents]]] = {
     ByteOperation.NONE: lambda before: before,
-    ByteOperation.ZERO: lambda before: Contents(ZEROS),
+    ByteOperation.ZERO: lambda _: Contents(ZEROS),
     ByteOperation.XOR: Contents.under_key,
-    ByteOperation.SCRAMBLE: lambda before: Contents(RANDOM),
+    ByteOperation.SCRAMBLE: lambda _: Contents(RANDOM),
 }
 """What each byte operation makes of contents."""
 
@@ -180,7 +186,9 @@ class Reference:
         """Every word changed, bits as often set as not, and no page like another."""
         same = np.flatnonzero(found == before)
         if len(same):
-            raise WrongContentsError(f"{where}, offset {start + int(same[0]) * 8:#x}: the word wasn't scrambled")
+            raise WrongContentsError(
+                f"{where}, offset {start + int(same[0]) * 8:#x}: the word wasn't scrambled"
+            )
         ones, n_bits = int(np.bitwise_count(found).sum()), found.size * 64
         if abs(ones - n_bits / 2) > 5 * n_bits**0.5:  # ten standard deviations
             raise WrongContentsError(f"{where}, offset {start:#x}: {ones} of {n_bits} bits are set")

@@ -53,7 +53,9 @@ def check_available(size: int) -> None:
     figures = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
     available = int(figures["MemAvailable"][0]) << 10 if "MemAvailable" in figures else size
     if size > available:
-        raise OutOfMemoryError(f"{size >> 20} MiB are needed, and {available >> 20} MiB of memory are available")
+        raise OutOfMemoryError(
+            f"{size >> 20} MiB are needed, and {available >> 20} MiB of memory are available"
+        )
 
 
 def new_backing(name: str, size: int) -> Backing:

@@ -104,7 +104,7 @@ class Primitives:
     def seconds(self, primitive: str, size: int, step: int) -> float:
         """Time `size` bytes, in calls of `step` bytes or of `LEAST_STEP`.
 
-        A call of gigabytes goes around the caches where one of a range doesn't, and that is no merit of either.
+        A call of gigabytes goes around the caches where one of a range doesn't: no merit of either.
         What is more than the buffer is counted up from what fits it.
 
         Raises

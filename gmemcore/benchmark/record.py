@@ -22,7 +22,7 @@ def first_line(primitives: Primitives, settings: dict[str, Any]) -> str:
 
 
 def cell_line(result: Result) -> str:
-    """Return the line of one case: the cell's keys as ``gmemcore policy --json`` has them, then the figures."""
+    """Return the line of one case: the cell as ``gmemcore policy --json`` has it, then the figures."""
     return json.dumps(as_record(result))
 
 
@@ -99,7 +99,7 @@ def _cpu_name() -> str:
 
 
 def _setting(path: str) -> str | None:
-    """Contents of a file of settings, the chosen one where one is in brackets; None if there is no such file."""
+    """Contents of a settings file, the chosen word where one is in brackets; None without the file."""
     try:
         text = Path(path).read_text().strip()
     except OSError:

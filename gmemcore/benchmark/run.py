@@ -45,6 +45,10 @@ QUICK: Final = Effort(samples=(2, 2), sample_seconds=0.0, seconds=0.0, region=16
 """Every case runs and is verified; the figures say little."""
 
 
+PATIENCE: Final = 0.3
+"""Seconds over a case's time after which two samples must do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """What became of one case.
@@ -93,7 +97,7 @@ class Bench:
         self.primitives = primitives
         self.effort = effort
         self.reference = Reference()
-        self._sampled: set[tuple[tuple[object, ...], int]] = set()
+        self._run_seconds: dict[tuple[tuple[object, ...], int], float] = {}
         keep_freed_memory()
 
     def results(self, cases: Sequence[Case]) -> Iterator[Result]:
@@ -146,37 +150,43 @@ class Bench:
         return min(count, TIMED_CALLS) if case.abi.legacy else count
 
     def _samples(self, scene: Scene) -> "_Samples":
-        """Sample a scene and its primitive in turn; the last run has fresh contents and is left to be checked."""
+        """Sample a scene and its primitive in turn; the last run has fresh contents, yet to be checked."""
         samples = _Samples(scene.case)
         moves = scene.case.primitive is not None
-        least, most, seconds = self._effort(scene.case, moves)
+        least, most, seconds = self._plan(scene.case, moves)
         end = time.perf_counter() + seconds
-        loops = self._loops(scene, moves)
-        while len(samples) < least - moves or (time.perf_counter() < end and len(samples) < most - moves):
+        loops = self._loops(scene, moves, seconds or self.effort.seconds / 4)
+        while len(samples) < most - moves:
+            over = time.perf_counter() - end
+            if over > 0 and (len(samples) >= least - moves or (over > PATIENCE and len(samples))):
+                break
             self._sample(scene, samples, loops, written=False)
         if moves:
             self._sample(scene, samples, loops, written=True)
-        else:  # with caches full of what was written, a call that moves nothing would be no sample like the others
-            scene.prepare(written=True)
+        else:  # with caches full of what was written, a call that moves nothing would be no sample like these
+            scene.prepare()
             scene.run()
+        self._run_seconds.setdefault(_work(scene.case), time.perf_counter() - end + seconds)
         return samples
 
-    def _effort(self, case: Case, moves: bool) -> tuple[int, int, float]:
+    def _plan(self, case: Case, moves: bool) -> tuple[int, int, float]:
         """Least and most samples of a case, and the time for them.
 
-        The same work under another name (revision, VM type, phase) is done and verified again, but sampled less.
+        The same work under another name (revision, VM type, phase) is done and verified again, but
+        sampled less.
         """
-        workload = (case.workload, case.range)
         least, most = self.effort.samples
-        if workload in self._sampled:
-            return min(least, 2) if moves else least, least, 0.0
-        self._sampled.add(workload)
-        return least, most, self.effort.seconds
+        before = self._run_seconds.get(_work(case))
+        if before is None:
+            return least, most, self.effort.seconds
+        if not moves:
+            return least, least, 0.0
+        return (1, 1, 0.0) if before > 2 * PATIENCE else (min(least, 2), 2, 0.0)
 
-    def _loops(self, scene: Scene, moves: bool) -> int:
-        """How many runs make a sample, by a run whose times are dropped."""
+    def _loops(self, scene: Scene, moves: bool, seconds: float) -> int:
+        """How many runs make a sample, by a run whose times are dropped and the time for all samples."""
         case = scene.case
-        warmed = any((case.workload, size) in self._sampled for size in SMALL_RANGES if size < case.range)
+        warmed = any((case.workload, size) in self._run_seconds for size in SMALL_RANGES if size < case.range)
         if moves and warmed and case.range == case.memory:
             return 1  # the smaller ranges were the warm-up, and one run takes long enough
         began = time.perf_counter()
@@ -184,7 +194,7 @@ class Bench:
         steps = scene.run()
         taken = time.perf_counter() - began
         wanted = self.effort.sample_seconds / max(steps.convert.seconds, 1e-9)
-        affordable = self.effort.seconds / self.effort.samples[0] / taken
+        affordable = seconds / self.effort.samples[0] / taken
         return max(1, int(min(wanted, affordable)))
 
     def _sample(self, scene: Scene, samples: "_Samples", loops: int, *, written: bool) -> None:
@@ -243,12 +253,17 @@ class _Samples:
         self.yardstick.append(yardstick / self.main(runs[-1]).size)
 
 
+def _work(case: Case) -> tuple[tuple[object, ...], int]:
+    """What is executed, and at which size."""
+    return case.workload, case.range
+
+
 def _mean(laps: Sequence[Lap]) -> float:
     return sum(lap.seconds for lap in laps) / sum(lap.size for lap in laps)
 
 
 def memory_needed(cases: Sequence[Case]) -> int:
-    """Return the bytes that a `Bench` for these cases allocates: guests, the other backing of `legacy`, buffers."""
+    """Return the bytes that a `Bench` for these cases allocates: guest, `legacy`'s other side, buffers."""
     memory = max(case.memory for case in cases)
     sides = 2 if any(case.abi.legacy for case in cases) else 1
     return sides * memory + 2 * min(memory, BUFFER)

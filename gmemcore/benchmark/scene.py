@@ -7,14 +7,14 @@
     check      first access: the new side accepts where it must and reads all        timed, a third column
                every byte compared with `contents`                                   not timed
 
-Ranges are converted in turn from the start of the file, so that a primitive over the same bytes walks memory in
-the same order, and what a small range costs is the cost of being small.
+Ranges are converted in turn from the start of the file, so that a primitive over the same bytes walks memory
+in the same order, and what a small range costs is the cost of being small.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from gmemcore.machine import GuestMemfd, LegacyVm, VmFace, create_vm
 from gmemcore.policy import ByteOperation, Rank
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, FallocateMode, GuestMemfdFlag, MemoryAttribute, Phase
 
-TIMED_CALLS = 512
+TIMED_CALLS = 256
 """Calls a step makes range by range at most; what is left of many small ranges is done at once, untimed."""
 PUNCH_HOLE = FallocateMode.KEEP_SIZE | FallocateMode.PUNCH_HOLE
 
@@ -306,8 +306,8 @@ class Scene:
 class LegacyScene(Scene):
     """A case with two backings: the attribute flips, contents are copied across, the old side is discarded.
 
-    The copy crosses once: the new side's writer reads the old side directly. A guest that has to bounce its own
-    data through a third place pays twice.
+    The copy crosses once: the new side's writer reads the old side directly. A guest that has to bounce its
+    own data through a third place pays twice.
     """
 
     vm: LegacyVm
@@ -384,4 +384,4 @@ class LegacyScene(Scene):
 def new_scene(case: Case, memory: Memory, reference: Reference, count: int = 1) -> Scene:
     """Return the scene that the case's revision needs."""
     kind = LegacyScene if case.abi.legacy else Scene
-    return cast(Scene, kind(case, memory, reference, count))
+    return kind(case, memory, reference, count)

@@ -38,7 +38,8 @@ def bench(
     ] = None,
     json: Annotated[Path | None, Parameter(help="Write JSON Lines here, a line a cell.")] = None,
     quick: Annotated[
-        bool, Parameter(negative="", help=f"Fewer samples, {_QUICK_MEMORY} of memory: a look, not a measurement.")
+        bool,
+        Parameter(negative="", help=f"Fewer samples, {_QUICK_MEMORY} of memory: a look, not a measurement."),
     ] = False,
     backing: Annotated[str, Parameter(help="anonymous (huge pages) or memfd.")] = "anonymous",
 ) -> int:
@@ -68,7 +69,9 @@ def bench(
     return 0
 
 
-def _run(cases: "Sequence[Case]", backing: str, quick: bool, file: TextIO | None) -> "tuple[Bench, list[Result]]":
+def _run(
+    cases: "Sequence[Case]", backing: str, quick: bool, file: TextIO | None
+) -> "tuple[Bench, list[Result]]":
     """Run all cases, a line into the file as soon as each is done."""
     from gmemcore.benchmark.memory import Memory, check_available
     from gmemcore.benchmark.primitives import BUFFER, Primitives
@@ -144,14 +147,14 @@ _COLUMNS: "dict[str, Literal['left', 'right']]" = {
 }
 _WORDS = {Direction.TO_PRIVATE: "to private", Direction.TO_SHARED: "to shared"}
 _LEGEND = """\
-convert     the conversion itself: GB/s where it moves bytes, else the time of a call (legacy: with the discard)
-populate    GB/s: launch update in place (PRESERVE) or from a source, before launch; legacy: copying across
-access      GB/s: the new side accepts where it must, and reads everything
-ratio       speed of the step that moves the bytes over that of the primitive named, interleaved with it
-range       "all": the whole memory; +hole: pages that nobody has touched before
-GB = 1e9 bytes of guest memory, counted once. Ranges below the whole are converted in batches, neighbours in turn;
-populate, access and all of legacy take a call a range, which is what they cost at 4k. ENCRYPT and DECRYPT are a
-key stream of the speed of XOR: a cost model, not encryption."""
+convert   the conversion itself: GB/s where it moves bytes, else the time of a call (legacy: with the discard)
+populate  GB/s: launch update in place (PRESERVE) or from a source, before launch; legacy: copying across
+access    GB/s: the new side accepts where it must, and reads everything
+ratio     speed of the step that moves the bytes over that of the primitive named, measured in turn with it
+range     all: the whole memory; +hole: pages that nobody has touched before
+GB = 1e9 bytes of guest memory, counted once. Ranges below the whole are converted in batches, neighbours in
+turn; populate, access and all of legacy take a call a range, which is what they cost at 4k. ENCRYPT and
+DECRYPT are a key stream at the speed of XOR: a cost model, not encryption."""
 
 
 def _print_report(primitives: "Primitives", results: "Sequence[Result]", seconds: float) -> None:
@@ -159,7 +162,10 @@ def _print_report(primitives: "Primitives", results: "Sequence[Result]", seconds
     from rich.console import Console
 
     console = Console() if sys.stdout.isatty() else Console(width=_WIDE)
-    print(f"memory {format_size(results[0].case.memory)}, one thread; primitives over {format_size(primitives.size)}:")
+    print(
+        f"memory {format_size(results[0].case.memory)}, one thread; "
+        f"primitives over {format_size(primitives.size)}:"
+    )
     for name, speed in primitives.gbps().items():
         print(f"  {name:7} {_number(speed):>5} GB/s  (the best is {primitives.names[name]})")
     by_abi = groupby(results, key=lambda result: (result.case.key.abi, result.case.key.firmware))
@@ -220,11 +226,18 @@ def _figures(result: "Result") -> list[str]:
 
 def _events(result: "Result") -> str:
     """Return the counters that counted anything, in few words; bytes as sizes."""
-    words = {"rmp_updates": "rmp", "sept_changes": "sept", "blocks_2m_split": "split", "blocks_2m_merged": "merged"}
+    words = {
+        "rmp_updates": "rmp",
+        "sept_changes": "sept",
+        "blocks_2m_split": "split",
+        "blocks_2m_merged": "merged",
+    }
     parts = []
     for name, figure in result.counters.asdict().items():
         if figure:
-            value = format_size(figure) if name.startswith("bytes_") and figure % PAGE_SIZE == 0 else str(figure)
+            value = (
+                format_size(figure) if name.startswith("bytes_") and figure % PAGE_SIZE == 0 else str(figure)
+            )
             parts.append(f"{words.get(name, name.removeprefix('pages_').removeprefix('bytes_'))} {value}")
     return ", ".join(parts)
 
@@ -275,7 +288,9 @@ def _where(cases: "Sequence[Case]") -> str:
     if len(cases) == len(Direction) * len(Phase):
         return ""
     parts = []
-    for direction, group in groupby(sorted(cases, key=lambda case: case.key.direction), lambda c: c.key.direction):
+    for direction, group in groupby(
+        sorted(cases, key=lambda case: case.key.direction), lambda c: c.key.direction
+    ):
         phases = [case.key.phase.value for case in group]
         parts.append(_WORDS[direction] + ("" if len(phases) == len(Phase) else f" {phases[0]}"))
     return f" ({' and '.join(parts)})"
@@ -287,9 +302,12 @@ def _print_summary(results: "Sequence[Result]", seconds: float) -> None:
     verified = sum(result.verified_bytes for result in results) / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     print(
-        f"{len(results) - refused} cases measured, {refused} refused as they must be; {verified:.1f} GB compared byte "
-        f"by byte; {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB"
+        f"{len(results) - refused} cases measured, {refused} refused as they must be; {verified:.1f} GB "
+        f"compared byte by byte; {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB"
     )
     noisy = sum(result.seconds is not None and result.seconds.noisy for result in results)
     if noisy:
-        print(f"cv is above 10 % in {noisy} cases (~): trust their ratios before their times, or a quieter machine")
+        print(
+            f"cv is above 10 % in {noisy} cases (~): "
+            "trust their ratios before their times, or a quieter machine"
+        )

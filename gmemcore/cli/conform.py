@@ -28,9 +28,8 @@ def conform(
                 steps += len(case.steps)
                 wrong += first is not None
                 if first is not None or not quiet:
-                    print(
-                        f"{'FAIL' if first else 'ok  '} {path.name}: {case.name}{f': {first}' if first else ''}"
-                    )
+                    verdict = "FAIL" if first else "ok  "
+                    print(f"{verdict} {path.name}: {case.name}{f': {first}' if first else ''}")
         except VectorError as error:
             unreadable += 1
             print(f"gmemcore conform: {error}", file=sys.stderr)

@@ -37,7 +37,7 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text)
     if match is None:
-        raise InvalidArgumentError(f"{text!r} is not a size; a whole number with k, m, g or t is, as in 4k or 2m")
+        raise InvalidArgumentError(f"{text!r} is not a size; 4k, 2m or 1g would be accepted")
     size = int(match[1]) * _UNITS[match[2].lower()]
     if not 0 < size < _LIMIT:
         raise InvalidArgumentError(f"size {text}: more than 0 and less than 2^63 bytes would be accepted")

@@ -125,19 +125,12 @@ class MemfdBacking:
     def __init__(self, size: int, *, prefault: bool = False) -> None:
         check_host_can_hold(size)
         try:
-            self._fd = os.memfd_create("gmemcore", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        except OSError as error:
-            raise OutOfMemoryError(f"the host gives no memfd: {error}") from error
-        try:
-            os.ftruncate(self._fd, size)
-            fcntl.fcntl(self._fd, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW | _F_SEAL_SEAL)
+            self._fd = open_memfd(size)
             self._map = mmap.mmap(self._fd, size)
             self.words: NDArray[np.uint64] = np.frombuffer(self._map, np.uint64)
             if prefault:
                 populate(self._map, self.words, 0, size)
         except (OSError, OverflowError, ValueError) as error:
-            os.close(self._fd)
-            self._fd = -1
             raise OutOfMemoryError(f"the host can't hold a memfd of {size:#x} bytes: {error}") from error
 
     def release(self, offset: int, size: int) -> None:

@@ -38,8 +38,8 @@ RECORD_WORDS = np.uint64(48)  # 6 planes of 8 words; not a power of two, which w
 PINNED_FIELD = np.uint64(1023 << 40)
 
 # Slots of the header: the file's size, whether all lines are kept true, its key stream's seed and first
-# output, calls that transformed bytes, allocations left before one fails, the counter that assignment is counted in
-# (a result column), and from TOTALS on the counters since creation.
+# output, calls that transformed bytes, allocations left before one fails, the result column that assignment
+# is counted in, and from TOTALS on the counters since creation.
 N_PAGES, DENSE, SEED, FIRST_WORD, SCRAMBLES, ALLOCATIONS_LEFT, TRACKING = (np.uint64(n) for n in range(7))
 TOTALS = 8
 HEADER_SLOTS = 18
@@ -360,8 +360,8 @@ def keystream_words(view, state):
 def scramble_words(view, state):
     """Replace every byte of a view by a random one that differs from it.
 
-    XOR with a stream whose zero bytes are made ones. One multiplication is random enough for that, and two would
-    cost more than the memory does. (The test for zero bytes also finds some ones; making those one is no change.)
+    XOR with a stream whose zero bytes are made ones. One multiplication is random enough for that, and two
+    would cost more than the memory does. (The test for zero bytes also finds ones; they stay ones.)
     """
     ones, tops = np.uint64(0x0101_0101_0101_0101), np.uint64(0x8080_8080_8080_8080)
     for i in range(view.shape[0]):

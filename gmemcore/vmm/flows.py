@@ -471,7 +471,7 @@ def run_flow(
     with Vmm(create_vm(vm_type, abi, firmware), retries=2) as vmm:
         machine = Machine(vmm)
         try:
-            for step in FLOWS[flow](machine):  # noqa: B007
+            for step in FLOWS[flow](machine):  # noqa: B007  # the last one is where it ended
                 pass
         except GmemError as error:
             outcome = error.outcome
