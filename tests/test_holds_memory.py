@@ -182,7 +182,6 @@ def test_a_full_file_system_is_no_signal(tmp_path):
 
 
 @needs_namespaces
-@pytest.mark.xfail(reason="a store on a memfd commits memory for every request where some would need it")
 def test_only_a_conversion_that_allocates_asks_for_memory(tmp_path):
     """And one that can't have it says where, after the checks that come first, and doesn't stop a batch."""
     scenario = (

@@ -462,6 +462,16 @@ def test_a_batch_goes_on_after_a_failure():
     assert gmem.set_memory_attributes_many([1 << 63], np.array([P], ">u8"), 8).errno.tolist() == [22]
 
 
+def test_results_are_values():
+    _, gmem = machine("SW_PROTECTED", "v13")
+    first, again = (gmem.set_memory_attributes(0, P, attributes) for attributes in (8, 8))
+    assert first != again
+    assert again == gmem.set_memory_attributes(0, P, 8)
+    assert len({first, again}) == 2
+    assert "pages_changed=1" in repr(first)
+    assert (first.counters + first.counters - again.counters).asdict()["pages_changed"] == 2
+
+
 def test_a_failing_allocation_changes_nothing_and_the_next_call_succeeds():
     vm, gmem = machine("SNP", "two-caps", firmware="cipher")
     vm.launch_finish()

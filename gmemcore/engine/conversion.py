@@ -117,15 +117,15 @@ class Rules:
         The launch phase.
     table : ndarray of uint64
         The form kernels read, see ``kernels.py``.
-    allocates : bool
-        Some conversion brings pages into being.
+    allocating : frozenset of (attributes, flags)
+        The conversions that bring pages into being.
     """
 
     abi: Abi
     phase: Phase
     table: NDArray[np.uint64]
 
-    allocates: bool
+    allocating: frozenset[tuple[int, int]]
 
     @property
     def known_attributes(self) -> int:
@@ -146,17 +146,15 @@ def compile_rules(abi: Abi, vm_type: VmType, firmware: Firmware, phase: Phase) -
     table[layout.KNOWN_ATTRIBUTES] = int(MemoryAttribute.PRIVATE) if takes_private else 0
     table[layout.HAS_PRIVATE_MEMORY] = takes_any
     table[layout.ERROR_OFFSET_CHECKED] = abi.error_offset_must_be_zero
-    for direction in Direction:
+    cells = table[int(layout.CELLS) :].reshape(2, int(layout.FLAG_SLOTS), int(layout.CELL_WORDS))
+    allocating = set()
+    for to_private, direction in enumerate((Direction.TO_SHARED, Direction.TO_PRIVATE)):
         for flag in (ContentMode.NONE, *(row.bit for row in abi.flags)):
-            slot = int(flag).bit_length() + (
-                int(layout.FLAG_SLOTS) if direction == Direction.TO_PRIVATE else 0
-            )
-            at = int(layout.CELLS) + slot * int(layout.CELL_WORDS)
-            table[at : at + int(layout.CELL_WORDS)] = _compile_cell(
-                abi, vm_type, firmware, phase, direction, flag
-            )
-    cells = table[int(layout.CELLS) :].reshape(-1, int(layout.CELL_WORDS))
-    return Rules(abi, phase, table, allocates=bool((cells[:, layout.SET] & np.uint64(Plane.ALLOCATED)).any()))
+            words = _compile_cell(abi, vm_type, firmware, phase, direction, flag)
+            cells[to_private, int(flag).bit_length()] = words
+            if words[int(layout.SET)] & Plane.ALLOCATED:
+                allocating.add((to_private * int(MemoryAttribute.PRIVATE), int(flag)))
+    return Rules(abi, phase, table, frozenset(allocating))
 
 
 def _compile_cell(

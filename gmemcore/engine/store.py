@@ -18,6 +18,7 @@ from gmemcore.engine.conversion import Rules
 from gmemcore.engine.counters import Counters, counters_of_row
 from gmemcore.engine.jit import load_kernels
 from gmemcore.engine.state import PageState, Plane
+from gmemcore.errors import OutOfMemoryError
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE
 
 _REQUEST = struct.Struct(f"={layout.REQUEST_COLUMNS}Q")
@@ -90,16 +91,31 @@ class Store:
         return results
 
     def _convert(self, rules: Rules, requests: NDArray[np.uint64], results: NDArray[np.uint64]) -> None:
-        if rules.allocates and self.backing.commits_late:
-            self._commit_requests(requests)
-        load_kernels().convert(*self._arrays, rules.table, requests, results)
+        convert = load_kernels().convert
+        if not (rules.allocating and self.backing.commits_late):
+            convert(*self._arrays, rules.table, requests, results)
+            return
+        header = self.state.header
+        for i in range(len(requests)):
+            budget = header[layout.ALLOCATIONS_LEFT]
+            promised = self._promise(rules, requests[i])
+            if not promised:
+                header[layout.ALLOCATIONS_LEFT] = 0  # the kernel says so, after the checks that come first
+            convert(*self._arrays, rules.table, requests[i : i + 1], results[i : i + 1])
+            if not promised:
+                header[layout.ALLOCATIONS_LEFT] = budget
 
-    def _commit_requests(self, requests: NDArray[np.uint64]) -> None:
-        """Promise memory for conversions that allocate; the kernel refuses what isn't a range."""
-        file_size = self.n_pages * PAGE_SIZE
-        for offset, size in requests[:, :2].tolist():
-            if size > 0 and offset + size <= file_size and not (offset | size) % PAGE_SIZE:
-                self._commit(offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT)
+    def _promise(self, rules: Rules, request: NDArray[np.uint64]) -> bool:
+        """Commit memory for one conversion that allocates; whether what it may need is there."""
+        offset, size, attributes, flags = request[:4].tolist()
+        within = size > 0 and offset + size <= self.n_pages * PAGE_SIZE and not (offset | size) % PAGE_SIZE
+        if not within or (attributes, flags) not in rules.allocating:
+            return True
+        try:
+            self._commit(offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT)
+        except OutOfMemoryError:
+            return False
+        return True
 
     def fail_allocations_after(self, n: int | None) -> None:
         """Let n more allocations of conversions succeed and the next fail; None: all succeed again."""
