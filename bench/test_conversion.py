@@ -112,7 +112,7 @@ class Conversion(Naive):
         return memory().side(0).words
 
 
-@pytest.mark.parametrize("way", [Naive, WithNumpy, Conversion], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("way", [Naive, WithNumpy, Conversion], ids=["naive", "numpy", "kernel"])
 @pytest.mark.parametrize("effect", EFFECTS)
 def test_effect(benchmark, effect, way):
     case = case_of(effect)

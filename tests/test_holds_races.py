@@ -26,7 +26,7 @@ GPA = 1 << 32
 PRIVATE, PRESERVE = 8, 2
 THREADS = 8
 INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
-SHORT = 20 if INTERPRETED else 500
+SHORT = 20 if INTERPRETED else 2_000
 DEADLINE = 60
 
 

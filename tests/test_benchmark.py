@@ -1,0 +1,478 @@
+"""The benchmark room: its one table, its arithmetic, and that what it verifies is really verified."""
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gmemcore
+from gmemcore.benchmark import contents, run, scene, summary
+from gmemcore.benchmark.cases import DEFAULT_SELECTION, Transfer, find, table
+from gmemcore.benchmark.contents import Contents, Pattern, Reference, WrongContentsError, key_stream, pieces
+from gmemcore.benchmark.memory import Memory, check_available
+from gmemcore.benchmark.primitives import Primitives
+from gmemcore.benchmark.record import as_record, environment
+from gmemcore.benchmark.run import QUICK, Bench
+from gmemcore.cli.sizes import format_size, parse_size, parse_sizes
+from gmemcore.engine import Counters
+from gmemcore.errors import InvalidArgumentError, OutOfMemoryError
+from gmemcore.policy import ABIS, cells
+from gmemcore.uapi import PAGE_SIZE, VmType
+
+ROOT = Path(__file__).parent.parent
+SMALL = 64 << 10
+
+
+@pytest.fixture(scope="module")
+def primitives():
+    return Primitives(SMALL)
+
+
+@pytest.fixture
+def bench(primitives):
+    memory = Memory(SMALL)
+    yield Bench(memory, primitives, QUICK)
+    memory.close()
+
+
+def small_table(*names, **options):
+    return table(*names, memory=SMALL, ranges=[PAGE_SIZE, SMALL], **options)
+
+
+# ---- sizes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4096", 4096),
+        ("4k", 4096),
+        ("4K", 4096),
+        ("2m", 2 << 20),
+        ("1g", 1 << 30),
+        ("16G", 16 << 30),
+        ("1t", 1 << 40),
+    ],
+)
+def test_sizes_are_read_as_selftests_write_them(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "k",
+            "4 k",
+            "4kb",
+            "4KiB",
+            "-4k",
+            "+4k",
+            "4.5m",
+            "0x1000",
+            "1e3",
+            "04k",
+            "4k,",
+            "٤k",
+            " 4k",
+            "4k\n",
+        ),
+        *("0", "0k", "1", "4097", "1k", "9223372036854775808", "8388608t", "99999999999999999999t"),
+    ],
+)
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(InvalidArgumentError) as refusal:
+        parse_size(text)
+    assert refusal.value.outcome == "EINVAL"
+    assert "accepted" in str(refusal.value)
+
+
+@pytest.mark.parametrize("size", [4096, 12 << 10, 2 << 20, 1 << 30, (1 << 30) + 4096, 1 << 40])
+def test_sizes_are_written_as_they_are_read(size):
+    assert parse_size(format_size(size)) == size
+
+
+def test_lists_of_sizes():
+    assert parse_sizes("4k,2m,4k") == (4096, 2 << 20)
+    with pytest.raises(InvalidArgumentError, match="'x'"):
+        parse_sizes("4k,x")
+
+
+# ---- the table -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("abi", [*ABIS, "merged"])
+def test_every_cell_of_policy_is_a_case(abi):
+    cases = table(abi, memory=8 << 20)
+    covered = {case.key for case in cases}
+    expected = [(key, answer) for key, answer in cells(abi) if key.firmware == "today" or key in covered]
+    for key, answer in expected:
+        own = [case for case in cases if case.key == key]
+        sizes = [case.range for case in own if case.pages_allocated_before]
+        assert sizes == ([4096, 2 << 20, 8 << 20] if answer.outcome == "OK" else [4096])
+        assert all(case.cell == answer for case in own)
+    assert covered == {key for key, _ in expected}
+
+
+def test_other_firmware_is_measured_where_it_matters():
+    assert {case.key.firmware for case in table("v5", memory=SMALL)} == {"today"}
+    assert {case.key.firmware for case in table("two-caps", memory=SMALL)} == {"today", "cipher"}
+    assert {case.key.firmware for case in table("v5", firmware="cipher", memory=SMALL)} == {"cipher"}
+
+
+def test_default_selection():
+    cases = table(memory=8 << 20)
+    assert {(case.key.abi, case.key.firmware) for case in cases} == set(DEFAULT_SELECTION)
+    for vm_type in VmType:
+        assert any(case.key.vm_type == vm_type for case in cases)
+    assert len({case.name for case in cases}) == len(cases)
+
+
+def test_ranges_must_fit():
+    assert {case.range for case in table("v5", memory=4096)} == {4096}
+    with pytest.raises(InvalidArgumentError, match="larger than the memory"):
+        table("v5", memory=4096, ranges=[8192])
+    with pytest.raises(InvalidArgumentError, match="known: legacy"):
+        table("v99")
+    with pytest.raises(LookupError):
+        find([], effect="ZERO")
+
+
+@pytest.mark.parametrize(
+    ("where", "transfer", "accept", "primitive"),
+    [
+        (("v5", "SNP", "today", "launching", "to_private", "PRESERVE"), Transfer.IN_PLACE, False, "xor"),
+        (("v5", "SNP", "today", "launching", "to_private", "NONE"), Transfer.FROM_SOURCE, False, "memcpy"),
+        (("v5", "SNP", "today", "running", "to_private", "NONE"), None, True, None),
+        (("two-caps", "TDX", "cipher", "running", "to_private", "PRESERVE"), None, False, "xor"),
+        (("two-caps", "TDX", "cipher", "running", "to_shared", "PRESERVE"), None, False, "xor"),
+        (("v5", "TDX", "today", "running", "to_shared", "NONE"), None, False, "memset"),
+        (("v5", "PKVM", "today", "running", "to_shared", "ZERO"), None, False, "memset"),
+        (("v5", "SW_PROTECTED", "today", "running", "to_private", "NONE"), None, False, "xor"),
+        (("legacy", "SNP", "today", "running", "to_private", "NONE"), Transfer.COPY, True, "memcpy"),
+        (("legacy", "DEFAULT", "today", "running", "to_shared", "NONE"), None, False, None),
+    ],
+)
+def test_the_workload_goes_on_until_the_other_side_can_read(where, transfer, accept, primitive):
+    names = ("abi", "vm_type", "firmware", "phase", "direction", "flag_name")
+    case = find(table(memory=SMALL), **dict(zip(names, where, strict=True)))
+    assert (case.transfer, case.accept, case.primitive) == (transfer, accept, primitive)
+
+
+# ---- arithmetic ------------------------------------------------------------------------------------------
+
+
+def test_figures_of_samples():
+    figures = summary.summarise([4.0, 1.0, 3.0, 2.0])
+    assert figures.median == 2.5
+    assert figures.p95 == pytest.approx(3.85)
+    assert figures.cv == pytest.approx(np.std([1, 2, 3, 4], ddof=1) / 2.5)
+    assert figures.n == 4
+    assert figures.noisy
+    assert summary.summarise([7.0]) == summary.Summary(7.0, 7.0, 0.0, 1)
+    assert not summary.summarise([1.0, 1.01]).noisy
+
+
+def test_quantiles_are_numpys():
+    samples = np.random.default_rng(1).random(37).tolist()
+    for q in (0, 0.05, 0.5, 0.95, 1):
+        assert summary.quantile(samples, q) == pytest.approx(np.quantile(samples, q))
+
+
+def test_ratios_are_paired():
+    """A machine that halves its speed half-way changes every time and no ratio."""
+    own, yardstick = [1.0, 1.0, 2.0, 2.0], [0.9, 0.9, 1.8, 1.8]
+    assert summary.median_ratio(own, yardstick) == pytest.approx(0.9)
+
+
+def test_gigabytes_are_1e9_bytes_counted_once():
+    assert scene.Lap(seconds=2.0, size=4_000_000_000).gbps == 2.0
+
+
+# ---- the reference ---------------------------------------------------------------------------------------
+
+
+def test_key_stream_is_splitmix64():
+    assert key_stream(1234567, 0, 24).tolist() == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+    ]
+    whole = key_stream((1 << 64) - 3, 0, 8192)
+    assert np.array_equal(whole[512:], key_stream((1 << 64) - 3, 4096, 4096))
+
+
+def test_pieces_tile_a_range():
+    cut = list(pieces(4096, 3 * contents.PIECE + 8192))
+    assert cut[0][0] == 4096
+    assert cut[-1][1] == 3 * contents.PIECE + 8192
+    assert all(end == start for (_, end), (start, _) in pairwise(cut))
+    assert all(start // contents.PIECE == (end - 1) // contents.PIECE for start, end in cut)
+
+
+def test_patterns_differ_from_place_to_place():
+    pattern = Pattern(1)
+    first, second = pattern.words(0, 4096), pattern.words(contents.PIECE, contents.PIECE + 4096)
+    assert not (first == second).any()
+    assert not (first == Pattern(2).words(0, 4096)).any()
+    assert np.array_equal(pattern.words(0, 8192)[512:], pattern.words(4096, 8192))
+
+
+def test_reference_notices_one_bit():
+    reference, written = Reference(), Contents(contents.WRITTEN, keyed=True)
+    words = reference.words(written, 0, 8192).copy()
+    reference.check(words, written, 0, written, "here")
+    words[700] ^= np.uint64(1 << 40)
+    with pytest.raises(WrongContentsError, match=r"here, offset 0x15e0: .* under the key"):
+        reference.check(words, written, 0, written, "here")
+
+
+@pytest.mark.parametrize("spoil", ["a word stays", "ones", "two pages alike"])
+def test_reference_notices_poor_scrambling(spoil):
+    reference, before = Reference(), Contents(contents.WRITTEN)
+    old = reference.words(before, 0, 32768)
+    words = old ^ key_stream(5, 0, 32768)
+    reference.check(words, Contents(contents.RANDOM), 0, before, "here")
+    if spoil == "a word stays":
+        words[9] = old[9]
+    elif spoil == "ones":
+        words |= np.uint64(0x0101010101010101)
+    else:
+        words[512:1024] = words[:512]
+    with pytest.raises(WrongContentsError, match="here"):
+        reference.check(words, Contents(contents.RANDOM), 0, before, "here")
+
+
+# ---- running ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("abi", [*ABIS])
+def test_every_cell_of_every_revision_runs_and_is_verified(bench, abi):
+    cases = small_table(abi)
+    for result in bench.results(cases):
+        case = result.case
+        # A range alone and then a batch; one range that is all of the memory is run once.
+        expected = case.range if case.refused or case.range == SMALL else PAGE_SIZE + SMALL
+        assert result.verified_bytes == expected
+        assert (result.seconds is None) == case.refused
+        assert (result.convert_gbps is None) == (case.bytes == "none")
+        assert (result.ratio is None) == (case.primitive is None or case.refused)
+        if not case.refused:
+            assert result.counters.pages_changed == (case.range >> 12 if case.platform.private_memory else 0)
+
+
+def test_memory_that_nobody_touched():
+    cases = [
+        case for case in table("two-caps", "SNP", "cipher", memory=4 << 20) if not case.pages_allocated_before
+    ]
+    assert {case.cell.effect for case in cases} == {"ZERO", "ENCRYPT", "DECRYPT"}
+    bench = Bench(Memory(4 << 20), Primitives(SMALL), QUICK)
+    for result in bench.results(cases):
+        assert result.case.bytes == ("xor" if result.case.cell.effect == "ENCRYPT" else "none")
+        assert result.counters.pages_allocated == 512
+
+
+def test_memfd_backing(primitives):
+    memory = Memory(SMALL, "memfd")
+    results = list(Bench(memory, primitives, QUICK).results(small_table(vm_type="TDX")))
+    assert sum(not result.case.refused for result in results) > 20
+    memory.close()
+
+
+def test_what_is_measured_twice_is_sampled_less(bench):
+    cases = [case for case in small_table("v5", "PKVM") if not case.refused]
+    whole = [case for case in cases if case.cell.effect == "ZERO" and case.range == SMALL]
+    first, again = bench.results(whole)
+    assert first.case.workload == again.case.workload
+    assert again.seconds.n <= first.seconds.n
+
+
+def records(monkeypatch, bench, **wanted):
+    """Run one case of v5; what it raises is what the test is about."""
+    return next(bench.results([find(small_table("v5"), refused=False, range=SMALL, **wanted)]))
+
+
+def test_a_corrupted_byte_is_noticed(monkeypatch, bench):
+    convert = scene.Scene.convert
+
+    def corrupting(self):
+        lap = convert(self)
+        self._memory.side(0).words[-1] ^= np.uint64(1)
+        return lap
+
+    monkeypatch.setattr(scene.Scene, "convert", corrupting)
+    with pytest.raises(WrongContentsError, match=r"v5-PKVM-.*the new side reads, offset 0xfff8"):
+        records(monkeypatch, bench, vm_type="PKVM", effect="KEEP", direction="to_shared")
+
+
+def test_a_kernel_that_does_nothing_is_noticed(monkeypatch, bench):
+    from gmemcore.engine import store
+
+    monkeypatch.setattr(store.Store, "_convert", lambda self, rules, requests, results: results.fill(0))
+    for effect, direction in (("ZERO", "to_shared"), ("SCRAMBLE", "to_private"), ("KEEP", "to_private")):
+        with pytest.raises(WrongContentsError):
+            records(monkeypatch, bench, effect=effect, direction=direction, vm_type="SW_PROTECTED")
+
+
+def test_a_wrong_key_stream_is_noticed(monkeypatch, bench):
+    """Guest view and populate agree with each other, and are both wrong: DRAM tells."""
+    original = scene.create_vm
+    monkeypatch.setattr(
+        scene,
+        "create_vm",
+        lambda vm, abi, firmware, seed, lender: original(vm, abi, firmware, seed + 1, lender),
+    )
+    with pytest.raises(WrongContentsError, match="DRAM holds"):
+        records(monkeypatch, bench, vm_type="SNP", phase="launching", flag_name="PRESERVE")
+
+
+def test_a_wrong_attribute_is_noticed(monkeypatch, bench):
+    monkeypatch.setattr(scene.Scene, "_private_pages", lambda self: np.array([True, False]))
+    with pytest.raises(WrongContentsError, match="attribute"):
+        records(monkeypatch, bench, vm_type="PKVM", effect="KEEP", direction="to_private")
+
+
+def test_a_refusal_must_be_policys_and_change_nothing(monkeypatch, bench):
+    case = find(small_table("v5"), vm_type="SNP", outcome="EOPNOTSUPP")
+    request = scene.Scene.request
+    monkeypatch.setattr(scene.Scene, "request", lambda self: None)
+    with pytest.raises(WrongContentsError, match="answered OK, not EOPNOTSUPP"):
+        list(bench.results([case]))
+
+    def dirty(self):
+        self._memory.side(0).words[3] ^= np.uint64(1)
+        request(self)
+
+    monkeypatch.setattr(scene.Scene, "request", dirty)
+    with pytest.raises(WrongContentsError, match="after the refusal DRAM holds, offset 0x18"):
+        list(bench.results([case]))
+
+
+def test_wrong_counters_are_noticed(monkeypatch, bench):
+    one = find(small_table("v5"), effect="ZERO", range=SMALL)
+    place = scene.Scene(one, bench.memory, Reference())
+    with pytest.raises(WrongContentsError, match="bytes transformed"):
+        place._check_counters(Counters(bytes_zeroed=SMALL - 8))
+
+
+def test_more_memory_than_there_is():
+    with pytest.raises(OutOfMemoryError, match="are available"):
+        check_available(1 << 60)
+    with pytest.raises(InvalidArgumentError, match="known: anonymous"):
+        Memory(SMALL, "none")
+    assert run.memory_needed(table(memory=1 << 30)) == (2 << 30) + (256 << 20)
+    assert run.memory_needed(table("v5", memory=SMALL)) == 3 * SMALL
+
+
+# ---- primitives and records ------------------------------------------------------------------------------
+
+
+def test_primitives_do_what_they_are_called(primitives):
+    from gmemcore.benchmark.primitives import CONSTANT, candidates
+
+    for primitive, ways in candidates().items():
+        for library, way in ways.items():
+            target, source = np.arange(512, dtype=np.uint64), np.full(512, 7, np.uint64)
+            way(target, source)
+            expected = {
+                "memcpy": source,
+                "memset": np.zeros(512, np.uint64),
+                "xor": np.arange(512, dtype=np.uint64) ^ CONSTANT,
+            }[primitive]
+            assert np.array_equal(target, expected), (primitive, library)
+    assert set(primitives.gbps()) == {"memcpy", "memset", "xor"}
+    with pytest.raises(InvalidArgumentError, match="known: memcpy"):
+        primitives.seconds("memmove", 4096, 4096)
+
+
+def test_primitives_beyond_the_buffer_are_counted_up():
+    calls = []
+    ways = {"memset": {"fake": lambda target, source: calls.append(target.nbytes)}}
+    own = Primitives(4 << 20, ways)
+    calls.clear()
+    own.seconds("memset", 8 << 20, 4096)
+    assert calls == [1 << 20] * 4
+    calls.clear()
+    own.seconds("memset", 3 << 20, 2 << 20)
+    assert calls == [2 << 20, 1 << 20]
+
+
+def test_environment_is_json():
+    assert json.loads(json.dumps(environment())).keys() >= {"cpu", "kernel", "numba", "transparent_hugepage"}
+
+
+def test_records_keep_the_cells_keys(bench):
+    result = next(bench.results([find(small_table("v5"), vm_type="SNP", effect="ZERO")]))
+    assert as_record(result)["flag"] == "ZERO"
+    assert as_record(result)["seconds"]["n"] == result.seconds.n
+
+
+# ---- the other readers of the table ----------------------------------------------------------------------
+
+
+def test_the_package_needs_no_benchmark_framework():
+    script = (
+        "import gmemcore.benchmark.run, sys; print({'asv', 'pytest_benchmark', 'numba'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_asv_reads_the_same_table(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    from asv_suite.conversion import CASES, Conversion
+
+    configuration = json.loads((ROOT / "asv.conf.json").read_text())
+    assert configuration["benchmark_dir"] == "bench/asv_suite"
+    accepted = [case for case in table("v5", firmware="today", memory=64 << 20) if not case.refused]
+    timed = {case.key for case in CASES.values()}
+    assert all(case.key in timed for case in accepted if case.platform.private_memory)
+    suite = Conversion()
+    with pytest.raises(NotImplementedError, match="policy refuses"):
+        suite.setup("v5/SNP", "running", "to_private", "PRESERVE", "4k")
+    parameters = ("v5/SNP", "running", "to_shared", "ZERO", "64m")
+    suite.setup(*parameters)
+    suite.time_convert(*parameters)
+    assert suite.track_slowdown(*parameters) > 0
+    assert suite.track_nanoseconds_a_page(*parameters) > 0
+    assert Conversion.track_slowdown.unit
+
+
+@pytest.fixture
+def _slow(request):
+    if "slow" not in request.config.getoption("markexpr"):
+        pytest.skip("run with -m slow")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_slow")
+def test_asv_check_passes():
+    done = subprocess.run(
+        [sys.executable, "-m", "asv", "check", "--python=same"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.bench
+@pytest.mark.slow
+@pytest.mark.usefixtures("_slow")
+def test_bars_are_met():
+    done = subprocess.run([sys.executable, "bench/bars.py"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_bars_print_figures():
+    command = [sys.executable, "bench/bars.py", "ZERO", "--memory", "1m", "--pairs", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stderr
+    assert "x memset" in done.stdout
+    assert "x memcpy" in done.stdout
+
+
+def test_public_version_is_recorded():
+    assert environment()["gmemcore"] == gmemcore.__version__
