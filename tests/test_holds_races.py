@@ -17,7 +17,7 @@ from holds import skip_unless_slow
 
 import gmemcore
 from gmemcore.engine.state import Plane
-from gmemcore.errors import GuestExit, HostAccessError
+from gmemcore.errors import BadFileError, GuestExit, HostAccessError, MmioExit
 from gmemcore.machine import guest_memfd
 
 P = 4096
@@ -215,3 +215,37 @@ def test_without_the_lock_it_is_noticed():
     done = raced(locked=False, yields=True)
     assert done.returncode != 0
     assert done.returncode < 0 or "AssertionError" in done.stderr
+
+
+CLOSED_MEANWHILE = {
+    "host_read": lambda vm, gmem: gmem.host_read(0, 8),
+    "host_write": lambda vm, gmem: gmem.host_write(0, b"8 bytes."),
+    "guest_read": lambda vm, gmem: vm.guest_read(GPA, 8),
+    "guest_write": lambda vm, gmem: vm.guest_write(GPA, b"8 bytes."),
+    "convert": lambda vm, gmem: gmem.set_memory_attributes(0, P, PRIVATE, PRESERVE),
+    "pin": lambda vm, gmem: gmem.pin(0, P),
+}
+
+
+@pytest.mark.xfail(reason="whether a file is open is looked at before its lock is held", strict=True)
+@pytest.mark.parametrize("name", CLOSED_MEANWHILE)
+def test_a_file_closed_while_a_call_waits_for_its_lock_is_a_typed_error(name):
+    vm = gmemcore.create_vm("SW_PROTECTED")
+    gmem = vm.create_guest_memfd(PAGES * P, 3)
+    vm.add_memslot(0, GPA, PAGES * P, gmem)
+    failures = []
+
+    def call():
+        try:
+            CLOSED_MEANWHILE[name](vm, gmem)
+        except Exception as failure:
+            failures.append(failure)
+
+    with gmem._store.lock:
+        thread = threading.Thread(target=call)
+        thread.start()
+        time.sleep(0.05)
+        gmem.close()
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+    assert [type(failure) for failure in failures] in ([BadFileError], [MmioExit]), failures
