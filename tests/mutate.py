@@ -23,7 +23,13 @@ WANTED = 0.85
 TIMEOUT = 300
 
 POLICY = ("test_policy.py", "test_policy_table.py")
-MACHINE = ("test_machine.py", "test_bad_input.py", "test_conform.py", "test_stateful.py")
+MACHINE = (
+    "test_holds_mutants.py",
+    "test_machine.py",
+    "test_bad_input.py",
+    "test_conform.py",
+    "test_stateful.py",
+)
 ENGINE = (
     "test_machine.py",
     "test_conform.py",
@@ -159,13 +165,13 @@ def setter(items, index, value):
     return lambda: items.__setitem__(index, value)
 
 
-def sample(number, seed, only):
+def sample(original, number, seed, only):
     """So many mutants, each as likely as the others; and how many there are."""
     rng = random.Random(seed)
     places = []
     for path in TARGETS:
         if only in (None, path):
-            tree = ast.parse((ROOT / path).read_text())
+            tree = ast.parse((original / path).read_text())
             dead = skipped(tree)
             for position, node in enumerate(ast.walk(tree)):
                 if id(node) not in dead:
@@ -174,9 +180,9 @@ def sample(number, seed, only):
     return places[:number], len(places)
 
 
-def mutate(path, position, which):
+def mutate(source, position, which):
     """The mutant's source: (line, what, text)."""
-    tree = ast.parse((ROOT / path).read_text())
+    tree = ast.parse(source.read_text())
     node = list(ast.walk(tree))[position]
     line = getattr(node, "lineno", 0)
     what, change = changes(node)[which]
@@ -184,36 +190,43 @@ def mutate(path, position, which):
     return line, what, ast.unparse(ast.fix_missing_locations(tree))
 
 
-def is_killed(place, folder):
-    """Whether the tests of a mutant's file fail in a copy of the tree; and how."""
-    path, position, which = place
-    line, what, text = mutate(path, position, which)
-    tree = Path(tempfile.mkdtemp(dir=folder))
-    ignore = shutil.ignore_patterns("__pycache__", ".*")
-    for name in ("gmemcore", "tests"):
-        shutil.copytree(ROOT / name, tree / name, ignore=ignore)
-    shutil.copy(ROOT / "pyproject.toml", tree)
-    (tree / path).write_text(text)
+def tests_pass(tree, tests):
+    """Whether tests pass in a copy of the tree, with kernels as plain Python and in time."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(tree),
         "NUMBA_DISABLE_JIT": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    tests = [f"tests/{name}" for name in TARGETS[path]]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += [f"tests/{name}" for name in tests]
     try:
-        done = subprocess.run(
-            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=TIMEOUT
-        )
-        how = {0: "survived", 1: "killed", 2: "killed (import)", 3: "killed", 4: "killed (import)"}[
-            done.returncode
-        ]
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
-        how = "killed (too slow)"
+        return False
+    return done.returncode == 0
+
+
+def is_killed(place, original, folder):
+    """Whether the tests of a mutant's file fail; and what it was."""
+    path, position, which = place
+    line, what, text = mutate(original / path, position, which)
+    tree = Path(tempfile.mkdtemp(dir=folder))
+    shutil.copytree(original, tree, dirs_exist_ok=True)
+    (tree / path).write_text(text)
+    killed = not tests_pass(tree, TARGETS[path])
     shutil.rmtree(tree)
-    print(f"{how:18} {path}:{line}: {what}", flush=True)
-    return how != "survived", f"{path}:{line}: {what}"
+    print(f"{'killed' if killed else 'survived':10} {path}:{line}: {what}", flush=True)
+    return killed, f"{path}:{line}: {what}"
+
+
+def copy_of_the_tree(folder):
+    """What mutants are made of, unmoved by edits meanwhile; its tests must pass."""
+    original = Path(folder) / "original"
+    for name in ("gmemcore", "tests"):
+        shutil.copytree(ROOT / name, original / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    shutil.copy(ROOT / "pyproject.toml", original)
+    return original
 
 
 def main():
@@ -223,9 +236,13 @@ def main():
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--only", choices=TARGETS)
     options = parser.parse_args()
-    places, known = sample(options.mutants, options.seed, options.only)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
-        results = list(pool.map(lambda place: is_killed(place, folder), places))
+        original = copy_of_the_tree(folder)
+        places, known = sample(original, options.mutants, options.seed, options.only)
+        for tests in sorted({TARGETS[path] for path, _, _ in places}):
+            if not tests_pass(original, tests):
+                parser.error(f"these fail without any mutant: {', '.join(tests)}")
+        results = list(pool.map(lambda place: is_killed(place, original, folder), places))
     killed = sum(dead for dead, _ in results)
     share = killed / len(results)
     print(f"{killed} of {len(results)} mutants killed, {share:.0%} (of {known} known; seed {options.seed})")

@@ -97,7 +97,7 @@ class Bench:
         self.primitives = primitives
         self.effort = effort
         self.reference = Reference()
-        self._run_seconds: dict[tuple[tuple[object, ...], int], float] = {}
+        self._sampled: dict[tuple[tuple[object, ...], int], float] = {}
         keep_freed_memory()
 
     def results(self, cases: Sequence[Case]) -> Iterator[Result]:
@@ -166,7 +166,7 @@ class Bench:
         else:  # with caches full of what was written, a call that moves nothing would be no sample like these
             scene.prepare()
             scene.run()
-        self._run_seconds.setdefault(_work(scene.case), time.perf_counter() - end + seconds)
+        self._sampled.setdefault(_work(scene.case), time.perf_counter() - end + seconds)
         return samples
 
     def _plan(self, case: Case, moves: bool) -> tuple[int, int, float]:
@@ -176,17 +176,17 @@ class Bench:
         sampled less.
         """
         least, most = self.effort.samples
-        before = self._run_seconds.get(_work(case))
-        if before is None:
+        taken = self._sampled.get(_work(case))
+        if taken is None:
             return least, most, self.effort.seconds
         if not moves:
             return least, least, 0.0
-        return (1, 1, 0.0) if before > 2 * PATIENCE else (min(least, 2), 2, 0.0)
+        return (1, 1, 0.0) if taken > 2 * PATIENCE else (min(least, 2), 2, 0.0)
 
     def _loops(self, scene: Scene, moves: bool, seconds: float) -> int:
         """How many runs make a sample, by a run whose times are dropped and the time for all samples."""
         case = scene.case
-        warmed = any((case.workload, size) in self._run_seconds for size in SMALL_RANGES if size < case.range)
+        warmed = any((case.workload, size) in self._sampled for size in SMALL_RANGES if size < case.range)
         if moves and warmed and case.range == case.memory:
             return 1  # the smaller ranges were the warm-up, and one run takes long enough
         began = time.perf_counter()

@@ -62,6 +62,9 @@ def bench(
     except WrongContentsError as error:
         print(f"gmemcore bench: wrong contents: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("gmemcore bench: interrupted; the JSON file has what was done", file=sys.stderr)
+        return 130
     except (GmemError, OSError) as error:
         print(f"gmemcore bench: {error.strerror or error}", file=sys.stderr)
         return 2

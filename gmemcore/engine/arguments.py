@@ -59,9 +59,9 @@ def as_u64_array(values: Any, name: str) -> np.ndarray[Any, np.dtype[np.uint64]]
     InvalidArgumentError
         EINVAL: a value that doesn't fit 64 unsigned bits.
     """
+    if isinstance(values, (list, tuple)):  # one by one: NumPy would make floats of mixed magnitudes
+        return np.array([as_u64(value, name) for value in values], dtype=np.uint64)
     array = np.asarray(values)
-    if array.dtype == object:
-        return np.array([as_u64(value, name) for value in array.ravel()], dtype=np.uint64)
     if array.ndim != 1 or (array.dtype.kind not in "ui" and array.size):
         raise TypeError(f"{name} must be a one-dimensional array of integers, not {array.dtype}{array.shape}")
     if array.dtype.kind == "i" and array.size and int(array.min()) < 0:

@@ -22,6 +22,7 @@ from gmemcore.uapi import PAGE_SIZE
 MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
 _F_ADD_SEALS, _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1033, 1, 2, 4
 _FALLOC_PUNCH_KEEPING_SIZE = 3
+_MAP_NORESERVE = 0x4000  # the mmap module names it from Python 3.13 on
 
 
 class Backing(Protocol):
@@ -60,7 +61,7 @@ def lazy_words(n_words: int) -> NDArray[np.uint64]:
     """
     if n_words == 0:
         return np.zeros(0, np.uint64)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
     try:
         return np.frombuffer(mmap.mmap(-1, n_words * 8, flags=flags), np.uint64)
     except (OSError, OverflowError, ValueError) as error:

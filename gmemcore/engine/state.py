@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmemcore.engine import kernels as layout
-from gmemcore.engine.backing import lazy_words
+from gmemcore.engine.backing import check_host_can_hold, lazy_words
 from gmemcore.engine.jit import load_kernels
 
 PLANE_NAMES = ("private", "allocated", "assigned", "accepted", "pinned", "poisoned")
@@ -61,6 +61,7 @@ class PageState:
         self.words = lazy_words(n_blocks)
         self.lines = lazy_words(n_blocks * _RECORD_WORDS)
         if private:
+            check_host_can_hold(n_blocks * 8)  # written at once, unlike the lines
             self.words[:] = layout.BLOCK_PAGES
             self.words[-1] = n_pages - (n_blocks - 1) * _BLOCK_PAGES
         self._result: NDArray[np.uint64] = np.zeros(layout.RESULT_COLUMNS, np.uint64)
@@ -112,9 +113,13 @@ class PageState:
         """Every line as a read-only structured array that stays true: from now on lines are always kept."""
         load_kernels().write_lines(*self._arrays())
         self.header[layout.DENSE] = 1
-        records = self.lines.view(RECORD)
-        records.flags.writeable = False
-        return records
+        return readonly(self.lines, RECORD)
 
     def _arrays(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
         return self.header, self.words, self.lines
+
+
+def readonly(words: NDArray[np.uint64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """View words as another dtype, without a copy and without a way back to writing."""
+    buffer = memoryview(words.view(np.uint8))  # type: ignore[arg-type]  # arrays are buffers at run time
+    return np.frombuffer(buffer.toreadonly(), dtype)

@@ -17,7 +17,7 @@ from gmemcore.engine.backing import Backing
 from gmemcore.engine.conversion import Rules
 from gmemcore.engine.counters import Counters, counters_of_row
 from gmemcore.engine.jit import load_kernels
-from gmemcore.engine.state import PageState, Plane
+from gmemcore.engine.state import PageState, Plane, readonly
 from gmemcore.errors import OutOfMemoryError
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE
 
@@ -56,6 +56,7 @@ class Store:
         self.backing = backing
         self.state = PageState(n_pages, private, seed, file_index, tracking)
         self.lock = threading.RLock()
+        self.closed = False
         self._arrays = (self.state.header, self.state.words, self.state.lines, backing.words)
         self._request_bytes = bytearray(_REQUEST.size)
         self._result_bytes = bytearray(_RESULT.size)
@@ -98,21 +99,21 @@ class Store:
         header = self.state.header
         for i in range(len(requests)):
             budget = header[layout.ALLOCATIONS_LEFT]
-            promised = self._promise(rules, requests[i])
+            promised = self._promise_conversion(rules, requests[i])
             if not promised:
                 header[layout.ALLOCATIONS_LEFT] = 0  # the kernel says so, after the checks that come first
             convert(*self._arrays, rules.table, requests[i : i + 1], results[i : i + 1])
             if not promised:
                 header[layout.ALLOCATIONS_LEFT] = budget
 
-    def _promise(self, rules: Rules, request: NDArray[np.uint64]) -> bool:
+    def _promise_conversion(self, rules: Rules, request: NDArray[np.uint64]) -> bool:
         """Commit memory for one conversion that allocates; whether what it may need is there."""
         offset, size, attributes, flags = request[:4].tolist()
         within = size > 0 and offset + size <= self.n_pages * PAGE_SIZE and not (offset | size) % PAGE_SIZE
         if not within or (attributes, flags) not in rules.allocating:
             return True
         try:
-            self._commit(offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT)
+            self.promise(offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT)
         except OutOfMemoryError:
             return False
         return True
@@ -124,17 +125,17 @@ class Store:
 
     # ---- page state ----------------------------------------------------------------------------
 
-    def touch(self, start: int, end: int) -> Counters:
-        """First use: the pages exist from now on."""
-        return self._apply(start, end, KEEP_BYTES, Plane.ALLOCATED)
+    def touch(self, start: int, end: int, *, promised: bool = False) -> Counters:
+        """First use: the pages exist from now on. promised: memory for them is there already."""
+        return self._apply(start, end, KEEP_BYTES, Plane.ALLOCATED, promised=promised)
 
     def assign(self, start: int, end: int) -> Counters:
         """A private guest access reached pages that the guest hasn't accepted."""
         return self._apply(start, end, KEEP_BYTES, Plane.ALLOCATED | Plane.ASSIGNED)
 
-    def accept(self, start: int, end: int, operations: int) -> Counters:
+    def accept(self, start: int, end: int, operations: int, *, promised: bool = False) -> Counters:
         """Assign and accept, doing to bytes what the operations say for what isn't accepted yet."""
-        return self._apply(start, end, operations, ACCEPTED_PLANES)
+        return self._apply(start, end, operations, ACCEPTED_PLANES, promised=promised)
 
     def pin(self, start: int, end: int) -> Counters:
         """Take an unexpected reference on each page."""
@@ -162,18 +163,33 @@ class Store:
         return page if page < end else None
 
     def _apply(
-        self, start: int, end: int, operations: int, set_: Plane, clear: Plane = Plane.NONE
+        self,
+        start: int,
+        end: int,
+        operations: int,
+        set_: Plane,
+        clear: Plane = Plane.NONE,
+        *,
+        promised: bool = False,
     ) -> Counters:
         with self.lock:
-            if set_ & Plane.ALLOCATED and self.backing.commits_late:
-                self._commit(start, end)
+            if set_ & Plane.ALLOCATED and not promised:
+                self.promise(start, end)
             row = self.state.apply(self.backing.words, start, end, operations, int(set_), int(clear))
         return counters_of_row(row)
 
-    def _commit(self, start: int, end: int) -> None:
-        first = self.find(start, end, Plane.NONE, Plane.ALLOCATED)
-        if first is not None:
-            self.backing.commit(first << PAGE_SHIFT, (end - first) << PAGE_SHIFT)
+    def promise(self, start: int, end: int) -> None:
+        """Make sure that pages which don't exist yet can come into being.
+
+        Raises
+        ------
+        OutOfMemoryError
+            ENOMEM: the host can't provide them; nothing was changed.
+        """
+        if self.backing.commits_late:
+            first = self.find(start, end, Plane.NONE, Plane.ALLOCATED)
+            if first is not None:
+                self.backing.commit(first << PAGE_SHIFT, (end - first) << PAGE_SHIFT)
 
     # ---- bytes ---------------------------------------------------------------------------------
 
@@ -202,9 +218,7 @@ class Store:
 
     def memory(self) -> NDArray[np.uint8]:
         """DRAM of the whole file: a read-only view, shape (size,), without a copy."""
-        view = self.backing.words.view(np.uint8)
-        view.flags.writeable = False
-        return view
+        return readonly(self.backing.words, np.dtype(np.uint8))
 
     def page_states(self) -> NDArray[Any]:
         """Page state as a read-only structured array, without a copy; see `PageState.records`."""
@@ -214,5 +228,6 @@ class Store:
     def close(self) -> None:
         """Drop the bytes; views that others hold keep the memory alive."""
         with self.lock:
+            self.closed = True
             self.backing.close()
             self._arrays = (*self._arrays[:3], self.backing.words)

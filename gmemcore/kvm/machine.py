@@ -14,7 +14,7 @@ from gmemcore.kvm.differences import known_difference, size_of
 from gmemcore.kvm.probe import Host, VmOffer
 from gmemcore.kvm.structs import CAPABILITIES
 from gmemcore.kvm.transport import Transport
-from gmemcore.policy import get_abi
+from gmemcore.policy import PLATFORMS, get_abi
 from gmemcore.uapi import (
     KVM_SET_MEMORY_ATTRIBUTES,
     KVM_SET_MEMORY_ATTRIBUTES2,
@@ -28,7 +28,7 @@ Step = dict[str, Any]
 MOST_PINS = 256
 """Pages of a pin step; each costs a file descriptor."""
 _INT_BITS = 32
-_COCO = (VmType.SNP, VmType.TDX)
+_COCO = frozenset(row.vm_type for row in PLATFORMS.values() if row.coco)
 _IN_PLACE_FLAGS = GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED
 
 GUEST_OPS = frozenset({"guest_read", "guest_write"})

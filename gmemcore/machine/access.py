@@ -17,6 +17,7 @@ from gmemcore.engine.arguments import U64_MAX
 from gmemcore.engine.state import Plane
 from gmemcore.engine.store import Store
 from gmemcore.errors import (
+    BadFileError,
     GmemError,
     HostAccessError,
     HwPoisonExit,
@@ -98,13 +99,30 @@ def require_bytes(segments: Sequence[Segment]) -> None:
     ------
     NoBytesError
         ENOTSUP: an attributes-only file.
+    BadFileError
+        EBADF: the file was closed meanwhile.
     """
     for segment in segments:
+        if segment.store is not None and segment.store.closed:
+            raise BadFileError(f"the file behind gpa {segment.gpa:#x} is closed")
         if segment.store is not None and not segment.store.has_bytes:
             raise NoBytesError(
                 f"the file behind gpa {segment.gpa:#x} holds attributes only; "
                 "backing 'anonymous' or 'memfd' would hold bytes"
             )
+
+
+def promise(segments: Sequence[Segment]) -> None:
+    """Make sure, before anything is changed anywhere, that all of the segments can come into being.
+
+    Raises
+    ------
+    OutOfMemoryError
+        ENOMEM: the host can't provide the pages.
+    """
+    for segment in segments:
+        if segment.store is not None:
+            segment.store.promise(*segment.pages)
 
 
 class Refused(NamedTuple):
@@ -150,10 +168,11 @@ def guest_exit(refused: Refused, private: bool) -> GmemError:
 
 def read_segments(segments: Sequence[Segment], encrypted: bool) -> bytes:
     """Copy the segments' bytes out, touching their pages; encrypted: private pages have a guest's key."""
+    promise(segments)
     parts = []
     for segment in segments:
         assert segment.store is not None
-        segment.store.touch(*segment.pages)
+        segment.store.touch(*segment.pages, promised=True)
         read = segment.store.read_guest_view if encrypted else segment.store.raw
         parts.append(read(segment.offset, segment.size).tobytes())
     return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -161,9 +180,10 @@ def read_segments(segments: Sequence[Segment], encrypted: bool) -> bytes:
 
 def write_segments(segments: Sequence[Segment], data: NDArray[np.uint8], encrypted: bool) -> None:
     """Copy bytes into the segments, touching their pages."""
+    promise(segments)
     for segment in segments:
         assert segment.store is not None
-        segment.store.touch(*segment.pages)
+        segment.store.touch(*segment.pages, promised=True)
         part, data = data[: segment.size], data[segment.size :]
         if encrypted:
             segment.store.write_guest_view(segment.offset, part)

@@ -196,11 +196,14 @@ class GuestMemfd:
         ----------
         kvm_gmem_set_attributes and __kvm_gmem_set_attributes; KVM API 4.145.
         """
-        store = self._open(self._store)
+        store = self._store
         self._require_ioctl()
-        rules = self.vm.rules
         request = as_u64s((offset, size, attributes, flags, error_offset, reserved), _REQUEST_FIELDS)
-        return check(rules, self.size, request, store.convert_one(rules, request))
+        with store.lock:
+            self._open(store)
+            rules = self.vm.rules  # under the lock, which the end of the launch takes too
+            row = store.convert_one(rules, request)
+        return check(rules, self.size, request, row)
 
     def set_memory_attributes_many(
         self,
@@ -244,7 +247,9 @@ class GuestMemfd:
         requests = np.zeros((len(columns[0]), 6), np.uint64)
         for i, column in enumerate(columns):
             requests[:, i] = column
-        return batch_result(store.convert_many(self.vm.rules, requests))
+        with store.lock:
+            self._open(store)
+            return batch_result(store.convert_many(self.vm.rules, requests))
 
     def ioctl(self, request: int, argument: bytearray | bytes | None) -> None:
         """Raw form: the request number and the struct, updated in place as the kernel would.
@@ -281,6 +286,8 @@ class GuestMemfd:
         """
         self._open(self._host)
         offset, size = as_u64(offset, "offset"), as_u64(size, "size")
+        if not isinstance(shared, bool):
+            raise TypeError(f"shared is True or False, not {type(shared).__name__}")
         if not self.flags & GuestMemfdFlag.MMAP:
             raise NotMappableError("the guest_memfd was created without MMAP; flag 1 would make it mappable")
         if not shared:
@@ -302,6 +309,7 @@ class GuestMemfd:
         host = self._with_bytes(self._host)
         offset, size = as_u64(offset, "offset"), as_u64(size, "size")
         with host.lock:
+            self._open(host)
             self._touch(host, offset, size)
             return host.raw(offset, size).tobytes()
 
@@ -310,6 +318,7 @@ class GuestMemfd:
         host = self._with_bytes(self._host)
         offset, view = as_u64(offset, "offset"), as_bytes(data)
         with host.lock:
+            self._open(host)
             self._touch(host, offset, len(view))
             host.raw(offset, len(view))[:] = view
 
@@ -332,6 +341,7 @@ class GuestMemfd:
         host = self._open(self._host)
         start, end = self._pages(offset, size, "pin")
         with host.lock:
+            self._open(host)
             if end > host.n_pages:
                 raise BadAddressError(f"pin of {offset:#x}+{size:#x} is beyond the end {self.size:#x}")
             page = host.find(start, end, Plane.PRIVATE)
@@ -354,7 +364,8 @@ class GuestMemfd:
         start, end = self._pages(offset, size, "unpin")
         if end > host.n_pages:
             raise BadAddressError(f"unpin of {offset:#x}+{size:#x} is beyond the end {self.size:#x}")
-        return host.unpin(start, end)
+        with host.lock:
+            return self._open(host).unpin(start, end)
 
     # ---- the file ------------------------------------------------------------------------------
 
@@ -393,10 +404,13 @@ class GuestMemfd:
         start, end = self._pages(offset, size, "fallocate")
         if punch:
             end = min(end, store.n_pages)
-            return store.punch_hole(start, end) if start < end else Counters()
-        if end > store.n_pages:
+            if start >= end:
+                return Counters()
+        elif end > store.n_pages:
             raise InvalidArgumentError(f"fallocate of {offset:#x}+{size:#x} is beyond the end {self.size:#x}")
-        return store.touch(start, end)
+        with store.lock:
+            self._open(store)
+            return store.punch_hole(start, end) if punch else store.touch(start, end)
 
     def discard_shared(self, offset: int, size: int) -> Counters:
         """Discard the host's side of a range (`legacy`): what a VMM does after a conversion to private.
@@ -414,7 +428,8 @@ class GuestMemfd:
         start, end = self._pages(offset, size, "discard")
         if end > host.n_pages:
             raise InvalidArgumentError(f"discard of {offset:#x}+{size:#x} is beyond the end {self.size:#x}")
-        return host.punch_hole(start, end)
+        with host.lock:
+            return self._open(host).punch_hole(start, end)
 
     def poison(self, offset: int) -> None:
         """Let the memory of one allocated page fail.
@@ -431,6 +446,7 @@ class GuestMemfd:
         host = self._open(self._store)
         start, end = self._pages(offset, PAGE_SIZE, "poison")
         with host.lock:
+            self._open(host)
             if end > host.n_pages or host.find(start, end, Plane.ALLOCATED) is None:
                 raise InvalidArgumentError(
                     f"no page is allocated at {offset:#x}; only memory in use can fail"
@@ -447,11 +463,12 @@ class GuestMemfd:
 
     def close(self) -> None:
         """Close the file: its memory goes when the last view of it is gone. Closing twice is allowed."""
-        if not self._closed:
-            self.vm.forget(self)
-            self._closed = True
-            self._store.close()
-            self._host.close()
+        with self.vm.lock, self._store.lock, self._host.lock:
+            if not self._closed:
+                self.vm.forget(self)
+                self._closed = True
+                self._store.close()
+                self._host.close()
 
     # ---- checks --------------------------------------------------------------------------------
 

@@ -85,6 +85,7 @@ class VmFace:
         self.lock = threading.RLock()
         self.files: list[GuestMemfd] = []
         self._files_created = 0
+        self._closed = False
         self._closed_files_counters = Counters()
         self._new_backing = _backing_factory(backing, huge_pages=huge_pages, prefault=prefault)
         self._phase = Phase.LAUNCHING
@@ -178,6 +179,8 @@ class VmFace:
                 f"guest_memfd size {size:#x}; a positive multiple of {PAGE_SIZE:#x} below 2^63 is accepted"
             )
         with self.lock:
+            if self._closed:
+                raise BadFileError("the Vm is closed")
             store, host = self._new_stores(size, GuestMemfdFlag(flags))
             gmem = GuestMemfd(self, store, host, GuestMemfdFlag(flags))
             self.files.append(gmem)
@@ -268,10 +271,11 @@ class VmFace:
             segments = self._resolve(gpa, size, private_side=True)
             with access.locked(segments):
                 self._raise_refused(access.first_refused(segments, access.ACCEPT_TERMS, "MEMORY_FAULT"), True)
+                access.promise(segments)
                 total = Counters()
                 for segment in segments:
                     assert segment.store is not None
-                    total += segment.store.accept(*segment.pages, operations)
+                    total += segment.store.accept(*segment.pages, operations, promised=True)
                 return total
 
     def _checked_access(self, gpa: int, size: int, private: bool | None) -> "_CheckedAccess":
@@ -407,11 +411,10 @@ class VmFace:
 
     def correct_cpuid(self, corrected: bytes | None) -> None:
         """Let the firmware refuse the next CPUID page and leave these bytes in its place; None: no more."""
-        if corrected is not None and not 0 < len(bytes(corrected)) <= PAGE_SIZE:
-            raise InvalidArgumentError(
-                f"a correction of {len(corrected)} bytes; 1 to {PAGE_SIZE} is accepted"
-            )
-        self._cpuid_correction = None if corrected is None else bytes(corrected)
+        view = None if corrected is None else access.as_bytes(corrected)
+        if view is not None and len(view) > PAGE_SIZE:
+            raise InvalidArgumentError(f"a correction of {len(view)} bytes; 1 to {PAGE_SIZE} is accepted")
+        self._cpuid_correction = None if view is None else view.tobytes()
 
     def takes_cpuid_correction(self, page_type: PageType) -> bool:
         """Whether a page of this type would be corrected now."""
@@ -468,6 +471,7 @@ class VmFace:
     def close(self) -> None:
         """Close every file of this Vm. Closing twice is allowed."""
         with self.lock:
+            self._closed = True
             for gmem in tuple(self.files):
                 gmem.close()
 
@@ -542,13 +546,13 @@ class _CheckedAccess:
         vm.lock.acquire()
         try:
             segments = vm._resolve(self.gpa, self.size)
-            access.require_bytes(segments)
             self._locks = access.locked(segments)
             self._locks.__enter__()
         except BaseException:
             vm.lock.release()
             raise
         try:
+            access.require_bytes(segments)
             # On CoCo the guest chose the kind, and what no memslot holds counts as shared.
             hole = "MEMORY_FAULT" if vm.platform.coco and self.private else "MMIO"
             terms = access.GUEST_TERMS[vm.platform.coco, self.private]
