@@ -29,3 +29,7 @@ def test_the_example_runs(capsys):
 def test_it_has_the_two_commands_of_a_fresh_machine():
     assert "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/gmemcore bench" in README
     assert "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest" in README
+
+
+def test_nothing_was_left_to_be_filled_in():
+    assert not re.findall(r"@[A-Z]+@|TODO|FIXME", README)
