@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gmemcore.errors import OutOfMemoryError, UnsupportedOperationError
+from gmemcore.errors import GmemError, OutOfMemoryError, UnsupportedOperationError
 from gmemcore.uapi import PAGE_SIZE
 
 MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
@@ -121,70 +121,27 @@ class MemfdBacking:
     """
 
     commits_late = True  # the file has holes, and a hole that can't be filled is SIGBUS
+    kind = "memfd"
     _fd = -1
 
     def __init__(self, size: int, *, prefault: bool = False) -> None:
         check_host_can_hold(size)
         try:
-            self._fd = open_memfd(size)
+            self._fd = self.open_file(size)
             self._map = mmap.mmap(self._fd, size)
             self.words: NDArray[np.uint64] = np.frombuffer(self._map, np.uint64)
             if prefault:
                 populate(self._map, self.words, 0, size)
-        except (OSError, OverflowError, ValueError) as error:
-            raise OutOfMemoryError(f"the host can't hold a memfd of {size:#x} bytes: {error}") from error
-
-    def release(self, offset: int, size: int) -> None:
-        """See `Backing`."""
-        _fallocate(self._fd, _FALLOC_PUNCH_KEEPING_SIZE, offset, size)
-
-    def commit(self, offset: int, size: int) -> None:
-        """See `Backing`."""
-        populate(self._map, self.words, offset, size)
-
-    def close(self) -> None:
-        """See `Backing`."""
-        self.words = np.zeros(0, np.uint64)
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            del self._map  # which has a descriptor of its own, and the memory
-
-    def __del__(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-
-
-class GuestMemfdBacking:
-    """A guest_memfd of the host's kernel, through /dev/kvm: the very memory that is modelled.
-
-    Its page state is still the model's; the kernel only holds the bytes, all of them shared.
-
-    Parameters
-    ----------
-    size : int
-        Bytes, a multiple of PAGE_SIZE.
-    prefault : bool
-        Fault every page in at once; otherwise memory is committed as pages come into being.
-    """
-
-    commits_late = True  # as of a memfd
-    _fd = -1
-
-    def __init__(self, size: int, *, prefault: bool = False) -> None:
-        from gmemcore.kvm.memory import open_guest_memfd
-
-        check_host_can_hold(size)
-        self._fd = open_guest_memfd(size)
-        try:
-            self._map = mmap.mmap(self._fd, size)
-            self.words: NDArray[np.uint64] = np.frombuffer(self._map, np.uint64)
-            if prefault:
-                populate(self._map, self.words, 0, size)
+        except GmemError:
+            raise
         except (OSError, OverflowError, ValueError) as error:
             raise OutOfMemoryError(
-                f"the host can't hold a guest_memfd of {size:#x} bytes: {error}"
+                f"the host can't hold a {self.kind} of {size:#x} bytes: {error}"
             ) from error
+
+    def open_file(self, size: int) -> int:
+        """Return the descriptor of a new file of this size."""
+        return open_memfd(size)
 
     def release(self, offset: int, size: int) -> None:
         """See `Backing`."""
@@ -205,6 +162,22 @@ class GuestMemfdBacking:
     def __del__(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
+
+
+class GuestMemfdBacking(MemfdBacking):
+    """A guest_memfd of the host's kernel, through /dev/kvm: the very memory that is modelled.
+
+    Its page state is still the model's; the kernel only holds the bytes, all of them shared. For this process
+    it is a memfd that is opened in another way.
+    """
+
+    kind = "guest_memfd"
+
+    def open_file(self, size: int) -> int:
+        """Return the descriptor of a new guest_memfd; a `GmemError` where the host has none."""
+        from gmemcore.kvm.memory import open_guest_memfd
+
+        return open_guest_memfd(size)
 
 
 class NoBacking:
