@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 WANTED = 0.85
 TIMEOUT = 300
 
-POLICY = ("test_policy.py", "test_policy_table.py")
+POLICY = ("test_holds_mutants.py", "test_policy.py", "test_policy_table.py")
 MACHINE = (
     "test_holds_mutants.py",
     "test_machine.py",

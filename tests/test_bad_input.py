@@ -235,6 +235,17 @@ def test_wrong_types_are_type_errors(wrong):
         gmemcore.create_vm("SNP", backing=3)
 
 
+@pytest.mark.parametrize(
+    "wrong", [np.zeros(2), np.zeros((2, 2), np.uint64), np.array(["4096"]), [True], [4096.0], 4096, "x", None]
+)
+def test_arrays_of_other_types_are_type_errors(wrong):
+    gmem = gmemcore.create_vm("SNP").create_guest_memfd(SIZE, 3)
+    for offsets, sizes in ((wrong, [4096]), ([4096], wrong)):
+        with pytest.raises(TypeError):
+            gmem.set_memory_attributes_many(offsets, sizes, 8)
+    assert gmem.runs() == [(0, N_PAGES, "shared")]
+
+
 @pytest.mark.parametrize("exact", [np.uint64(4096), np.int32(4096), np.uint16(4096), np.int64(4096)])
 def test_exact_numpy_integers_are_taken(exact):
     gmem = gmemcore.create_vm("SNP").create_guest_memfd(SIZE, 3)

@@ -1,5 +1,6 @@
 """What mutants survived until it was asked: each of these kills one that `mutate.py` found alive."""
 
+import numpy as np
 import pytest
 
 import gmemcore
@@ -37,3 +38,28 @@ def test_fallocate_looks_at_the_range_before_the_mode(offset, size):
     _, gmem = machine()
     assert outcome(gmem.fallocate, 0, offset, size) == "EINVAL"
     assert outcome(gmem.fallocate, 0, 0, (1 << 63) - P) == "EOPNOTSUPP"
+
+
+def test_a_capability_is_asked_with_todays_firmware():
+    from gmemcore.policy import capability
+
+    post_launch = "two-caps", "MEMORY_ATTRIBUTES2_POST_LAUNCH_FLAGS", "SNP"
+    assert capability(*post_launch) == capability(*post_launch, "today") == 1
+    assert capability(*post_launch, "cipher") == 3
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros(1), np.array(["0"]), np.zeros((1, 1), np.uint64), np.zeros(1, bool)]
+)
+def test_columns_are_one_dimensional_arrays_of_integers(wrong):
+    _, gmem = machine()
+    with pytest.raises(TypeError, match="one-dimensional array of integers"):
+        gmem.set_memory_attributes_many(wrong, [P], 8)
+    assert len(gmem.set_memory_attributes_many(np.zeros(0), [], 8).errno) == 0  # of no type in particular
+
+
+def test_memory_is_asked_for_where_a_conversion_allocates_and_nowhere_else():
+    two_caps = gmemcore.create_vm("SNP", "two-caps", "cipher")
+    assert two_caps.rules.allocating == frozenset()
+    two_caps.launch_finish()
+    assert two_caps.rules.allocating == {(8, 2)}
