@@ -13,11 +13,13 @@ def skip_unless_slow(request):
         pytest.skip("takes minutes; run with -m slow")
 
 
+OF_THIS_RUN = ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "NUMBA_BOUNDSCHECK")
+"""What a script's process doesn't take over: where and how this run compiles."""
+
+
 def run_python(script, *, prefix=(), **environment):
     """Run a script in a process of its own, which must end well and in silence; returns its lines."""
-    inherited = {
-        name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")
-    }
+    inherited = {name: value for name, value in os.environ.items() if name not in OF_THIS_RUN}
     command = [*prefix, sys.executable, "-c", script]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**inherited, **environment}, timeout=300
