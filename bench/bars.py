@@ -114,7 +114,7 @@ def measured(effect: str, memory: Memory, primitives: Primitives, pairs: int):
     seconds = {name: [] for name in runs}
     order = random.Random(1)
     for i in range(pairs + 1):
-        # In a fixed order each would always meet the caches and the clock that the same other one left behind.
+        # In a fixed order each would always meet the caches and the clock that the same one left behind.
         for name in order.sample(list(runs), len(runs)):
             taken = runs[name]()
             if i:  # the first one warms up
