@@ -46,7 +46,7 @@ def create_vm(
     seed : int
         u64 key of the key stream, which is a cost model and no encryption.
     backing : str or callable
-        ``anonymous``, ``memfd`` or ``none`` (attributes only, for guests larger than the host).
+        ``anonymous``, ``memfd``, ``guest_memfd`` or ``none`` (attributes only).
     huge_pages : bool
         Ask for transparent huge pages.
     prefault : bool

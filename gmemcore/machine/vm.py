@@ -61,7 +61,7 @@ class VmFace:
     seed : int
         u64: the key of the key stream, a cost model and no encryption, and of SCRAMBLE.
     backing : str or callable
-        A name of ``BACKINGS`` (anonymous, memfd, none), or what takes a size and returns a backing.
+        A name of ``BACKINGS`` (anonymous, memfd, guest_memfd, none), or what makes one of a size.
     huge_pages, prefault : bool
         Passed to the backing where set.
     """
