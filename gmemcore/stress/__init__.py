@@ -1,0 +1,1 @@
+"""Fleets of guests: seeded, checked, resumable."""

@@ -1,0 +1,1 @@
+"""What guests do: behaviours, traces of real ones, what they cost."""
