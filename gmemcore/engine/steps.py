@@ -1,7 +1,7 @@
 """Steps: everything that can be done to a range of guest memory, by number.
 
-A conversion is one of them. Traces, behaviours and batches name them by these numbers, so the numbers are part of
-the trace format: a new step gets the next one.
+A conversion is one of them. Traces, behaviours and batches name them by these numbers, which are part of the
+trace format: a new step gets the next one.
 """
 
 from enum import IntEnum

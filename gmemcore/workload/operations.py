@@ -1,7 +1,7 @@
 """Operations: the one form in which behaviours, traces and stress runs say what happens to a guest's memory.
 
-A stream of operations is a structured array (or an iterator of such arrays), addressed by guest physical address.
-It names no VM type and no revision, so that the same stream runs on all of them.
+A stream of operations is a structured array (or an iterator of such arrays), addressed by guest physical
+address. It names no VM type and no revision, so that the same stream runs on all of them.
 """
 
 from enum import IntEnum
