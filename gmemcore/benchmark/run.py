@@ -1,15 +1,14 @@
 """Running cases: samples of a case and of its primitive in turn, every byte checked, figures at the end."""
 
-import gc
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from gmemcore.benchmark.cases import SMALL_RANGES, Case
 from gmemcore.benchmark.contents import Reference, WrongContentsError
 from gmemcore.benchmark.memory import Memory, keep_freed_memory
+from gmemcore.benchmark.pairs import collector_off
 from gmemcore.benchmark.primitives import BUFFER, Primitives
 from gmemcore.benchmark.scene import TIMED_CALLS, Lap, Scene, Steps, new_scene
 from gmemcore.benchmark.summary import Summary, median_ratio, quantile, summarise
@@ -109,7 +108,7 @@ class Bench:
             A byte, an attribute, a counter or an answer isn't what policy says: nothing here can be trusted.
         """
         for case in cases:
-            with _collector_off():
+            with collector_off():
                 result = self._refused(case) if case.refused else self._measured(case)
             yield result
 
@@ -267,15 +266,3 @@ def memory_needed(cases: Sequence[Case]) -> int:
     memory = max(case.memory for case in cases)
     sides = 2 if any(case.abi.legacy for case in cases) else 1
     return sides * memory + 2 * min(memory, BUFFER)
-
-
-@contextmanager
-def _collector_off() -> Iterator[None]:
-    """Keep the garbage collector out of the samples."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
