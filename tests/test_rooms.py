@@ -19,7 +19,7 @@ FLOORS = [
     {"engine"},
     {"policy"},
     {"errors"},
-    {"uapi"},
+    {"uapi", "units"},
 ]
 # The one way up: a backing that lives in the real kernel is loaded by name, when it is asked for.
 BY_NAME = {("engine", "kvm")}

@@ -2,28 +2,50 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 from cyclopts import App, CycloptsError
 
-app = App(
-    name="gmemcore",
-    help="In-place conversion of guest_memfd memory: a model to measure, compare and stress.",
-)
-app.command("gmemcore.cli.bench:bench", name="bench")
-app.command("gmemcore.cli.conform:conform", name="conform")
-app.command("gmemcore.cli.policy:app", name="policy")
-app.command("gmemcore.cli.audit:audit", name="audit")
-app.command("gmemcore.cli.flows:flows", name="flows")
-app.command("gmemcore.cli.kvm:app", name="kvm")
-app.command("gmemcore.cli.measure:measure", name="measure")
+COMMANDS: Final = {
+    "policy": ("gmemcore.cli.policy:app", "What each revision answers, and why."),
+    "audit": ("gmemcore.cli.audit:audit", "What userspace believes, and what it is answered."),
+    "flows": ("gmemcore.cli.flows:flows", "Launches and retries under every revision."),
+    "bench": ("gmemcore.cli.bench:bench", "What conversions cost here, beside memcpy and XOR."),
+    "conform": ("gmemcore.cli.conform:conform", "Does the model answer as vectors say?"),
+    "kvm": ("gmemcore.cli.kvm:app", "What the host's KVM offers, and answers."),
+    "measure": ("gmemcore.cli.measure:measure", "The SNP launch digest of a traced launch."),
+}
+"""Command -> where it is, and what it answers in a line."""
+
+
+def command_line(*, summaries: bool = False) -> App:
+    """Return the command line.
+
+    Parameters
+    ----------
+    summaries : bool
+        Whether commands show their summaries, for the overview. cyclopts would show them in place of the
+        docstrings too, so that a command's own help is printed without.
+    """
+    app = App(
+        name="gmemcore",
+        help="In-place conversion of guest_memfd memory: a model to measure, compare and stress.",
+        help_epilogue="`gmemcore COMMAND --help` tells a command's options.",
+    )
+    for place, (name, (where, summary)) in enumerate(COMMANDS.items()):
+        app.command(where, name=name, help=summary if summaries else None, sort_key=place)
+    app.register_install_completion_command(help="Install completion for bash, zsh or fish.")
+    return app
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; the exit status is the subcommand's."""
     from gmemcore.errors import GmemError
 
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    app = command_line(summaries=not words or words[0] not in COMMANDS)
     try:
-        status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        status = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         print(f"gmemcore: {error}", file=sys.stderr)
         sys.exit(2)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 from cyclopts import Parameter
 
-from gmemcore.cli.sizes import format_size, parse_size, parse_sizes
+from gmemcore.cli.sizes import parse_size, parse_sizes
 from gmemcore.errors import GmemError
 from gmemcore.uapi import PAGE_SIZE, Direction, Phase
+from gmemcore.units import format_number, format_ratio, format_size, format_time
 
 if TYPE_CHECKING:
     from gmemcore.benchmark import Case
@@ -170,7 +171,7 @@ def _print_report(primitives: "Primitives", results: "Sequence[Result]", seconds
         f"primitives over {format_size(primitives.size)}:"
     )
     for name, speed in primitives.gbps().items():
-        print(f"  {name:7} {_number(speed):>5} GB/s  (the best is {primitives.names[name]})")
+        print(f"  {name:7} {format_number(speed):>5} GB/s  (the best is {primitives.names[name]})")
     by_abi = groupby(results, key=lambda result: (result.case.key.abi, result.case.key.firmware))
     for (abi, firmware), group in by_abi:
         own = list(group)
@@ -217,12 +218,14 @@ def _figures(result: "Result") -> list[str]:
     return [
         size if case.pages_allocated_before else f"{size}+hole",
         case.bytes,
-        _time(seconds.median) if result.convert_gbps is None else f"{_number(result.convert_gbps)} GB/s",
-        _time(seconds.p95),
+        format_time(seconds.median)
+        if result.convert_gbps is None
+        else f"{format_number(result.convert_gbps)} GB/s",
+        format_time(seconds.p95),
         f"{seconds.cv:.0%}{'~' if seconds.noisy else ' '}",
         str(seconds.n),
-        *(_number(speed) for speed in (result.transfer_gbps, result.first_access_gbps)),
-        "" if result.ratio is None else f"{_ratio(result.ratio)} {case.primitive}",
+        *(format_number(speed) for speed in (result.transfer_gbps, result.first_access_gbps)),
+        "" if result.ratio is None else f"{format_ratio(result.ratio)} {case.primitive}",
         _events(result),
     ]
 
@@ -243,26 +246,6 @@ def _events(result: "Result") -> str:
             )
             parts.append(f"{words.get(name, name.removeprefix('pages_').removeprefix('bytes_'))} {value}")
     return ", ".join(parts)
-
-
-def _number(figure: float | None) -> str:
-    """Return three significant digits."""
-    if figure is None:
-        return ""
-    return f"{figure:.0f}" if figure >= 100 else f"{figure:.3g}"
-
-
-def _ratio(figure: float) -> str:
-    """Return two decimals, or two digits where those would be zeros."""
-    return f"{figure:.2f}" if figure >= 0.1 else f"{figure:.2g}"
-
-
-def _time(seconds: float) -> str:
-    """Return a time in the unit that suits it."""
-    for unit, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if seconds >= unit:
-            return f"{_number(seconds / unit)} {name}"
-    return f"{_number(seconds * 1e9)} ns"
 
 
 # --- refused cells ------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ from typing import Final
 
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.uapi import PAGE_SIZE
+from gmemcore.units import SIZE_UNITS, format_size
 
-_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE: Final = re.compile(r"(0|[1-9][0-9]{0,19})([kmgt]?)", re.IGNORECASE | re.ASCII)
 _LIMIT: Final = 1 << 63
 
@@ -38,7 +38,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None:
         raise InvalidArgumentError(f"{text!r} is not a size; 4k, 2m or 1g would be accepted")
-    size = int(match[1]) * _UNITS[match[2].lower()]
+    size = int(match[1]) * SIZE_UNITS[match[2].lower()]
     if not 0 < size < _LIMIT:
         raise InvalidArgumentError(f"size {text}: more than 0 and less than 2^63 bytes would be accepted")
     if size % PAGE_SIZE:
@@ -55,20 +55,6 @@ def parse_sizes(text: str) -> tuple[int, ...]:
         EINVAL: as `parse_size`, for the first that is no size.
     """
     return tuple(dict.fromkeys(parse_size(part) for part in text.split(",")))
-
-
-def format_size(size: int) -> str:
-    """Return a size as it would be typed, with the largest unit that divides it.
-
-    Examples
-    --------
-    >>> format_size(3 << 20)
-    '3m'
-    """
-    for letter, unit in reversed(_UNITS.items()):
-        if size and size % unit == 0:
-            return f"{size // unit}{letter}"
-    return "0"
 
 
 def format_sizes(sizes: Sequence[int]) -> str:
