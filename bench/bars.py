@@ -32,7 +32,7 @@ from gmemcore.benchmark.memory import Memory, keep_freed_memory
 from gmemcore.benchmark.primitives import CONSTANT, Primitives, candidates
 from gmemcore.benchmark.scene import new_scene
 from gmemcore.benchmark.summary import median_ratio, summarise
-from gmemcore.cli.sizes import parse_size
+from gmemcore.units import parse_size
 
 # effect -> the primitive it resembles; which share of its speed, and of memcpy's, must be reached
 BARS = {

@@ -21,7 +21,7 @@ from gmemcore.benchmark.contents import (
 )
 from gmemcore.benchmark.memory import Memory
 from gmemcore.benchmark.scene import Scene
-from gmemcore.cli.sizes import parse_size
+from gmemcore.units import parse_size
 
 SIZE = parse_size(os.environ.get("GMEMCORE_BENCH_SIZE", "64k"))
 EFFECTS = ("ZERO", "ENCRYPT", "DECRYPT", "SCRAMBLE")

@@ -1,10 +1,62 @@
 """Figures as people read and type them: sizes, times, numbers and ratios."""
 
+import re
+from collections.abc import Sequence
 from typing import Final
+
+from gmemcore.errors import InvalidArgumentError
+from gmemcore.uapi import PAGE_SIZE
 
 SIZE_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 """Letters of a size, powers of 1024, as the kernel's selftests take them."""
+_SIZE: Final = re.compile(r"(0|[1-9][0-9]{0,19})([kmgt]?)", re.IGNORECASE | re.ASCII)
+_SIZE_LIMIT: Final = 1 << 63
 _TIME_UNITS: Final = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that a size stands for.
+
+    Parameters
+    ----------
+    text : str
+        A whole number and one of k, m, g, t (powers of 1024, either case), or bytes without a letter.
+
+    Returns
+    -------
+    int
+        Bytes: a positive multiple of the page size, below 2^63.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: not a size, zero, too large, or not whole pages.
+
+    Examples
+    --------
+    >>> parse_size("2m")
+    2097152
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise InvalidArgumentError(f"{text!r} is not a size; 4k, 2m or 1g would be accepted")
+    size = int(match[1]) * SIZE_UNITS[match[2].lower()]
+    if not 0 < size < _SIZE_LIMIT:
+        raise InvalidArgumentError(f"size {text}: more than 0 and less than 2^63 bytes would be accepted")
+    if size % PAGE_SIZE:
+        raise InvalidArgumentError(f"size {text}: a multiple of {format_size(PAGE_SIZE)} would be accepted")
+    return size
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Return the bytes of each size of a comma-separated list, in order and without repetitions.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: as `parse_size`, for the first that is no size.
+    """
+    return tuple(dict.fromkeys(parse_size(part) for part in text.split(",")))
 
 
 def format_size(size: int) -> str:
@@ -19,6 +71,11 @@ def format_size(size: int) -> str:
         if size and size % unit == 0:
             return f"{size // unit}{letter}"
     return "0"
+
+
+def format_sizes(sizes: Sequence[int]) -> str:
+    """Return sizes as a comma-separated list."""
+    return ",".join(map(format_size, sizes))
 
 
 def format_number(figure: float | None) -> str:

@@ -18,11 +18,11 @@ from gmemcore.benchmark.memory import Memory, check_available
 from gmemcore.benchmark.primitives import Primitives
 from gmemcore.benchmark.record import as_record, environment
 from gmemcore.benchmark.run import QUICK, Bench
-from gmemcore.cli.sizes import format_size, parse_size, parse_sizes
 from gmemcore.engine import Counters
 from gmemcore.errors import InvalidArgumentError, OutOfMemoryError
 from gmemcore.policy import ABIS, cells
 from gmemcore.uapi import PAGE_SIZE, VmType
+from gmemcore.units import format_size, parse_size, parse_sizes
 
 ROOT = Path(__file__).parent.parent
 SMALL = 16 << 10 if JIT_DISABLED else 64 << 10

@@ -7,9 +7,9 @@ import pytest
 from conftest import JIT_DISABLED
 
 from gmemcore.cli import main
-from gmemcore.cli.sizes import parse_size
 from gmemcore.engine.counters import COUNTER_NAMES
 from gmemcore.policy import cells
+from gmemcore.units import parse_size
 
 # Kernels that aren't compiled are a thousand times slower.
 MEMORY, LARGER = ("16k", 8 << 10) if JIT_DISABLED else ("4m", 2 << 20)

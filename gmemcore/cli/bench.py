@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 from cyclopts import Parameter
 
-from gmemcore.cli.sizes import parse_size, parse_sizes
 from gmemcore.errors import GmemError
 from gmemcore.uapi import PAGE_SIZE, Direction, Phase
-from gmemcore.units import format_number, format_ratio, format_size, format_time
+from gmemcore.units import format_number, format_ratio, format_size, format_time, parse_size, parse_sizes
 
 if TYPE_CHECKING:
     from gmemcore.benchmark import Case
