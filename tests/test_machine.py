@@ -547,3 +547,39 @@ def test_data_to_write_is_bytes():
     assert outcome(vm.guest_read, 0, 0) == "EINVAL"
     with pytest.raises(TypeError):
         vm.guest_read(GPA, 1, 1)
+
+
+def test_page_state_depends_on_nothing_that_lay_in_memory_before(monkeypatch):
+    """Lines come from memory that isn't cleared: whatever it holds, they are written before they are read."""
+    import gmemcore.engine.state as state
+
+    pages = 3 * 512 + 77
+    requests = [
+        (511, 2, 0),
+        (0, 1, 0),
+        (1, 511, 0),
+        (700, 900, 0),
+        (3 * 512, 77, 0),
+        (600, 300, 8),
+        (0, 3, 8),
+    ]
+    seen = []
+    for garbage in (0, 0xDEAD_BEEF_0BAD_F00D, (1 << 64) - 1):
+        monkeypatch.setattr(state, "unwritten_words", lambda n, word=garbage: np.full(n, word, np.uint64))
+        gmem = gmemcore.create_vm("SNP", backing="none").create_guest_memfd(pages * 4096)
+        for start, count, attributes in requests:
+            gmem.set_memory_attributes(start * 4096, count * 4096, attributes)
+            gmem.fallocate(3 if attributes else 1, start * 4096, count * 4096)
+        planes = [gmem.plane(name).tobytes() for name in ("private", "allocated", "assigned")]
+        seen.append((gmem.runs(), planes, gmem.page_states().tobytes()))
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_page_state_beyond_the_address_space_is_enomem(monkeypatch):
+    from gmemcore.engine.backing import unwritten_words
+
+    with pytest.raises(errors.OutOfMemoryError, match="can't map"):
+        unwritten_words(1 << 60)
+    monkeypatch.setattr(np, "empty", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(errors.OutOfMemoryError, match="can't map"):
+        unwritten_words(512)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmemcore.engine import kernels as layout
-from gmemcore.engine.backing import check_host_can_hold, lazy_words
+from gmemcore.engine.backing import check_host_can_hold, lazy_words, unwritten_words
 from gmemcore.engine.jit import load_kernels
 
 PLANE_NAMES = ("private", "allocated", "assigned", "accepted", "pinned", "poisoned")
@@ -59,7 +59,7 @@ class PageState:
         self.header[layout.ALLOCATIONS_LEFT] = layout.NEVER
         self.header[layout.TRACKING] = tracking
         self.words = lazy_words(n_blocks)
-        self.lines = lazy_words(n_blocks * _RECORD_WORDS)
+        self.lines = unwritten_words(n_blocks * _RECORD_WORDS)  # a line is written when it becomes true
         if private:
             check_host_can_hold(n_blocks * 8)  # written at once, unlike the lines
             self.words[:] = layout.BLOCK_PAGES
