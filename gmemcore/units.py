@@ -11,6 +11,8 @@ SIZE_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 
 """Letters of a size, powers of 1024, as the kernel's selftests take them."""
 _SIZE: Final = re.compile(r"(0|[1-9][0-9]{0,19})([kmgt]?)", re.IGNORECASE | re.ASCII)
 _SIZE_LIMIT: Final = 1 << 63
+NOISY: Final = 0.10
+"""Coefficient of variation above which a figure deserves a warning."""
 _TIME_UNITS: Final = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 

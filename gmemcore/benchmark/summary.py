@@ -3,10 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
-NOISY: Final = 0.10
-"""Coefficient of variation above which a figure deserves a warning."""
+from gmemcore.units import NOISY
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ COMMANDS: Final = {
     "audit": ("gmemcore.cli.audit:audit", "What userspace believes, and what it is answered."),
     "flows": ("gmemcore.cli.flows:flows", "Launches and retries under every revision."),
     "bench": ("gmemcore.cli.bench:bench", "What conversions cost here, beside memcpy and XOR."),
+    "report": ("gmemcore.cli.report:report", "One self-contained HTML page of a run."),
     "conform": ("gmemcore.cli.conform:conform", "Does the model answer as vectors say?"),
     "kvm": ("gmemcore.cli.kvm:app", "What the host's KVM offers, and answers."),
     "measure": ("gmemcore.cli.measure:measure", "The SNP launch digest of a traced launch."),

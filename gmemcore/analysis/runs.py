@@ -1,0 +1,150 @@
+"""Files of results: what kind of run one is, and its records, checked before anything is drawn.
+
+A run comes from elsewhere: its size is bounded, every field has a type, and an error names the line.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+
+MAX_BYTES: Final = 256 << 20
+"""Bytes of a file that are read at most."""
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Speed = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class RunError(ValueError):
+    """A file that isn't a run, or a line of one that can't be read."""
+
+
+# --- what the lines of each kind hold; fields that are not named here are left alone ------------------------
+class Seconds(msgspec.Struct, frozen=True):
+    """A series of samples, as `gmemcore.benchmark.summary.Summary`."""
+
+    median: Speed | None
+    p95: Speed | None
+    cv: Speed | None
+    n: Count
+
+
+class BenchFirst(msgspec.Struct, frozen=True):
+    """The first line of ``gmemcore bench --json``."""
+
+    environment: dict[str, Any]
+    primitives: dict[str, Speed]
+
+
+class BenchCell(msgspec.Struct, frozen=True):
+    """A line of ``gmemcore bench --json``: one cell at one size."""
+
+    abi: str
+    vm_type: str
+    firmware: str
+    phase: str
+    direction: str
+    flag: str
+    outcome: str
+    effect: str | None
+    memory: Count
+    range: Count
+    pages_allocated_before: Count
+    bytes: str
+    convert_gbps: Speed | None
+    populate_gbps: Speed | None
+    first_access_gbps: Speed | None
+    ratio: Speed | None
+    seconds: Seconds
+    counters: dict[str, Count]
+    verified_bytes: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of run.
+
+    Attributes
+    ----------
+    name : str
+        The command that writes it.
+    keys : frozenset of str
+        Keys of the first line by which it is recognised.
+    first, record : type
+        What the first line and each other line hold.
+    """
+
+    name: str
+    keys: frozenset[str]
+    first: type[msgspec.Struct]
+    record: type[msgspec.Struct]
+
+
+KINDS: Final = (Kind("bench", frozenset({"environment", "primitives"}), BenchFirst, BenchCell),)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that was read: its kind, its first line and the others."""
+
+    kind: str
+    first: Any
+    records: list[Any]
+
+
+def read_run(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Run:
+    """Read a file of results.
+
+    Parameters
+    ----------
+    path : str or Path
+        JSON Lines of ``gmemcore bench --json`` or ``gmemcore stress``, JSON of ``gmemcore replay``.
+    max_bytes : int
+        A larger file is refused before it is read.
+
+    Raises
+    ------
+    RunError
+        Not a run, or a line that can't be read: which one and why.
+    OSError
+        The file can't be opened.
+    """
+    with open(path, "rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise RunError(f"{path}: more than {max_bytes} bytes; up to that many would be read")
+    lines = _lines(data)
+    if not lines:
+        raise RunError(f"{path}: empty; {_wanted()}")
+    number, line = lines[0]
+    kind = _recognise(_decode(line, dict[str, Any], path, number), path, number)
+    first = _decode(line, kind.first, path, number)
+    return Run(kind.name, first, [_decode(line, kind.record, path, number) for number, line in lines[1:]])
+
+
+def _lines(data: bytes) -> list[tuple[int, bytes]]:
+    """Return the lines that hold anything, each with its number from 1."""
+    return [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+
+
+def _decode(line: bytes, wanted: Any, path: str | Path, number: int) -> Any:
+    try:
+        return msgspec.json.decode(line, type=wanted)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        hint = f"; {_wanted()}" if number == 1 and not isinstance(error, msgspec.ValidationError) else ""
+        raise RunError(f"{path}: line {number}: {error}{hint}") from None
+
+
+def _recognise(first: Mapping[str, Any], path: str | Path, number: int) -> Kind:
+    for kind in KINDS:
+        if kind.keys <= first.keys():
+            return kind
+    keys = ", ".join(sorted(first)[:8]) or "none"
+    raise RunError(f"{path}: line {number}: no run begins with these keys: {keys[:200]}; {_wanted()}")
+
+
+def _wanted() -> str:
+    forms = " or ".join(f"{{{', '.join(sorted(kind.keys))}}} ({kind.name})" for kind in KINDS)
+    return f"a run begins with a line like {forms}"
