@@ -1,0 +1,46 @@
+"""One version everywhere, and metadata that an index and its readers need."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import gmemcore
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
+
+
+def as_numbers(version):
+    assert re.fullmatch(r"\d+\.\d+\.\d+", version), version
+    return [int(part) for part in version.split(".")]
+
+
+def test_the_version_is_written_once():
+    assert "version" not in PROJECT
+    assert PROJECT["dynamic"] == ["version"]
+    as_numbers(gmemcore.__version__)
+
+
+def test_the_changelog_knows_the_version():
+    """Its newest release is this version; or this version is newer, and what is new is under Unreleased."""
+    sections = re.findall(r"^## \[([^]]+)\](.*)$", CHANGELOG, re.M)
+    released = [name for name, _ in sections if name != "Unreleased"]
+    assert released == sorted(released, key=as_numbers, reverse=True)
+    assert all(re.fullmatch(r" - \d{4}-\d\d-\d\d", rest) for name, rest in sections if name in released)
+    if released[:1] != [gmemcore.__version__]:
+        assert sections[0][0] == "Unreleased"
+        assert not released or as_numbers(gmemcore.__version__) > as_numbers(released[0])
+        unreleased = CHANGELOG.partition("## [Unreleased]")[2].partition("\n## [")[0]
+        assert re.search(r"^- ", unreleased, re.M)
+
+
+def test_metadata_are_complete():
+    for name in ("description", "readme", "license", "requires-python", "authors", "keywords", "classifiers"):
+        assert PROJECT[name], name
+    assert (ROOT / PROJECT["readme"]).exists()
+    assert all((ROOT / path).exists() for path in PROJECT["license-files"])
+    lowest = PROJECT["requires-python"].removeprefix(">=")
+    assert f"Programming Language :: Python :: {lowest}" in PROJECT["classifiers"]
+    assert "Typing :: Typed" in PROJECT["classifiers"]
+    assert (ROOT / "gmemcore" / "py.typed").exists()
