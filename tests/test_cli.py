@@ -1,6 +1,8 @@
 """The command line as a whole: every command is listed with what it answers, and tells its options."""
 
 import importlib
+import subprocess
+import sys
 
 import pytest
 
@@ -43,6 +45,11 @@ def test_help_of_a_command_is_its_docstring(name, capsys):
 def test_version_is_the_package_s(capsys):
     assert run("--version") == 0
     assert capsys.readouterr().out.strip() == gmemcore.__version__
+
+
+def test_python_m_is_the_same_command_line():
+    done = subprocess.run([sys.executable, "-m", "gmemcore", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, gmemcore.__version__)
 
 
 def test_an_unknown_command_is_one_line(capsys):

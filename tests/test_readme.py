@@ -1,13 +1,17 @@
 """README says what the commands say."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from cyclopts import CycloptsError
 
-from gmemcore.cli import main
+from gmemcore.cli import COMMANDS, command_line, main
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / name for name in ("README.md", "DESIGN.md", "CHANGELOG.md")]
 
 
 @pytest.mark.parametrize("command", ["policy --markdown", "audit --markdown"])
@@ -29,6 +33,36 @@ def test_the_example_runs(capsys):
 def test_it_has_the_two_commands_of_a_fresh_machine():
     assert "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/gmemcore bench" in README
     assert "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest" in README
+
+
+PLACEHOLDERS = {"VECTORS...": "tests/vectors", "LOG": "launch.log", "MINE.toml": "mine.toml"}
+
+
+def commands_of(text):
+    """Command lines of a page: in code spans, and after a prompt."""
+    spans = re.findall(r"`(gmemcore [^`\n]+)`", text) + re.findall(
+        r"^(?:\$ )?(gmemcore [^\n`]+)$", text, re.M
+    )
+    return sorted({span.partition(" > ")[0].partition(" && ")[0] for span in spans})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_that_is_named_can_be_typed(page):
+    """It exists, with those options; running them is the matter of other tests."""
+    commands = commands_of(page.read_text())
+    for command in commands:
+        words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)[1:]]
+        if len(words) > 1:
+            command_line().parse_args(words, exit_on_error=False, print_error=False)
+        else:
+            assert words[0] in COMMANDS or words[0].startswith("--"), command
+    assert commands or page.name == "CHANGELOG.md"
+
+
+def test_a_command_that_is_not_there_would_be_found():
+    assert commands_of("see `gmemcore policy --whyever`") == ["gmemcore policy --whyever"]
+    with pytest.raises(CycloptsError):
+        command_line().parse_args(["policy", "--whyever"], exit_on_error=False, print_error=False)
 
 
 def test_nothing_was_left_to_be_filled_in():

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "gmemcore"
 
 # Imports go down only: a room may use what stands below it in this list. Rooms on one line share a floor.
 FLOORS = [
+    {"__main__"},
     {"cli"},
     {"analysis", "benchmark", "stress"},
     {"workload"},

@@ -1,0 +1,5 @@
+"""``python -m gmemcore``: the command line."""
+
+from gmemcore.cli import main
+
+main()
