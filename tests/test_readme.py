@@ -40,9 +40,7 @@ PLACEHOLDERS = {"VECTORS...": "tests/vectors", "LOG": "launch.log", "MINE.toml":
 
 def commands_of(text):
     """Command lines of a page: in code spans, and after a prompt."""
-    spans = re.findall(r"`(gmemcore [^`\n]+)`", text) + re.findall(
-        r"^(?:\$ )?(gmemcore [^\n`]+)$", text, re.M
-    )
+    spans = re.findall(r"`(gmemcore [^`\n]+)`", text) + re.findall(r"^\$ (gmemcore [^\n]+)$", text, re.M)
     return sorted({span.partition(" > ")[0].partition(" && ")[0] for span in spans})
 
 
