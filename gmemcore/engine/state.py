@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 from gmemcore.engine import kernels as layout
 from gmemcore.engine.backing import check_host_can_hold, lazy_words, unwritten_words
 from gmemcore.engine.jit import load_kernels
-
-PLANE_NAMES = ("private", "allocated", "assigned", "accepted", "pinned", "poisoned")
-"""Planes by name, in the order of their numbers."""
+from gmemcore.engine.packed import PLANE_NAMES, PackedState, pack, totals
 
 RECORD = np.dtype([(name, "<u8", (8,)) for name in PLANE_NAMES])
 """One record of `page_states`: 2 MiB; bit i of word w of a plane is page 64·w + i of the block."""
@@ -114,6 +112,14 @@ class PageState:
         load_kernels().write_lines(*self._arrays())
         self.header[layout.DENSE] = 1
         return readonly(self.lines, RECORD)
+
+    def packed(self) -> PackedState:
+        """A copy of all planes, as small as they are uniform."""
+        return pack(self.n_pages, self.words, self.lines)
+
+    def totals(self) -> dict[str, int]:
+        """How many pages are set, by plane."""
+        return totals(self.words)
 
     def _arrays(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
         return self.header, self.words, self.lines

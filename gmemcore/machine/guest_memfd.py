@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from gmemcore.engine.arguments import U64_MAX, as_int, as_u64, as_u64_array, as_u64s
 from gmemcore.engine.conversion import BatchResult, ConversionResult, batch_result, check
 from gmemcore.engine.counters import Counters
-from gmemcore.engine.state import PLANE_NAMES, Plane
+from gmemcore.engine.packed import PLANE_NAMES, PackedState
+from gmemcore.engine.state import Plane
 from gmemcore.engine.store import Store
 from gmemcore.errors import (
     BadAddressError,
@@ -49,6 +50,7 @@ class GuestMemfd:
     def __init__(self, vm: "VmFace", store: Store, host: Store, flags: GuestMemfdFlag) -> None:
         self.vm = vm
         self.flags = flags
+        self.index = vm._files_created  # its number among all files of the Vm, from 0
         self._store = store
         self._host = host
         self._closed = False
@@ -128,6 +130,18 @@ class GuestMemfd:
         store = self._open(self._store)
         with store.lock:
             return store.state.plane(name)
+
+    def packed_state(self, *, host: bool = False) -> PackedState:
+        """Copy all planes as the engine packs them: eight bytes a 2 MiB block, 64 for each mixed plane in it.
+
+        Parameters
+        ----------
+        host : bool
+            What the host's mapping shows: another memory in `legacy`, the same one elsewhere.
+        """
+        store = self._open(self._host if host else self._store)
+        with store.lock:
+            return store.state.packed()
 
     def runs(self) -> list[tuple[int, int, str]]:
         """List maximal runs of equal attribute, over the whole file.

@@ -5,7 +5,8 @@ what stands behind a guest physical address: the three methods at the end of eac
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -134,6 +135,14 @@ class VmFace:
             for gmem in self.files:
                 total += gmem.counters
             return total
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Hold every lock of this Vm: inside the ``with`` nothing changes but by this thread."""
+        with self.lock:
+            stores = [store for gmem in self.files for store in (gmem._store, gmem._host)]
+            with access.locked([Segment(0, 0, store, 0) for store in stores]):
+                yield
 
     def check_cap(self, name: str) -> int:
         """Ask a capability, by its name without ``KVM_CAP_``; one that the abi lacks answers 0.

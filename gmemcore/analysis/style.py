@@ -1,0 +1,95 @@
+"""Style: the one place for colours, sizes, fonts and units of all pictures.
+
+Colours are Okabe and Ito's, which people who see few of them can tell apart; where areas touch, lightness
+differs too, so that a grey print still reads. Text and axes keep the colours of the matplotlib style in
+force, so that pictures follow a notebook's theme.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from gmemcore.analysis.tables import extra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, SKY, GREEN, ORANGE, VERMILION, PINK, YELLOW, BLACK = (
+    *("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#F0E442", "#000000"),
+)
+
+STATE_COLOURS: Final = {
+    "poisoned": BLACK,
+    "pinned": VERMILION,
+    "accepted": BLUE,
+    "assigned-unaccepted": GREEN,
+    "private-unassigned": SKY,
+    "shared": ORANGE,
+    "private-unallocated": "#D3E5F1",
+    "shared-unallocated": "#FBEBCB",
+}
+"""Private is blue and green, shared is orange; without memory they are pale."""
+
+LINES: Final = (
+    *((BLUE, "-", "o"), (VERMILION, "--", "s"), (GREEN, "-.", "^"), (PINK, ":", "D")),
+    *((SKY, "-", "v"), (ORANGE, "--", "P"), (BLACK, "-.", "X")),
+)
+"""Colour, dash and marker of the n-th line: any one of them tells lines apart."""
+
+FRACTION_MAP: Final = "cividis_r"
+"""Colour map of fractions and speeds: even in lightness, the same for people who see few colours."""
+
+SIZE: Final = (7.0, 4.2)
+"""Inches of a picture, unless its shape asks for others."""
+
+_RC: Final = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "savefig.dpi": 150,
+    "figure.dpi": 100,
+    "svg.hashsalt": "gmemcore",
+}
+
+
+def axes_for(ax: "Axes | None", size: tuple[float, float] = SIZE) -> "Axes":
+    """Return the Axes to draw in: the caller's, or those of a new figure in this style.
+
+    Raises
+    ------
+    ImportError
+        matplotlib isn't installed.
+    """
+    if ax is not None:
+        return ax
+    matplotlib = extra("matplotlib", "a picture")
+    pyplot = extra("matplotlib.pyplot", "a picture")
+    with matplotlib.rc_context(_RC):
+        drawn: Axes = pyplot.subplots(figsize=size, layout="constrained")[1]
+    return drawn
+
+
+def legend_beside(ax: "Axes", handles: Sequence[Any] | None = None, title: str | None = None) -> None:
+    """Put the legend to the right of the picture, where it hides nothing."""
+    options = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False, "title": title}
+    options |= {} if handles is None else {"handles": handles}
+    ax.legend(**options)
+
+
+def binary_unit(size: float) -> tuple[int, str]:
+    """The largest of KiB, MiB, GiB and TiB of which a size has at least one, and its bytes."""
+    for shift, name in ((40, "TiB"), (30, "GiB"), (20, "MiB")):
+        if size >= 1 << shift:
+            return 1 << shift, name
+    return 1 << 10, "KiB"
+
+
+def size_words(size: int) -> str:
+    """A size in words: ``4 KiB``, ``1.5 GiB``."""
+    unit, name = binary_unit(size)
+    return f"{size / unit:.3g} {name}" if size >= 1 << 10 else f"{size} B"

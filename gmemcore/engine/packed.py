@@ -1,0 +1,138 @@
+"""Packed page state: a copy of one file's planes, as small as the engine's own form of it.
+
+Eight bytes a 2 MiB block, and 64 for each plane that is mixed in it. A terabyte of uniform memory is 4 MiB.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmemcore.engine import kernels as layout
+
+PLANE_NAMES: Final = ("private", "allocated", "assigned", "accepted", "pinned", "poisoned")
+"""Planes by name, in the order of their numbers."""
+
+BLOCK_PAGES: Final = int(layout.BLOCK_PAGES)
+LINE_WORDS: Final = 8
+"""Words of a line: the 512 pages of one plane in one block."""
+
+_FIELD_BITS, _FIELD = int(layout.FIELD_BITS), int(layout.FIELD)
+_FIELDS_USED: Final = np.uint64((1 << _FIELD_BITS * len(PLANE_NAMES)) - 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedState:
+    """Six planes of a file, frozen.
+
+    Attributes
+    ----------
+    n_pages : int
+        Pages of the file.
+    words : ndarray of uint64, shape (n_blocks,)
+        Ten bits a plane: how many of the block's pages are set.
+    lines : ndarray of uint64, shape (n_lines, 8)
+        The bits of every block in which a plane is mixed: plane by plane, and block by block within each.
+    """
+
+    n_pages: int
+    words: NDArray[np.uint64]
+    lines: NDArray[np.uint64]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return self.words.nbytes + self.lines.nbytes
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """How many pages are set, by plane."""
+        return totals(self.words)
+
+    def planes(self) -> "dict[str, tuple[NDArray[np.uint16], NDArray[np.intp], NDArray[np.uint64]]]":
+        """Each plane by name: pages set in each block, the blocks that are mixed, and the lines of those."""
+        full = block_sizes(self.n_pages)
+        planes, begin = {}, 0
+        for number, name in enumerate(PLANE_NAMES):
+            counts = _field(self.words, number)
+            mixed = _mixed(counts, full)
+            planes[name] = counts, mixed, self.lines[begin : begin + len(mixed)]
+            begin += len(mixed)
+        return planes
+
+    def check(self) -> None:
+        """Make sure that it is the state of some file, since it may be from anywhere.
+
+        Raises
+        ------
+        ValueError
+            Sizes that don't fit each other, counts beyond a block, or lines that their counts contradict.
+        """
+        n_blocks = -(-self.n_pages // BLOCK_PAGES)
+        if self.n_pages < 1 or self.words.shape != (n_blocks,):
+            raise ValueError(
+                f"{self.words.shape} block words for {self.n_pages} pages; {n_blocks} are needed"
+            )
+        if np.any(self.words & ~_FIELDS_USED):
+            raise ValueError("a block word has bits that belong to no plane")
+        full = block_sizes(self.n_pages)
+        begin = 0
+        for number, name in enumerate(PLANE_NAMES):
+            counts = _field(self.words, number)
+            if np.any(counts > full):
+                raise ValueError(f"plane {name} has more pages in a block than the block has")
+            mixed = _mixed(counts, full)
+            lines = self.lines[begin : begin + len(mixed)]
+            begin += len(mixed)
+            if len(lines) != len(mixed):
+                raise ValueError(f"plane {name} is mixed in {len(mixed)} blocks and has {len(lines)} lines")
+            # What a count says is checked bit by bit: a line can't speak of pages beyond the end either.
+            valid = lines & existing_bits(self.n_pages, mixed)
+            if np.any(_popcounts(valid) != counts[mixed]) or np.any(valid != lines):
+                raise ValueError(f"plane {name} has a line that its block's count contradicts")
+        if begin != len(self.lines):
+            raise ValueError(f"{len(self.lines)} lines; the block words speak of {begin}")
+
+
+def pack(n_pages: int, words: NDArray[np.uint64], lines: NDArray[np.uint64]) -> PackedState:
+    """Copy page state; lines as the engine keeps them, 48 words a block."""
+    full = block_sizes(n_pages)
+    records = lines.reshape(-1, len(PLANE_NAMES), LINE_WORDS)
+    kept = [records[_mixed(_field(words, number), full), number] for number in range(len(PLANE_NAMES))]
+    return PackedState(n_pages, words.copy(), np.concatenate(kept))
+
+
+def totals(words: NDArray[np.uint64]) -> dict[str, int]:
+    """How many pages are set in all blocks together, by plane."""
+    return {name: int(_field(words, number).sum(dtype=np.uint64)) for number, name in enumerate(PLANE_NAMES)}
+
+
+def block_sizes(n_pages: int) -> NDArray[np.uint16]:
+    """Pages of each block: 512, or what is left for the last."""
+    sizes = np.full(-(-n_pages // BLOCK_PAGES), BLOCK_PAGES, np.uint16)
+    sizes[-1] = n_pages - (len(sizes) - 1) * BLOCK_PAGES
+    return sizes
+
+
+def existing_bits(n_pages: int, blocks: NDArray[np.intp]) -> NDArray[np.uint64]:
+    """Bits of the pages that exist, of the blocks named (in order): shape (len(blocks), 8)."""
+    bits = np.full((len(blocks), LINE_WORDS), ~np.uint64(0))
+    last = (n_pages - 1) // BLOCK_PAGES
+    if len(blocks) and blocks[-1] == last and n_pages % BLOCK_PAGES:
+        pages = np.arange(BLOCK_PAGES) < n_pages % BLOCK_PAGES
+        bits[-1] = np.packbits(pages, bitorder="little").view("<u8")
+    return bits
+
+
+def _field(words: NDArray[np.uint64], plane: int) -> NDArray[np.uint16]:
+    return (words >> np.uint64(_FIELD_BITS * plane) & np.uint64(_FIELD)).astype(np.uint16)
+
+
+def _mixed(counts: NDArray[np.uint16], full: NDArray[np.uint16]) -> NDArray[np.intp]:
+    return np.flatnonzero((counts != 0) & (counts != full))
+
+
+def _popcounts(lines: NDArray[np.uint64]) -> NDArray[np.uint16]:
+    counts: NDArray[np.uint16] = np.bitwise_count(lines).sum(axis=1, dtype=np.uint16)
+    return counts
