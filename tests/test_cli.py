@@ -58,3 +58,13 @@ def test_an_unknown_command_is_one_line(capsys):
     assert captured.out == ""
     assert captured.err.startswith("gmemcore: ")
     assert len(captured.err.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_nothing_twice(name, capsys):
+    """No opposite of a flag that is off, no option that is another name of an argument, no empty default."""
+    run(name, "--help")
+    text = capsys.readouterr().out
+    for noise in ("--no-", "--empty-", "[default: ]", "[default: False]", "[default: None]", "[default: ()]"):
+        assert noise not in text, noise
+    assert "Exit status" in text or "Commands" in text

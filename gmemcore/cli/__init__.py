@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 COMMANDS: Final = {
     "policy": ("gmemcore.cli.policy:app", "What each revision answers, and why."),
@@ -31,12 +31,18 @@ def command_line(*, summaries: bool = False) -> App:
     app = App(
         name="gmemcore",
         help="In-place conversion of guest_memfd memory: a model to measure, compare and stress.",
-        help_epilogue="`gmemcore COMMAND --help` tells a command's options.",
+        help_epilogue="`gmemcore COMMAND --help` tells a command's options." if summaries else None,
+        default_parameter=Parameter(negative="", show_default=_shown_default),
     )
     for place, (name, (where, summary)) in enumerate(COMMANDS.items()):
         app.command(where, name=name, help=summary if summaries else None, sort_key=place)
     app.register_install_completion_command(help="Install completion for bash, zsh or fish.")
     return app
+
+
+def _shown_default(value: object) -> str | None:
+    """Return what help says of a default: nothing of flags that are off and of lists that are empty."""
+    return None if value is None or value is False or value == () else str(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 def conform(
     paths: Annotated[list[Path], Parameter(help="Vector files, or folders of them (*.json).")],
+    /,
     *,
     backing: Annotated[str, Parameter(help="anonymous, memfd or guest_memfd")] = "anonymous",
     quiet: Annotated[bool, Parameter(help="Print only what is wrong, and the sum.")] = False,

@@ -46,6 +46,7 @@ def probe(*, as_json: _Json = False) -> int:
 @app.command
 def conform(
     paths: Annotated[list[Path], Parameter(help="Vector files, or folders of them (*.json).")],
+    /,
     *,
     quiet: Annotated[bool, Parameter(negative="", help="Print only differences, and the sum.")] = False,
     as_json: _Json = False,

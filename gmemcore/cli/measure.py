@@ -33,6 +33,7 @@ _ADDRESS_BITS: Final = 52
 
 def measure(
     log: Annotated[Path, Parameter(help="QEMU's trace of a launch: its kvm_sev_snp_launch_* lines.")],
+    /,
     *,
     source_seed: Annotated[int, Parameter(help="Seed of the contents that no image gives.")] = 0,
     image: Annotated[

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 def report(
     run: Annotated[Path, Parameter(help="JSON Lines of bench --json or of stress, JSON of replay.")],
+    /,
     *,
     output: Annotated[Path, Parameter(name=("--output", "-o"), help="Where the page goes.")] = Path(
         "report.html"
