@@ -10,7 +10,7 @@
     ...   ...   the sections, in the order of the header, without a gap, up to the last byte of the file
 
 A reader believes nothing: each length is held against the size of the file before memory is taken for it.
-There is no pickle, no compression and no object dtype. Checksums find damage; they don't prove who wrote a file.
+There is no pickle, no compression and no object dtype. Checksums find damage; they don't prove who wrote it.
 What goes in is the caller's choice; no caller here puts in what a guest keeps private, or keys, unasked.
 """
 
