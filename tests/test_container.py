@@ -5,6 +5,7 @@ import random
 import stat
 import struct
 import tracemalloc
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -34,6 +35,16 @@ def small(tmp_path):
     path = tmp_path / "small"
     write(path, "trace", {"name": "small"}, small_sections())
     return path
+
+
+@pytest.fixture
+def in_memory(small):
+    """The small file where thousands of writes need no disk."""
+    descriptor = os.memfd_create("container")
+    path = Path(f"/proc/self/fd/{descriptor}")
+    path.write_bytes(small.read_bytes())
+    yield path
+    os.close(descriptor)
 
 
 def sealed(header, body=b""):
@@ -140,24 +151,24 @@ def test_a_directory_that_cannot_be_flushed_is_no_failure(tmp_path, monkeypatch)
 
 # --- what it refuses to read --------------------------------------------------------------------------------
 @pytest.mark.parametrize("mask", [0x01, 0x20, 0x80, 0xFF])
-def test_every_flipped_byte_is_found(small, mask):
-    data = bytearray(small.read_bytes())
+def test_every_flipped_byte_is_found(in_memory, mask):
+    data = bytearray(in_memory.read_bytes())
     for i in range(len(data)):
         data[i] ^= mask
-        small.write_bytes(data)
+        in_memory.write_bytes(data)
         with pytest.raises(ContainerError):
-            read(small, "trace")
+            read(in_memory, "trace")
         data[i] ^= mask
-    small.write_bytes(data)
-    read(small, "trace")
+    in_memory.write_bytes(data)
+    read(in_memory, "trace")
 
 
-def test_every_truncation_is_found(small):
-    data = small.read_bytes()
+def test_every_truncation_is_found(in_memory):
+    data = in_memory.read_bytes()
     for n in range(len(data)):
-        small.write_bytes(data[:n])
+        in_memory.write_bytes(data[:n])
         with pytest.raises(ContainerError):
-            read(small, "trace")
+            read(in_memory, "trace")
 
 
 @pytest.mark.parametrize("tail", [b"\0", b"\n", b"x" * 5000])
@@ -215,21 +226,22 @@ def run_sealed_mutations(small, n, seed):
     assert taken < n * 0.2
 
 
-def test_mutations_are_found(small):
-    run_mutations(small, 10_000, seed=6)
+def test_mutations_are_found(in_memory):
+    run_mutations(in_memory, 10_000, seed=6)
 
 
-def test_sealed_mutations_are_harmless(small):
-    run_sealed_mutations(small, 5_000, seed=7)
+def test_sealed_mutations_are_harmless(in_memory):
+    run_sealed_mutations(in_memory, 5_000, seed=7)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-def test_many_mutations_are_found(request, small, seed):
+def test_many_mutations_are_found(request, in_memory, seed):
     skip_unless_slow(request)
-    run_mutations(small, 100_000, seed)
-    write(small, "trace", {"name": "small"}, small_sections())
-    run_sealed_mutations(small, 100_000, seed)
+    whole = in_memory.read_bytes()
+    run_mutations(in_memory, 100_000, seed)
+    in_memory.write_bytes(whole)
+    run_sealed_mutations(in_memory, 100_000, seed)
 
 
 def section(**changes):

@@ -92,6 +92,19 @@ def locked(segments: Sequence[Segment]) -> Iterator[None]:
         yield
 
 
+def require_open(segments: Sequence[Segment]) -> None:
+    """Refuse an access to a file that is gone.
+
+    Raises
+    ------
+    BadFileError
+        EBADF: the file was closed meanwhile.
+    """
+    for segment in segments:
+        if segment.store is not None and segment.store.closed:
+            raise BadFileError(f"the file behind gpa {segment.gpa:#x} is closed")
+
+
 def require_bytes(segments: Sequence[Segment]) -> None:
     """Refuse an access to bytes where there are none.
 
@@ -102,9 +115,8 @@ def require_bytes(segments: Sequence[Segment]) -> None:
     BadFileError
         EBADF: the file was closed meanwhile.
     """
+    require_open(segments)
     for segment in segments:
-        if segment.store is not None and segment.store.closed:
-            raise BadFileError(f"the file behind gpa {segment.gpa:#x} is closed")
         if segment.store is not None and not segment.store.has_bytes:
             raise NoBytesError(
                 f"the file behind gpa {segment.gpa:#x} holds attributes only; "
@@ -166,13 +178,20 @@ def guest_exit(refused: Refused, private: bool) -> GmemError:
     return NotValidatedExit(f"{where}: the guest must accept the page first", refused.gpa, PAGE_SIZE)
 
 
-def read_segments(segments: Sequence[Segment], encrypted: bool) -> bytes:
-    """Copy the segments' bytes out, touching their pages; encrypted: private pages have a guest's key."""
+def touch_segments(segments: Sequence[Segment]) -> None:
+    """Let the pages of the segments exist, all of them or none."""
     promise(segments)
-    parts = []
     for segment in segments:
         assert segment.store is not None
         segment.store.touch(*segment.pages, promised=True)
+
+
+def read_segments(segments: Sequence[Segment], encrypted: bool) -> bytes:
+    """Copy the segments' bytes out, touching their pages; encrypted: private pages have a guest's key."""
+    touch_segments(segments)
+    parts = []
+    for segment in segments:
+        assert segment.store is not None
         read = segment.store.read_guest_view if encrypted else segment.store.raw
         parts.append(read(segment.offset, segment.size).tobytes())
     return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -180,10 +199,9 @@ def read_segments(segments: Sequence[Segment], encrypted: bool) -> bytes:
 
 def write_segments(segments: Sequence[Segment], data: NDArray[np.uint8], encrypted: bool) -> None:
     """Copy bytes into the segments, touching their pages."""
-    promise(segments)
+    touch_segments(segments)
     for segment in segments:
         assert segment.store is not None
-        segment.store.touch(*segment.pages, promised=True)
         part, data = data[: segment.size], data[segment.size :]
         if encrypted:
             segment.store.write_guest_view(segment.offset, part)

@@ -77,6 +77,11 @@ class GuestMemfd:
         return self._store.n_pages
 
     @property
+    def has_bytes(self) -> bool:
+        """Whether it holds bytes, and not attributes only."""
+        return self._store.has_bytes
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
@@ -335,6 +340,17 @@ class GuestMemfd:
             self._open(host)
             self._touch(host, offset, len(view))
             host.raw(offset, len(view))[:] = view
+
+    def host_touch(self, offset: int, size: int) -> None:
+        """Access memory as the host does and move no data; see `host_read`.
+
+        It has the checks and the page state of an access, and works on files that hold attributes only.
+        """
+        host = self._open(self._host)
+        offset, size = as_u64(offset, "offset"), as_u64(size, "size")
+        with host.lock:
+            self._open(host)
+            self._touch(host, offset, size)
 
     def _touch(self, host: Store, offset: int, size: int) -> None:
         if size == 0:

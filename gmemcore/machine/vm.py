@@ -259,6 +259,16 @@ class VmFace:
         with self._checked_access(gpa, len(view), private) as segments:
             access.write_segments(segments, view, self.platform.coco)
 
+    def guest_touch(self, gpa: int, size: int, private: bool | None = None) -> None:
+        """Access memory as the guest does and move no data; see `guest_read`.
+
+        It has the checks, exits and page state of an access, costs no copy, and works on files that hold
+        attributes only.
+        """
+        gpa, size = as_u64(gpa, "gpa"), as_u64(size, "size")
+        with self._checked_access(gpa, size, private, moves_data=False) as segments:
+            access.touch_segments(segments)
+
     def accept(self, gpa: int, size: int) -> Counters:
         """The guest's accept: PVALIDATE, TDG.MEM.PAGE.ACCEPT. No effect where pages aren't accepted.
 
@@ -287,11 +297,13 @@ class VmFace:
                     total += segment.store.accept(*segment.pages, operations, promised=True)
                 return total
 
-    def _checked_access(self, gpa: int, size: int, private: bool | None) -> "_CheckedAccess":
+    def _checked_access(
+        self, gpa: int, size: int, private: bool | None, *, moves_data: bool = True
+    ) -> "_CheckedAccess":
         if private is not None and not isinstance(private, (bool, np.bool_)):
             raise TypeError(f"private is True, False or None, not {type(private).__name__}")
         access.check_guest_range(gpa, size)
-        return _CheckedAccess(self, gpa, size, private)
+        return _CheckedAccess(self, gpa, size, private, moves_data)
 
     def _raise_refused(self, refused: access.Refused | None, private: bool | None) -> None:
         """Raise the exit of a refused guest access, with what it leaves behind."""
@@ -545,10 +557,11 @@ class Vm(VmFace):
 class _CheckedAccess:
     """The segments of a guest access that may go on, with all locks held inside the ``with``."""
 
-    __slots__ = ("_locks", "_vm", "gpa", "private", "size")
+    __slots__ = ("_locks", "_vm", "gpa", "moves_data", "private", "size")
 
-    def __init__(self, vm: VmFace, gpa: int, size: int, private: bool | None) -> None:
+    def __init__(self, vm: VmFace, gpa: int, size: int, private: bool | None, moves_data: bool) -> None:
         self._vm, self.gpa, self.size, self.private = vm, gpa, size, private
+        self.moves_data = moves_data
 
     def __enter__(self) -> list[Segment]:
         vm = self._vm
@@ -560,8 +573,9 @@ class _CheckedAccess:
         except BaseException:
             vm.lock.release()
             raise
+        require = access.require_bytes if self.moves_data else access.require_open
         try:
-            access.require_bytes(segments)
+            require(segments)
             # On CoCo the guest chose the kind, and what no memslot holds counts as shared.
             hole = "MEMORY_FAULT" if vm.platform.coco and self.private else "MMIO"
             terms = access.GUEST_TERMS[vm.platform.coco, self.private]

@@ -5,15 +5,19 @@ address. It names no VM type and no revision, so that the same stream runs on al
 """
 
 from enum import IntEnum
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gmemcore.engine.steps import Step
+from gmemcore.errors import InvalidArgumentError
+from gmemcore.uapi import PageType
+
 OPERATION = np.dtype(
     [
         ("step", "<u2"),  # gmemcore.engine.steps.Step
-        ("variant", "<u2"),  # Access of a guest access, index of the page type of a populate, else 0
+        ("variant", "<u2"),  # Access of a guest access; of a populate index of PageType, FROM_SOURCE; else 0
         ("guest", "<u4"),  # which guest of a fleet; 0 in a trace of one
         ("gpa", "<u8"),  # bytes
         ("size", "<u8"),  # bytes
@@ -39,3 +43,35 @@ class Access(IntEnum):
 def empty_operations(n: int) -> Operations:
     """Return n operations, all zero."""
     return np.zeros(n, OPERATION)
+
+
+FROM_SOURCE: Final = 1 << 8
+"""Bit of a populate's variant: the image comes from the VMM's own memory, not from what is in place."""
+
+_VARIANTS: Final = np.zeros((len(Step), FROM_SOURCE + len(PageType)), bool)
+_VARIANTS[:, 0] = True
+_VARIANTS[[Step.GUEST_READ, Step.GUEST_WRITE], : len(Access)] = True
+_VARIANTS[Step.POPULATE, [i + source for i in range(len(PageType)) for source in (0, FROM_SOURCE)]] = True
+
+
+def check_operations(operations: Operations) -> None:
+    """Refuse what isn't an array of operations that exist.
+
+    Raises
+    ------
+    TypeError
+        Not a one-dimensional array of `OPERATION`.
+    InvalidArgumentError
+        EINVAL: a step or a variant that doesn't exist; the message has the number of the first one.
+    """
+    if not isinstance(operations, np.ndarray) or operations.dtype != OPERATION or operations.ndim != 1:
+        raise TypeError("operations are a one-dimensional array of OPERATION")
+    step, variant = operations["step"], operations["variant"]
+    exists = (step < _VARIANTS.shape[0]) & (variant < _VARIANTS.shape[1])
+    exists[exists] = _VARIANTS[step[exists], variant[exists]]
+    if not exists.all():
+        first = int(np.argmin(exists))
+        raise InvalidArgumentError(
+            f"operation {first}: step {step[first]} with variant {variant[first]:#x} doesn't exist; "
+            f"steps are 0 to {max(Step)} ({', '.join(member.name for member in Step)})"
+        )

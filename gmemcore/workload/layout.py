@@ -1,0 +1,115 @@
+"""Layouts: where a guest's memory lies. One guest_memfd and one memslot a region."""
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from gmemcore.engine.arguments import as_u64, check_aligned
+from gmemcore.errors import InvalidArgumentError
+from gmemcore.workload.operations import Operations
+
+MAX_REGIONS: Final = 1 << 15
+"""Regions of a layout: memslots that KVM gives a VM, about."""
+_TOP: Final = 1 << 63
+"""End of guest physical memory here: no file can be larger, and no sum wraps."""
+
+
+class Region(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One stretch of guest memory.
+
+    Attributes
+    ----------
+    gpa, size : int
+        Bytes, multiples of PAGE_SIZE, below 2^63.
+    private : bool
+        Whether its pages are private when the guest is built, where the VM has private memory at all.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: empty, unaligned, or beyond 2^63.
+    """
+
+    gpa: int
+    size: int
+    private: bool = False
+
+    def __post_init__(self) -> None:
+        as_u64(self.gpa, "gpa"), as_u64(self.size, "size")
+        check_aligned(self.gpa, self.size, "region")
+        if self.end > _TOP:
+            raise InvalidArgumentError(
+                f"region {self.gpa:#x}+{self.size:#x}; an end up to 2^63 would be accepted"
+            )
+
+    @property
+    def end(self) -> int:
+        """Address after its last byte."""
+        return self.gpa + self.size
+
+
+class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The regions of a guest, in the order in which their files are created.
+
+    Attributes
+    ----------
+    regions : tuple of Region
+        At least one; none overlaps another.
+
+    Examples
+    --------
+    >>> Layout.single(1 << 30).size
+    1073741824
+    """
+
+    regions: tuple[Region, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.regions) <= MAX_REGIONS:
+            raise InvalidArgumentError(
+                f"a layout of {len(self.regions)} regions; 1 to {MAX_REGIONS} would be accepted"
+            )
+        for low, high in pairwise(sorted(self.regions, key=lambda region: region.gpa)):
+            if high.gpa < low.end:
+                raise InvalidArgumentError(
+                    f"regions {low.gpa:#x}+{low.size:#x} and {high.gpa:#x}+{high.size:#x} overlap"
+                )
+
+    @classmethod
+    def single(cls, size: int, gpa: int = 0, *, private: bool = False) -> "Layout":
+        """Return the layout of a guest whose memory is one region."""
+        return cls((Region(gpa, size, private),))
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory in all."""
+        return sum(region.size for region in self.regions)
+
+    @property
+    def end(self) -> int:
+        """Address after the last byte of memory."""
+        return max(region.end for region in self.regions)
+
+
+def spans(operations: Operations, *, gap: int = 0) -> Iterable[tuple[int, int]]:
+    """Return the gpa ranges that operations touch, merged and in order: (start, end) in bytes.
+
+    Parameters
+    ----------
+    operations : Operations
+        Those without a size touch nothing.
+    gap : int
+        Ranges no further apart than this are taken together.
+    """
+    touching = operations[operations["size"] > 0]
+    order = np.argsort(touching["gpa"], kind="stable")
+    merged: list[tuple[int, int]] = []
+    for start, size in zip(*(touching[name][order].tolist() for name in ("gpa", "size")), strict=True):
+        if merged and start <= merged[-1][1] + gap:
+            merged[-1] = merged[-1][0], max(merged[-1][1], start + size)
+        else:
+            merged.append((start, start + size))
+    return merged

@@ -1,0 +1,399 @@
+"""Player: runs operations on a Vm, the only thing that does.
+
+Operations go by guest physical address; a player finds the files behind them and calls the public interface,
+as a VMM does: conversions, one ioctl after another, in batches wherever their order allows, everything
+else by single calls.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmemcore.engine import Counters
+from gmemcore.engine.arguments import check_aligned
+from gmemcore.engine.steps import Step
+from gmemcore.errors import (
+    BadAddressError,
+    GmemError,
+    GuestExit,
+    HostAccessError,
+    InvalidArgumentError,
+    LaunchUpdateError,
+)
+from gmemcore.machine import GuestMemfd, VmFace
+from gmemcore.machine.access import check_guest_range
+from gmemcore.uapi import (
+    PAGE_SIZE,
+    Capability,
+    FallocateMode,
+    GuestMemfdFlag,
+    MemoryAttribute,
+    PageType,
+)
+from gmemcore.workload.contents import PIECE, Contents
+from gmemcore.workload.layout import Layout
+from gmemcore.workload.operations import FROM_SOURCE, Access, Operations, check_operations
+from gmemcore.workload.outcomes import CODES, OUTCOME, Outcomes
+
+_PUNCH: Final = FallocateMode.KEEP_SIZE | FallocateMode.PUNCH_HOLE
+_PAGE_TYPES: Final = tuple(PageType)
+_KINDS: Final[dict[int, bool | None]] = {
+    Access.AS_ATTRIBUTE: None,
+    Access.SHARED: False,
+    Access.PRIVATE: True,
+}
+_BATCH: Final = 10
+"""Consecutive conversions from which on a batch is quicker than single calls."""
+_REPORTS_OFFSET: Final = np.array([CODES[name] for name in ("EOPNOTSUPP", "ENOMEM", "EAGAIN")])
+
+
+def build(vm: VmFace, layout: Layout) -> tuple[GuestMemfd, ...]:
+    """Give a Vm the memory of a layout: a guest_memfd and a memslot a region, numbered in its order.
+
+    A region that is to start private is one by the flags of its file, and in `legacy` by the Vm's attributes.
+    Where the VM has no private memory everything starts shared.
+
+    Raises
+    ------
+    GmemError
+        What creating a file, or a memslot, was refused for.
+    """
+    offered = vm.check_cap(Capability.GUEST_MEMFD_FLAGS)
+    by_vm = vm.check_cap(Capability.MEMORY_ATTRIBUTES) & MemoryAttribute.PRIVATE
+    by_file = vm.check_cap(Capability.GUEST_MEMFD_MEMORY_ATTRIBUTES) & MemoryAttribute.PRIVATE
+    files = []
+    for slot, region in enumerate(layout.regions):
+        starts_private = region.private and (by_vm or by_file)
+        flags = GuestMemfdFlag.MMAP | (0 if starts_private else GuestMemfdFlag.INIT_SHARED)
+        gmem = vm.create_guest_memfd(region.size, flags & offered)
+        vm.add_memslot(slot, region.gpa, region.size, gmem)
+        if starts_private and by_vm:
+            vm.set_memory_attributes(region.gpa, region.size, MemoryAttribute.PRIVATE)
+        files.append(gmem)
+    return tuple(files)
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What came of a run.
+
+    Attributes
+    ----------
+    outcomes : Outcomes
+        One an operation, shape (n,).
+    counters : Counters
+        The events of the run.
+    """
+
+    outcomes: Outcomes
+    counters: Counters
+
+
+def play(
+    vm: VmFace, operations: Operations | Iterable[Operations], *, seed: int = 0, discard: bool = True
+) -> Played:
+    """Run operations, an array or a stream of arrays; see `Player`."""
+    player = Player(vm, seed=seed, discard=discard)
+    chunks = [operations] if isinstance(operations, np.ndarray) else operations
+    outcomes = [player.run(chunk) for chunk in chunks]
+    return Played(np.concatenate(outcomes) if outcomes else np.zeros(0, OUTCOME), player.counters)
+
+
+class Player:
+    """Runs one guest's operations, in chunks of any size.
+
+    Parameters
+    ----------
+    vm : Vm or LegacyVm
+        The guest, built already.
+    seed : int
+        u64: what is written follows from it and from the number of the operation.
+    discard : bool
+        Whether the VMM discards the side that a `legacy` conversion left.
+
+    Notes
+    -----
+    An operation that crosses memslots is a call each, as for a VMM; the first one refused ends it, and what
+    came before it stays. Where there is no memory: a conversion to shared, UNPIN and PUNCH_HOLE skip it; to
+    private, ALLOCATE and POISON are EINVAL, PIN is EFAULT and a host access SIGBUS, before anything is done.
+
+    Reads, and writes to files without bytes, touch pages and move no data. An image is loaded from a source
+    where the operation says so, or the abi has no populate in place; into files without bytes, as zeros.
+    """
+
+    def __init__(self, vm: VmFace, *, seed: int = 0, discard: bool = True) -> None:
+        self.vm = vm
+        self.done = 0
+        """Operations run so far: the number of the next one."""
+        self._contents = Contents(seed)
+        self._discard = discard
+        self._before = vm.counters
+
+    @property
+    def counters(self) -> Counters:
+        """Events since this player was made."""
+        return self.vm.counters - self._before
+
+    def run(self, operations: Operations) -> Outcomes:
+        """Run the next operations.
+
+        Parameters
+        ----------
+        operations : Operations
+            Shape (n,); the field `guest` isn't looked at.
+
+        Returns
+        -------
+        Outcomes
+            Shape (n,).
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: a step or variant that doesn't exist; nothing was done.
+        """
+        check_operations(operations)
+        outcomes = np.zeros(len(operations), OUTCOME)
+        slots = _Slots(self.vm)
+        files, offsets = slots.locate(operations)
+        in_batch = (operations["step"] == Step.CONVERT) & (files >= 0) & (not self.vm.abi.legacy)
+        for start, end, batch in _stretches(in_batch):
+            if batch and end - start >= _BATCH:
+                part = slice(start, end)
+                _convert_many(slots, operations[part], files[part], offsets[part], outcomes[part])
+            else:
+                self._run_single(slots, operations, outcomes, start, end)
+        self.done += len(operations)
+        return outcomes
+
+    def _run_single(
+        self, slots: "_Slots", operations: Operations, outcomes: Outcomes, start: int, end: int
+    ) -> None:
+        """Run operations start to end, a call each."""
+        rows = operations[start:end].tolist()
+        for i, (step, variant, _guest, gpa, size, attributes, flags, _time) in enumerate(rows, start=start):
+            one = _One(variant, gpa, size, attributes, flags, self.done + i, gpa, 0)
+            try:
+                _RUN[step](self, slots, one)
+            except GmemError as error:
+                outcomes[i] = CODES[error.outcome], _stopped_at(error, one)
+
+    # ---- one of each step ------------------------------------------------------------------------
+
+    def _convert(self, slots: "_Slots", one: "_One") -> None:
+        to_private = bool(one.attributes & MemoryAttribute.PRIVATE)
+        if not self.vm.abi.legacy:
+            for gmem, offset, size in slots.pages(one, InvalidArgumentError if to_private else None):
+                gmem.set_memory_attributes(offset, size, one.attributes, one.flags)
+            return
+        self.vm.set_memory_attributes(one.gpa, one.size, one.attributes, one.flags)
+        if self._discard:
+            for gmem, offset, size in slots.pages(one, None):
+                if to_private:
+                    gmem.discard_shared(offset, size)
+                else:
+                    gmem.fallocate(_PUNCH, offset, size)
+
+    def _host_read(self, slots: "_Slots", one: "_One") -> None:
+        for gmem, offset, size in slots.pieces(one, HostAccessError):
+            gmem.host_touch(offset, size)
+
+    def _host_write(self, slots: "_Slots", one: "_One") -> None:
+        for gmem, offset, size in slots.pieces(one, HostAccessError):
+            gmem.host_touch(offset, size)
+            if gmem.has_bytes:
+                for at, part in self._parts(one.number, one.at - one.gpa, size):
+                    gmem.host_write(offset + at, part)
+
+    def _guest_read(self, _slots: "_Slots", one: "_One") -> None:
+        self.vm.guest_touch(one.gpa, one.size, _KINDS[one.variant])
+
+    def _guest_write(self, slots: "_Slots", one: "_One") -> None:
+        self._guest_read(slots, one)
+        if slots.have_bytes:
+            for at, part in self._parts(one.number, 0, one.size):
+                self.vm.guest_write(one.gpa + at, part, _KINDS[one.variant])
+
+    def _parts(self, number: int, start: int, size: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """What an operation writes from its byte `start` on: parts, and where after it each begins."""
+        for at in range(0, size, PIECE):
+            yield at, self._contents.written(number, start + at, min(PIECE, size - at))
+
+    def _accept(self, _slots: "_Slots", one: "_One") -> None:
+        self.vm.accept(one.gpa, one.size)
+
+    def _allocate(self, slots: "_Slots", one: "_One") -> None:
+        for gmem, offset, size in slots.pages(one, InvalidArgumentError):
+            gmem.fallocate(FallocateMode.KEEP_SIZE, offset, size)
+
+    def _punch_hole(self, slots: "_Slots", one: "_One") -> None:
+        for gmem, offset, size in slots.pages(one, None):
+            gmem.fallocate(_PUNCH, offset, size)
+
+    def _pin(self, slots: "_Slots", one: "_One") -> None:
+        for gmem, offset, size in slots.pages(one, BadAddressError):
+            gmem.pin(offset, size)
+
+    def _unpin(self, slots: "_Slots", one: "_One") -> None:
+        for gmem, offset, size in slots.pages(one, None):
+            gmem.unpin(offset, size)
+
+    def _poison(self, slots: "_Slots", one: "_One") -> None:
+        for gmem, offset, size in slots.pages(one, InvalidArgumentError):
+            for at in range(0, size, PAGE_SIZE):
+                one.at += PAGE_SIZE if at else 0
+                gmem.poison(offset + at)
+
+    def _populate(self, slots: "_Slots", one: "_One") -> None:
+        """Load an image, going on where a launch update that ended early left off."""
+        check_aligned(one.gpa, one.size, "launch update")
+        page_type = _PAGE_TYPES[one.variant & ~FROM_SOURCE]
+        needs_source = bool(one.variant & FROM_SOURCE) or not self.vm.abi.in_place_populate
+        if needs_source and not slots.have_bytes:
+            page_type = PageType.ZERO
+        source = needs_source and page_type != PageType.ZERO
+        done = 0
+        while done < one.size:
+            one.at = one.gpa + done
+            size = min(one.size - done, PIECE) if source else one.size - done
+            image = self._contents.image(one.at, size) if source else None
+            try:
+                done += self.vm.launch_update(one.at, size, image, page_type).pages_done * PAGE_SIZE
+            except LaunchUpdateError as error:
+                one.at += error.pages_done * PAGE_SIZE
+                raise
+
+    def _launch_finish(self, _slots: "_Slots", _one: "_One") -> None:
+        self.vm.launch_finish()
+
+
+@dataclass(slots=True)
+class _One:
+    """One operation while it runs; `at` is the gpa it has come to, which stands at `offset` of a file."""
+
+    variant: int
+    gpa: int
+    size: int
+    attributes: int
+    flags: int
+    number: int
+    at: int
+    offset: int
+
+
+def _stopped_at(error: GmemError, one: _One) -> int:
+    """Guest physical address at which an operation was refused, as far as anybody knows."""
+    if isinstance(error, GuestExit):
+        return error.gpa
+    return one.at if error.error_offset is None else one.at + error.error_offset - one.offset
+
+
+_RUN: Final[dict[int, Callable[[Player, "_Slots", _One], None]]] = {
+    Step.CONVERT: Player._convert,
+    Step.HOST_READ: Player._host_read,
+    Step.HOST_WRITE: Player._host_write,
+    Step.GUEST_READ: Player._guest_read,
+    Step.GUEST_WRITE: Player._guest_write,
+    Step.ACCEPT: Player._accept,
+    Step.ALLOCATE: Player._allocate,
+    Step.PUNCH_HOLE: Player._punch_hole,
+    Step.PIN: Player._pin,
+    Step.UNPIN: Player._unpin,
+    Step.POISON: Player._poison,
+    Step.POPULATE: Player._populate,
+    Step.LAUNCH_FINISH: Player._launch_finish,
+}
+
+
+class _Slots:
+    """The memslots of a Vm, as arrays: finds the files of many operations at once, or the pieces of one."""
+
+    def __init__(self, vm: VmFace) -> None:
+        self._slots = vm.memslots
+        self.files = tuple(dict.fromkeys(slot.gmem for slot in self._slots))
+        self.have_bytes = all(gmem.has_bytes for gmem in self.files)
+        self._starts = np.array([slot.gpa for slot in self._slots], np.uint64)
+        self._sizes = np.array([slot.size for slot in self._slots], np.uint64)
+        self._offsets = np.array([slot.gmem_offset for slot in self._slots], np.uint64)
+        self._files = np.array([self.files.index(slot.gmem) for slot in self._slots], np.intp)
+
+    def locate(self, operations: Operations) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
+        """File (its index in `files`; -1 unless one memslot holds all of it) and offset of each operation."""
+        if not self._slots:
+            return np.full(len(operations), -1), np.zeros(len(operations), np.uint64)
+        gpa, size = operations["gpa"], operations["size"]
+        slot = np.searchsorted(self._starts, gpa, side="right") - 1
+        within = gpa - self._starts[slot]  # below the first memslot this wraps, and is beyond its size
+        inside = (slot >= 0) & (within < self._sizes[slot]) & (size <= self._sizes[slot] - within)
+        return np.where(inside, self._files[slot], -1), within + self._offsets[slot]
+
+    def pages(self, one: _One, hole: type[GmemError] | None) -> Iterator[tuple[GuestMemfd, int, int]]:
+        """Tile an operation on pages; see `pieces`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: unaligned too.
+        """
+        check_aligned(one.gpa, one.size, "range")
+        return self.pieces(one, hole)
+
+    def pieces(self, one: _One, hole: type[GmemError] | None) -> Iterator[tuple[GuestMemfd, int, int]]:
+        """Tile an operation in order, keeping `at` and `offset` of it: (file, offset, size) in bytes.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: empty, or wraps 2^64.
+        GmemError
+            `hole`, where no memslot is, before the first piece; None skips it.
+        """
+        check_guest_range(one.gpa, one.size)
+        end = one.gpa + one.size
+        overlapping = [slot for slot in self._slots if slot.gpa < end and one.gpa < slot.gpa + slot.size]
+        if hole is not None:
+            at = one.gpa
+            for slot in overlapping:
+                if slot.gpa > at:
+                    break
+                at = slot.gpa + slot.size
+            if at < end:
+                one.at = at
+                raise hole(f"there is no memory at gpa {at:#x}")
+        for slot in overlapping:
+            one.at = max(slot.gpa, one.gpa)
+            one.offset = one.at - slot.gpa + slot.gmem_offset
+            yield slot.gmem, one.offset, min(slot.gpa + slot.size, end) - one.at
+
+
+def _convert_many(
+    slots: _Slots,
+    operations: Operations,
+    files: NDArray[np.intp],
+    offsets: NDArray[np.uint64],
+    outcomes: Outcomes,
+) -> None:
+    """Run conversions of one memslot each: a batch a file, since files don't know of each other."""
+    for file, gmem in enumerate(slots.files):
+        of_file = np.flatnonzero(files == file)
+        if not len(of_file):
+            continue
+        whole = len(of_file) == len(files)
+        part, offset = (operations, offsets) if whole else (operations[of_file], offsets[of_file])
+        done = gmem.set_memory_attributes_many(offset, part["size"], part["attributes"], part["flags"])
+        refused = np.flatnonzero(done.errno)
+        reported = np.isin(done.errno[refused], _REPORTS_OFFSET)
+        beyond = np.where(reported, done.error_offset[refused] - offset[refused], np.uint64(0))
+        outcomes["code"][of_file[refused]] = done.errno[refused]
+        outcomes["error_gpa"][of_file[refused]] = part["gpa"][refused] + beyond
+
+
+def _stretches(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int, bool]]:
+    """Runs of equal values: (start, end, value)."""
+    edges = (np.flatnonzero(mask[1:] != mask[:-1]) + 1).tolist()
+    for start, end in pairwise([0, *edges, len(mask)] if len(mask) else []):
+        yield start, end, bool(mask[start])
