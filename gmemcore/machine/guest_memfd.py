@@ -144,6 +144,7 @@ class GuestMemfd:
         """
         store = self._open(self._host if host else self._store)
         with store.lock:
+            store.notice_writes(0, store.n_pages)
             return store.state.packed()
 
     def runs(self) -> list[tuple[int, int, str]]:
