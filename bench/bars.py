@@ -28,10 +28,11 @@ from pathlib import Path
 from gmemcore import warmup
 from gmemcore.benchmark.cases import Case, find, table
 from gmemcore.benchmark.contents import Reference
-from gmemcore.benchmark.memory import Memory, keep_freed_memory
+from gmemcore.benchmark.memory import Memory
 from gmemcore.benchmark.primitives import CONSTANT, Primitives, candidates
 from gmemcore.benchmark.scene import new_scene
 from gmemcore.benchmark.summary import median_ratio, summarise
+from gmemcore.engine.host import keep_freed_memory
 from gmemcore.units import parse_size
 
 # effect -> the primitive it resembles; which share of its speed, and of memcpy's, must be reached

@@ -14,11 +14,12 @@ import gmemcore
 from gmemcore.benchmark import contents, run, scene, summary
 from gmemcore.benchmark.cases import DEFAULT_SELECTION, Transfer, find, table
 from gmemcore.benchmark.contents import Contents, Pattern, Reference, WrongContentsError, key_stream, pieces
-from gmemcore.benchmark.memory import Memory, check_available
+from gmemcore.benchmark.memory import Memory
 from gmemcore.benchmark.primitives import Primitives
 from gmemcore.benchmark.record import as_record, environment
 from gmemcore.benchmark.run import QUICK, Bench
 from gmemcore.engine import Counters
+from gmemcore.engine.host import check_available
 from gmemcore.errors import InvalidArgumentError, OutOfMemoryError
 from gmemcore.policy import ABIS, cells
 from gmemcore.uapi import PAGE_SIZE, VmType

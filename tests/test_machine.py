@@ -4,6 +4,7 @@ import pickle
 import struct
 import threading
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -583,3 +584,36 @@ def test_page_state_beyond_the_address_space_is_enomem(monkeypatch):
     monkeypatch.setattr(np, "empty", lambda *_: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(errors.OutOfMemoryError, match="can't map"):
         unwritten_words(512)
+
+
+def test_runs_of_pages_in_one_state_are_those_of_the_planes():
+    choose = np.random.default_rng(7)
+    for pages in (5, 512, 513, 3 * 512 + 77):
+        vm = gmemcore.create_vm("SNP", backing="none")
+        gmem = vm.create_guest_memfd(pages * P)
+        for step in range(30):
+            start = int(choose.integers(pages))
+            count = int(choose.integers(1, pages - start + 1))
+            if step % 3:
+                gmem.set_memory_attributes(start * P, count * P, 8 * (step % 2))
+            else:
+                gmem.fallocate(3 if step % 4 else 1, start * P, count * P)
+            planes = {name: gmem.plane(name) for name in ("private", "allocated")}
+            runs = gmem.state_runs(start * P, count * P)
+            listed = [names for low, high, names in runs for _ in range(low, high)]
+            assert listed == [
+                tuple(name for name in planes if planes[name][page]) for page in range(start, start + count)
+            ]
+            assert all(one[2] != other[2] for one, other in pairwise(runs))
+            where = np.flatnonzero(planes["private"] & ~planes["allocated"])
+            assert gmem.find_page(["private"], ["allocated"]) == (int(where[0]) * P if len(where) else None)
+
+
+def test_a_short_last_block_is_full_by_the_count_of_a_mixed_one():
+    gmem = gmemcore.create_vm("SNP", backing="none").create_guest_memfd((512 + 77) * P, 3)
+    gmem.set_memory_attributes(100 * P, 77 * P, 8)
+    gmem.set_memory_attributes(512 * P, 77 * P, 8)
+    private = [(low, high) for low, high, names in gmem.state_runs(0, gmem.size) if "private" in names]
+    assert private == [(100, 177), (512, 589)]
+    assert outcome(gmem.state_runs, 0, gmem.size + P) == "EINVAL"
+    assert outcome(gmem.find_page, ["colour"]) == "EINVAL"

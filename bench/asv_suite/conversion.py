@@ -10,10 +10,11 @@ from functools import cache
 from gmemcore import warmup
 from gmemcore.benchmark.cases import Case, table
 from gmemcore.benchmark.contents import Reference
-from gmemcore.benchmark.memory import Memory, keep_freed_memory
+from gmemcore.benchmark.memory import Memory
 from gmemcore.benchmark.primitives import Primitives
 from gmemcore.benchmark.scene import new_scene
 from gmemcore.benchmark.summary import median_ratio
+from gmemcore.engine.host import keep_freed_memory
 
 MEMORY = 64 << 20  # more than the caches of most machines hold
 RANGES = {"4k": 4 << 10, "64m": MEMORY}

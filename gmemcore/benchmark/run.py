@@ -7,12 +7,13 @@ from typing import Final
 
 from gmemcore.benchmark.cases import SMALL_RANGES, Case
 from gmemcore.benchmark.contents import Reference, WrongContentsError
-from gmemcore.benchmark.memory import Memory, keep_freed_memory
+from gmemcore.benchmark.memory import Memory
 from gmemcore.benchmark.pairs import collector_off
 from gmemcore.benchmark.primitives import BUFFER, Primitives
 from gmemcore.benchmark.scene import TIMED_CALLS, Lap, Scene, Steps, new_scene
 from gmemcore.benchmark.summary import Summary, median_ratio, quantile, summarise
 from gmemcore.engine import Counters
+from gmemcore.engine.host import keep_freed_memory
 from gmemcore.errors import GmemError
 
 

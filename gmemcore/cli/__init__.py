@@ -12,6 +12,7 @@ COMMANDS: Final = {
     "flows": ("gmemcore.cli.flows:flows", "Launches and retries under every revision."),
     "bench": ("gmemcore.cli.bench:bench", "What conversions cost here, beside memcpy and XOR."),
     "report": ("gmemcore.cli.report:report", "One self-contained HTML page of a run."),
+    "stress": ("gmemcore.cli.stress:stress", "Fleets of seeded guests: checked, made to fail, resumed."),
     "conform": ("gmemcore.cli.conform:conform", "Does the model answer as vectors say?"),
     "kvm": ("gmemcore.cli.kvm:app", "What the host's KVM offers, and answers."),
     "measure": ("gmemcore.cli.measure:measure", "The SNP launch digest of a traced launch."),

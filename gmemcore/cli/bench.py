@@ -76,11 +76,12 @@ def _run(
     cases: "Sequence[Case]", backing: str, quick: bool, file: TextIO | None
 ) -> "tuple[Bench, list[Result]]":
     """Run all cases, a line into the file as soon as each is done."""
-    from gmemcore.benchmark.memory import Memory, check_available
+    from gmemcore.benchmark.memory import Memory
     from gmemcore.benchmark.primitives import BUFFER, Primitives
     from gmemcore.benchmark.record import cell_line, first_line
     from gmemcore.benchmark.run import QUICK, USUAL, Bench, memory_needed
     from gmemcore.engine import warmup
+    from gmemcore.engine.host import check_available
 
     check_available(memory_needed(cases))
     _say("compiling, allocating and warming memory, timing the primitives")

@@ -1,6 +1,7 @@
 """Page state of one file: the arrays that kernels walk, and the questions Python asks of them."""
 
 from enum import IntFlag
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,50 @@ class PageState:
         load_kernels().write_lines(*self._arrays())
         self.header[layout.DENSE] = 1
         return readonly(self.lines, RECORD)
+
+    def runs_of_pages(self, start: int, end: int) -> list[tuple[int, int, int]]:
+        """Maximal runs of pages in one state, over [start, end): first page, end page, `Plane` bits.
+
+        Mixed blocks are looked into page by page, uniform ones are taken whole: without kernels, since the
+        answer is what they are checked by.
+        """
+        first, last = start // _BLOCK_PAGES, -(-end // _BLOCK_PAGES)
+        words = self.words[first:last]
+        differ = words[1:] != words[:-1]
+        if last == len(self.words):
+            differ[-1:] = True  # a last block that is short may be full by the count of a mixed one
+        edges = (np.flatnonzero(differ) + 1).tolist()
+        runs: list[tuple[int, int, int]] = []
+        for low, high in pairwise([0, *edges, len(words)]):
+            for at, until, planes in self._runs_of_blocks(first + low, first + high):
+                at, until = max(at, start), min(until, end)
+                if runs and runs[-1][2] == planes:
+                    runs[-1] = runs[-1][0], until, planes
+                elif at < until:
+                    runs.append((at, until, planes))
+        return runs
+
+    def _runs_of_blocks(self, low: int, high: int) -> list[tuple[int, int, int]]:
+        """Runs of blocks low to high, whose words are all the same."""
+        word = int(self.words[low])
+        pages = min(_BLOCK_PAGES, self.n_pages - low * _BLOCK_PAGES)
+        counts = [
+            word >> int(layout.FIELD_BITS) * plane & int(layout.FIELD) for plane in range(len(PLANE_NAMES))
+        ]
+        whole = sum(1 << plane for plane, count in enumerate(counts) if count == pages)
+        mixed = [plane for plane, count in enumerate(counts) if 0 < count < pages]
+        begin, end = low * _BLOCK_PAGES, min(high * _BLOCK_PAGES, self.n_pages)
+        if not mixed:
+            return [(begin, end, whole)]
+        records = self.lines[low * _RECORD_WORDS : high * _RECORD_WORDS].reshape(
+            high - low, len(PLANE_NAMES), -1
+        )
+        states = np.full(end - begin, whole, np.uint8)
+        for plane in mixed:
+            line = np.ascontiguousarray(records[:, plane]).view(np.uint8).ravel()
+            states |= np.unpackbits(line, count=end - begin, bitorder="little") << np.uint8(plane)
+        edges = [0, *(np.flatnonzero(states[1:] != states[:-1]) + 1).tolist(), end - begin]
+        return [(begin + at, begin + until, int(states[at])) for at, until in pairwise(edges)]
 
     def packed(self) -> PackedState:
         """A copy of all planes, as small as they are uniform."""

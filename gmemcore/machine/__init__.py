@@ -32,7 +32,6 @@ def create_vm(
     *,
     huge_pages: bool = False,
     prefault: bool = False,
-    enforce: str | None = None,
 ) -> VmFace:
     """Make the Vm that an abi needs: `Vm`, or `LegacyVm` for one with two backings.
 
@@ -52,9 +51,6 @@ def create_vm(
         Ask for transparent huge pages.
     prefault : bool
         Fault all memory in at creation.
-    enforce : {'mprotect'} or None
-        Let raw views of the host's mappings (`HostMapping.array`) really fault on private pages; for the
-        backings memfd and guest_memfd.
 
     Returns
     -------
@@ -66,5 +62,4 @@ def create_vm(
         EINVAL: a name that doesn't exist; the message lists those that do.
     """
     kind = LegacyVm if get_abi(abi).legacy else Vm
-    options = {"huge_pages": huge_pages, "prefault": prefault}
-    return kind(vm_type, abi, firmware, seed, backing, enforce=enforce, **options)
+    return kind(vm_type, abi, firmware, seed, backing, huge_pages=huge_pages, prefault=prefault)

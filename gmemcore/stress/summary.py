@@ -1,0 +1,86 @@
+"""Results for other programs: rows of plain values, as JSON Lines and as Parquet."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gmemcore.engine.counters import COUNTER_NAMES
+from gmemcore.stress.run import Run
+from gmemcore.stress.work import code_id
+
+
+class MissingExtraError(RuntimeError):
+    """A library that isn't installed, and how to install it."""
+
+
+def json_lines(run: Run, environment: dict[str, Any]) -> Iterator[str]:
+    """Return a line about the run, a line a guest, in order, and a line with the sums.
+
+    Lines of guests are the same for any number of workers and any chunks, but for ``seconds``.
+    """
+    spec = msgspec.to_builtins(run.spec)
+    yield _line({"environment": environment, "code": code_id(), "spec_hash": run.spec.hash, "spec": spec})
+    for number in sorted(run.merger.results):
+        yield _line(msgspec.to_builtins(run.merger.results[number]))
+    cells = {cell: totals.asdict() for cell, totals in run.merger.by_cell().items()}
+    last = {"total": run.merger.all.asdict(), "cells": cells, "violation": msgspec.to_builtins(run.violation)}
+    yield _line(last)
+
+
+def _line(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def rows(run: Run) -> list[dict[str, Any]]:
+    """Return a flat row a guest: what it is, figures by ``counters.name`` and the like, its digest."""
+    flat = []
+    for number in sorted(run.merger.results):
+        result, plan = run.merger.results[number], run.spec.plan(number)
+        row = {
+            "guest": number,
+            "behaviour": plan.behaviour.name,
+            "vm_type": plan.vm_type.value,
+            "abi": plan.abi,
+            "firmware": plan.firmware.value,
+            "operations": result.operations,
+        }
+        row |= {f"counters.{name}": result.counters[name] for name in COUNTER_NAMES}
+        row |= {f"outcomes.{name}": count for name, count in result.outcomes.items()}
+        row |= {f"checks.{name}": count for name, count in result.checks.items()}
+        flat.append(row | {"digest": result.digest, "seconds": result.seconds})
+    return flat
+
+
+def write_parquet(path: Path, run: Run) -> None:
+    """Write a row a guest; figures that a guest doesn't have are 0.
+
+    Raises
+    ------
+    MissingExtraError
+        pyarrow isn't installed.
+    OSError
+        The file can't be written.
+    """
+    pyarrow, parquet = import_pyarrow()
+    flat = rows(run)
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    columns = {name: [row.get(name, 0) for row in flat] for name in names}
+    parquet.write_table(pyarrow.table(columns), path)
+
+
+def import_pyarrow() -> tuple[Any, Any]:
+    """Return pyarrow and its Parquet module.
+
+    Raises
+    ------
+    MissingExtraError
+        They aren't installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtraError("Parquet needs pyarrow; pip install 'gmemcore[analysis]'") from error
+    return pyarrow, parquet
