@@ -1,34 +1,26 @@
 """``gmemcore measure``: the SNP launch digest of a launch that QEMU traced."""
 
-import hashlib
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from gmemcore.uapi import PAGE_SIZE, PageType
-
-_START, _UPDATE, _FINISH = (f"kvm_sev_snp_launch_{event}" for event in ("start", "update", "finish"))
-_EVENT: Final = re.compile(rf"\b({_START}|{_UPDATE}|{_FINISH})\b(.*)")
-_ARGUMENTS: Final = re.compile(
-    r"\s+src 0x[0-9a-f]{1,16} gpa 0x([0-9a-f]{1,16}) len 0x([0-9a-f]{1,16}) \((\w+) page\)\s*", re.IGNORECASE
+from gmemcore.workload.contents import generated_page
+from gmemcore.workload.importers import (
+    LAUNCH_FINISH,
+    LAUNCH_START,
+    LAUNCH_UPDATE,
+    Update,
+    event_lines,
+    launch_update,
 )
-_PAGE_TYPES: Final = {
-    "Normal": PageType.NORMAL,
-    "Zero": PageType.ZERO,
-    "Unmeasured": PageType.UNMEASURED,
-    "Secrets": PageType.SECRETS,
-    "Cpuid": PageType.CPUID,
-}
-"""Page types as QEMU's trace names them. No VMSA: KVM measures those itself at launch finish."""
-_ADDRESS_BITS: Final = 52
-"""Width of a physical address on AMD64; what lies beyond is no address of a guest."""
+from gmemcore.workload.trace import TraceError
 
 
 def measure(
@@ -58,7 +50,7 @@ def measure(
             launch = read_launch(lines)
         sources = Sources(source_seed, [read_image(text) for text in image])
         result = measured(launch, sources, [read_vmsa(path) for path in vmsa])
-    except (LaunchLogError, OSError) as error:
+    except (LaunchLogError, TraceError, OSError) as error:
         print(f"gmemcore measure: {error}", file=sys.stderr)
         return 2
     print(json.dumps({"log": str(log), **result}, indent=2) if as_json else _as_text(str(log), result))
@@ -70,16 +62,6 @@ class LaunchLogError(ValueError):
 
 
 # --- the log ------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class Update:
-    """A launch update, as its line has it."""
-
-    line: int
-    gpa: int
-    size: int
-    page_type: PageType
-
-
 @dataclass(frozen=True, slots=True)
 class Launch:
     """The updates of a launch in order, and the line that finished it (None: the log ends before)."""
@@ -99,49 +81,25 @@ def read_launch(lines: Iterable[str]) -> Launch:
     Raises
     ------
     LaunchLogError
-        A malformed update or a launch within a launch, with the line; no update at all.
-
-    References
-    ----------
-    QEMU, ``target/i386/kvm/trace-events`` and ``sev_snp_launch_update`` in ``target/i386/sev.c``.
+        A launch within a launch, with its line; no update at all.
+    TraceError
+        A malformed update, with its line.
     """
     updates: list[Update] = []
-    for number, line in enumerate(lines, start=1):
-        event = _EVENT.search(line)
-        if event is None:
-            continue
-        if event[1] == _FINISH:
-            return _launch(updates, number)
-        if event[1] == _UPDATE:
-            updates.append(_update(number, event[2]))
+    for line in event_lines(lines, (LAUNCH_START, LAUNCH_UPDATE, LAUNCH_FINISH)):
+        if line.event == LAUNCH_FINISH:
+            return _launch(updates, line.number)
+        if line.event == LAUNCH_UPDATE:
+            updates.append(launch_update(line))
         elif updates:
-            raise LaunchLogError(f"line {number}: a launch starts before the one before it is finished")
+            raise LaunchLogError(f"line {line.number}: a launch starts before the one before it is finished")
     return _launch(updates, None)
 
 
 def _launch(updates: list[Update], finish_line: int | None) -> Launch:
     if not updates:
-        raise LaunchLogError(f"no {_UPDATE} line: there is nothing to measure")
+        raise LaunchLogError(f"no {LAUNCH_UPDATE} line: there is nothing to measure")
     return Launch(updates, finish_line)
-
-
-def _update(number: int, text: str) -> Update:
-    """Read what follows the name of the event."""
-    arguments = _ARGUMENTS.fullmatch(text)
-    if arguments is None:
-        raise LaunchLogError(
-            f"line {number}: malformed {_UPDATE}: {text.strip()!r}; "
-            "'src 0x… gpa 0x… len 0x… (Normal page)' would be accepted"
-        )
-    if arguments[3] not in _PAGE_TYPES:
-        raise LaunchLogError(f"line {number}: page type {arguments[3]!r}; known: {', '.join(_PAGE_TYPES)}")
-    gpa, size = int(arguments[1], 16), int(arguments[2], 16)
-    if not size or (gpa | size) % PAGE_SIZE or (gpa + size) >> _ADDRESS_BITS:
-        raise LaunchLogError(
-            f"line {number}: gpa {gpa:#x} len {size:#x}; multiples of {PAGE_SIZE:#x} "
-            f"within {_ADDRESS_BITS} address bits would be accepted"
-        )
-    return Update(number, gpa, size, _PAGE_TYPES[arguments[3]])
 
 
 # --- contents -----------------------------------------------------------------------------------------------
@@ -190,11 +148,6 @@ class Sources:
         for image in self.images:
             if not image.pages_used:
                 raise LaunchLogError(f"--image {image.name}: the log loads no Normal page there")
-
-
-def generated_page(seed: int, gpa: int) -> bytes:
-    """Make up contents: SHAKE-256 of seed and gpa, both as little-endian u64."""
-    return hashlib.shake_256(seed.to_bytes(8, "little") + gpa.to_bytes(8, "little")).digest(PAGE_SIZE)
 
 
 def read_image(text: str) -> LoadedImage:

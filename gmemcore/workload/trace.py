@@ -1,0 +1,340 @@
+"""Traces: operations kept, in the binary container or as JSON Lines; each form holds all of the other.
+
+The binary form is one section, ``operations``, with the header as meta. The text form is a line with the
+header and one an operation; fields that are zero are left out:
+
+.. code-block:: json
+
+    {"trace": 1, "name": "boot", "source": "boot.log", "seed": 0, "layout": {"regions": […]}, "operations": 2}
+    {"step": "POPULATE", "gpa": 8388608, "size": 36864, "page_type": "ZERO", "from_source": true}
+    {"step": "CONVERT", "gpa": 1048576, "size": 4096, "attributes": 8, "flags": 2, "time_ns": 125}
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import msgspec
+import numpy as np
+
+from gmemcore.engine.arguments import as_u64
+from gmemcore.engine.steps import Step
+from gmemcore.errors import GmemError, InvalidArgumentError
+from gmemcore.uapi import PageType
+from gmemcore.workload.container import (
+    MAX_BYTES,
+    MAX_HEADER,
+    ContainerError,
+    is_container,
+    open_regular,
+    read,
+    replace_file,
+    write,
+)
+from gmemcore.workload.layout import Layout
+from gmemcore.workload.operations import (
+    FROM_SOURCE,
+    OPERATION,
+    Access,
+    Operations,
+    check_operations,
+)
+
+MAX_OPERATIONS: Final = 1 << 26
+"""Operations of a trace: 3 GiB of them."""
+TEXT_SUFFIXES: Final = (".jsonl", ".ndjson")
+"""Endings of names that are written as JSON Lines."""
+
+_VERSION: Final = 1
+_SECTION: Final = "operations"
+_MAX_LINE: Final = 1 << 12
+_CHUNK: Final = 1 << 14
+_STEPS: Final = {step.name: int(step) for step in Step}
+_PAGE_TYPES: Final = {page_type.value: i for i, page_type in enumerate(PageType)}
+_ACCESSES: Final = {access.name: int(access) for access in Access}
+
+
+class TraceError(ContainerError):
+    """What can't be read as a trace; the message says at which line or byte, and why."""
+
+
+class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a trace says of itself.
+
+    Attributes
+    ----------
+    name : str
+        A word or two.
+    source : str
+        Where it is from: a behaviour with its parameters, the name of a log.
+    layout : Layout
+        The guest's memory.
+    seed : int
+        u64 that contents are made of, and that a behaviour was. It is no key: a guest's is never written.
+    """
+
+    name: str
+    source: str
+    layout: Layout
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        as_u64(self.seed, "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Operations of one guest, and what they are about.
+
+    Attributes
+    ----------
+    header : Header
+        Name, source, layout, seed.
+    operations : Operations
+        In order, shape (n,).
+    """
+
+    header: Header
+    operations: Operations
+
+
+# ---- both forms -------------------------------------------------------------------------------------------
+def write_trace(path: str | os.PathLike[str], trace: Trace) -> None:
+    """Write a trace, whole or not at all: JSON Lines if the name ends so (`TEXT_SUFFIXES`), else binary.
+
+    Raises
+    ------
+    TypeError, InvalidArgumentError
+        Operations that don't exist; nothing was written.
+    ContainerError, OSError
+        As `gmemcore.workload.container.write`.
+    """
+    check_operations(trace.operations)
+    if Path(path).suffix.lower() in TEXT_SUFFIXES:
+        replace_file(path, _lines(trace))
+    else:
+        write(path, "trace", msgspec.to_builtins(trace.header), {_SECTION: trace.operations})
+
+
+def read_trace(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Trace:
+    """Read a trace of either form, whatever its name.
+
+    Parameters
+    ----------
+    path : path-like
+        A regular file.
+    max_bytes : int
+        The largest file to be taken.
+
+    Raises
+    ------
+    ContainerError
+        Not a trace, or damaged; `TraceError` where it is a container, or text, and yet no trace.
+    OSError
+        The file can't be opened or read.
+    """
+    try:
+        trace = _read_binary(path, max_bytes) if is_container(path) else _read_text(path, max_bytes)
+        check_operations(trace.operations)
+        return trace
+    except (GmemError, TypeError, TraceError) as error:
+        what = error.strerror if isinstance(error, GmemError) else error
+        raise TraceError(f"{os.fspath(path)}: {what}") from error
+
+
+def is_text_trace(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as a trace in JSON Lines does."""
+    with open_regular(path) as file:
+        return file.read(1) == b"{"
+
+
+class Recorder:
+    """Keeps the operations that pass.
+
+    Parameters
+    ----------
+    header : Header
+        What the trace will say of itself.
+    max_operations : int
+        How many are kept at most.
+
+    Examples
+    --------
+    ``player.play(vm, recorder.tap(stream))`` runs a stream, and ``recorder.trace()`` is what was run.
+    """
+
+    def __init__(self, header: Header, *, max_operations: int = MAX_OPERATIONS) -> None:
+        self.header = header
+        self._chunks: list[Operations] = []
+        self._left = max_operations
+        self._max = max_operations
+
+    def tap(self, stream: Iterable[Operations]) -> Iterator[Operations]:
+        """Pass a stream through, keeping a copy.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: more operations than are kept.
+        """
+        for chunk in stream:
+            self._left -= len(chunk)
+            if self._left < 0:
+                raise InvalidArgumentError(
+                    f"more than {self._max:,} operations; up to that many are recorded"
+                )
+            self._chunks.append(chunk.copy())
+            yield chunk
+
+    def trace(self) -> Trace:
+        """Return what was kept so far."""
+        return Trace(self.header, np.concatenate([np.zeros(0, OPERATION), *self._chunks]))
+
+
+def record(header: Header, stream: Iterable[Operations], *, max_operations: int = MAX_OPERATIONS) -> Trace:
+    """Return a stream as a trace, without running it; see `Recorder`."""
+    recorder = Recorder(header, max_operations=max_operations)
+    for _ in recorder.tap(stream):
+        pass
+    return recorder.trace()
+
+
+# ---- binary -----------------------------------------------------------------------------------------------
+def _read_binary(path: str | os.PathLike[str], max_bytes: int) -> Trace:
+    container = read(path, "trace", max_bytes=max_bytes)
+    operations = container.sections.get(_SECTION)
+    if operations is None or len(container.sections) != 1:
+        raise TraceError(f"sections {', '.join(container.sections) or 'none'}; {_SECTION} would be accepted")
+    try:
+        return Trace(msgspec.convert(container.meta, Header), operations)
+    except msgspec.ValidationError as error:
+        raise TraceError(f"header: {error}") from error
+
+
+# ---- JSON Lines -------------------------------------------------------------------------------------------
+class _FirstLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`Header`, behind a version, and how many lines follow, so that a file that was cut off is known."""
+
+    trace: int
+    name: str
+    source: str
+    layout: Layout
+    seed: int
+    operations: int
+
+
+class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An operation in words."""
+
+    step: str
+    gpa: int = 0
+    size: int = 0
+    attributes: int = 0
+    flags: int = 0
+    access: str = Access.AS_ATTRIBUTE.name
+    page_type: str = PageType.NORMAL.value
+    from_source: bool = False
+    guest: int = 0
+    time_ns: int = 0
+
+
+_BITS: Final = {
+    name: OPERATION[name].itemsize * 8 for name in ("gpa", "size", "attributes", "flags", "guest", "time_ns")
+}
+
+
+def _lines(trace: Trace) -> Iterator[bytes]:
+    """Yield the text form, some lines at a time."""
+    header, operations = trace.header, trace.operations
+    first = _FirstLine(_VERSION, header.name, header.source, header.layout, header.seed, len(operations))
+    try:
+        yield msgspec.json.encode(first) + b"\n"
+    except UnicodeEncodeError as error:
+        raise ContainerError(f"the header can't be written as JSON: {error}") from error
+    for start in range(0, len(operations), _CHUNK):
+        yield msgspec.json.Encoder().encode_lines(map(_to_line, operations[start : start + _CHUNK].tolist()))
+
+
+def _to_line(row: tuple[int, ...]) -> _Line:
+    step, variant, guest, gpa, size, attributes, flags, time_ns = row
+    words: dict[str, Any] = {}
+    if step in (Step.GUEST_READ, Step.GUEST_WRITE):
+        words["access"] = Access(variant).name
+    elif step == Step.POPULATE:
+        words["page_type"] = tuple(_PAGE_TYPES)[variant & ~FROM_SOURCE]
+        words["from_source"] = bool(variant & FROM_SOURCE)
+    return _Line(Step(step).name, gpa, size, attributes, flags, **words, guest=guest, time_ns=time_ns)
+
+
+def _read_text(path: str | os.PathLike[str], max_bytes: int) -> Trace:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise TraceError(f"{size:,} bytes; up to {max_bytes:,} would be read (max_bytes)")
+        first = _decoded(_line_of(file, 1, MAX_HEADER), _FirstLine, 1)
+        if first.trace != _VERSION:
+            raise TraceError(f"line 1: trace version {first.trace}; {_VERSION} would be accepted")
+        header = Header(first.name, first.source, first.layout, first.seed)
+        trace = record(header, _read_chunks(file))
+    if len(trace.operations) != first.operations:
+        raise TraceError(f"{len(trace.operations)} operations; line 1 says {first.operations}")
+    return trace
+
+
+def _read_chunks(file: BinaryIO) -> Iterator[Operations]:
+    rows: list[tuple[int, ...]] = []
+    number = 1
+    while line := _line_of(file, number := number + 1, _MAX_LINE):
+        rows.append(_to_row(_decoded(line, _Line, number), number))
+        if len(rows) == _CHUNK:
+            yield np.array(rows, OPERATION)
+            rows = []
+    yield np.array(rows, OPERATION)
+
+
+def _line_of(file: BinaryIO, number: int, limit: int) -> bytes:
+    line = file.readline(limit + 1)
+    if len(line) > limit:
+        raise TraceError(f"line {number}: longer than {limit:,} bytes")
+    return line
+
+
+def _decoded(line: bytes, kind: type[Any], number: int) -> Any:
+    try:
+        return msgspec.json.decode(line, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise TraceError(f"line {number}: {error}: {line[:80]!r}") from error
+    except GmemError as error:
+        raise TraceError(f"line {number}: {error.strerror}") from error
+
+
+def _to_row(line: _Line, number: int) -> tuple[int, ...]:
+    """Return the fields of an operation, in the order of `OPERATION`."""
+    for table, word in ((_STEPS, line.step), (_ACCESSES, line.access), (_PAGE_TYPES, line.page_type)):
+        if word not in table:
+            raise TraceError(f"line {number}: {word[:40]!r}; known: {', '.join(table)}")
+    for name, bits in _BITS.items():
+        if not 0 <= getattr(line, name) < 1 << bits:
+            raise TraceError(
+                f"line {number}: {name} {getattr(line, name)}; {bits} unsigned bits are accepted"
+            )
+    step = _STEPS[line.step]
+    access, page_type = _ACCESSES[line.access], _PAGE_TYPES[line.page_type]
+    populate = page_type | FROM_SOURCE * line.from_source
+    if (access and step not in (Step.GUEST_READ, Step.GUEST_WRITE)) or (populate and step != Step.POPULATE):
+        raise TraceError(
+            f"line {number}: {line.step}; access is of GUEST_READ and GUEST_WRITE, "
+            "page_type and from_source are of POPULATE"
+        )
+    return (
+        step,
+        access or populate,
+        line.guest,
+        line.gpa,
+        line.size,
+        line.attributes,
+        line.flags,
+        line.time_ns,
+    )

@@ -1,0 +1,367 @@
+"""Traces in both forms, and what imports make of logs."""
+
+import json
+import os
+import random
+import stat
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from gmemcore import errors
+from gmemcore.engine.steps import Step
+from gmemcore.uapi import PageType
+from gmemcore.workload import container
+from gmemcore.workload.container import ContainerError
+from gmemcore.workload.importers import EVENTS, import_log, read_log
+from gmemcore.workload.layout import Layout, Region
+from gmemcore.workload.operations import FROM_SOURCE, OPERATION, Access, empty_operations
+from gmemcore.workload.trace import Header, Recorder, Trace, TraceError, read_trace, record, write_trace
+
+LAUNCH_LOG = Path(__file__).parent / "traces" / "qemu-snp-launch.log"
+LAYOUT = Layout((Region(1 << 32, 1 << 30), Region(0, 1 << 21, private=True)))
+HEADER = Header("a name", 'a "source"\n', LAYOUT, seed=(1 << 64) - 1)
+
+
+def random_operations(n, seed=1):
+    """Every step with every variant it has, and numbers up to the last bit."""
+    rng = random.Random(seed)
+    operations = np.frombuffer(rng.randbytes(n * OPERATION.itemsize), OPERATION).copy()
+    for i, row in enumerate(operations):
+        row["step"] = i % len(Step)
+        row["variant"] = 0
+        if row["step"] in (Step.GUEST_READ, Step.GUEST_WRITE):
+            row["variant"] = rng.choice(list(Access))
+        elif row["step"] == Step.POPULATE:
+            row["variant"] = rng.randrange(len(PageType)) | rng.choice([0, FROM_SOURCE])
+        for name in rng.sample(["guest", "gpa", "size", "attributes", "flags", "time_ns"], 2):
+            row[name] = 0
+    return operations
+
+
+def written(path, trace):
+    write_trace(path, trace)
+    return path
+
+
+# --- both forms ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("n", [0, 1, 300, 20_000])
+def test_both_forms_hold_all_of_the_other(tmp_path, n):
+    trace = Trace(HEADER, random_operations(min(n, 300)).repeat(-(-n // 300) if n else 1)[:n])
+    binary = written(tmp_path / "a.trace", trace)
+    text = written(tmp_path / "a.jsonl", trace)
+    for path in (binary, text):
+        back = read_trace(path)
+        assert back.header == HEADER
+        assert back.operations.dtype == OPERATION
+        assert back.operations.tobytes() == trace.operations.tobytes()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert written(tmp_path / "b.jsonl", read_trace(binary)).read_bytes() == text.read_bytes()
+    assert written(tmp_path / "b.trace", read_trace(text)).read_bytes() == binary.read_bytes()
+
+
+def test_the_text_form_is_read_by_anybody(tmp_path):
+    operations = empty_operations(3)
+    operations[0]["step"], operations[0]["gpa"], operations[0]["size"] = Step.CONVERT, 4096, 8192
+    operations[0]["attributes"], operations[0]["flags"], operations[0]["time_ns"] = 8, 2, 125
+    operations[1]["step"], operations[1]["variant"] = Step.POPULATE, FROM_SOURCE | 1
+    operations[2]["step"], operations[2]["variant"] = Step.GUEST_WRITE, Access.PRIVATE
+    lines = written(tmp_path / "a.jsonl", Trace(HEADER, operations)).read_text().splitlines()
+    first, *rest = map(json.loads, lines)
+    assert first == {
+        "trace": 1,
+        "name": "a name",
+        "source": 'a "source"\n',
+        "layout": {
+            "regions": [
+                {"gpa": 1 << 32, "size": 1 << 30, "private": False},
+                {"gpa": 0, "size": 1 << 21, "private": True},
+            ]
+        },
+        "seed": (1 << 64) - 1,
+        "operations": 3,
+    }
+    assert rest == [
+        {"step": "CONVERT", "gpa": 4096, "size": 8192, "attributes": 8, "flags": 2, "time_ns": 125},
+        {"step": "POPULATE", "page_type": "ZERO", "from_source": True},
+        {"step": "GUEST_WRITE", "access": "PRIVATE"},
+    ]
+
+
+PAGE_LAYOUT = {"regions": [{"gpa": 0, "size": 4096}]}
+FIRST = {"trace": 1, "name": "", "source": "", "seed": 0, "layout": PAGE_LAYOUT, "operations": 1}
+META = msgspec.to_builtins(HEADER)
+ONE = {"operations": random_operations(1)}
+
+
+@pytest.mark.parametrize(
+    ("first", "line", "message"),
+    [
+        ({"trace": 2}, {"step": "PIN"}, "line 1: trace version 2; 1 would be accepted"),
+        ({"seed": -1}, {"step": "PIN"}, "seed -0x1 doesn't fit"),
+        ({"seed": 1 << 64}, {"step": "PIN"}, "doesn't fit in 64 bits"),
+        ({"layout": {"regions": []}}, {"step": "PIN"}, "line 1: a layout of 0 regions"),
+        ({"layout": {"regions": [{"gpa": 1, "size": 4096}]}}, {"step": "PIN"}, "line 1: region 0x1"),
+        ({"more": 1}, {"step": "PIN"}, "line 1: .*unknown field `more`"),
+        ({"operations": 2}, {"step": "PIN"}, "1 operations; line 1 says 2"),
+        ({"operations": 0}, {"step": "PIN"}, "1 operations; line 1 says 0"),
+        ({}, {"step": "FLY"}, "line 2: 'FLY'; known: CONVERT"),
+        ({}, {"step": "PIN", "gpa": -1}, "line 2: gpa -1; 64 unsigned bits"),
+        ({}, {"step": "PIN", "guest": 1 << 32}, "line 2: guest 4294967296; 32 unsigned bits"),
+        ({}, {"step": "PIN", "time_ns": 1 << 64}, "line 2: time_ns"),
+        ({}, {"step": "PIN", "access": "PRIVATE"}, "line 2: PIN; access is of GUEST_READ"),
+        ({}, {"step": "GUEST_READ", "page_type": "ZERO"}, "line 2: GUEST_READ; .*page_type"),
+        ({}, {"step": "GUEST_READ", "access": "SECRET"}, "line 2: 'SECRET'; known: AS_ATTRIBUTE, SHARED"),
+        ({}, {"step": "POPULATE", "page_type": "Zero"}, "line 2: 'Zero'; known: NORMAL"),
+        ({}, {"step": "PIN", "size": 4096.5}, "line 2: Expected `int`"),
+        ({}, {"step": "PIN", "colour": 1}, "line 2: .*unknown field `colour`"),
+        ({}, {}, "line 2: .*missing required field `step`"),
+    ],
+)
+def test_text_that_is_no_trace_is_refused_by_line(tmp_path, first, line, message):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(FIRST | first) + "\n" + json.dumps(line) + "\n")
+    with pytest.raises(TraceError, match=message) as refused:
+        read_trace(path)
+    assert str(refused.value).startswith(str(path))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "line 1: "),
+        (b"{", "line 1: "),
+        (b"[" * 100_000, "line 1: "),
+        (b"\xff\xfe", "line 1: "),
+        (b" " * 2_000_000, "line 1: longer than 1,048,576 bytes"),
+        (json.dumps(FIRST).encode() + b"\n" + b" " * 5000, "line 2: longer than 4,096 bytes"),
+        (json.dumps(FIRST).encode() + b"\n\n", "line 2: "),
+    ],
+)
+def test_bytes_that_are_no_trace_are_refused(tmp_path, data, message):
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(TraceError, match=message):
+        read_trace(tmp_path / "a")
+
+
+def test_every_damage_of_a_binary_trace_is_refused(tmp_path):
+    path = written(tmp_path / "a.trace", Trace(HEADER, random_operations(3)))
+    data = path.read_bytes()
+    for i in range(len(data)):
+        path.write_bytes(data[:i] + bytes([data[i] ^ 0x10]) + data[i + 1 :])
+        with pytest.raises(ContainerError):
+            read_trace(path)
+        path.write_bytes(data[:i])
+        with pytest.raises(ContainerError):
+            read_trace(path)
+
+
+@pytest.mark.parametrize(
+    ("meta", "sections", "message"),
+    [
+        ({}, ONE, "header: .*missing required field `name`"),
+        (META | {"x": 1}, ONE, "unknown field `x`"),
+        (
+            META | {"seed": -1},
+            ONE,
+            "seed -0x1 doesn't fit",
+        ),
+        (META, {}, "sections none; operations would be accepted"),
+        (
+            META,
+            {"operations": np.zeros(1, "<u8")},
+            "one-dimensional array of OPERATION",
+        ),
+        (META, {"operations": np.full(1, 99, OPERATION)}, "operation 0: step 99"),
+    ],
+)
+def test_containers_that_are_no_traces_are_refused(tmp_path, meta, sections, message):
+    container.write(tmp_path / "a", "trace", meta, sections)
+    with pytest.raises(TraceError, match=message):
+        read_trace(tmp_path / "a")
+
+
+def test_other_kinds_and_large_files_are_refused(tmp_path):
+    container.write(tmp_path / "a", "snapshot", {}, {})
+    with pytest.raises(ContainerError, match="it holds a snapshot; a trace was asked for"):
+        read_trace(tmp_path / "a")
+    for name in ("b.trace", "b.jsonl"):
+        with pytest.raises(ContainerError, match="up to 100 would be read"):
+            read_trace(written(tmp_path / name, Trace(HEADER, random_operations(9))), max_bytes=100)
+
+
+@pytest.mark.parametrize("name", ["a.trace", "a.jsonl"])
+def test_what_cannot_be_a_trace_is_not_written(tmp_path, name):
+    operations = random_operations(2)
+    operations["step"][1] = 99
+    with pytest.raises(errors.InvalidArgumentError, match="operation 1"):
+        write_trace(tmp_path / name, Trace(HEADER, operations))
+    with pytest.raises(ContainerError, match="can't be written as JSON"):
+        write_trace(tmp_path / name, Trace(Header("\ud800", "", LAYOUT), operations[:1]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recorder_keeps_what_passes_and_no_more_than_it_may():
+    chunks = [random_operations(5), random_operations(3, seed=2)]
+    recorder = Recorder(HEADER)
+    passed = [chunk.tobytes() for chunk in recorder.tap(chunks)]
+    assert b"".join(passed) == recorder.trace().operations.tobytes() == np.concatenate(chunks).tobytes()
+    chunks[0]["gpa"] = 0  # a generator may use its array again
+    assert b"".join(passed) == recorder.trace().operations.tobytes()
+    with pytest.raises(errors.InvalidArgumentError, match="more than 7 operations"):
+        record(HEADER, chunks, max_operations=7)
+
+
+# --- imports ------------------------------------------------------------------------------------------------
+def rows_of(imported):
+    operations = imported.trace.operations
+    return [(Step(row["step"]).name, int(row["gpa"]), int(row["size"])) for row in operations]
+
+
+def test_the_launch_log_imports_whole():
+    imported = import_log(read_log(LAUNCH_LOG), "launch")
+    assert rows_of(imported) == [
+        ("POPULATE", 0xFFC00000, 0x400000),
+        ("POPULATE", 0x800000, 0x9000),
+        ("POPULATE", 0x80A000, 0x3000),
+        ("POPULATE", 0x80D000, 0x1000),
+        ("POPULATE", 0x80E000, 0x1000),
+        ("POPULATE", 0x80F000, 0x1000),
+        ("POPULATE", 0x810000, 0x1000),
+        ("POPULATE", 0x811000, 0xF000),
+        ("LAUNCH_FINISH", 0, 0),
+    ]
+    types = [list(PageType)[row["variant"] & 0xFF] for row in imported.trace.operations[:8]]
+    assert types == ["NORMAL", "ZERO", "ZERO", "SECRETS", "CPUID", "ZERO", "NORMAL", "ZERO"]
+    assert all(row["variant"] & FROM_SOURCE for row in imported.trace.operations[:8])
+    assert imported.trace.header.layout.regions == (
+        Region(0x800000, 0x200000, private=True),
+        Region(0xFFC00000, 0x400000, private=True),
+    )
+    assert (imported.lines, imported.lost, imported.assumed_running) == (9, 0, False)
+
+
+QEMU = """\
+qemu-system-x86_64: info: something else
+4242@1725971234.000100:kvm_memory_fault start 0x4000000 size 0x1000 flags 0x8
+4242@1725971234.000200:kvm_convert_memory start 0x4000000 size 0x1000 shared_to_private
+4242@1725971235.000100:kvm_convert_memory start 0x200000 size 0x200000 private_to_shared\r
+"""
+FTRACE = """\
+# tracer: nop
+# event : name = kvm:kvm_vm_set_mem_attributes, , id = { 1 }
+#           TASK-PID     CPU#  |||||  TIMESTAMP  FUNCTION
+ qemu-system-x86-4242 123.456789: kvm_vm_set_mem_attributes: 0x0000000000100000 -- 0x0000000000100200 [0x8]
+CPU:3 [LOST 1234 EVENTS]
+ CPU 0/KVM-4243 [001] ...1. 123.456999: kvm_exit: reason VMGEXIT
+ CPU 0/KVM-4243 123.457789: kvm_vm_set_mem_attributes: 0x0000000000100010 -- 0x0000000000100011 [0x0]
+"""
+PERF = """\
+ CPU 0/KVM 4243 77.000000001:   kvm:kvm_vm_set_mem_attributes: 0x0000000000000001 -- 0x0000000000000003 [0x8]
+ CPU 0/KVM 4243 77.000000004:   kvm:kvm_vm_set_mem_attributes: 0x0000000000000002 -- 0x0000000000000003 [0x0]
+"""
+
+
+def test_a_qemu_log_of_a_running_guest():
+    imported = import_log(QEMU.splitlines(keepends=True), "q", seed=5)
+    assert rows_of(imported) == [
+        ("LAUNCH_FINISH", 0, 0),
+        ("GUEST_READ", 0x4000000, 0x1000),
+        ("CONVERT", 0x4000000, 0x1000),
+        ("CONVERT", 0x200000, 0x200000),
+    ]
+    operations = imported.trace.operations[1:]
+    assert operations["variant"].tolist() == [Access.PRIVATE, 0, 0]
+    assert operations["attributes"].tolist() == [0, 8, 0]
+    assert operations["time_ns"].tolist() == [0, 100_000, 10**9]
+    assert imported.trace.header == Header(
+        "q", "log q", Layout((Region(0x200000, 0x4000000, private=False),)), 5
+    )
+    assert imported.assumed_running
+
+
+@pytest.mark.parametrize(
+    ("text", "rows", "attributes", "times", "lost"),
+    [
+        (FTRACE, [(0x100000000, 0x200000), (0x100010000, 0x1000)], [8, 0], [0, 1_000_000], 1234),
+        (PERF, [(0x1000, 0x2000), (0x2000, 0x1000)], [8, 0], [0, 3], 0),
+    ],
+    ids=["ftrace", "perf"],
+)
+def test_kvm_s_tracepoint_counts_in_frames_with_the_end_exclusive(text, rows, attributes, times, lost):
+    imported = import_log(text.splitlines(), "t", launching=True)
+    assert rows_of(imported) == [("CONVERT", *row) for row in rows]
+    assert imported.trace.operations["attributes"].tolist() == attributes
+    assert imported.trace.operations["time_ns"].tolist() == times
+    assert (imported.lost, imported.assumed_running) == (lost, False)
+
+
+@pytest.mark.parametrize("prefix", ["", "qemu-system-x86_64: ", "[ 12.3] host qemu[99]: ", "\t> ", "é 1.5: "])
+@pytest.mark.parametrize("line", [QEMU.splitlines()[1][23:], QEMU.splitlines()[2][23:], PERF.splitlines()[0]])
+def test_prefixes_change_nothing(prefix, line):
+    bare = import_log([line], "t").trace.operations
+    assert import_log([prefix + line + " \r\n"], "t").trace.operations.tobytes() == bare.tobytes()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "kvm_convert_memory",
+        "kvm_convert_memory start 0x1000 size 0x1000",
+        "kvm_convert_memory start 0x1000 size 0x1000 sideways",
+        "kvm_convert_memory start 0x1000 size 0x1000 shared_to_private!",
+        "kvm_convert_memory start 4096 size 0x1000 shared_to_private",
+        "kvm_convert_memory start 0x1001 size 0x1000 shared_to_private",
+        "kvm_convert_memory start 0x1000 size 0x0 shared_to_private",
+        "kvm_convert_memory start 0xfffffffffffff000 size 0x1000 shared_to_private",
+        "kvm_memory_fault start 0x1000 size 0x1000",
+        "kvm_memory_fault start 0x1000 size 0x1000 flags 8",
+        "kvm_sev_snp_launch_update src 0x0 gpa 0x1000 len 0x1000 (Odd page)",
+        "kvm_vm_set_mem_attributes: 0x1 -- 0x1 [0x8]",
+        "kvm_vm_set_mem_attributes: 0x2 -- 0x1 [0x8]",
+        "kvm_vm_set_mem_attributes: 0x1 - 0x2 [0x8]",
+        "kvm_vm_set_mem_attributes 0x1 -- 0x2 [0x8]",
+        "kvm_vm_set_mem_attributes: 0x1 -- 0x2 0x8",
+        "kvm_vm_set_mem_attributes: 0x0 -- 0x10000000001 [0x8]",
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(line):
+    with pytest.raises(TraceError, match="line 3: ") as refused:
+        import_log([*QEMU.splitlines()[:2], "at 1.000000: " + line], "t")
+    assert "accepted" in str(refused.value) or "known: Normal" in str(refused.value)
+
+
+def test_a_log_without_events_says_what_would_be_one():
+    with pytest.raises(TraceError, match="no line names an event; known: kvm_convert_memory"):
+        import_log(["kvm_exit: 1", "", "#kvm_convert_memory nothing"], "t")
+
+
+def test_a_layout_may_be_given():
+    imported = import_log(QEMU.splitlines(), "q", layout=LAYOUT)
+    assert imported.trace.header.layout == LAYOUT
+
+
+def test_every_event_has_its_name_and_a_function():
+    assert len(EVENTS) == 5
+    assert all(name.startswith("kvm_") and callable(read) for name, read in EVENTS.items())
+
+
+def test_logs_of_any_bytes_are_read_and_endless_lines_are_not(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"\xff\x00\n" + QEMU.encode())
+    assert len(import_log(read_log(path), "t").trace.operations) == 4
+    path.write_bytes(b"x\n" + b"y" * 2_000_000)
+    with pytest.raises(TraceError, match="line 2: longer than"):
+        list(read_log(path))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(TraceError, match="not a regular file"):
+        list(read_log(tmp_path / "pipe"))
+
+
+def test_many_lines_come_in_chunks():
+    lines = [f"kvm_convert_memory start {i << 12:#x} size 0x1000 shared_to_private" for i in range(40_000)]
+    operations = import_log(lines, "t", launching=True).trace.operations
+    assert operations["gpa"].tolist() == [i << 12 for i in range(40_000)]
