@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gmemcore.errors import InvalidArgumentError
+from gmemcore.workload.layout import Layout, Region
 from gmemcore.workload.operations import OPERATION, empty_operations
 from gmemcore.workload.seeds import Stream
 from gmemcore.workload.streams import CHUNK, concatenate, limit, mix, rechunk, repeat
@@ -127,3 +128,26 @@ def test_mix_of_one_is_itself_and_of_empty_ones_nothing():
 def test_mix_refuses_weights_that_say_nothing(n, weights):
     with pytest.raises(InvalidArgumentError, match="a number above 0 for each"):
         mix([[] for _ in range(n)], weights)
+
+
+def test_a_pc_has_its_hole_below_4_gib():
+    gib = 1 << 30
+    assert [(region.gpa, region.size) for region in Layout.pc(2 * gib).regions] == [(0, 2 * gib)]
+    assert [(r.gpa, r.size) for r in Layout.pc(64 * gib).regions] == [(0, 2 * gib), (4 * gib, 62 * gib)]
+    assert Layout.pc(0xB000_0000).regions[1].size == 0x3000_0000
+    assert Layout.pc(64 * gib).size == 64 * gib
+
+
+def test_parts_of_a_layout_tile_it():
+    layout = Layout((Region(0, 40960), Region(1 << 32, 20480, True)))
+    parts = [layout.part(low, high) for low, high in ((0, 0.5), (0.5, 0.9), (0.9, 1))]
+    assert [[(r.gpa, r.size, r.private) for r in part.regions] for part in parts] == [
+        [(0, 28672, False)],
+        [(28672, 12288, False), (1 << 32, 12288, True)],
+        [(4294979584, 8192, True)],
+    ]
+    for low, high in ((0.5, 0.5), (-0.1, 1), (0, 1.5), (0.6, 0.5)):
+        with pytest.raises(InvalidArgumentError, match="of a layout"):
+            layout.part(low, high)
+    with pytest.raises(InvalidArgumentError, match="0 regions"):
+        layout.part(0.01, 0.02)

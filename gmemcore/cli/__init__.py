@@ -10,6 +10,7 @@ COMMANDS: Final = {
     "policy": ("gmemcore.cli.policy:app", "What each revision answers, and why."),
     "audit": ("gmemcore.cli.audit:audit", "What userspace believes, and what it is answered."),
     "flows": ("gmemcore.cli.flows:flows", "Launches and retries under every revision."),
+    "behaviours": ("gmemcore.cli.behaviours:behaviours", "What guests do, and what that consists of."),
     "bench": ("gmemcore.cli.bench:bench", "What conversions cost here, beside memcpy and XOR."),
     "report": ("gmemcore.cli.report:report", "One self-contained HTML page of a run."),
     "stress": ("gmemcore.cli.stress:stress", "Fleets of seeded guests: checked, made to fail, resumed."),

@@ -9,10 +9,13 @@ import numpy as np
 
 from gmemcore.engine.arguments import as_u64, check_aligned
 from gmemcore.errors import InvalidArgumentError
+from gmemcore.uapi import PAGE_SIZE
 from gmemcore.workload.operations import Operations
 
 MAX_REGIONS: Final = 1 << 15
 """Regions of a layout: memslots that KVM gives a VM, about."""
+_Q35_SPLITS_FROM: Final = 0xB000_0000
+_Q35_LOW: Final = 2 << 30
 _TOP: Final = 1 << 63
 """End of guest physical memory here: no file can be larger, and no sum wraps."""
 
@@ -82,6 +85,32 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def single(cls, size: int, gpa: int = 0, *, private: bool = False) -> "Layout":
         """Return the layout of a guest whose memory is one region."""
         return cls((Region(gpa, size, private),))
+
+    @classmethod
+    def pc(cls, size: int) -> "Layout":
+        """Return the layout of QEMU's q35: what doesn't fit below the PCI hole is above 4 GiB."""
+        low = size if size < _Q35_SPLITS_FROM else _Q35_LOW
+        above = (Region(4 << 30, size - low),) if size > low else ()
+        return cls((Region(0, low), *above))
+
+    def part(self, low: float, high: float) -> "Layout":
+        """Return the part of the memory between two shares of it, whole pages, for behaviours side by side.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: shares that aren't 0 to 1 and ascending, or hold no page.
+        """
+        if not 0 <= low < high <= 1:
+            raise InvalidArgumentError(f"part {low} to {high} of a layout; 0 <= low < high <= 1 is accepted")
+        start, end = (int(share * (self.size // PAGE_SIZE)) * PAGE_SIZE for share in (low, high))
+        regions, before = [], 0
+        for region in self.regions:
+            first, last = max(start - before, 0), min(end - before, region.size)
+            if first < last:
+                regions.append(Region(region.gpa + first, last - first, region.private))
+            before += region.size
+        return Layout(tuple(regions))
 
     @property
     def size(self) -> int:

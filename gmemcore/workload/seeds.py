@@ -50,7 +50,7 @@ class Stream:
     key: int
 
     def __post_init__(self) -> None:
-        as_u64(self.key, "key")
+        as_u64(self.key, "seed")
 
     def split(self, *names: str | int) -> "Stream":
         """Return the stream of a part of the work, named by texts and numbers.

@@ -22,10 +22,8 @@ Generator = Callable[..., Iterator[Operations]]
 
 COMMON: Final = (
     switch("accesses", True, "guest and host read and write what they convert"),
-    Parameter("share_flags", Kind.COUNT, 0, "content mode of conversions to shared", 0, (1 << 63), "flags"),
-    Parameter(
-        "private_flags", Kind.COUNT, 0, "content mode of conversions to private", 0, (1 << 63), "flags"
-    ),
+    Parameter("share_flags", Kind.COUNT, 0, "content mode of conversions to shared", 0, None, "flags"),
+    Parameter("private_flags", Kind.COUNT, 0, "content mode of conversions to private", 0, None, "flags"),
 )
 """Parameters that every behaviour has."""
 

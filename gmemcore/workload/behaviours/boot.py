@@ -172,10 +172,11 @@ def _accept_cells(grid: Grid, cells: Words, state_change: bool) -> Iterator[Oper
 
 def _share(small: Sequence[Range], bounce: Range, request: int) -> Iterator[Operations]:
     """Share the bounce buffers, in requests of a size, then rings and GHCBs, which both sides then use."""
-    pieces = Grid([bounce], request)
+    start, size = bounce
+    pieces = Grid([(0, size)] if size else [], request)
     for cells in pieces.blocks():
-        gpa, size = pieces[cells]
-        yield operations(Step.CONVERT, gpa, size)
+        offset, length = pieces[cells]
+        yield operations(Step.CONVERT, np.uint64(start) + offset, length)
     if small:
         yield in_turn(
             [

@@ -101,6 +101,8 @@ def _spoil(made: Operations, where: Places, what: Words) -> None:
     ):
         those = which == number
         made[field][where[those]] = values[(pick[those] % np.uint64(len(values))).astype(np.intp)]
-    made["step"][where[(which == 1) | (which == 2)]] = Step.CONVERT
+    conversions = where[(which == 1) | (which == 2)]
+    made["step"][conversions] = Step.CONVERT
+    made["variant"][conversions] = 0
     far = which == 3
     made["gpa"][where[far]] = pick[far] << np.uint64(12)
