@@ -10,7 +10,8 @@ import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -171,6 +172,18 @@ class MemfdBacking:
         """See `Backing`."""
         populate(self._map, self.words, offset, size)
 
+    def map_again(self) -> mmap.mmap:
+        """See `gmemcore.engine.host_view.SharedBacking`."""
+        return mmap.mmap(self._fd, self.words.nbytes)
+
+    def existing(self, offset: int, size: int) -> Iterator[tuple[int, int]]:
+        """See `gmemcore.engine.host_view.SharedBacking`."""
+        at, end = offset, offset + size
+        with suppress(OSError):  # ENXIO: no more of it
+            while (at := os.lseek(self._fd, at, os.SEEK_DATA)) < end:
+                start, at = at, min(os.lseek(self._fd, at, os.SEEK_HOLE), end)
+                yield start, at
+
     def close(self) -> None:
         """See `Backing`."""
         self.words = np.zeros(0, np.uint64)
@@ -198,6 +211,17 @@ class GuestMemfdBacking(MemfdBacking):
         from gmemcore.kvm.memory import open_guest_memfd
 
         return open_guest_memfd(size)
+
+    def existing(self, offset: int, size: int) -> Iterator[tuple[int, int]]:
+        """See `gmemcore.engine.host_view.SharedBacking`: by mincore(2), since it can't be sought in."""
+        resident = np.zeros(size // PAGE_SIZE + 2, np.uint8)  # with none on either side
+        libc: Any = ctypes.CDLL(None, use_errno=True)
+        address = ctypes.c_void_p(self.words.ctypes.data + offset)
+        if libc.mincore(address, ctypes.c_size_t(size), ctypes.c_void_p(resident[1:].ctypes.data)):
+            number = ctypes.get_errno()
+            raise OSError(number, f"mincore({offset:#x}, {size:#x}): {os.strerror(number)}")
+        edges = offset + np.flatnonzero(np.diff(resident & 1)) * PAGE_SIZE
+        yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
 
 
 class NoBacking:

@@ -16,6 +16,7 @@ from gmemcore.engine import kernels as layout
 from gmemcore.engine.backing import Backing
 from gmemcore.engine.conversion import Rules
 from gmemcore.engine.counters import Counters, counters_of_row
+from gmemcore.engine.host_view import HostView
 from gmemcore.engine.jit import load_kernels
 from gmemcore.engine.state import PageState, Plane, readonly
 from gmemcore.errors import OutOfMemoryError
@@ -24,12 +25,20 @@ from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE
 _REQUEST = struct.Struct(f"={layout.REQUEST_COLUMNS}Q")
 _RESULT = struct.Struct(f"={layout.RESULT_COLUMNS}Q")
 
+PAGE_WORDS = PAGE_SIZE // 8
+_PRIVATE_ATTRIBUTE = int(layout.PRIVATE_ATTRIBUTE)
+
 # What accept and populate do to the bytes of a page of each rank (four bits each).
 KEEP_BYTES = 0
 READ_AS_ZEROS = int(layout.KEYSTREAM) * 0x0111  # what isn't accepted yet becomes the key stream
 ENCRYPT_BYTES = int(layout.XOR) * 0x0111
 ACCEPTED_PLANES = Plane.ALLOCATED | Plane.ASSIGNED | Plane.ACCEPTED
 EVERYTHING_BUT_PRIVATE = ACCEPTED_PLANES | Plane.PINNED | Plane.POISONED
+
+# Planes that a page has and hasn't, to look for it with.
+_PRIVATE = (Plane.PRIVATE, Plane.NONE)
+_SHARED = (Plane.NONE, Plane.PRIVATE)
+_SHARED_UNALLOCATED = (Plane.NONE, Plane.PRIVATE | Plane.ALLOCATED)
 
 
 class Store:
@@ -47,13 +56,24 @@ class Store:
         Where the file's key stream begins.
     tracking : int
         Result column in which assignment is counted.
+    enforced : bool
+        The host has a mapping of its own, in which private pages can't be touched.
     """
 
     def __init__(
-        self, n_pages: int, backing: Backing, *, private: bool, seed: int, file_index: int, tracking: int
+        self,
+        n_pages: int,
+        backing: Backing,
+        *,
+        private: bool,
+        seed: int,
+        file_index: int,
+        tracking: int,
+        enforced: bool = False,
     ) -> None:
         self.n_pages = n_pages
         self.backing = backing
+        self.host_view = HostView(backing, private=private) if enforced else None
         self.state = PageState(n_pages, private, seed, file_index, tracking)
         self.lock = threading.RLock()
         self.closed = False
@@ -72,6 +92,7 @@ class Store:
     def counters(self) -> Counters:
         """Events since creation."""
         with self.lock:
+            self.notice_writes(0, self.n_pages)
             totals = self.state.header[layout.TOTALS : layout.TOTALS + layout.COUNTERS]
             return Counters(*(int(figure) for figure in totals))
 
@@ -92,31 +113,66 @@ class Store:
         return results
 
     def _convert(self, rules: Rules, requests: NDArray[np.uint64], results: NDArray[np.uint64]) -> None:
-        convert = load_kernels().convert
-        if not (rules.allocating and self.backing.commits_late):
+        if self.host_view is None and not (rules.allocating and self.backing.commits_late):
+            load_kernels().convert(*self._arrays, rules.table, requests, results)
+            return
+        for i in range(len(requests)):
+            self._convert_prepared(rules, requests[i : i + 1], results[i : i + 1])
+
+    def _convert_prepared(
+        self, rules: Rules, requests: NDArray[np.uint64], results: NDArray[np.uint64]
+    ) -> None:
+        """Run one request, taking the steps first that only the host can refuse."""
+        convert, header = load_kernels().convert, self.state.header
+        offset, size, attributes, flags = requests[0, :4].tolist()
+        if not size or offset + size > self.n_pages * PAGE_SIZE or (offset | size) % PAGE_SIZE:
             convert(*self._arrays, rules.table, requests, results)
             return
-        header = self.state.header
-        for i in range(len(requests)):
-            budget = header[layout.ALLOCATIONS_LEFT]
-            promised = self._promise_conversion(rules, requests[i])
-            if not promised:
-                header[layout.ALLOCATIONS_LEFT] = 0  # the kernel says so, after the checks that come first
-            convert(*self._arrays, rules.table, requests[i : i + 1], results[i : i + 1])
-            if not promised:
-                header[layout.ALLOCATIONS_LEFT] = budget
-
-    def _promise_conversion(self, rules: Rules, request: NDArray[np.uint64]) -> bool:
-        """Commit memory for one conversion that allocates; whether what it may need is there."""
-        offset, size, attributes, flags = request[:4].tolist()
-        within = size > 0 and offset + size <= self.n_pages * PAGE_SIZE and not (offset | size) % PAGE_SIZE
-        if not within or (attributes, flags) not in rules.allocating:
-            return True
+        start, end = offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
+        private = bool(attributes & _PRIVATE_ATTRIBUTE)
+        self.notice_writes(start, end)
+        view = self.host_view
+        if view is not None and self.find(start, end, *(_SHARED if private else _PRIVATE)) is None:
+            view = None  # no page will change
+        prepared = view is None or view.split(start, end)
+        if prepared and (attributes, flags) in rules.allocating:
+            prepared = self._is_promised(start, end)
+        budget = header[layout.ALLOCATIONS_LEFT]
+        if not prepared:
+            header[layout.ALLOCATIONS_LEFT] = 0  # the kernel says so, after the checks that come first
+        results[0, layout.REASON] = layout.NO_MEMORY  # until it has run
         try:
-            self.promise(offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT)
+            convert(*self._arrays, rules.table, requests, results)
+        finally:
+            if not prepared:
+                header[layout.ALLOCATIONS_LEFT] = budget
+            if view is not None:
+                if not results[0, layout.REASON]:
+                    view.protect(start, end, private=private)
+                view.join(start, end)
+
+    def _is_promised(self, start: int, end: int) -> bool:
+        try:
+            self.promise(start, end)
         except OutOfMemoryError:
             return False
         return True
+
+    def notice_writes(self, start: int, end: int) -> None:
+        """Let pages of [start, end) exist that the host has written to through its own mapping.
+
+        Nobody is told of such a write. But a page that doesn't exist holds zeros, so that one which the file
+        has memory for, and which doesn't, has been written to. (A look at it leaves no trace.)
+        """
+        if self.host_view is None:
+            return
+        while start < end and (first := self.find(start, end, *_SHARED_UNALLOCATED)) is not None:
+            ends = (self.find(first, end, plane) for plane in (Plane.PRIVATE, Plane.ALLOCATED))
+            start = min((page for page in ends if page is not None), default=end)
+            for low, high in self.host_view.existing(first, start):
+                pages = self.backing.words[low * PAGE_WORDS : high * PAGE_WORDS].reshape(-1, PAGE_WORDS)
+                for page in low + np.flatnonzero(pages.any(axis=1)):
+                    self._apply(int(page), int(page) + 1, KEEP_BYTES, Plane.ALLOCATED, promised=True)
 
     def fail_allocations_after(self, n: int | None) -> None:
         """Let n more allocations of conversions succeed and the next fail; None: all succeed again."""
@@ -152,6 +208,7 @@ class Store:
     def punch_hole(self, start: int, end: int) -> Counters:
         """Back to unallocated; only the attribute stays."""
         with self.lock:
+            self.notice_writes(start, end)
             if self.has_bytes:
                 self.backing.release(start << PAGE_SHIFT, (end - start) << PAGE_SHIFT)
             return self._apply(start, end, KEEP_BYTES, Plane.NONE, EVERYTHING_BUT_PRIVATE)
@@ -220,14 +277,22 @@ class Store:
         """DRAM of the whole file: a read-only view, shape (size,), without a copy."""
         return readonly(self.backing.words, np.dtype(np.uint8))
 
+    def plane(self, name: str) -> NDArray[np.bool_]:
+        """One plane as booleans, shape (n_pages,), a copy."""
+        with self.lock:
+            self.notice_writes(0, self.n_pages)
+            return self.state.plane(name)
+
     def page_states(self) -> NDArray[Any]:
         """Page state as a read-only structured array, without a copy; see `PageState.records`."""
         with self.lock:
+            self.notice_writes(0, self.n_pages)
             return self.state.records()
 
     def close(self) -> None:
         """Drop the bytes; views that others hold keep the memory alive."""
         with self.lock:
             self.closed = True
+            self.host_view = None
             self.backing.close()
             self._arrays = (*self._arrays[:3], self.backing.words)

@@ -32,6 +32,7 @@ def create_vm(
     *,
     huge_pages: bool = False,
     prefault: bool = False,
+    enforce: str | None = None,
 ) -> VmFace:
     """Make the Vm that an abi needs: `Vm`, or `LegacyVm` for one with two backings.
 
@@ -51,6 +52,9 @@ def create_vm(
         Ask for transparent huge pages.
     prefault : bool
         Fault all memory in at creation.
+    enforce : {'mprotect'} or None
+        Let raw views of the host's mappings (`HostMapping.array`) really fault on private pages; for the
+        backings memfd and guest_memfd.
 
     Returns
     -------
@@ -62,4 +66,5 @@ def create_vm(
         EINVAL: a name that doesn't exist; the message lists those that do.
     """
     kind = LegacyVm if get_abi(abi).legacy else Vm
-    return kind(vm_type, abi, firmware, seed, backing, huge_pages=huge_pages, prefault=prefault)
+    options = {"huge_pages": huge_pages, "prefault": prefault}
+    return kind(vm_type, abi, firmware, seed, backing, enforce=enforce, **options)

@@ -132,9 +132,7 @@ class GuestMemfd:
             raise TypeError(f"a plane's name must be a string, not {type(name).__name__}")
         if name not in PLANE_NAMES:
             raise InvalidArgumentError(f"there is no plane {name!r}; known: {', '.join(PLANE_NAMES)}")
-        store = self._open(self._store)
-        with store.lock:
-            return store.state.plane(name)
+        return self._open(self._store).plane(name)
 
     def packed_state(self, *, host: bool = False) -> PackedState:
         """Copy all planes as the engine packs them: eight bytes a 2 MiB block, 64 for each mixed plane in it.
@@ -336,6 +334,11 @@ class GuestMemfd:
     def mmap(self, offset: int, size: int, shared: bool = True) -> "HostMapping":
         """Map a range for the host; private ranges and the file's end matter only when touched.
 
+        Returns
+        -------
+        HostMapping
+            With checked `read` and `write`, and with ``enforce="mprotect"`` the memory itself, as `array`.
+
         Raises
         ------
         NotMappableError
@@ -517,6 +520,8 @@ class GuestMemfd:
         start, end = self._pages(offset, PAGE_SIZE, "poison")
         with host.lock:
             self._open(host)
+            if end <= host.n_pages:
+                host.notice_writes(start, end)
             if end > host.n_pages or host.find(start, end, Plane.ALLOCATED) is None:
                 raise InvalidArgumentError(
                     f"no page is allocated at {offset:#x}; only memory in use can fail"
@@ -552,6 +557,18 @@ class GuestMemfd:
             raise NoBytesError("this file holds attributes only; backing 'anonymous' or 'memfd' holds bytes")
         return store
 
+    def _host_memory(self, offset: int, size: int) -> NDArray[np.uint8]:
+        view = self._open(self._host).host_view
+        if view is None:
+            raise UnsupportedOperationError(
+                "raw views fault where the Vm was made with enforce='mprotect'; read and write work without"
+            )
+        if offset + size > self.size:
+            raise BadAddressError(
+                f"a view of {offset:#x}+{size:#x} goes beyond the end {self.size:#x}; within it is accepted"
+            )
+        return view.memory[offset : offset + size]
+
     def _require_ioctl(self) -> None:
         if self.vm.abi.legacy:
             raise UnknownIoctlError(
@@ -578,7 +595,10 @@ def _planes_named(names: Sequence[str]) -> Plane:
 
 
 class HostMapping:
-    """A host mapping of a range of a guest_memfd; offsets are relative to it."""
+    """A host mapping of a range of a guest_memfd; offsets are relative to it.
+
+    `read` and `write` are checked, and refuse with an exception; `array` is memory, and faults.
+    """
 
     __slots__ = ("gmem", "offset", "size")
 
@@ -592,6 +612,28 @@ class HostMapping:
     def write(self, offset: int, data: bytes) -> None:
         """Write as the host does; see `GuestMemfd.host_read`."""
         self.gmem.host_write(self.offset + self._within(offset, len(data)), data)
+
+    @property
+    def array(self) -> NDArray[np.uint8]:
+        """The memory itself, writable, shape (size,), without a copy: with ``enforce="mprotect"`` alone.
+
+        A touch of a private page of it is SIGSEGV, which ends the process (the kernel's would be SIGBUS);
+        conversions open and close its pages, in this process. It takes no lock: a touch that races with a
+        conversion may see or leave bytes of either side. A write is noticed at the next call, which finds
+        the page allocated; a read of a page that doesn't exist isn't. Poison isn't enforced, and a page that
+        the host has no memory for is SIGBUS. After `GuestMemfd.close` the view stays as it is, and keeps the
+        memory alive.
+
+        Raises
+        ------
+        BadFileError
+            EBADF: the file is closed.
+        UnsupportedOperationError
+            EOPNOTSUPP: nothing would fault there.
+        BadAddressError
+            EFAULT: the mapping goes beyond the end of the file.
+        """
+        return self.gmem._host_memory(self.offset, self.size)
 
     def _within(self, offset: int, size: int) -> int:
         offset = as_u64(offset, "offset")

@@ -43,8 +43,8 @@ class LegacyVm(VmFace):
             return self._attributes.runs(0, 1 << 64 - PAGE_SHIFT)
 
     def _new_stores(self, size: int, flags: GuestMemfdFlag) -> tuple[Store, Store]:
-        store = self._new_store(size, private=not flags & GuestMemfdFlag.INIT_SHARED)
-        return store, self._new_store(size, private=False)
+        store = self._new_store(size, private=not flags & GuestMemfdFlag.INIT_SHARED, host_maps=False)
+        return store, self._new_store(size, private=False, host_maps=True)
 
     def _resolve(self, gpa: int, size: int, *, private_side: bool = False) -> list[Segment]:
         segments = []

@@ -17,6 +17,7 @@ from gmemcore.engine.arguments import as_int, as_u64, check_aligned
 from gmemcore.engine.backing import BACKINGS, Backing
 from gmemcore.engine.conversion import ConversionResult, Rules, compile_rules, tracking_column
 from gmemcore.engine.counters import Counters
+from gmemcore.engine.host_view import require_shared
 from gmemcore.engine.store import KEEP_BYTES, READ_AS_ZEROS, Store
 from gmemcore.errors import (
     BadFileError,
@@ -65,6 +66,9 @@ class VmFace:
         A name of ``BACKINGS`` (anonymous, memfd, guest_memfd, none), or what makes one of a size.
     huge_pages, prefault : bool
         Passed to the backing where set.
+    enforce : {'mprotect'} or None
+        Give each file that the host may map a mapping of the host's own, in which private pages really fault
+        (`HostMapping.array`). It needs a backing that can be mapped twice: memfd or guest_memfd.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class VmFace:
         *,
         huge_pages: bool = False,
         prefault: bool = False,
+        enforce: str | None = None,
     ) -> None:
         self.vm_type = _member(VmType, vm_type)
         self.firmware = _member(Firmware, firmware)
@@ -89,6 +94,7 @@ class VmFace:
         self._closed = False
         self._closed_files_counters = Counters()
         self._new_backing = _backing_factory(backing, huge_pages=huge_pages, prefault=prefault)
+        self.enforce = _enforcement(enforce, backing)
         self._phase = Phase.LAUNCHING
         self._rules = compile_rules(self.abi, self.vm_type, self.firmware, self._phase)
         self._memslots: Memslots[GuestMemfd] = Memslots()
@@ -517,7 +523,7 @@ class VmFace:
         """Set the Vm's own attributes over a checked range."""
         raise NotImplementedError
 
-    def _new_store(self, size: int, *, private: bool) -> Store:
+    def _new_store(self, size: int, *, private: bool, host_maps: bool) -> Store:
         return Store(
             size // PAGE_SIZE,
             self._new_backing(size),
@@ -525,6 +531,7 @@ class VmFace:
             seed=self.seed,
             file_index=self._files_created,
             tracking=tracking_column(self.vm_type),
+            enforced=host_maps and self.enforce is not None,
         )
 
 
@@ -539,7 +546,8 @@ class Vm(VmFace):
             )
 
     def _new_stores(self, size: int, flags: GuestMemfdFlag) -> tuple[Store, Store]:
-        store = self._new_store(size, private=not flags & GuestMemfdFlag.INIT_SHARED)
+        private, mappable = not flags & GuestMemfdFlag.INIT_SHARED, bool(flags & GuestMemfdFlag.MMAP)
+        store = self._new_store(size, private=private, host_maps=mappable)
         return store, store
 
     def _resolve(self, gpa: int, size: int, *, private_side: bool = False) -> list[Segment]:
@@ -610,6 +618,17 @@ def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, not {type(value).__name__}")
     return value
+
+
+def _enforcement(enforce: str | None, backing: str | Callable[..., Backing]) -> str | None:
+    """Check what enforces the host's view, and that the backing can be mapped for it."""
+    if enforce is None:
+        return None
+    if _text(enforce, "enforce") != "mprotect":
+        raise InvalidArgumentError(f"unknown enforcement {enforce!r}; 'mprotect' or None is accepted")
+    if isinstance(backing, str):  # what a factory makes is seen when it has made it
+        require_shared(BACKINGS[backing], repr(backing))
+    return enforce
 
 
 def _backing_factory(backing: str | Callable[..., Backing], **options: bool) -> Callable[[int], Backing]:
