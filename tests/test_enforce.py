@@ -304,6 +304,8 @@ def test_what_the_host_wrote_raw_is_there_for_everyone(backing):
     assert gmem.counters.pages_allocated == 3
     array[10 * P] = 1
     assert int(gmem.page_states()["allocated"][0, 0]) & 1 << 10
+    array[12 * P] = 1
+    assert gmem.packed_state().totals["allocated"] == 5
     array[11 * P] = 1
     gmem.poison(11 * P)
     gmem.fallocate(3, 5 * P, P)

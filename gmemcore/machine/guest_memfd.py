@@ -144,6 +144,7 @@ class GuestMemfd:
         """
         store = self._open(self._host if host else self._store)
         with store.lock:
+            store.notice_writes(0, store.n_pages)
             return store.state.packed()
 
     def state_runs(self, offset: int, size: int) -> list[tuple[int, int, tuple[str, ...]]]:
