@@ -16,27 +16,46 @@ from gmemcore.analysis.distributions import (
     splits_and_merges,
     state_mix,
 )
-from gmemcore.analysis.pictures import page_map
+from gmemcore.analysis.pictures import (
+    PICTURES,
+    bench_cube,
+    cost_by_range,
+    mappability_over_time,
+    memory_over_time,
+    page_map,
+    run_length_cdf,
+    state_stream,
+)
+from gmemcore.analysis.runs import Run, read_run
 from gmemcore.analysis.snapshot import Diff, Series, Snapshot, diff, take
 from gmemcore.analysis.tables import Table
 
 __all__ = [
+    "PICTURES",
     "STATES",
     "Diff",
+    "Run",
     "Series",
     "Snapshot",
     "Table",
+    "bench_cube",
     "by_region",
     "by_slot",
+    "cost_by_range",
     "diff",
     "fragmentation",
     "iommu",
     "mappability",
+    "mappability_over_time",
+    "memory_over_time",
     "page_map",
+    "read_run",
     "run_histogram",
+    "run_length_cdf",
     "run_lengths",
     "run_quantiles",
     "splits_and_merges",
     "state_mix",
+    "state_stream",
     "take",
 ]

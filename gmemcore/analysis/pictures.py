@@ -1,20 +1,34 @@
 """Pictures of page state and of what conversions cost. Each takes and returns a matplotlib Axes."""
 
-from typing import TYPE_CHECKING, Any, Final
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from textwrap import fill
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gmemcore.analysis.bitmap import Bitmap
-from gmemcore.analysis.distributions import STATES, Source, states_of
+from gmemcore.analysis.distributions import (
+    STATES,
+    Source,
+    mappability,
+    run_lengths,
+    state_mix,
+    states_of,
+)
 from gmemcore.analysis.hilbert import hilbert
-from gmemcore.analysis.snapshot import Snapshot, as_snapshot
+from gmemcore.analysis.runs import BenchCell, Run
+from gmemcore.analysis.snapshot import Series, Snapshot, as_snapshot
 from gmemcore.analysis.style import (
     FRACTION_MAP,
     STATE_COLOURS,
     axes_for,
     binary_unit,
     legend_beside,
+    line_style,
+    size_axis,
     size_words,
 )
 from gmemcore.engine.packed import BLOCK_PAGES
@@ -153,8 +167,8 @@ def _along_curve(cells: NDArray[Any]) -> Any:
 
 def _map_size(width: int, height: int) -> tuple[float, float]:
     """Inches: cells are square where that gives a picture that is neither a stripe nor a tower."""
-    wide = 6.0
-    return wide + 2.0, float(np.clip(wide * height / width, 1.6, 6.5)) + 0.8
+    wide = 5.4
+    return wide + 3.1, float(np.clip(wide * height / width, 1.6, 6.5)) + 0.8
 
 
 def _draw_states(ax: "Axes", grid: Any, cells: NDArray[Any]) -> None:
@@ -182,21 +196,18 @@ def _draw_fractions(ax: "Axes", grid: Any, cell_pages: int) -> None:
 
 
 def _label_map(ax: "Axes", order: str, size: int, shape: tuple[int, int], cell_pages: int) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
+    ax.tick_params(length=3)
     if order == "hilbert":
         ax.set(xticks=[], yticks=[], aspect="equal")
-        ax.set_xlabel("Hilbert curve from the upper left corner")
+        ax.spines[["left", "bottom"]].set_visible(False)
+        ax.set_xlabel("Hilbert curve, from the upper left corner to the upper right one")
         return
     row = shape[1] * cell_pages * PAGE_SIZE
-    (across, across_name), (down, down_name) = binary_unit(row), binary_unit(size)
-    cell = cell_pages * PAGE_SIZE
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x * cell / across:g}"))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y * row / down:g}"))
-    ax.set_xticks(np.linspace(0, shape[1], 5))
-    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 4, 5, 8, 10]))
-    ax.set_ylim(shape[0] - 0.5, -0.5)
-    ax.set_xlim(-0.5, shape[1] - 0.5)
+    across, down = np.linspace(0, row, 5), np.linspace(0, size, 5)
+    (across_unit, across_name), (down_unit, down_name) = binary_unit(row), binary_unit(size)
+    # A cell reaches half a unit to each side of its index: offsets are those of its edges.
+    ax.set_xticks(across / row * shape[1] - 0.5, [f"{at / across_unit:.4g}" for at in across])
+    ax.set_yticks(down / row - 0.5, [f"{at / down_unit:.4g}" for at in down])
     ax.set_xlabel(f"offset within the row ({across_name})")
     ax.set_ylabel(f"offset in the file ({down_name})")
 
@@ -207,4 +218,390 @@ def _map_title(snapshot: Snapshot, size: int) -> str:
 
 
 def _percent(fraction: float) -> str:
-    return "<0.1 %" if 0 < fraction < 0.001 else f"{fraction * 100:.3g} %"
+    return "<0.1 %" if 0 < fraction < 0.001 else f"{fraction * 100:.1f} %"
+
+
+# ---- runs ----------------------------------------------------------------------------------------------
+
+
+def run_length_cdf(
+    sources: "Source | Mapping[str, Source]", ax: "Axes | None" = None, *, weight: str = "pages"
+) -> "Axes":
+    """Draw how long runs of one attribute are: the share of memory (or runs) in runs up to each length.
+
+    Parameters
+    ----------
+    sources : Snapshot, Vm or GuestMemfd, or a mapping of names to them
+        One, or several to compare.
+    ax : matplotlib Axes or None
+    weight : {'pages', 'runs'}
+        What the share is of; of pages it says where memory lies, of runs how many calls it takes.
+    """
+    if weight not in ("pages", "runs"):
+        raise ValueError(f"weight {weight!r}; pages or runs would be accepted")
+    named = sources if isinstance(sources, Mapping) else {"": sources}
+    drawn = axes_for(ax)
+    for number, (name, source) in enumerate(named.items()):
+        lengths = run_lengths(source)
+        for attribute, dash in (("private", "-"), ("shared", "--")):
+            own = lengths.where(attribute=attribute)
+            if len(own):
+                colour = line_style(number)["color"] if len(named) > 1 else STATE_COLOURS[_SOLID[attribute]]
+                label = f"{name}, {attribute}" if name else attribute
+                sizes = np.concatenate([own["length"][:1], own["length"]]) * PAGE_SIZE
+                shares = np.concatenate([[0], own[f"cdf_{weight}"]])
+                drawn.step(sizes, shares, where="post", color=colour, linestyle=dash, label=label)
+    size_axis(drawn.xaxis)
+    drawn.set_xlim(left=PAGE_SIZE * 0.9)
+    drawn.set_xlabel("length of the run")
+    drawn.set_ylabel({"pages": "share of the attribute's memory", "runs": "share of its runs"}[weight])
+    drawn.set_ylim(-0.02, 1.02)
+    for size in (2 << 20, 1 << 30):
+        if size <= drawn.get_xlim()[1]:
+            drawn.axvline(size, color="0.6", linewidth=0.8, zorder=0)
+            place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "fontsize": 8, "color": "0.4"}
+            drawn.annotate(f" {size_words(size)}", (size, 1), va="top", **place)
+    title = {"pages": "Memory in runs of one attribute", "runs": "Runs of one attribute"}[weight]
+    drawn.set_title(f"{title}, up to a length", loc="left")
+    if drawn.get_legend_handles_labels()[0]:
+        legend_beside(drawn)
+    return drawn
+
+
+_SOLID: Final = {"private": "accepted", "shared": "shared"}
+"""The state whose colour stands for an attribute."""
+
+
+# ---- over time -----------------------------------------------------------------------------------------
+
+
+def state_stream(series: Series, ax: "Axes | None" = None) -> "Axes":
+    """Draw how much memory is in each state over a run, stacked up to the guest's size."""
+    from matplotlib.patches import Patch
+
+    at = _times(series, "a stream")
+    table = series.tabulate(state_mix)
+    bytes_ = {state.name: table.where(state=state.name)["bytes"] for state in STATES}
+    occurring = [state.name for state in reversed(STATES[:-2]) if bytes_[state.name].any()]
+    occurring += [state.name for state in STATES[-2:] if bytes_[state.name].any()]  # no memory: on top
+    unit, name = binary_unit(max(snapshot.size for snapshot in series))
+    drawn = axes_for(ax)
+    drawn.stackplot(
+        at,
+        [bytes_[state] / unit for state in occurring],
+        colors=[STATE_COLOURS[state] for state in occurring],
+        edgecolor="white",
+        linewidth=0.4,
+    )
+    handles = [Patch(facecolor=STATE_COLOURS[s], edgecolor="0.5", linewidth=0.5, label=s) for s in occurring]
+    legend_beside(drawn, handles[::-1])
+    _time_axis(drawn, series, at)
+    drawn.set_ylim(0, max(snapshot.size for snapshot in series) / unit)
+    drawn.set_ylabel(f"memory ({name})")
+    drawn.set_title("Memory by state", loc="left")
+    return drawn
+
+
+def mappability_over_time(series: Series, ax: "Axes | None" = None) -> "Axes":
+    """Draw which share of the guest a nested page table could map with 2 MiB and with 1 GiB entries."""
+    at = _times(series, "mappability over time")
+    table = series.tabulate(mappability)
+    drawn = axes_for(ax)
+    for number, (size, label) in enumerate((("2m", "2 MiB"), ("1g", "1 GiB"))):
+        own = table.where(size=size)
+        if own["blocks"].any():
+            drawn.plot(at, own["fraction"] * 100, label=label, **line_style(number, marks=len(at)))
+    _time_axis(drawn, series, at)
+    drawn.set_ylim(-2, 102)
+    drawn.set_ylabel("memory in blocks of one attribute (%)")
+    drawn.set_title("What could be mapped whole", loc="left")
+    if drawn.get_legend_handles_labels()[0]:
+        legend_beside(drawn, title="entry")
+    return drawn
+
+
+def memory_over_time(runs: Mapping[str, Series], ax: "Axes | None" = None) -> "Axes":
+    """Draw the memory that runs of one guest take: converted in place against two backings.
+
+    Parameters
+    ----------
+    runs : mapping of str to Series
+        Runs by name, for instance in place, legacy, and legacy with discard; of one unit.
+    ax : matplotlib Axes or None
+    """
+    if not runs:
+        raise ValueError("no run to draw")
+    if len({series.unit for series in runs.values()}) > 1:
+        raise ValueError("runs whose times have different units; one unit can be drawn")
+    times = {name: _times(series, f"run {name!r}") for name, series in runs.items()}
+    size = max(snapshot.size for series in runs.values() for snapshot in series)
+    unit, unit_name = binary_unit(size)
+    drawn = axes_for(ax)
+    for number, (name, series) in enumerate(runs.items()):
+        used = np.array([snapshot.memory_pages for snapshot in series]) * PAGE_SIZE / unit
+        drawn.plot(times[name], used, label=name, **line_style(number, marks=len(used)))
+    drawn.axhline(size / unit, color="0.5", linewidth=1, label="size of the guest", zorder=0)
+    first = next(iter(runs.values()))
+    _time_axis(drawn, first, np.concatenate(list(times.values())))
+    drawn.set_ylim(bottom=0)
+    drawn.set_ylabel(f"memory in use ({unit_name})")
+    drawn.set_title("Memory behind a guest", loc="left")
+    legend_beside(drawn)
+    return drawn
+
+
+def _times(series: Series, what: str) -> NDArray[np.float64]:
+    if len(series) < 2:
+        raise ValueError(f"{what} of {len(series)} snapshots; at least two are needed")
+    return np.array([snapshot.at for snapshot in series])
+
+
+def _time_axis(ax: "Axes", series: Series, at: NDArray[np.float64]) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    ax.set_xlim(at.min(), at.max() if at.max() > at.min() else at.min() + 1)
+    ax.set_xlabel("time (s)" if series.unit == "s" else series.unit)
+    if series.unit != "s" and at.max() >= 10_000:
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+# ---- what conversions cost -------------------------------------------------------------------------------
+
+
+def bench_cube(
+    run: Run, ax: "Axes | None" = None, *, abi: str | None = None, size: int | None = None
+) -> "Axes":
+    """Draw what each cell of policy costs, or that it is refused: flags across, the rest down.
+
+    Parameters
+    ----------
+    run : Run
+        Of ``gmemcore bench --json``, read by `gmemcore.analysis.runs.read_run`.
+    ax : matplotlib Axes or None
+    abi : str or None
+        Revision; None: the first of the run.
+    size : int or None
+        Bytes of one conversion; None: each cell's largest.
+
+    Notes
+    -----
+    The figure is the conversion's alone, per page of 4 KiB, on a logarithmic scale; populate and copying have
+    columns of their own in the run.
+    """
+    cells = _cells_of(run, abi)
+    unknown = _unknown_flags(cells)
+    cells = [cell for cell in cells if cell.flag not in unknown]
+    chosen = _one_a_cell(cells, size)
+    rows = list(dict.fromkeys(_row_of(cell) for cell in cells))
+    flags = list(dict.fromkeys(cell.flag for cell in cells))
+    costs: Any = np.ma.MaskedArray(np.zeros((len(rows), len(flags))), mask=True)
+    for (row, flag), cell in chosen.items():
+        if cell.effect is not None and cell.seconds.median is not None:
+            costs[rows.index(row), flags.index(flag)] = cell.seconds.median / cell.range * PAGE_SIZE * 1e9
+    drawn = axes_for(ax, (max(3.4 + 1.3 * len(flags), 6.5), max(1.6 + 0.28 * len(rows), 3.8)))
+    image = _draw_costs(drawn, costs)
+    for (row, flag), cell in chosen.items():
+        _mark_cell(drawn, image, flags.index(flag), rows.index(row), cell, costs)
+    drawn.set_xticks(range(len(flags)), [flag.replace("PRESERVE_", "PRESERVE_\n") for flag in flags])
+    drawn.set_yticks(range(len(rows)), [" ".join(row) for row in rows])
+    drawn.tick_params(length=0, labelsize=8)
+    drawn.xaxis.tick_top()
+    drawn.spines[:].set_visible(False)
+    for y in range(1, len(rows)):
+        drawn.axhline(y - 0.5, color="black", linewidth=1.2 if rows[y][0] != rows[y - 1][0] else 0)
+    if unknown:
+        names = fill(", ".join(unknown), 25 * max(len(flags), 2), break_long_words=False)
+        drawn.set_xlabel(f"unknown there, EINVAL everywhere:\n{names}", fontsize=8, loc="left")
+    of_size = "the largest range" if size is None else f"ranges of {size_words(size)}"
+    title = f"{cells[0].abi}, firmware {cells[0].firmware}: {of_size}"
+    drawn.set_title(title, loc="left", pad=24 if any("PRESERVE_" in flag for flag in flags) else 12)
+    return drawn
+
+
+def _unknown_flags(cells: Sequence[BenchCell]) -> list[str]:
+    """Flags that the revision doesn't know: a column of EINVAL says no more than their names."""
+    outcomes: dict[str, set[str]] = defaultdict(set)
+    for cell in cells:
+        outcomes[cell.flag].add(cell.outcome)
+    return [flag for flag, own in outcomes.items() if own == {"EINVAL"}]
+
+
+def _draw_costs(ax: "Axes", costs: Any) -> Any:
+    """Draw the cells that have a cost, and the scale; returns the image."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    positive = costs.compressed()
+    low, high = positive.min(), positive.max()
+    norm = LogNorm(low, max(high, low * 1.01))
+    image = ax.imshow(costs, cmap=FRACTION_MAP, norm=norm, aspect="auto", interpolation="nearest")
+    bar = ax.figure.colorbar(image, ax=ax, label="cost of the conversion (ns a 4 KiB page)", shrink=0.9)
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    return image
+
+
+def _mark_cell(ax: "Axes", image: Any, x: int, y: int, cell: BenchCell, costs: Any) -> None:
+    """Write into a cell what happens there: the effect and its cost, or the refusal over hatching."""
+    from matplotlib.patches import Rectangle
+
+    where: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7.5}
+    if cell.effect is not None:
+        colour = "white" if _is_dark(image, costs[y, x]) else "black"
+        ax.text(x, y, f"{cell.effect} {_cost_words(costs[y, x])}", color=colour, **where)
+        return
+    hatched = Rectangle(
+        (x - 0.5, y - 0.5), 1, 1, facecolor="white", hatch="////", edgecolor="0.75", linewidth=0
+    )
+    ax.add_patch(hatched)
+    box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "linewidth": 0}
+    ax.text(x, y, cell.outcome, color="0.35", bbox=box, **where)
+
+
+def cost_by_range(run: Run, ax: "Axes | None" = None, *, abi: str | None = None) -> "Axes":
+    """Draw the speed of what moves bytes against the size of one conversion, below the primitives of the run.
+
+    A line is the median over the cells of one operation on bytes, and its band reaches from the slowest to
+    the fastest; in `legacy` it is copying from one backing to the other.
+
+    Parameters
+    ----------
+    run : Run
+        Of ``gmemcore bench --json``.
+    ax : matplotlib Axes or None
+    abi : str or None
+        Revision; None: all of the run.
+    """
+    cells = run_cells(run) if abi is None else _cells_of(run, abi)
+    speeds: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for cell in cells:
+        if cell.convert_gbps is not None:
+            speeds[_OPERATIONS.get(cell.bytes, cell.bytes)][cell.range].append(cell.convert_gbps)
+        elif cell.abi == "legacy" and cell.populate_gbps is not None:
+            speeds["copy across (legacy)"][cell.range].append(cell.populate_gbps)
+    if not speeds:
+        raise ValueError("no cell of the run moves bytes; bench with two-caps or legacy has some that do")
+    drawn = axes_for(ax)
+    for number, (operation, by_range) in enumerate(speeds.items()):
+        ranges = sorted(by_range)
+        style = line_style(number)
+        middle = [float(np.median(by_range[size])) for size in ranges]
+        drawn.plot(ranges, middle, label=operation, **style)
+        if len(ranges) > 1:
+            low, high = ([pick(by_range[size]) for size in ranges] for pick in (min, max))
+            drawn.fill_between(ranges, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    every = sorted({size for by_range in speeds.values() for size in by_range})
+    drawn.set_yscale("log")
+    for (name, speed), height in _spread(run.first.primitives, drawn).items():
+        drawn.axhline(speed, color="0.4", linewidth=1, linestyle=(0, (1, 1)), zorder=0)
+        place: dict[str, Any] = {
+            "xycoords": ("axes fraction", "data"),
+            "va": "center",
+            "fontsize": 9,
+            "color": "0.4",
+        }
+        drawn.annotate(f" {name} {speed:.3g}", (1, height), annotation_clip=False, **place)
+    drawn.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    size_axis(drawn.xaxis)
+    drawn.set_xticks(every, [size_words(size) for size in every])
+    drawn.set_xticks([], minor=True)
+    drawn.set_xlabel("size of one conversion")
+    drawn.set_ylabel("speed (GB/s, 1e9 bytes of guest memory)")
+    drawn.set_title("Cost against size, and the memory primitives as ceilings", loc="left")
+    drawn.legend(
+        loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False
+    )  # names are at the right
+    return drawn
+
+
+def _spread(speeds: Mapping[str, float], ax: "Axes") -> dict[tuple[str, float], float]:
+    """Heights for the names of speeds on a logarithmic axis, such that none lies over another."""
+    low, high = ax.get_ylim()
+    apart = (max(high, *speeds.values()) / low) ** 0.05
+    heights: dict[tuple[str, float], float] = {}
+    below = 0.0
+    for name, speed in sorted(speeds.items(), key=lambda item: item[1]):
+        below = heights[name, speed] = max(speed, below * apart)
+    return heights
+
+
+_OPERATIONS: Final = {"zero": "zero", "xor": "XOR with the key stream", "random": "scramble"}
+"""Operations on bytes, in words."""
+
+
+def run_cells(run: Run) -> list[BenchCell]:
+    """The cells of a bench run.
+
+    Raises
+    ------
+    ValueError
+        A run of another kind, or one without a cell.
+    """
+    if run.kind != "bench":
+        raise ValueError(f"a run of {run.kind}; the JSON Lines of gmemcore bench would be accepted")
+    if not run.records:
+        raise ValueError("the run has no cell")
+    return list(run.records)
+
+
+def _cells_of(run: Run, abi: str | None) -> list[BenchCell]:
+    """Cells of one revision and firmware, of the first where none is asked for."""
+    cells = run_cells(run)
+    wanted = cells[0].abi if abi is None else abi
+    own = [cell for cell in cells if cell.abi == wanted]
+    if not own:
+        known = ", ".join(dict.fromkeys(cell.abi for cell in cells))
+        raise ValueError(f"the run has no cell of {wanted!r}; it has {known}")
+    return [cell for cell in own if cell.firmware == own[0].firmware]
+
+
+def _row_of(cell: BenchCell) -> tuple[str, str, str]:
+    return cell.vm_type, cell.phase, cell.direction.replace("_", " ")
+
+
+def _one_a_cell(
+    cells: Sequence[BenchCell], size: int | None
+) -> dict[tuple[tuple[str, str, str], str], BenchCell]:
+    """The measurement that stands for each cell: without holes where there is a choice, and the largest."""
+    chosen: dict[tuple[tuple[str, str, str], str], BenchCell] = {}
+    for cell in sorted(cells, key=lambda cell: (cell.pages_allocated_before > 0, cell.range)):
+        if size is None or cell.effect is None or cell.range == size:
+            chosen[_row_of(cell), cell.flag] = cell
+    if not any(cell.effect is not None for cell in chosen.values()):
+        sizes = ", ".join(size_words(size) for size in sorted({cell.range for cell in cells}))
+        raise ValueError(f"no cell was measured at that size; there are {sizes}")
+    return chosen
+
+
+def _cost_words(nanoseconds: float) -> str:
+    return f"{nanoseconds:.0f}" if nanoseconds >= 10 else f"{nanoseconds:.2g}"
+
+
+def _is_dark(image: Any, value: float) -> bool:
+    red, green, blue, _ = image.cmap(image.norm(value))
+    return bool(0.299 * red + 0.587 * green + 0.114 * blue < 0.5)
+
+
+# ---- by name -------------------------------------------------------------------------------------------
+
+
+class Picture(NamedTuple):
+    """A picture that can be asked for by name."""
+
+    shows: str
+    of: str
+    """What it takes: a snapshot, snapshots by name, a series, series by name, or a bench run."""
+    draw: "Callable[..., Axes]"
+
+
+PICTURES: Final = {
+    "map": Picture("every page in address order", "snapshot", page_map),
+    "hilbert": Picture("every page along a Hilbert curve", "snapshot", partial(page_map, order="hilbert")),
+    "runs": Picture("lengths of runs of one attribute", "snapshots", run_length_cdf),
+    "stream": Picture("memory by state over time", "series", state_stream),
+    "mappable": Picture("what large entries could map over time", "series", mappability_over_time),
+    "memory": Picture("memory in use over time, a line a file", "several series", memory_over_time),
+    "cube": Picture("what each cell of policy costs", "bench", bench_cube),
+    "cost": Picture("speed against the size of one conversion", "bench", cost_by_range),
+}
+"""Pictures by name."""

@@ -12,6 +12,7 @@ from gmemcore.analysis.tables import extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 BLUE, SKY, GREEN, ORANGE, VERMILION, PINK, YELLOW, BLACK = (
     *("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#F0E442", "#000000"),
@@ -74,11 +75,37 @@ def axes_for(ax: "Axes | None", size: tuple[float, float] = SIZE) -> "Axes":
     return drawn
 
 
-def legend_beside(ax: "Axes", handles: Sequence[Any] | None = None, title: str | None = None) -> None:
+def legend_beside(
+    ax: "Axes", handles: Sequence[Any] | None = None, title: str | None = None, right_of: float = 1.01
+) -> None:
     """Put the legend to the right of the picture, where it hides nothing."""
-    options = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False, "title": title}
-    options |= {} if handles is None else {"handles": handles}
-    ax.legend(**options)
+    given = ax.get_legend_handles_labels()[0] if handles is None else handles
+    ax.legend(
+        handles=given,
+        loc="upper left",
+        bbox_to_anchor=(right_of, 1),
+        frameon=False,
+        title=title,
+        alignment="left",
+    )
+
+
+def line_style(number: int, marks: int = 0) -> dict[str, Any]:
+    """How the n-th line is drawn; marks: how many points it has, so that many of them share a marker."""
+    colour, dash, marker = LINES[number % len(LINES)]
+    every = max(1, marks // 10)
+    style = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 5, "clip_on": False}
+    return style | {"markevery": (number * every // 3 % every, every)}  # not on top of each other
+
+
+def size_axis(axis: "Axis") -> None:
+    """Let an axis show sizes in bytes, in powers of two."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.axes.set_xscale("log", base=2)
+    axis.set_major_locator(LogLocator(base=16, numticks=12))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda size, _: size_words(int(size))))
 
 
 def binary_unit(size: float) -> tuple[int, str]:
