@@ -1,15 +1,16 @@
-"""The one table of cases: every cell of policy, at every size it is measured at.
+"""The one table of cases: every cell of policy, at every size and on every axis it is measured at.
 
 A case is all that a reader needs to know before running anything: the question and policy's answer, how large
-the memory and the converted range are, and, derived from the rows of policy alone, the state the range starts
-from and the steps that follow until the other side can read what the flag promises.
+the memory and the converted range are, the setting (`axes`), and, derived from the rows of policy alone, the
+state the range starts from and the steps that follow until the other side can read what the flag promises.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
+from gmemcore.benchmark.axes import DEFAULT_SETTING, Fragmentation, Mask, Setting
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.policy import (
     ABIS,
@@ -30,7 +31,7 @@ from gmemcore.policy import (
     content_flags,
     flag_name,
 )
-from gmemcore.uapi import PAGE_SHIFT, Direction, Firmware, Phase, VmType
+from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, Direction, Firmware, Phase, VmType
 
 DEFAULT_MEMORY: Final = 1 << 30
 """Bytes of guest memory, where nothing else is asked for."""
@@ -66,7 +67,7 @@ class Transfer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One cell at one size.
+    """One cell at one size, on one value of each axis.
 
     Attributes
     ----------
@@ -79,7 +80,11 @@ class Case:
     range : int
         Bytes that one conversion is asked for.
     pages_allocated_before : int
-        Pages of a range that exist before its conversion: all of them or none.
+        Pages of a range that exist before its conversion.
+    fragmentation : Fragmentation
+        Which pages are in which state.
+    setting : Setting
+        Memory and threads.
     """
 
     key: CellKey
@@ -87,12 +92,15 @@ class Case:
     memory: int
     range: int
     pages_allocated_before: int
+    fragmentation: Fragmentation = Fragmentation.UNIFORM
+    setting: Setting = DEFAULT_SETTING
 
     @property
     def name(self) -> str:
-        """The case in one word, unique in the table."""
+        """The case in one word, unique in the table of one setting."""
         key = self.key
         holes = "" if self.pages_allocated_before else "-unallocated"
+        holes += "" if self.uniform else f"-{self.fragmentation}"
         parts = (
             key.abi,
             key.vm_type,
@@ -135,19 +143,69 @@ class Case:
         return any(row.preserves for row in content_flags(self.key.abi) if row.bit == self.key.flag)
 
     @property
+    def uniform(self) -> bool:
+        """Whether every page of the range starts in the same state."""
+        return self.fragmentation == Fragmentation.UNIFORM
+
+    def mask(self, size: int) -> Mask:
+        """Return which pages of the first bytes of memory the fragmentation picks."""
+        return self.fragmentation.mask(size >> PAGE_SHIFT, self.range >> PAGE_SHIFT)
+
+    @property
+    def ranks(self) -> tuple[Rank, Rank]:
+        """How far the pages that the fragmentation picks have come before the conversion, and the others."""
+        if self.uniform:
+            return self.rank, self.rank
+        if self.fragmentation == Fragmentation.ALTERNATING_ACCEPTED:
+            return Rank.ACCEPTED, Rank.ALLOCATED
+        return self.rank, Rank.UNALLOCATED
+
+    @property
+    def fits(self) -> bool:
+        """Whether the cell can start from the fragmentation.
+
+        Not from pages accepted here and there where it refuses assigned ones, or where a populate follows,
+        which does; and `legacy`, whose attributes aren't the file's, is measured uniform.
+        """
+        if self.uniform:
+            return True
+        if self.abi.legacy or self.range < self.fragmentation.smallest:
+            return False
+        if self.fragmentation != Fragmentation.ALTERNATING_ACCEPTED:
+            return True
+        return self.platform.coco and self.cell.unless != ASSIGNED and self.transfer is None
+
+    @property
     def rank(self) -> Rank:
-        """How far each page of the range has come before the conversion."""
+        """How far each page of the range that the fragmentation picks has come before the conversion."""
         if not self.pages_allocated_before:
             return Rank.UNALLOCATED
         is_assigned = self.platform.coco and not self.to_private and self.cell.unless != ASSIGNED
         return Rank.ACCEPTED if is_assigned else Rank.ALLOCATED
 
-    @property
-    def operation(self) -> ByteOperation:
-        """What the conversion does to the bytes of the range."""
+    def operation_of(self, rank: Rank) -> ByteOperation:
+        """Return what the conversion does to the bytes of a page of this rank."""
         if self.cell.effect is None or self.abi.legacy:
             return ByteOperation.NONE
-        return byte_operations(self.cell.effect, self.key.vm_type, self.key.direction)[self.rank]
+        return byte_operations(self.cell.effect, self.key.vm_type, self.key.direction)[rank]
+
+    @property
+    def operation(self) -> ByteOperation:
+        """What the conversion does to the bytes of the pages picked, or if nothing, to those of the rest."""
+        picked, other = map(self.operation_of, self.ranks)
+        return other if picked == ByteOperation.NONE else picked
+
+    def bytes_by_operation(self, size: int) -> dict[ByteOperation, int]:
+        """Return how many of the first bytes of memory a conversion of them treats in which way."""
+        picked = int(self.mask(size).sum()) * PAGE_SIZE
+        found: dict[ByteOperation, int] = dict.fromkeys(ByteOperation, 0)
+        for rank, part in zip(self.ranks, (picked, size - picked), strict=True):
+            found[self.operation_of(rank)] += part
+        return found
+
+    def touched(self, size: int) -> int:
+        """Return how many of the first bytes of memory a conversion writes; all, if it writes none."""
+        return size - self.bytes_by_operation(size)[ByteOperation.NONE] or size
 
     @property
     def bytes(self) -> str:
@@ -185,6 +243,7 @@ class Case:
         """What is executed, sizes aside: cases that agree in it do the same work, whatever their names."""
         kind = self.platform
         return (
+            *(self.setting, self.fragmentation, *map(self.operation_of, self.ranks)),
             *(self.abi.legacy, kind.private_memory, kind.coco, kind.accept if self.accept else None),
             *(
                 self.key.direction,
@@ -208,6 +267,8 @@ def table(
     *,
     memory: int = DEFAULT_MEMORY,
     ranges: Sequence[int] | None = None,
+    fragmentations: Sequence[Fragmentation] = (Fragmentation.UNIFORM,),
+    settings: Sequence[Setting] = (DEFAULT_SETTING,),
 ) -> list[Case]:
     """Return the cases of a selection, in the order of policy.
 
@@ -222,12 +283,17 @@ def table(
         Bytes of the guest_memfd.
     ranges : sequence of int or None
         Bytes of one conversion; None: `SMALL_RANGES` where they fit, and the whole memory.
+    fragmentations : sequence of Fragmentation
+        How the state of pages alternates; one that a case can't start from is left out (`Case.fits`).
+    settings : sequence of Setting
+        Memory and threads; all cases of one before those of the next.
 
     Returns
     -------
     list of Case
-        A refused cell once, at the smallest range. Any other cell at every range, and where its effect is
-        more than KEEP at `UNALLOCATED_RANGE` also with memory that doesn't exist yet.
+        A refused cell once, at the smallest range, uniform and under the first setting. Any other cell at
+        every range, and where its effect is more than KEEP at `UNALLOCATED_RANGE` also with memory that
+        doesn't exist yet.
 
     Raises
     ------
@@ -237,9 +303,11 @@ def table(
     sizes = _ranges(memory, ranges)
     return [
         case
+        for setting in settings
         for name, each_firmware in _selection(abi, firmware)
         for key, answer in cells(name, vm_type, each_firmware)
-        for case in _cases_of(key, answer, memory, sizes)
+        if answer.outcome == OK or setting == settings[0]
+        for case in _cases_of(key, answer, memory, sizes, fragmentations, setting)
     ]
 
 
@@ -271,15 +339,33 @@ def _firmware_matters(abi: str) -> bool:
     return today != cipher
 
 
-def _cases_of(key: CellKey, answer: Cell, memory: int, sizes: tuple[int, ...]) -> Iterator[Case]:
+def _cases_of(
+    key: CellKey,
+    answer: Cell,
+    memory: int,
+    sizes: tuple[int, ...],
+    fragmentations: Sequence[Fragmentation],
+    setting: Setting,
+) -> Iterator[Case]:
     """Yield the cases of one cell."""
     if answer.outcome != OK:
-        yield Case(key, answer, memory, sizes[0], sizes[0] >> PAGE_SHIFT)
+        yield Case(key, answer, memory, sizes[0], sizes[0] >> PAGE_SHIFT, setting=setting)
         return
     for size in sizes:
-        yield Case(key, answer, memory, size, size >> PAGE_SHIFT)
-        if answer.effect != "KEEP" and size == UNALLOCATED_RANGE:
-            yield Case(key, answer, memory, size, 0)
+        n_pages = size >> PAGE_SHIFT
+        for fragmentation in fragmentations:
+            case = Case(key, answer, memory, size, n_pages, fragmentation, setting)
+            if case.fits:
+                yield replace(case, pages_allocated_before=_allocated(case))
+        if Fragmentation.UNIFORM in fragmentations and answer.effect != "KEEP" and size == UNALLOCATED_RANGE:
+            yield Case(key, answer, memory, size, 0, setting=setting)
+
+
+def _allocated(case: Case) -> int:
+    """Pages of the first range that exist before its conversion."""
+    if case.ranks[1] != Rank.UNALLOCATED:
+        return case.range >> PAGE_SHIFT
+    return int(case.mask(case.range).sum())
 
 
 def find(cases: Sequence[Case], **wanted: object) -> Case:

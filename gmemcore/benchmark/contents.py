@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gmemcore.benchmark.axes import Mask
 from gmemcore.benchmark.cases import Case, Transfer
 from gmemcore.policy import Accept, ByteOperation, Rank
 from gmemcore.uapi import PAGE_SIZE
@@ -118,23 +119,33 @@ _AFTER: Final[dict[ByteOperation, Callable[[Contents], Contents]]] = {
 """What each byte operation makes of contents."""
 
 
-def contents_before(case: Case) -> Contents:
-    """DRAM of the range before its conversion: zeros if it is unallocated, else what the old side wrote."""
-    if not case.pages_allocated_before:
+def contents_before(case: Case, rank: Rank | None = None) -> Contents:
+    """DRAM of a page before its conversion: zeros if it is unallocated, else what the old side wrote.
+
+    Parameters
+    ----------
+    case : Case
+        Any.
+    rank : Rank or None
+        How far the page has come; None: as `Case.rank`, as every page where the case is uniform.
+    """
+    rank = case.rank if rank is None else rank
+    if rank == Rank.UNALLOCATED:
         return Contents(ZEROS)
-    return Contents(WRITTEN, keyed=case.rank == Rank.ACCEPTED)
+    return Contents(WRITTEN, keyed=rank == Rank.ACCEPTED)
 
 
-def contents_after(case: Case) -> Contents:
-    """DRAM of the range when the new side reads it, all steps done."""
+def contents_after(case: Case, rank: Rank | None = None) -> Contents:
+    """DRAM of a page when the new side reads it, all steps done; see `contents_before`."""
+    rank = case.rank if rank is None else rank
     if case.abi.legacy:  # each side has its own bytes; the copy brought them to the other one
         return Contents(WRITTEN, keyed=case.to_private and case.platform.coco)
-    dram = _AFTER[case.operation](contents_before(case))
+    dram = _AFTER[case.operation_of(rank)](contents_before(case, rank))
     if case.transfer == Transfer.FROM_SOURCE:
         dram = Contents(SOURCE)
     if case.transfer is not None:
         return dram.under_key()
-    if case.accept and case.platform.accept == Accept.CLEAR:
+    if case.accept and case.platform.accept == Accept.CLEAR and rank != Rank.ACCEPTED:
         return Contents(ZEROS, keyed=True)
     return dram
 
@@ -162,8 +173,21 @@ class Reference:
             words = words ^ key_stream(self.seed, start, end - start)
         return words
 
-    def check(self, found: Words, contents: Contents, start: int, before: Contents, where: str) -> None:
-        """Compare every word of a byte range, which lies within one piece, with what it must be.
+    def check(
+        self,
+        found: Words,
+        contents: Contents,
+        start: int,
+        before: Contents,
+        where: str,
+        pages: Mask | None = None,
+    ) -> None:
+        """Compare words of a byte range, which lies within one piece, with what they must be.
+
+        Parameters
+        ----------
+        pages : ndarray of bool or None
+            Which pages of the range to look at; None: all.
 
         Raises
         ------
@@ -171,24 +195,33 @@ class Reference:
             Naming the first wrong word.
         """
         end = start + found.nbytes
+        chosen = None if pages is None else np.flatnonzero(np.repeat(pages, PAGE_SIZE // 8))
         if contents.value == RANDOM:
-            self._check_random(found, self.words(before, start, end), start, where)
+            self._check_random(found, self.words(before, start, end), start, where, chosen)
             return
         expected = self.words(contents, start, end)
-        if not np.array_equal(found, expected):
-            at = int(np.flatnonzero(found != expected)[0])
+        if chosen is None and np.array_equal(found, expected):
+            return
+        wrong = np.flatnonzero(found != expected)
+        if chosen is not None:
+            wrong = np.intersect1d(wrong, chosen, assume_unique=True)
+        if len(wrong):
+            at = int(wrong[0])
             raise WrongContentsError(
                 f"{where}, offset {start + at * 8:#x}: {found[at]:#018x} where {contents.value}"
                 f"{' under the key' if contents.keyed else ''}, {expected[at]:#018x}, must be"
             )
 
-    def _check_random(self, found: Words, before: Words, start: int, where: str) -> None:
+    def _check_random(
+        self, found: Words, before: Words, start: int, where: str, chosen: NDArray[np.int64] | None
+    ) -> None:
         """Every word changed, bits as often set as not, and no page like another."""
+        if chosen is not None:
+            found, before = found[chosen], before[chosen]
         same = np.flatnonzero(found == before)
         if len(same):
-            raise WrongContentsError(
-                f"{where}, offset {start + int(same[0]) * 8:#x}: the word wasn't scrambled"
-            )
+            at = int(same[0] if chosen is None else chosen[same[0]])
+            raise WrongContentsError(f"{where}, offset {start + at * 8:#x}: the word wasn't scrambled")
         ones, n_bits = int(np.bitwise_count(found).sum()), found.size * 64
         if abs(ones - n_bits / 2) > 5 * n_bits**0.5:  # ten standard deviations
             raise WrongContentsError(f"{where}, offset {start:#x}: {ones} of {n_bits} bits are set")

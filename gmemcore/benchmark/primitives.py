@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from gmemcore.benchmark import loops
+from gmemcore.benchmark.axes import DEFAULT_SETTING, Setting
 from gmemcore.benchmark.contents import Words
 from gmemcore.benchmark.memory import warm_words
 from gmemcore.benchmark.summary import Summary, quantile, summarise
@@ -65,6 +66,8 @@ class Primitives:
         Bytes of each buffer, a multiple of the page size.
     ways : mapping or None
         As `candidates` returns; None: those.
+    setting : Setting
+        Of what kind the buffers' memory is.
 
     Attributes
     ----------
@@ -74,9 +77,14 @@ class Primitives:
         Seconds of a run of each over the whole buffer.
     """
 
-    def __init__(self, size: int = BUFFER, ways: Mapping[str, Mapping[str, Primitive]] | None = None) -> None:
+    def __init__(
+        self,
+        size: int = BUFFER,
+        ways: Mapping[str, Mapping[str, Primitive]] | None = None,
+        setting: Setting = DEFAULT_SETTING,
+    ) -> None:
         self.size = size
-        self._target, self._source = warm_words(size), warm_words(size)
+        self._target, self._source = warm_words(size, setting), warm_words(size, setting)
         self._source[:] = CONSTANT
         self.names: dict[str, str] = {}
         self.summaries: dict[str, Summary] = {}

@@ -50,6 +50,14 @@ def as_record(result: Result) -> dict[str, Any]:
         "seconds": _seconds(result.seconds),
         "counters": result.counters.asdict(),
         "verified_bytes": result.verified_bytes,
+        "fragmentation": case.fragmentation,
+        "backing": case.setting.backing,
+        "huge_pages": case.setting.huge_pages,
+        "threads": case.setting.threads,
+        "primitive": case.primitive,
+        "primitive_gbps": result.primitive_gbps,
+        "samples": list(result.samples),
+        "timed_as": result.timed_as,
     }
 
 
@@ -77,7 +85,6 @@ def environment() -> dict[str, Any]:
         "governor": _setting("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "transparent_hugepage": _setting("/sys/kernel/mm/transparent_hugepage/enabled"),
         "byteorder": sys.byteorder,
-        "threads": 1,
         "convention": "GB = 1e9 bytes of guest memory, counted once",
     }
 

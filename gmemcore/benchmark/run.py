@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final
 
 from gmemcore.benchmark.cases import SMALL_RANGES, Case
@@ -13,7 +14,7 @@ from gmemcore.benchmark.primitives import BUFFER, Primitives
 from gmemcore.benchmark.scene import TIMED_CALLS, Lap, Scene, Steps, new_scene
 from gmemcore.benchmark.summary import Summary, median_ratio, quantile, summarise
 from gmemcore.engine import Counters
-from gmemcore.engine.host import keep_freed_memory
+from gmemcore.engine.host import check_available, keep_freed_memory
 from gmemcore.errors import GmemError
 
 
@@ -39,7 +40,7 @@ class Effort:
     region: int
 
 
-USUAL: Final = Effort(samples=(3, 20), sample_seconds=0.05, seconds=0.04, region=64 << 20)
+USUAL: Final = Effort(samples=(5, 20), sample_seconds=0.05, seconds=0.25, region=64 << 20)
 """A minute for the default selection on two slow cores; 64 MiB are more than the caches hold."""
 QUICK: Final = Effort(samples=(2, 2), sample_seconds=0.0, seconds=0.0, region=16 << 20)
 """Every case runs and is verified; the figures say little."""
@@ -60,13 +61,18 @@ class Result:
     seconds : Summary or None
         Of one conversion; None if it was refused.
     convert_gbps, transfer_gbps, first_access_gbps : float or None
-        GB/s of the steps; None where a step is missing, or moves no bytes.
-    ratio : float or None
-        Speed of the step that moves the bytes over that of the case's primitive.
+        GB/s of the steps, of bytes that they touch; None where a step is missing, or moves no bytes.
+    ratio, primitive_gbps : float or None
+        Speed of the step that moves the bytes over that of the case's primitive, and the latter, over as many
+        bytes of memory of the same kind, in turn with it.
     counters : Counters
         Events of one range's conversion and all that followed it.
     verified_bytes : int
         Bytes that were compared after their conversion.
+    samples : tuple of float
+        Seconds of one conversion, a sample each, warm-up dropped.
+    timed_as : str or None
+        Name of the case whose samples these are: the first one that executes the same.
     """
 
     case: Case
@@ -77,6 +83,9 @@ class Result:
     ratio: float | None
     counters: Counters
     verified_bytes: int
+    primitive_gbps: float | None = None
+    samples: tuple[float, ...] = ()
+    timed_as: str | None = None
 
 
 class Bench:
@@ -97,7 +106,7 @@ class Bench:
         self.primitives = primitives
         self.effort = effort
         self.reference = Reference()
-        self._sampled: dict[tuple[tuple[object, ...], int], float] = {}
+        self._sampled: dict[tuple[tuple[object, ...], int], _Samples] = {}
         keep_freed_memory()
 
     def results(self, cases: Sequence[Case]) -> Iterator[Result]:
@@ -129,7 +138,7 @@ class Bench:
         return Result(case, None, None, None, None, None, Counters(), case.range)
 
     def _measured(self, case: Case) -> Result:
-        """Run one range alone for its counters, sample, and verify the last sample."""
+        """Run one range alone for its counters, sample what wasn't yet, and verify the last run."""
         alone = new_scene(case, self.memory, self.reference)
         batch = new_scene(case, self.memory, self.reference, self._count(case))
         verified = 0
@@ -140,9 +149,14 @@ class Bench:
             verified = alone.size
         else:
             alone = batch
-        samples = self._samples(batch)
+        samples = self._sampled.get(_work(case))
+        if samples is None:
+            samples = self._sampled[_work(case)] = self._samples(batch)
+        else:  # timed under another name; done and verified all the same
+            batch.prepare()
+            batch.run()
         first_access = batch.check()
-        return self._result(case, samples, first_access, alone.counters(), verified + batch.size)
+        return self._result(batch, samples, first_access, alone.counters(), verified + batch.size)
 
     def _count(self, case: Case) -> int:
         """How many ranges one run converts."""
@@ -153,9 +167,9 @@ class Bench:
         """Sample a scene and its primitive in turn; the last run has fresh contents, yet to be checked."""
         samples = _Samples(scene.case)
         moves = scene.case.primitive is not None
-        least, most, seconds = self._plan(scene.case, moves)
-        end = time.perf_counter() + seconds
-        loops = self._loops(scene, moves, seconds or self.effort.seconds / 4)
+        least, most = self.effort.samples
+        loops = self._loops(scene, moves)
+        end = time.perf_counter() + self.effort.seconds
         while len(samples) < most - moves:
             over = time.perf_counter() - end
             if over > 0 and (len(samples) >= least - moves or (over > PATIENCE and len(samples))):
@@ -166,24 +180,9 @@ class Bench:
         else:  # with caches full of what was written, a call that moves nothing would be no sample like these
             scene.prepare()
             scene.run()
-        self._sampled.setdefault(_work(scene.case), time.perf_counter() - end + seconds)
         return samples
 
-    def _plan(self, case: Case, moves: bool) -> tuple[int, int, float]:
-        """Least and most samples of a case, and the time for them.
-
-        The same work under another name (revision, VM type, phase) is done and verified again, but
-        sampled less.
-        """
-        least, most = self.effort.samples
-        taken = self._sampled.get(_work(case))
-        if taken is None:
-            return least, most, self.effort.seconds
-        if not moves:
-            return least, least, 0.0
-        return (1, 1, 0.0) if taken > 2 * PATIENCE else (min(least, 2), 2, 0.0)
-
-    def _loops(self, scene: Scene, moves: bool, seconds: float) -> int:
+    def _loops(self, scene: Scene, moves: bool) -> int:
         """How many runs make a sample, by a run whose times are dropped and the time for all samples."""
         case = scene.case
         warmed = any((case.workload, size) in self._sampled for size in SMALL_RANGES if size < case.range)
@@ -194,7 +193,7 @@ class Bench:
         steps = scene.run()
         taken = time.perf_counter() - began
         wanted = self.effort.sample_seconds / max(steps.convert.seconds, 1e-9)
-        affordable = seconds / self.effort.samples[0] / taken
+        affordable = self.effort.seconds / self.effort.samples[0] / taken
         return max(1, int(min(wanted, affordable)))
 
     def _sample(self, scene: Scene, samples: "_Samples", loops: int, *, written: bool) -> None:
@@ -204,31 +203,59 @@ class Bench:
             scene.prepare(written=written and i == loops - 1)
             runs.append(scene.run())
             if case.primitive is not None:
-                yardstick += self.primitives.seconds(case.primitive, samples.main(runs[-1]).size, case.range)
+                size = samples.main(runs[-1]).size
+                touched = size if samples.main_is_transfer else round(size * scene.touched_share)
+                yardstick += self.primitives.seconds(case.primitive, touched, case.range)
         samples.add(runs, yardstick / loops)
 
     def _result(
-        self, case: Case, samples: "_Samples", first_access: Lap, counters: Counters, verified: int
+        self, batch: Scene, samples: "_Samples", first_access: Lap, counters: Counters, verified: int
     ) -> Result:
-        seconds = summarise([taken * case.range for taken in samples.convert])
+        case = batch.case
+        each = tuple(taken * case.range for taken in samples.convert)
+        seconds = summarise(each)
         moves = case.bytes != "none"
+        share = 1.0 if samples.main_is_transfer else batch.touched_share
         return Result(
             case,
             seconds,
-            case.range / seconds.median / 1e9 if moves else None,
+            batch.touched_share * case.range / seconds.median / 1e9 if moves else None,
             1 / quantile(samples.transfer, 0.5) / 1e9 if samples.transfer else None,
             first_access.gbps,
             median_ratio(samples.of_main(), samples.yardstick) if case.primitive else None,
             counters,
             verified,
+            share / quantile(samples.yardstick, 0.5) / 1e9 if case.primitive else None,
+            each,
+            samples.case.name,
         )
 
 
+def benches(cases: Sequence[Case], effort: Effort = USUAL) -> Iterator[tuple[Bench, list[Case]]]:
+    """Yield a `Bench` for each setting of the cases in turn, with its cases; only one holds memory at a time.
+
+    Raises
+    ------
+    OutOfMemoryError
+        ENOMEM: the host can't hold what one of them needs.
+    """
+    for setting, group in groupby(cases, key=lambda case: case.setting):
+        own = list(group)
+        size = max(case.memory for case in own)
+        check_available(memory_needed(own))
+        memory = Memory(size, setting.backing, setting.huge_pages)
+        try:
+            yield Bench(memory, Primitives(min(size, BUFFER), setting=setting), effort), own
+        finally:
+            memory.close()
+
+
 class _Samples:
-    """Samples of one case, all in seconds a byte."""
+    """Samples of one case, all in seconds a byte of its ranges; the primitive runs over those it touches."""
 
     def __init__(self, case: Case) -> None:
-        self._main_is_transfer = case.bytes == "none" and case.transfer is not None
+        self.case = case
+        self.main_is_transfer = case.bytes == "none" and case.transfer is not None
         self.convert: list[float] = []
         self.transfer: list[float] = []
         self.yardstick: list[float] = []
@@ -238,11 +265,11 @@ class _Samples:
 
     def main(self, steps: Steps) -> Lap:
         """The step that moves the bytes."""
-        return steps.transfer if self._main_is_transfer and steps.transfer else steps.convert
+        return steps.transfer if self.main_is_transfer and steps.transfer else steps.convert
 
     def of_main(self) -> list[float]:
         """Samples of that step."""
-        return self.transfer if self._main_is_transfer else self.convert
+        return self.transfer if self.main_is_transfer else self.convert
 
     def add(self, runs: Sequence[Steps], yardstick: float) -> None:
         """Add a sample: the mean of its runs, and of as many runs of the primitive (seconds)."""

@@ -18,12 +18,14 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from gmemcore.benchmark.axes import Fragmentation, Mask, runs_of
 from gmemcore.benchmark.cases import Case, Transfer
 from gmemcore.benchmark.contents import (
     SOURCE,
     WRITTEN,
     Contents,
     Reference,
+    Words,
     WrongContentsError,
     contents_after,
     contents_before,
@@ -97,6 +99,8 @@ class Scene:
     ----------
     vm, gmem : Vm, GuestMemfd
         Those of the last `prepare`.
+    touched_share : float
+        Of the ranges' bytes, how many the conversion writes; 1 if none.
     """
 
     vm: VmFace
@@ -111,6 +115,8 @@ class Scene:
         self._before = Counters()
         starts = np.arange(count, dtype=np.uint64) * np.uint64(case.range)
         self._ranges = starts, np.full(count, case.range, np.uint64)
+        self._mask = case.mask(self.size)
+        self.touched_share = case.touched(self.size) / self.size
 
     # ---- before --------------------------------------------------------------------------------
 
@@ -124,22 +130,31 @@ class Scene:
             timing and all that it would cost to write is saved.
         """
         case = self.case
-        starts_shared = case.to_private or not case.platform.private_memory or self._hidden
+        starts_shared = self._starts_shared
         flags = GuestMemfdFlag.MMAP | (GuestMemfdFlag.INIT_SHARED if starts_shared else GuestMemfdFlag(0))
         self._new_vm(flags)
         if case.key.phase == Phase.RUNNING:
             self.vm.launch_finish()
-        if case.rank == Rank.UNALLOCATED:
+        if not case.uniform:
+            self._fragment(written)
+        elif case.rank == Rank.UNALLOCATED:
             self._memory.side(0).words[: self.size // 8] = 0
-        elif written:
-            self._write(shared=starts_shared)
-        elif case.rank == Rank.ACCEPTED:
-            self.vm.accept(0, self.size)
         else:
-            self.gmem.fallocate(FallocateMode.KEEP_SIZE, 0, self.size)
+            self._bring(0, self.size, case.rank, written)
         if self._hidden:
             self.gmem.set_memory_attributes(0, self.size, MemoryAttribute.PRIVATE)
         self._before = self.vm.counters
+
+    @property
+    def _starts_shared(self) -> bool:
+        """Whether the host is the first to write."""
+        case = self.case
+        return case.to_private or not case.platform.private_memory or self._hidden or self._accepted_apart
+
+    @property
+    def _accepted_apart(self) -> bool:
+        """Whether some pages are accepted by the guest and others hold what the host wrote."""
+        return self.case.fragmentation == Fragmentation.ALTERNATING_ACCEPTED
 
     @property
     def _hidden(self) -> bool:
@@ -155,19 +170,49 @@ class Scene:
         self.gmem = self.vm.create_guest_memfd(self._memory.size, flags)
         self.vm.add_memslot(0, 0, self._memory.size, self.gmem)
 
-    def _write(self, *, shared: bool) -> None:
+    # ---- fragmented, run by run ------------------------------------------------------------------
+
+    def _fragment(self, written: bool) -> None:
+        """Bring the pages that the fragmentation picks into being, or to the guest."""
+        starts, sizes = runs_of(self._mask)
+        runs = [*zip(starts.tolist(), sizes.tolist(), strict=True)]
+        if self._accepted_apart:
+            self._bring(0, self.size, Rank.ALLOCATED, written)
+            if self.case.to_private:
+                self.gmem.set_memory_attributes_many(starts, sizes, MemoryAttribute.PRIVATE)
+            else:
+                self.gmem.set_memory_attributes(0, self.size, MemoryAttribute.PRIVATE)
+            for start, size in runs:
+                self._bring(start, size, Rank.ACCEPTED, written, shared=False)
+            return
+        if written:  # what isn't allocated reads zeros, and stays warm
+            pages = self._memory.side(0).words[: self.size // 8].reshape(-1, PAGE_SIZE // 8)
+            pages[~self._mask] = 0
+        for start, size in runs:
+            self._bring(start, size, self.case.rank, written)
+
+    def _bring(self, start: int, size: int, rank: Rank, written: bool, *, shared: bool | None = None) -> None:
+        """Let pages come as far as a rank."""
+        if written:
+            self._write(start, size, shared=self._starts_shared if shared is None else shared)
+        elif rank == Rank.ACCEPTED:
+            self.vm.accept(start, size)
+        else:
+            self.gmem.fallocate(FallocateMode.KEEP_SIZE, start, size)
+
+    def _write(self, start: int, size: int, *, shared: bool) -> None:
         """Let the old side write: the host, the launch, or the guest."""
         if shared:
-            self._write_pieces(self.gmem.host_write)
+            self._write_pieces(self.gmem.host_write, start, size)
         elif self.case.platform.coco and self.case.key.phase == Phase.LAUNCHING:
-            self._write_pieces(self._load)
+            self._write_pieces(self._load, start, size)
         else:
-            self.vm.accept(0, self.size)
-            self._write_pieces(self.vm.guest_write)
+            self.vm.accept(start, size)
+            self._write_pieces(self.vm.guest_write, start, size)
 
-    def _write_pieces(self, write: Callable[[int, Any], Any]) -> None:
-        for start, end in pieces(0, self.size):
-            write(start, self._reference.words(Contents(WRITTEN), start, end).view(np.uint8))
+    def _write_pieces(self, write: Callable[[int, Any], Any], start: int, size: int) -> None:
+        for low, high in pieces(start, start + size):
+            write(low, self._reference.words(Contents(WRITTEN), low, high).view(np.uint8))
 
     def _load(self, gpa: int, source: Any) -> None:
         self.vm.launch_update(gpa, len(source), source)
@@ -204,7 +249,8 @@ class Scene:
             ByteOperation.XOR: converted.bytes_xored,
             ByteOperation.SCRAMBLE: converted.bytes_scrambled,
         }
-        expected = {kind: self.size if kind == self.case.operation else 0 for kind in found}
+        by_operation = self.case.bytes_by_operation(self.size)
+        expected = {kind: by_operation[kind] for kind in found}
         if found != expected:
             raise WrongContentsError(f"{self.case.name}: bytes transformed {found}, not {expected}")
 
@@ -257,16 +303,26 @@ class Scene:
 
     def _check_piece(self, data: bytes, start: int) -> None:
         """Compare what the new side read, and beneath the guest's key also DRAM itself."""
-        case = self.case
-        before, dram = contents_before(case), contents_after(case)
         found = np.frombuffer(data, np.uint64)
+        picked = self._mask[start >> PAGE_SHIFT : (start + len(data)) >> PAGE_SHIFT]
+        if self.case.uniform:
+            self._check_pages(found, start, self.case.rank, None)
+            return
+        for rank, pages in zip(self.case.ranks, (picked, ~picked), strict=True):
+            if pages.any():
+                self._check_pages(found, start, rank, pages)
+
+    def _check_pages(self, found: Words, start: int, rank: Rank, pages: Mask | None) -> None:
+        """Compare those pages of a piece that had one rank."""
+        case = self.case
+        before, dram = contents_before(case, rank), contents_after(case, rank)
         if not (case.to_private and case.platform.coco):
-            self._reference.check(found, dram, start, before, f"{case.name}: the new side reads")
+            self._reference.check(found, dram, start, before, f"{case.name}: the new side reads", pages)
             return
         where = f"{case.name}: the guest reads"
-        self._reference.check(found, dram.under_key(), start, before.under_key(), where)
-        raw = self.gmem.memory[start : start + len(data)].view(np.uint64)
-        self._reference.check(raw, dram, start, before, f"{case.name}: DRAM holds")
+        self._reference.check(found, dram.under_key(), start, before.under_key(), where, pages)
+        raw = self.gmem.memory[start : start + found.nbytes].view(np.uint64)
+        self._reference.check(raw, dram, start, before, f"{case.name}: DRAM holds", pages)
 
     def _check_attributes(self) -> None:
         if not np.all(self._private_pages() == self.case.to_private):
@@ -324,11 +380,11 @@ class LegacyScene(Scene):
         if case.key.phase == Phase.RUNNING:
             self.vm.launch_finish()
         if not case.platform.private_memory:
-            self._write(shared=True)
+            self._write(0, self.size, shared=True)
         else:
             if not case.to_private:
                 self.vm.set_memory_attributes(0, self.size, MemoryAttribute.PRIVATE)
-            self._write(shared=case.to_private)
+            self._write(0, self.size, shared=case.to_private)
             # The conversion before discarded what is the new side now: its pages are to be faulted in again.
             self._memory.side(0 if case.to_private else 1).release(0, self.size)
         self._before = self.vm.counters

@@ -1,0 +1,129 @@
+"""Pictures of a bench run: what moves bytes at which speed, and what moves none in which time."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from gmemcore.uapi import PAGE_SIZE
+from gmemcore.units import format_number, format_size
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Record = Mapping[str, Any]
+"""A cell's line of ``gmemcore bench --json``."""
+
+Figures = tuple[str, tuple[str, int], float]
+"""Row, column and figure of one cell."""
+Cells = Sequence[Figures]
+UNIFORM: Final = "uniform"
+
+
+def speed_map(records: Sequence[Record]) -> "Figure":
+    """Draw the cube of a run: kinds of work down, sizes by fragmentation across, a pair of panels a setting.
+
+    Cells that do the same work are one row. Of a pair the upper one has what moves bytes, GB/s of bytes that
+    the step touches, the lower one what moves none, nanoseconds a page. Colours are logarithmic, lighter is
+    faster.
+
+    Parameters
+    ----------
+    records : sequence of mapping
+        The cells' lines of ``gmemcore bench --json``.
+
+    Returns
+    -------
+    matplotlib Figure
+
+    Raises
+    ------
+    ValueError
+        Nothing was measured: all of the cells were refused.
+    """
+    from matplotlib.figure import Figure
+
+    panels: list[tuple[str, Cells, str]] = []
+    for setting, own in _by_setting(records).items():
+        for cells, what, colours in (
+            (list(_speeds(own)), "bytes moved: GB/s", "viridis"),
+            (list(_times(own)), "no bytes moved: nanoseconds a page", "viridis_r"),
+        ):
+            if cells:
+                panels.append((f"{setting}. {what}", cells, colours))
+    if not panels:
+        raise ValueError("every cell was refused; there is nothing to draw")
+    heights = [len({row for row, _, _ in cells}) + 2.5 for _, cells, _ in panels]
+    columns = max(len({column for _, column, _ in cells}) for _, cells, _ in panels)
+    figure = Figure(figsize=(4 + 0.6 * columns, 1 + 0.3 * sum(heights)), layout="constrained")
+    axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
+    for ax, panel in zip(axes, panels, strict=True):
+        _heat(ax, *panel)
+    return figure
+
+
+def _by_setting(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Sort cells by memory and threads, in words."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        pages = "huge pages" if record["huge_pages"] else "small pages"
+        threads = "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
+        found.setdefault(f"{record['backing']}, {pages}, {threads}", []).append(record)
+    return found
+
+
+def _speeds(records: Iterable[Record]) -> Iterator[Figures]:
+    """Yield row, column and GB/s of every step that moves bytes."""
+    for record in records:
+        where = record["direction"].replace("_", " ")
+        if record["convert_gbps"] is not None:
+            yield f"{record['effect']} {where} ({record['bytes']})", _column(record), record["convert_gbps"]
+        if record["populate_gbps"] is not None:
+            how = "populate in place" if record["primitive"] == "xor" else "populate from a source"
+            if record["abi"] == "legacy":
+                how = f"legacy {where}, copied across"
+            yield how, _column(record), record["populate_gbps"]
+
+
+def _times(records: Iterable[Record]) -> Iterator[Figures]:
+    """Yield row, column and nanoseconds a page of every conversion that moves no bytes."""
+    for record in records:
+        seconds = record["seconds"]["median"]
+        if seconds is not None and record["bytes"] == "none":
+            what = "legacy, with the discard" if record["abi"] == "legacy" else "attributes"
+            row = f"{record['vm_type']} {record['direction'].replace('_', ' ')}, {what}"
+            yield row, _column(record), seconds / (record["range"] / PAGE_SIZE) * 1e9
+
+
+def _column(record: Record) -> tuple[str, int]:
+    """What a column is: how page state alternates, and the size."""
+    shape = record["fragmentation"] if record["pages_allocated_before"] else "unallocated"
+    return shape, record["range"]
+
+
+def _heat(ax: "Axes", title: str, cells: Cells, colours: str) -> None:
+    """Draw one panel; several figures for one place become their median."""
+    from matplotlib.colors import LogNorm
+
+    rows = list(dict.fromkeys(row for row, _, _ in cells))
+    columns = sorted({column for _, column, _ in cells}, key=lambda each: (each[0] != UNIFORM, each))
+    places: dict[tuple[int, int], list[float]] = {}
+    for row, column, figure in cells:
+        places.setdefault((rows.index(row), columns.index(column)), []).append(figure)
+    values: Any = np.full((len(rows), len(columns)), np.nan)
+    for place, figures in places.items():
+        values[place] = median(figures)
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    norm = LogNorm(low, max(high, low * 1.01))
+    image = ax.imshow(np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="auto")
+    for y, x in places:
+        shade = image.cmap(norm(values[y, x]))
+        bright = float(np.dot(shade[:3], (0.299, 0.587, 0.114))) > 0.55
+        text = format_number(values[y, x])
+        ax.text(x, y, text, ha="center", va="center", size=7, color="black" if bright else "white")
+    names = [format_size(size) + ("" if shape == UNIFORM else f" {shape}") for shape, size in columns]
+    ax.set_yticks(range(len(rows)), rows, size=8)
+    ax.set_xticks(range(len(columns)), names, size=7, rotation=40, ha="right")
+    ax.set_title(title, loc="left", size=10)

@@ -1,0 +1,148 @@
+"""What a case is measured under, beside its cell of policy and its sizes: one class an axis.
+
+============== =======================================================================================
+fragmentation  how the state of pages alternates within the range
+backing        where the bytes live
+huge_pages     whether they live in transparent huge pages
+threads        how many threads one conversion uses
+============== =======================================================================================
+
+A value more is a row here. What a host can't do is refused before anything is measured (`memory.check_host`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmemcore.uapi import PAGE_SIZE
+
+Mask = NDArray[np.bool_]
+
+BLOCK_PAGES: Final = 512
+"""Pages of 2 MiB, within which random patterns are even."""
+HOLE_EVERY: Final = 32
+"""Of a 2 MiB block with holes: every 32nd page isn't allocated, 16 in all."""
+
+
+class Fragmentation(StrEnum):
+    """How page state alternates. The pages a pattern picks have come as far as the case's cell allows.
+
+    The others don't exist yet; in ALTERNATING_ACCEPTED they are allocated and the guest hasn't accepted them.
+    """
+
+    UNIFORM = "uniform"
+    ALTERNATING_ALLOCATED = "alternating-allocated"
+    ALTERNATING_ACCEPTED = "alternating-accepted"
+    RANDOM_HALF = "random-half"
+    HOLES = "2m-with-holes"
+
+    @property
+    def smallest(self) -> int:
+        """Bytes of a range in which the pattern shows."""
+        return {Fragmentation.UNIFORM: PAGE_SIZE, Fragmentation.HOLES: BLOCK_PAGES * PAGE_SIZE}.get(
+            self, 2 * PAGE_SIZE
+        )
+
+    def mask(self, n_pages: int, range_pages: int) -> Mask:
+        """Return which pages the pattern picks.
+
+        Parameters
+        ----------
+        n_pages : int
+            Pages from the start of the memory on.
+        range_pages : int
+            Pages of one range, among which RANDOM_HALF picks a half, or of each 2 MiB if they are fewer.
+
+        Returns
+        -------
+        ndarray of bool, shape (n_pages,), read-only
+        """
+        return _mask(self, n_pages, min(range_pages, BLOCK_PAGES))
+
+
+def _random_halves(n_pages: int, group: int) -> Mask:
+    """Pick half of each group at random, the same ones every time."""
+    halves = np.tile(np.arange(group) < group // 2, (-(-n_pages // group), 1))
+    picked: Mask = np.random.default_rng(1).permuted(halves, axis=1).ravel()[:n_pages]
+    return picked
+
+
+_PATTERNS: Final[dict[Fragmentation, Callable[[int, int], Mask]]] = {
+    Fragmentation.UNIFORM: lambda n, _: np.ones(n, np.bool_),
+    Fragmentation.ALTERNATING_ALLOCATED: lambda n, _: np.arange(n) % 2 == 0,
+    Fragmentation.ALTERNATING_ACCEPTED: lambda n, _: np.arange(n) % 2 == 0,
+    Fragmentation.RANDOM_HALF: _random_halves,
+    Fragmentation.HOLES: lambda n, _: np.arange(n) % HOLE_EVERY != HOLE_EVERY - 1,
+}
+
+
+@lru_cache(maxsize=8)
+def _mask(fragmentation: Fragmentation, n_pages: int, group: int) -> Mask:
+    mask = _PATTERNS[fragmentation](n_pages, group)
+    mask.flags.writeable = False
+    return mask
+
+
+def runs_of(mask: Mask) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return offsets and sizes, bytes, of the maximal runs of picked pages."""
+    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False)).astype(np.uint64) * np.uint64(
+        PAGE_SIZE
+    )
+    return edges[::2], edges[1::2] - edges[::2]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Under what memory and with how many threads a case runs.
+
+    Attributes
+    ----------
+    backing : str
+        ``anonymous``, ``memfd`` or ``guest_memfd``.
+    huge_pages : bool
+        Memory in transparent huge pages: something only anonymous memory can be asked for here.
+    threads : int
+        Of one conversion.
+    """
+
+    backing: str = "anonymous"
+    huge_pages: bool = True
+    threads: int = 1
+
+    @property
+    def possible(self) -> bool:
+        """Whether a backing can be had with such pages at all, on any host."""
+        return self.backing == "anonymous" or not self.huge_pages
+
+    def __str__(self) -> str:
+        pages = "huge pages" if self.huge_pages else "small pages"
+        return f"{self.backing}, {pages}, {self.threads} thread{'s' * (self.threads != 1)}"
+
+
+DEFAULT_SETTING: Final = Setting()
+"""Warm anonymous memory in huge pages, one thread."""
+
+
+def settings(
+    backings: Sequence[str] = ("anonymous",),
+    huge_pages: Sequence[bool] | None = None,
+    threads: Sequence[int] = (1,),
+) -> Iterator[Setting]:
+    """Yield every setting of these values that is possible.
+
+    Parameters
+    ----------
+    huge_pages : sequence of bool or None
+        None: what suits each backing, huge pages in anonymous memory.
+    """
+    for backing in backings:
+        for huge in (backing == "anonymous",) if huge_pages is None else huge_pages:
+            for number in threads:
+                setting = Setting(backing, huge, number)
+                if setting.possible:
+                    yield setting

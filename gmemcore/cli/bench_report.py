@@ -1,0 +1,201 @@
+"""What ``gmemcore bench`` prints: the primitives, a table a revision, refusals, how far to trust it all."""
+
+import resource
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Literal
+
+from gmemcore.uapi import PAGE_SIZE, Direction, Phase
+from gmemcore.units import format_number, format_ratio, format_size, format_time
+
+if TYPE_CHECKING:
+    from gmemcore.benchmark import Case
+    from gmemcore.benchmark.axes import Setting
+    from gmemcore.benchmark.primitives import Primitives
+    from gmemcore.benchmark.run import Result
+
+_WIDE = 240  # columns for a table that no terminal limits
+_COUNTERS_FROM = 150  # columns of a terminal that has room for the counters
+
+_COLUMNS: "dict[str, Literal['left', 'right']]" = {
+    "VM type": "left",
+    "phase": "left",
+    "direction": "left",
+    "flag": "left",
+    "outcome": "left",
+    "range": "right",
+    "pages": "left",
+    "bytes": "left",
+    "convert": "right",
+    "p95": "right",
+    "cv": "right",
+    "n": "right",
+    "populate": "right",
+    "access": "right",
+    "ratio": "left",
+    "counters of a range": "left",
+}
+_WORDS = {Direction.TO_PRIVATE: "to private", Direction.TO_SHARED: "to shared"}
+_LEGEND = """\
+convert   the conversion itself: GB/s where it moves bytes, else the time of a call (legacy: with the discard)
+populate  GB/s: launch update in place (PRESERVE) or from a source, before launch; legacy: copying across
+access    GB/s: the new side accepts where it must, and reads everything
+ratio     speed of the step that moves the bytes over that of the primitive named, measured in turn with it
+range     all: the whole memory; +hole: pages that nobody has touched before
+pages     how their state alternates (gmemcore bench --axes-template); GB/s are of bytes that the step touches
+n         samples of 50 ms where time allows, a warm-up dropped; =: those of the first row that does the same
+GB = 1e9 bytes of guest memory, counted once. Ranges below the whole are converted in batches, neighbours in
+turn; populate, access and all of legacy take a call a range, which is what they cost at 4k. ENCRYPT and
+DECRYPT are a key stream at the speed of XOR: a cost model, not encryption."""
+
+
+def print_report(primitives: "Primitives", results: "Sequence[Result]", seconds: float) -> None:
+    """Print the primitives, a table a revision, and what to think of it all."""
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDE)
+    first = results[0].case
+    print(f"memory {format_size(first.memory)}, {first.setting}")
+    print(f"primitives over {format_size(primitives.size)}:")
+    for name, speed in primitives.gbps().items():
+        print(f"  {name:7} {format_number(speed):>5} GB/s  (the best is {primitives.names[name]})")
+    for (setting, abi, firmware), group in groupby(results, key=_heading):
+        own = list(group)
+        print(f"\n{abi}, firmware {firmware}: {own[0].case.abi.title}{_apart(setting, first.setting)}")
+        if any(not result.case.refused for result in own):
+            measured = [result for result in own if not result.case.refused]
+            console.print(_table(measured, with_counters=console.width >= _COUNTERS_FROM))
+        _print_refused([result.case for result in own if result.case.refused])
+    print(f"\n{_LEGEND}")
+    _print_summary(results, seconds)
+
+
+def _heading(result: "Result") -> "tuple[Setting, str, str]":
+    """Return what a table is about."""
+    key = result.case.key
+    return result.case.setting, key.abi, key.firmware
+
+
+def _apart(setting: "Setting", first: "Setting") -> str:
+    """Return a setting in words where it isn't the one that the report begins with."""
+    return "" if setting == first else f"; {setting}"
+
+
+def _table(results: "Sequence[Result]", *, with_counters: bool) -> Any:
+    """Return the table of the cells that aren't refused."""
+    from rich import box
+    from rich.table import Table
+
+    lines = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    hidden = set() if any(not result.case.uniform for result in results) else {"pages"}
+    hidden |= set() if with_counters else {"counters of a range"}
+    for name, justify in _COLUMNS.items():
+        if name not in hidden:
+            lines.add_column(name, justify=justify, no_wrap=True)
+    before: tuple[str, ...] = ("",) * 5
+    for result in results:
+        label = _label(result.case)
+        # Words that repeat are left out, as long as all before them repeat too.
+        first = next((i for i, (own, other) in enumerate(zip(label, before, strict=True)) if own != other), 5)
+        texts = zip(_COLUMNS, [*[""] * first, *label[first:], *_figures(result)], strict=True)
+        lines.add_row(*(text for name, text in texts if name not in hidden))
+        before = label
+    return lines
+
+
+def _label(case: "Case") -> tuple[str, ...]:
+    """Return the cell's name, a word a column."""
+    key = case.key
+    return key.vm_type, key.phase, _WORDS[key.direction], case.flag_name, f"OK {case.cell.effect}"
+
+
+def _figures(result: "Result") -> list[str]:
+    """Return the figures of a result, a text a column."""
+    case, seconds = result.case, result.seconds
+    assert seconds is not None
+    size = "all" if case.range == case.memory else format_size(case.range)
+    return [
+        size if case.pages_allocated_before else f"{size}+hole",
+        "" if case.uniform else case.fragmentation,
+        case.bytes,
+        format_time(seconds.median)
+        if result.convert_gbps is None
+        else f"{format_number(result.convert_gbps)} GB/s",
+        format_time(seconds.p95),
+        f"{seconds.cv:.0%}{'~' if seconds.noisy else ' '}",
+        f"{seconds.n}{' ' if result.timed_as == case.name else '='}",
+        *(format_number(speed) for speed in (result.transfer_gbps, result.first_access_gbps)),
+        "" if result.ratio is None else f"{format_ratio(result.ratio)} {case.primitive}",
+        _events(result),
+    ]
+
+
+def _events(result: "Result") -> str:
+    """Return the counters that counted anything, in few words; bytes as sizes."""
+    words = {
+        "rmp_updates": "rmp",
+        "sept_changes": "sept",
+        "blocks_2m_split": "split",
+        "blocks_2m_merged": "merged",
+    }
+    parts = []
+    for name, figure in result.counters.asdict().items():
+        if figure:
+            value = (
+                format_size(figure) if name.startswith("bytes_") and figure % PAGE_SIZE == 0 else str(figure)
+            )
+            parts.append(f"{words.get(name, name.removeprefix('pages_').removeprefix('bytes_'))} {value}")
+    return ", ".join(parts)
+
+
+# --- refused cells ------------------------------------------------------------------------------------------
+def _print_refused(cases: "Sequence[Case]") -> None:
+    """Print what is refused, a line a VM type; VM types that refuse alike share theirs."""
+    lines: dict[str, list[str]] = defaultdict(list)
+    for vm_type, group in groupby(cases, key=lambda case: case.key.vm_type):
+        lines[_refusals(list(group))].append(vm_type)
+    for text, vm_types in lines.items():
+        print(f"refused, {', '.join(vm_types)}: {text}")
+
+
+def _refusals(cases: "Sequence[Case]") -> str:
+    """Return the refusals of one VM type in words, by errno and flag."""
+    by_outcome: dict[str, dict[str, list[Case]]] = defaultdict(lambda: defaultdict(list))
+    for case in cases:
+        by_outcome[case.cell.outcome][case.flag_name].append(case)
+    return "; ".join(
+        f"{outcome} {', '.join(f'{flag}{_where(group)}' for flag, group in by_flag.items())}"
+        for outcome, by_flag in sorted(by_outcome.items(), reverse=True)
+    )
+
+
+def _where(cases: "Sequence[Case]") -> str:
+    """Return directions and phases in words; nothing if they are all."""
+    if len(cases) == len(Direction) * len(Phase):
+        return ""
+    parts = []
+    for direction, group in groupby(
+        sorted(cases, key=lambda case: case.key.direction), lambda c: c.key.direction
+    ):
+        phases = [case.key.phase.value for case in group]
+        parts.append(_WORDS[direction] + ("" if len(phases) == len(Phase) else f" {phases[0]}"))
+    return f" ({' and '.join(parts)})"
+
+
+def _print_summary(results: "Sequence[Result]", seconds: float) -> None:
+    """Print how much was done, and how far to trust it."""
+    refused = sum(result.case.refused for result in results)
+    verified = sum(result.verified_bytes for result in results) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    print(
+        f"{len(results) - refused} cases measured, {refused} refused as they must be; {verified:.1f} GB "
+        f"compared byte by byte; {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB"
+    )
+    noisy = sum(result.seconds is not None and result.seconds.noisy for result in results)
+    if noisy:
+        print(
+            f"cv is above 10 % in {noisy} cases (~): "
+            "trust their ratios before their times, or a quieter machine"
+        )
