@@ -363,7 +363,7 @@ def fill():
 
 
 def test_a_host_without_mappings_left_refuses_and_nothing_has_changed():
-    """vm.max_map_count: a conversion needs two more of them at most; so many are left, one after the other."""
+    """vm.max_map_count: a conversion needs two more of them at most; so many are left, one by one."""
     script = (
         LIMIT
         + """

@@ -142,7 +142,9 @@ class GuestRun:
         self.spec, self.plan, self.at = spec, plan, 0
         self._stream = plan.stream.split(plan.behaviour.name)
         self._closely = spec.operations if closely is None else closely
-        options = {name: True for name in ("huge_pages", "prefault") if getattr(spec.guest, name)}
+        options: dict[str, Any] = {
+            name: True for name in ("huge_pages", "prefault") if getattr(spec.guest, name)
+        }
         self.vm = create_vm(
             plan.vm_type,
             plan.abi,
