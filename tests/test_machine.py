@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from conftest import JIT_DISABLED
+from oracle import key_stream_page
 
 import gmemcore
 from gmemcore import errors, policy
@@ -617,3 +618,27 @@ def test_a_short_last_block_is_full_by_the_count_of_a_mixed_one():
     assert private == [(100, 177), (512, 589)]
     assert outcome(gmem.state_runs, 0, gmem.size + P) == "EINVAL"
     assert outcome(gmem.find_page, ["colour"]) == "EINVAL"
+
+
+@pytest.mark.parametrize("offset", [0, 1, 7, 8, P - 3, 3 * P - 5])
+@pytest.mark.parametrize("size", [1, 7, 8, 9, P, 2 * P + 11, (256 << 10) + 13, (512 << 10)])
+def test_a_guests_write_is_its_bytes_through_the_key_stream_and_no_other_byte(offset, size):
+    """At every alignment, over private and shared pages, in as many parts as it takes."""
+    pages = 200
+    vm = gmemcore.create_vm("SNP", "two-caps", seed=11)
+    gmem = vm.create_guest_memfd(pages * P, 3)
+    vm.add_memslot(0, GPA, pages * P, gmem)
+    rng = np.random.default_rng(size)
+    gmem.host_write(0, rng.bytes(pages * P))
+    vm.launch_finish()
+    for start in range(0, pages - 3, 7):
+        gmem.set_memory_attributes(start * P, 3 * P, 8)
+        vm.accept(GPA + start * P, 3 * P)
+    private = gmem.plane("private")
+    keys = np.frombuffer(b"".join(key_stream_page(11, 0, page) for page in range(pages)), np.uint8)
+    expected, data = gmem.memory.copy(), np.frombuffer(rng.bytes(size), np.uint8)
+    keyed = data ^ np.where(np.repeat(private, P)[offset : offset + size], keys[offset : offset + size], 0)
+    expected[offset : offset + size] = keyed
+    vm.guest_write(GPA + offset, data)
+    assert gmem.memory.tobytes() == expected.tobytes()
+    assert vm.guest_read(GPA + offset, size) == data.tobytes()

@@ -1,7 +1,9 @@
 """Counters: the exact events of SPEC 10, in one frozen record."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from operator import add, attrgetter, sub
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +44,14 @@ class Counters:
     notifications: int = 0
 
     def __add__(self, other: "Counters") -> "Counters":
-        return Counters(*(mine + theirs for mine, theirs in zip(self.values(), other.values(), strict=True)))
+        return Counters(*map(add, self.values(), other.values()))
 
     def __sub__(self, other: "Counters") -> "Counters":
-        return Counters(*(mine - theirs for mine, theirs in zip(self.values(), other.values(), strict=True)))
+        return Counters(*map(sub, self.values(), other.values()))
 
     def values(self) -> tuple[int, ...]:
         """The figures, in the order of `COUNTER_NAMES`."""
-        return tuple(getattr(self, name) for name in COUNTER_NAMES)
+        return _values(self)
 
     def asdict(self) -> dict[str, int]:
         """The figures by name."""
@@ -59,10 +61,12 @@ class Counters:
 COUNTER_NAMES = tuple(field.name for field in fields(Counters))
 """Names of the counters, in their order everywhere."""
 
+_values: Callable[[Any], tuple[int, ...]] = attrgetter(*COUNTER_NAMES)
+
 ENGINE_COUNTERS = COUNTER_NAMES[:10]
 """Those that kernels count, in the order of a result row; the others are the machine's and the VMM's."""
 
 
 def counters_of_row(row: Sequence[int]) -> Counters:
     """Counters of a kernel's result row (reason, error_offset, then the counters)."""
-    return Counters(*(int(figure) for figure in row[2:]))
+    return Counters(*row[2:])

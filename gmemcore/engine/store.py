@@ -26,6 +26,7 @@ _REQUEST = struct.Struct(f"={layout.REQUEST_COLUMNS}Q")
 _RESULT = struct.Struct(f"={layout.RESULT_COLUMNS}Q")
 
 PAGE_WORDS = PAGE_SIZE // 8
+_PART = 256 << 10  # bytes of a long write that the caches hold
 _PRIVATE_ATTRIBUTE = int(layout.PRIVATE_ATTRIBUTE)
 
 # What accept and populate do to the bytes of a page of each rank (four bits each).
@@ -256,22 +257,25 @@ class Store:
 
     def read_guest_view(self, offset: int, size: int) -> NDArray[np.uint8]:
         """Copy a byte range as a guest with a key reads it: private pages through the key stream."""
-        first_word, words = self._guest_words(offset, size)
-        return words.view(np.uint8)[offset - first_word * 8 :][:size]
+        first_word, end_word = offset // 8, -(-(offset + size) // 8)
+        words = self.backing.words[first_word:end_word].copy()
+        self.state.xor_private(first_word, words)
+        return words.view(np.uint8)[offset % 8 :][:size]
 
     def write_guest_view(self, offset: int, data: NDArray[np.uint8]) -> None:
-        """Write a byte range as a guest with a key does."""
-        first_word, words = self._guest_words(offset, len(data))
-        words.view(np.uint8)[offset - first_word * 8 :][: len(data)] = data
-        self.state.xor_private(first_word, words)
-        self.backing.words[first_word : first_word + len(words)] = words
+        """Write a byte range as a guest with a key does.
 
-    def _guest_words(self, offset: int, size: int) -> tuple[int, NDArray[np.uint64]]:
-        """The whole words around a byte range, in clear, and the number of the first."""
-        first_word = offset // 8
-        words = self.backing.words[first_word : -(-(offset + size) // 8)].copy()
-        self.state.xor_private(first_word, words)
-        return first_word, words
+        What is written goes through the key stream in a buffer of its words, a part at a time that the caches
+        hold; what the words at the edges hold beside it is neither read nor written.
+        """
+        buffer = np.empty(min(len(data), _PART) // 8 + 2, np.uint64)
+        for begin in range(0, len(data), _PART):
+            part = data[begin : begin + _PART]
+            first_word, lead = divmod(offset + begin, 8)
+            within = buffer.view(np.uint8)[lead : lead + len(part)]
+            within[:] = part
+            self.state.xor_private(first_word, buffer[: -(-(lead + len(part)) // 8)])
+            self.raw(offset + begin, len(part))[:] = within
 
     def memory(self) -> NDArray[np.uint8]:
         """DRAM of the whole file: a read-only view, shape (size,), without a copy."""

@@ -6,9 +6,9 @@ the access before any byte moves.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,13 +82,19 @@ def check_guest_range(gpa: int, size: int) -> None:
         raise InvalidArgumentError(f"guest range {gpa:#x}+{size:#x} is empty or wraps 2^64")
 
 
-@contextmanager
-def locked(segments: Sequence[Segment]) -> Iterator[None]:
+def locked(segments: Sequence[Segment]) -> AbstractContextManager[Any]:
     """Hold the locks of all stores of the segments, always taken in the same order."""
     stores = {id(segment.store): segment.store for segment in segments if segment.store is not None}
+    if len(stores) == 1:
+        return next(iter(stores.values())).lock
+    return _all_locked([stores[key] for key in sorted(stores)])
+
+
+@contextmanager
+def _all_locked(stores: Sequence[Store]) -> Iterator[None]:
     with ExitStack() as stack:
-        for key in sorted(stores):
-            stack.enter_context(stores[key].lock)
+        for store in stores:
+            stack.enter_context(store.lock)
         yield
 
 

@@ -117,10 +117,12 @@ def _first_unfit(vm: "VmFace", segment: Segment, terms: Sequence[Term], rules: P
 
 def _populate(store: Store, start: int, end: int, gpa: int, image: Image, rules: Populate) -> Counters:
     with store.lock:
-        counters = store.touch(start, end)
+        store.promise(start, end)
         image.load(store, start, end)
         image.measure(store, start, end, gpa)
-        return counters + store.accept(start, end, ENCRYPT_BYTES) if rules.encrypts else counters
+        if rules.encrypts:
+            return store.accept(start, end, ENCRYPT_BYTES, promised=True)
+        return store.touch(start, end, promised=True)
 
 
 def _correct_cpuid(vm: "VmFace", store: Store, page: int, image: Image) -> Counters:

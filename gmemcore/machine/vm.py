@@ -97,6 +97,7 @@ class VmFace:
         self.enforce = _enforcement(enforce, backing)
         self._phase = Phase.LAUNCHING
         self._rules = compile_rules(self.abi, self.vm_type, self.firmware, self._phase)
+        self._known_attributes = self.check_cap("MEMORY_ATTRIBUTES")  # of the VM fd
         self._memslots: Memslots[GuestMemfd] = Memslots()
         self._memory_faults = 0
         self._cpuid_correction: bytes | None = None
@@ -482,7 +483,7 @@ class VmFace:
         attributes, flags = as_u64(attributes, "attributes"), as_u64(flags, "flags")
         if flags:
             raise InvalidArgumentError(f"flags {flags:#x}; must be 0")
-        known = self.check_cap("MEMORY_ATTRIBUTES")
+        known = self._known_attributes
         if attributes & ~known:
             raise InvalidArgumentError(f"attributes {attributes:#x}; bits of {known:#x} would be accepted")
         check_aligned(address, size, "attribute range")
