@@ -306,6 +306,10 @@ def test_what_the_host_wrote_raw_is_there_for_everyone(backing):
     assert int(gmem.page_states()["allocated"][0, 0]) & 1 << 10
     array[12 * P] = 1
     assert gmem.packed_state().totals["allocated"] == 5
+    array[13 * P] = 1
+    assert gmem.find_page(["allocated"]) == 5 * P
+    array[14 * P] = 1
+    assert gmem.state_runs(14 * P, P) == [(14, 15, ("allocated",))]
     array[11 * P] = 1
     gmem.poison(11 * P)
     gmem.fallocate(3, 5 * P, P)

@@ -165,6 +165,7 @@ class GuestMemfd:
             raise InvalidArgumentError(f"state of {offset:#x}+{size:#x} is beyond the end {self.size:#x}")
         with store.lock:
             self._open(store)
+            store.notice_writes(start, end)
             runs = store.state.runs_of_pages(start, end)
         names = {
             planes: tuple(name for i, name in enumerate(PLANE_NAMES) if planes >> i & 1)
@@ -184,6 +185,7 @@ class GuestMemfd:
         planes = [_planes_named(names) for names in (wanted, unwanted)]
         with store.lock:
             self._open(store)
+            store.notice_writes(0, store.n_pages)
             page = store.find(0, store.n_pages, *planes)
         return None if page is None else page << PAGE_SHIFT
 
