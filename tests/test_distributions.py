@@ -13,6 +13,7 @@ import gmemcore
 from gmemcore import analysis
 from gmemcore.analysis import Series
 from gmemcore.analysis.tables import make_table, stacked
+from gmemcore.workload.layout import Region
 
 
 def naive_state(planes, page):
@@ -88,6 +89,7 @@ def test_by_region(guest):
     regions = [(0, 1500 * PAGE), (1 << 32, 700 * PAGE)]
     odd = [(700 * PAGE, 100 * PAGE), (1400 * PAGE, 1 << 33), (1 << 40, PAGE)]
     for given, asked in ((None, regions), (odd, odd)):
+        given = given and [Region(gpa, size) for gpa, size in given]
         rows = analysis.by_region(vm, given).rows.tolist()
         for number, (gpa, size) in enumerate(asked):
             counted = Counter()

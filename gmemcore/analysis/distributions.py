@@ -3,7 +3,7 @@
 All of them walk packed words (`Bitmap`) and look at single bits of mixed blocks only.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from gmemcore.analysis.tables import Table, make_table
 from gmemcore.engine.packed import BLOCK_PAGES
 from gmemcore.machine import GuestMemfd, VmFace
 from gmemcore.uapi import PAGE_SIZE
+from gmemcore.workload.layout import Region
 
 Source = Snapshot | VmFace | GuestMemfd
 """What a distribution can be of."""
@@ -116,14 +117,15 @@ def by_slot(source: Source) -> Table:
     return make_table("page states by memslot", columns, rows, ("slot", "state"), units)
 
 
-def by_region(source: Source, regions: Sequence[tuple[int, int]] | None = None) -> Table:
+def by_region(source: Source, regions: Iterable[Region] | None = None) -> Table:
     """State mix of each region of guest physical memory.
 
     Parameters
     ----------
     source : Snapshot, Vm or GuestMemfd
-    regions : sequence of (gpa, size), or None
-        Bytes; what no memslot holds of a region is left out. None: runs of memslots without a hole.
+    regions : iterable of Region, or None
+        For instance a `Layout`'s; what no memslot holds of one is left out. None: runs of memslots without a
+        hole.
 
     Returns
     -------
@@ -132,7 +134,9 @@ def by_region(source: Source, regions: Sequence[tuple[int, int]] | None = None) 
         memslots hold there).
     """
     snapshot = as_snapshot(source)
-    wanted = _contiguous(snapshot.slots) if regions is None else [(gpa, size) for gpa, size in regions]
+    wanted = (
+        _contiguous(snapshot.slots) if regions is None else [(region.gpa, region.size) for region in regions]
+    )
     rows: list[tuple[Any, ...]] = []
     for number, (gpa, size) in enumerate(wanted):
         pieces = [piece for slot in snapshot.slots if (piece := _clipped(slot, gpa, gpa + size)) is not None]

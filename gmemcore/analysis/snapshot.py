@@ -18,6 +18,7 @@ from gmemcore.analysis.tables import Table, make_table, stacked
 from gmemcore.engine.arguments import U64_MAX
 from gmemcore.engine.counters import COUNTER_NAMES, Counters
 from gmemcore.engine.packed import BLOCK_PAGES, LINE_WORDS, PLANE_NAMES, PackedState
+from gmemcore.html import facts, table
 from gmemcore.machine import GuestMemfd, LegacyVm, VmFace
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE
 from gmemcore.workload import container
@@ -152,6 +153,16 @@ class Snapshot:
             f"Snapshot({self.vm_type}, abi={self.abi!r}, phase={self.phase}, files={len(self.files)}, "
             f"size={self.size:#x}, at={self.at:g}{f', label={self.label!r}' if self.label else ''})"
         )
+
+    def _repr_html_(self) -> str:
+        from gmemcore.analysis.distributions import state_mix
+
+        values = {"abi": self.abi, "firmware": self.firmware, "phase": self.phase, "at": f"{self.at:g}"}
+        values |= {"label": self.label} if self.label else {}
+        mix = state_mix(self)
+        occurring = Table(mix.title, mix.rows[mix["pages"] > 0], mix.keys, mix.units)
+        title = f"Snapshot, {self.vm_type}: {self.n_pages:,} pages in {len(self.files)} files"
+        return facts(title, values, occurring._repr_html_(), self.counters._repr_html_())
 
     @property
     def size(self) -> int:
@@ -342,6 +353,14 @@ class Diff:
     appeared: tuple[int, ...]
     gone: tuple[int, ...]
 
+    def _repr_html_(self) -> str:
+        phases = f"{self.before.phase} to {self.after.phase}"
+        values = {"from": f"{self.before.at:g}", "to": f"{self.after.at:g}"}
+        values |= {"phase": phases} if self.before.phase != self.after.phase else {}
+        values |= {"new files": ", ".join(map(str, self.appeared))} if self.appeared else {}
+        values |= {"closed files": ", ".join(map(str, self.gone))} if self.gone else {}
+        return facts("Diff", values, self.changes._repr_html_(), self.counters._repr_html_())
+
     def ranges(self, plane: str, file: int = 0) -> Table:
         """Ranges of pages in which a plane changed: rows (start, end, now), half-open pages of the file."""
         old, new = self.before.planes(file)[plane], self.after.planes(file)[plane]
@@ -420,6 +439,10 @@ class Series:
     def __repr__(self) -> str:
         span = f", {self[0].at:g} to {self[-1].at:g} {self.unit}" if len(self) else ""
         return f"Series({len(self)} snapshots{span})"
+
+    def _repr_html_(self) -> str:
+        rows = [(f"{one.at:g}", one.phase, one.memory_pages, one.label) for one in self]
+        return table(repr(self), (f"at ({self.unit})", "phase", "pages of memory", "label"), rows)
 
     def __len__(self) -> int:
         return len(self._snapshots)

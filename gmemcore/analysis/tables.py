@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gmemcore.html import table
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
@@ -51,6 +53,13 @@ class Table:
 
     def __repr__(self) -> str:
         return f"Table({self.title!r}, {len(self.rows)} rows of {', '.join(self.columns)})"
+
+    def _repr_html_(self) -> str:
+        units = [
+            f"{name} ({self.units[name]})" if self.units.get(name, "1") != "1" else name
+            for name in self.columns
+        ]
+        return table(self.title, units, self.rows.tolist())
 
     def where(self, **values: Any) -> "Table":
         """Keep the rows whose columns have these values."""
@@ -108,14 +117,14 @@ def stacked(tables: Sequence[tuple[Any, Table]], key: str, kind: Any, unit: str 
         raise ValueError("no table to stack; at least one is needed")
     first = tables[0][1]
     dtype = np.dtype([(key, kind), *((name, first.rows.dtype[name]) for name in first.columns)])
-    rows = np.empty(sum(len(table) for _, table in tables), dtype)
+    rows = np.empty(sum(len(part) for _, part in tables), dtype)
     begin = 0
-    for value, table in tables:
-        part = rows[begin : begin + len(table)]
-        part[key] = value
+    for value, part in tables:
+        into = rows[begin : begin + len(part)]
+        into[key] = value
         for name in first.columns:
-            part[name] = table[name]
-        begin += len(table)
+            into[name] = part[name]
+        begin += len(part)
     units = {**({key: unit} if unit else {}), **first.units}
     return Table(first.title, rows, (key, *first.keys), units)
 

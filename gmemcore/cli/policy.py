@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Annotated, Any
 
 import cyclopts
@@ -27,13 +26,10 @@ from gmemcore.policy import (
     flag_name,
     get_abi,
 )
+from gmemcore.policy.summary import LEGEND, TABLE_LEGEND, Row, abi_table, answer_word
 from gmemcore.uapi import ContentMode, Direction, Firmware, Phase, VmType
 
 app = cyclopts.App(name="policy", help="Show what each revision and proposal of the interface answers.")
-
-_PHASE_PREFIX = {Phase.LAUNCHING: "pre", Phase.RUNNING: "post"}
-_OUTCOMES = {"EOPNOTSUPP": "-"}
-_EFFECTS = {"KEEP": "ok"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,63 +193,15 @@ def _effect_in_words(answer: Cell) -> str:
 
 
 # --- tables -------------------------------------------------------------------------------------------------
-_Row = tuple[str, ...]
-
-
-def _text(answer: Cell) -> str:
-    """Return an answer in a word: ok for KEEP, another effect, ``-`` for EOPNOTSUPP, another errno name."""
-    if answer.effect is None:
-        return _OUTCOMES.get(answer.outcome, answer.outcome)
-    unless = f" unless {answer.unless}" if answer.unless else ""
-    return _EFFECTS.get(answer.effect, answer.effect) + unless
-
-
-def _both_phases(answers: dict[Phase, str]) -> str:
-    """Return the answers before and after launch in one text."""
-    if len(set(answers.values())) == 1:
-        return next(iter(answers.values()))
-    return ", ".join(f"{_PHASE_PREFIX[phase]} {text}" for phase, text in answers.items())
-
-
-def _table_cell(selected: Iterable[tuple[CellKey, Cell]]) -> str:
-    """Return the text of a table cell: to private | to shared."""
-    by_direction: dict[Direction, dict[Phase, str]] = {}
-    for key, answer in selected:
-        by_direction.setdefault(key.direction, {})[key.phase] = _text(answer)
-    return " | ".join(_both_phases(answers) for answers in by_direction.values())
-
-
-def _table_rows(abi: Abi, selected: Selection, flags: list[ContentMode]) -> list[_Row]:
-    """Return a row for each VM type; two where the firmware matters."""
-    rows: list[_Row] = []
-    for vm_type, group in groupby(selected.of(abi.name), key=lambda pair: pair[0].vm_type):
-        answers = list(group)
-        by_firmware: dict[_Row, list[Firmware]] = {}
-        for firmware in dict.fromkeys(key.firmware for key, _ in answers):
-            row = tuple(
-                _table_cell(pair for pair in answers if (pair[0].firmware, pair[0].flag) == (firmware, flag))
-                for flag in flags
-            )
-            by_firmware.setdefault(row, []).append(firmware)
-        for row, firmwares in by_firmware.items():
-            label = vm_type if len(by_firmware) == 1 else f"{vm_type} ({firmwares[0]})"
-            rows.append((label, *row))
-    return rows
-
-
-def _print_tables(abi: Abi, selected: Selection, print_table: Callable[[str, list[_Row], str], None]) -> None:
+def _print_tables(abi: Abi, selected: Selection, print_table: Callable[[str, list[Row], str], None]) -> None:
     """Print what an abi answers, a row a VM type and a column a flag."""
     known = (ContentMode.NONE, *(row.bit for row in abi.flags))
     flags = [bit for bit in known if selected.flag is None or bit == _flag(selected.flag)]
-    header = ("VM type", *("flags = 0" if not bit else flag_name(bit, abi) for bit in flags))
-    print_table(f"{abi.name}: {abi.title}", [header, *_table_rows(abi, selected, flags)], _TABLE_LEGEND)
+    rows = abi_table(abi, selected.of(abi.name), flags)
+    print_table(f"{abi.name}: {abi.title}", rows, TABLE_LEGEND)
 
 
-_LEGEND = "- is EOPNOTSUPP; ok is KEEP, an effect in capitals another one; (cipher): with that firmware"
-_TABLE_LEGEND = f"to private | to shared; pre, post: before, after launch; {_LEGEND}"
-
-
-def _rich_table(title: str, rows: list[_Row], legend: str) -> None:
+def _rich_table(title: str, rows: list[Row], legend: str) -> None:
     """Print a table for people."""
     table = Table(box=box.SIMPLE)
     for name in rows[0]:
@@ -265,7 +213,7 @@ def _rich_table(title: str, rows: list[_Row], legend: str) -> None:
     print(legend)
 
 
-def _markdown_table(title: str, rows: list[_Row], legend: str) -> None:
+def _markdown_table(title: str, rows: list[Row], legend: str) -> None:
     """Print a Markdown table."""
     lines = [rows[0], tuple("---" for _ in rows[0]), *rows[1:]]
     print(f"{title}\n")
@@ -294,14 +242,14 @@ def _print_changes(changes: list[tuple[CellKey, Cell, Cell]], before: Abi, after
     if not changes:
         print(f"{before.name} and {after.name} answer alike")
         return
-    lines: dict[_Row, list[tuple[Firmware, Phase]]] = {}
+    lines: dict[Row, list[tuple[Firmware, Phase]]] = {}
     for key, old, new in changes:
         direction = key.direction.replace("_", " ")
-        line = (key.vm_type, flag_name(key.flag, before), direction, _text(old), _text(new))
+        line = (key.vm_type, flag_name(key.flag, before), direction, answer_word(old), answer_word(new))
         lines.setdefault(line, []).append((key.firmware, key.phase))
     rows = [
         (vm_type, flag, direction, _when(places), was, becomes)
         for (vm_type, flag, direction, was, becomes), places in lines.items()
     ]
     header = ("VM type", "flag", "direction", "when", before.name, after.name)
-    _rich_table(f"{before.name} to {after.name}", [header, *rows], _LEGEND)
+    _rich_table(f"{before.name} to {after.name}", [header, *rows], LEGEND)

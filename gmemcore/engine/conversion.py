@@ -16,12 +16,14 @@ from gmemcore.engine import kernels as layout
 from gmemcore.engine.counters import ENGINE_COUNTERS, Counters, counters_of_row
 from gmemcore.engine.state import Plane
 from gmemcore.errors import (
+    ERRNO_NAMES,
     GmemError,
     InvalidArgumentError,
     OutOfMemoryError,
     PagePinnedError,
     UnsupportedContentModeError,
 )
+from gmemcore.html import table
 from gmemcore.policy import (
     EFFECTS,
     PLATFORMS,
@@ -218,6 +220,9 @@ class ConversionResult:
     def __repr__(self) -> str:
         return f"ConversionResult({self.counters!r})"
 
+    def _repr_html_(self) -> str:
+        return self.counters._repr_html_()
+
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
@@ -241,6 +246,15 @@ class BatchResult:
     def total(self) -> Counters:
         """Counters of the whole batch."""
         return Counters(*(int(self.counters[name].sum()) for name in ENGINE_COUNTERS))
+
+    def _repr_html_(self) -> str:
+        numbers, counts = np.unique(self.errno, return_counts=True)
+        outcomes = [
+            (ERRNO_NAMES.get(number, str(number)) if number else "OK", count)
+            for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
+        ]
+        title = f"{len(self.errno):,} requests"
+        return table(title, ("outcome", "requests"), outcomes, self.total._repr_html_())
 
 
 _RESULT_ROW = np.dtype(

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from operator import add, attrgetter, sub
 from typing import Any
 
+from gmemcore.html import facts, table
+
 
 @dataclass(frozen=True, slots=True)
 class Counters:
@@ -48,6 +50,10 @@ class Counters:
 
     def __sub__(self, other: "Counters") -> "Counters":
         return Counters(*map(sub, self.values(), other.values()))
+
+    def _repr_html_(self) -> str:
+        counted = [(name, figure) for name, figure in self.asdict().items() if figure]
+        return table("counters", ("event", "count"), counted) if counted else facts("counters: none", {})
 
     def values(self) -> tuple[int, ...]:
         """The figures, in the order of `COUNTER_NAMES`."""

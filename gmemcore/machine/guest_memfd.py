@@ -22,6 +22,7 @@ from gmemcore.errors import (
     UnknownIoctlError,
     UnsupportedOperationError,
 )
+from gmemcore.html import facts, table
 from gmemcore.machine.access import as_bytes, check_host_touch
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, FallocateMode, GuestMemfdFlag
 
@@ -57,6 +58,16 @@ class GuestMemfd:
 
     def __repr__(self) -> str:
         return f"GuestMemfd(size={self.size:#x}, flags={self.flags!r}, closed={self._closed})"
+
+    def _repr_html_(self) -> str:
+        if self._closed:
+            return facts(f"guest_memfd {self.index}, closed", {})
+        with self._store.lock:
+            totals = self._store.state.totals()
+        rows = [(plane, pages, f"{pages / self.n_pages:.1%}") for plane, pages in totals.items() if pages]
+        flags = self.flags.name or "no flags"
+        title = f"guest_memfd {self.index}: {self.n_pages:,} pages ({self.size:#x} bytes), {flags}"
+        return table(title, ("plane", "pages", "of all"), rows, self.counters._repr_html_())
 
     def __enter__(self) -> "GuestMemfd":
         return self

@@ -26,6 +26,7 @@ from gmemcore.errors import (
     MemoryFaultExit,
     UnsupportedOperationError,
 )
+from gmemcore.html import facts, table
 from gmemcore.machine import access
 from gmemcore.machine.access import Segment
 from gmemcore.machine.guest_memfd import I64_MAX, GuestMemfd
@@ -108,6 +109,23 @@ class VmFace:
         return (
             f"{type(self).__name__}({self.vm_type}, abi={self.abi.name!r}, firmware={self.firmware.value!r}, "
             f"phase={self._phase.value}, files={len(self.files)}, memslots={len(self._memslots)})"
+        )
+
+    def _repr_html_(self) -> str:
+        with self.lock:
+            slots = [
+                (slot.slot, f"{slot.gpa:#x}", f"{slot.size:#x}", slot.gmem.index, f"{slot.gmem_offset:#x}")
+                for slot in self._memslots
+            ]
+            files = [(gmem.index, gmem.n_pages, gmem.flags.name or "none") for gmem in self.files]
+            counters = self.counters
+        values = {"abi": self.abi.name, "firmware": self.firmware.value, "phase": self._phase.value}
+        return facts(
+            f"{type(self).__name__}, {self.vm_type}",
+            values,
+            table("files", ("file", "pages", "flags"), files),
+            table("memslots", ("slot", "gpa", "size", "file", "offset"), slots),
+            counters._repr_html_(),
         )
 
     def __enter__(self) -> "VmFace":

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from gmemcore.html import note, table
 from gmemcore.uapi import ContentMode, Direction, Firmware, Phase, VmType
 
 ALL_FIRMWARE = frozenset(Firmware)
@@ -127,6 +128,12 @@ class Abi:
     def __hash__(self) -> int:
         """Hash by name: lookups are memoised by Abi, and hashing every row each time would be slow."""
         return hash(self.name)
+
+    def _repr_html_(self) -> str:
+        from gmemcore.policy.summary import TABLE_LEGEND, abi_table
+
+        header, *rows = abi_table(self)
+        return table(f"{self.name}: {self.title}", header, rows, note(TABLE_LEGEND))
 
     @property
     def known_flags(self) -> ContentMode:
