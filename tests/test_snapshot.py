@@ -5,11 +5,15 @@ import pytest
 from guests import PAGE, random_guest
 
 import gmemcore
-from gmemcore.analysis import Series, Snapshot, diff, state_mix, take
-from gmemcore.analysis.snapshot import KIND
+from gmemcore.analysis import Series, Snapshot, diff, state_mix, take, watch
+from gmemcore.analysis.snapshot_file import KIND
 from gmemcore.engine.packed import PLANE_NAMES
+from gmemcore.engine.steps import Step
 from gmemcore.workload import container
 from gmemcore.workload.container import ContainerError
+from gmemcore.workload.layout import Layout, Region
+from gmemcore.workload.operations import empty_operations
+from gmemcore.workload.player import build
 
 KINDS = [
     *[(vm_type, "v5") for vm_type in ("DEFAULT", "SW_PROTECTED", "SNP", "TDX", "PKVM")],
@@ -322,3 +326,22 @@ def test_another_kind_of_container(tmp_path):
     container.write(tmp_path / "trace.gmt", "trace", {}, {})
     with pytest.raises(ContainerError, match="a snapshot was asked for"):
         Snapshot.read(tmp_path / "trace.gmt")
+
+
+# ---- watching a run ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("as_array", [True, False])
+def test_a_run_is_watched(as_array):
+    vm = gmemcore.create_vm("SNP", backing="none")
+    build(vm, Layout((Region(0, 1 << 20),)))
+    operations = empty_operations(25)
+    operations["step"] = Step.CONVERT
+    operations["gpa"] = np.arange(25) * PAGE
+    operations["size"] = PAGE
+    operations["attributes"] = 8
+    series = watch(vm, operations if as_array else iter([operations[:7], operations[7:]]), every=10)
+    assert [snapshot.at for snapshot in series] == [0, 10, 20, 25]
+    assert [snapshot.planes(0).private.count() for snapshot in series] == [0, 10, 20, 25]
+    with pytest.raises(gmemcore.GmemError, match="chunks of 0 operations"):
+        watch(vm, operations, every=0)

@@ -3,6 +3,7 @@
 Snapshots and distributions need NumPy alone; pictures and ``to_pandas()`` need the ``analysis`` extra.
 """
 
+from gmemcore.analysis.difference import Diff, diff
 from gmemcore.analysis.distributions import (
     STATES,
     by_region,
@@ -27,7 +28,8 @@ from gmemcore.analysis.pictures import (
     state_stream,
 )
 from gmemcore.analysis.runs import Run, read_run
-from gmemcore.analysis.snapshot import Diff, Series, Snapshot, diff, take
+from gmemcore.analysis.series import Series, watch
+from gmemcore.analysis.snapshot import Snapshot, take
 from gmemcore.analysis.tables import Table
 
 __all__ = [
@@ -58,4 +60,5 @@ __all__ = [
     "state_mix",
     "state_stream",
     "take",
+    "watch",
 ]

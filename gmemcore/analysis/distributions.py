@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmemcore.analysis.bitmap import Bitmap
-from gmemcore.analysis.snapshot import Planes, Series, SlotState, Snapshot, as_snapshot
+from gmemcore.analysis.series import Series
+from gmemcore.analysis.snapshot import Planes, SlotState, Snapshot, as_snapshot
 from gmemcore.analysis.tables import Table, make_table
 from gmemcore.engine.packed import BLOCK_PAGES
 from gmemcore.machine import GuestMemfd, VmFace

@@ -20,7 +20,8 @@ from gmemcore.analysis.distributions import (
 )
 from gmemcore.analysis.hilbert import hilbert
 from gmemcore.analysis.runs import BenchCell, Run
-from gmemcore.analysis.snapshot import Series, Snapshot, as_snapshot
+from gmemcore.analysis.series import Series
+from gmemcore.analysis.snapshot import Snapshot, as_snapshot
 from gmemcore.analysis.style import (
     FRACTION_MAP,
     STATE_COLOURS,
