@@ -65,15 +65,39 @@ def test_only_the_engine_calls_kernels():
         assert "engine.kernels" not in text, path
 
 
-@pytest.mark.parametrize("room", ["engine", "machine", "vmm"])
-def test_no_vm_type_is_named_outside_policy(room):
-    """VmType.SNP and its like are asked for by row, not by name (warm.py picks one to compile with)."""
-    for path in (PACKAGE / room).rglob("*.py"):
-        if path.name == "warm.py":
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            named = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-            assert not (named and node.value.id == "VmType"), f"{path}:{node.lineno}"
+# Where a VM type may be named beside policy, since nothing is decided by it.
+NAMED = {
+    "engine/warm.py": "one to compile with",
+    "kvm/structs.py": "KVM's numbers",
+    "stress/spec.py": "what is run if nothing is asked for",
+}
+
+
+def vm_types_named(tree):
+    """Lines that name a member of VmType, or compare with one by its text."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "VmType":
+            yield node.lineno
+        elif isinstance(node, ast.Compare):
+            texts = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)}
+            if texts & {"DEFAULT", "SW_PROTECTED", "SNP", "TDX", "PKVM"}:
+                yield node.lineno
+
+
+def test_no_vm_type_is_named_outside_policy():
+    """VmType.SNP and its like are asked for by row, not by name."""
+    found = {}
+    for path in MODULES:
+        if room_of(path) not in ("policy", "uapi"):
+            lines = sorted(vm_types_named(ast.parse(path.read_text())))
+            if lines:
+                found[str(path.relative_to(PACKAGE))] = lines
+    assert set(found) == set(NAMED), found
+
+
+@pytest.mark.parametrize("text", ["x = VmType.SNP", "if kind == 'TDX': ...", "kind in (VmType.PKVM, 'x')"])
+def test_a_vm_type_that_is_named_would_be_seen(text):
+    assert list(vm_types_named(ast.parse(text))) == [1]
 
 
 def test_import_is_light():
@@ -93,3 +117,37 @@ def test_every_public_name_exists():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         gmemcore.nothing  # noqa: B018
     assert set(gmemcore.__all__) <= set(dir(gmemcore))
+
+
+HEAVY = {"numba", "matplotlib", "pandas", "xarray", "pyarrow", "distributed", "asv", "IPython"}
+
+
+def imported_at_once(tree):
+    """Top-level packages that importing a module imports: what isn't inside a function or for types alone."""
+    todo = list(tree.body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            yield from (name.name.split(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").split(".")[0]
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not (
+            isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        ):
+            todo += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_libraries_are_imported_when_used(path):
+    assert not HEAVY & set(imported_at_once(ast.parse(path.read_text())))
+
+
+def test_a_heavy_library_at_the_top_would_be_seen():
+    for text in (
+        "import numba.core",
+        "from pandas import x",
+        "try:\n import numba\nexcept E: ...",
+        "class A:\n import asv",
+    ):
+        assert HEAVY & set(imported_at_once(ast.parse(text))), text
+    assert not HEAVY & set(imported_at_once(ast.parse("def f():\n import numba")))

@@ -31,6 +31,7 @@ from gmemcore.kvm.structs import (
     KVM_CREATE_VM,
     KVM_MEM_GUEST_MEMFD,
     KVM_SET_USER_MEMORY_REGION2,
+    ORDINARY,
     USER_MEMORY_REGION2_STRUCT,
     VM_TYPE_NUMBERS,
 )
@@ -114,7 +115,7 @@ class KvmVm:
     """
 
     def __init__(
-        self, transport: Transport, vm_type: VmType = VmType.DEFAULT, *, two_backings: bool = False
+        self, transport: Transport, vm_type: VmType = ORDINARY, *, two_backings: bool = False
     ) -> None:
         self.transport = transport
         self.vm_type = vm_type

@@ -28,7 +28,6 @@ Step = dict[str, Any]
 MOST_PINS = 256
 """Pages of a pin step; each costs a file descriptor."""
 _INT_BITS = 32
-_COCO = frozenset(row.vm_type for row in PLATFORMS.values() if row.coco)
 _IN_PLACE_FLAGS = GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED
 
 GUEST_OPS = frozenset({"guest_read", "guest_write"})
@@ -58,6 +57,7 @@ class KvmMachine:
         self.transport = transport
         self.host = host
         self.vm_type = vm_type
+        self.platform = PLATFORMS[vm_type]
         self.abi = get_abi(abi)
         self.offer: VmOffer | None = host.offers.get(vm_type)
         self.files: dict[str, KvmFile] = {}
@@ -113,11 +113,11 @@ class KvmMachine:
 
     def _miss(self, step: Step) -> None:
         """Note what a step that isn't done would have changed."""
-        op, coco = step["op"], self.vm_type in _COCO
+        op, coco = step["op"], self.platform.coco
         expected = step.get("expect", "OK") == "OK"
         changes = {
             "accept": coco,
-            "launch_update": self.vm_type != VmType.DEFAULT,  # even a refused one may have done pages
+            "launch_update": self.platform.populate is not None,  # even a refused one may have done pages
             "launch_finish": coco and expected,
             "guest_read": coco,  # a refused access assigns its page
             "guest_write": coco or expected,
@@ -257,7 +257,7 @@ def _always(_: Context) -> bool:
 
 
 def _private_memory(context: Context) -> bool:
-    return context.machine.vm_type != VmType.DEFAULT
+    return context.machine.platform.private_memory
 
 
 def _asks_of_other_revision(context: Context) -> bool:

@@ -4,7 +4,7 @@ from gmemcore.errors import InvalidArgumentError, UnknownIoctlError
 from gmemcore.kvm.client import KvmVm
 from gmemcore.kvm.kernel import KernelTransport
 from gmemcore.kvm.transport import KvmUnavailableError
-from gmemcore.uapi import GuestMemfdFlag, VmType
+from gmemcore.uapi import GuestMemfdFlag
 
 
 def open_guest_memfd(size: int) -> int:
@@ -29,7 +29,7 @@ def open_guest_memfd(size: int) -> int:
     ----------
     KVM API documentation, 4.142 (``GUEST_MEMFD_FLAG_MMAP``, ``GUEST_MEMFD_FLAG_INIT_SHARED``).
     """
-    with KvmVm(KernelTransport(), VmType.DEFAULT) as vm:
+    with KvmVm(KernelTransport()) as vm:
         try:
             gmem = vm.create_guest_memfd(size, GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED)
         except (InvalidArgumentError, UnknownIoctlError) as error:

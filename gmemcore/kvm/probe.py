@@ -9,6 +9,7 @@ from gmemcore.errors import GmemError, InvalidArgumentError, UnknownIoctlError
 from gmemcore.kvm.client import KvmFile, KvmVm, check_extension
 from gmemcore.kvm.structs import CAPABILITIES, KVM_GET_API_VERSION, SWITCHES, VM_TYPES
 from gmemcore.kvm.transport import Transport
+from gmemcore.policy import PLATFORMS
 from gmemcore.uapi import PAGE_SIZE, ContentMode, GuestMemfdFlag, MemoryAttribute, VmType
 
 NO_FIRMWARE_LAUNCH = "its guests need a launch by the platform's firmware, which isn't done here"
@@ -175,7 +176,7 @@ def _abi(vm: KvmVm) -> str:
     with vm.create_guest_memfd(PAGE_SIZE) as gmem:
         if not _has_ioctl(lambda: gmem.set_memory_attributes(0, 0, 0)):
             return "legacy"
-        flag = ContentMode.NONE if vm.vm_type == VmType.DEFAULT else ContentMode.ZERO
+        flag = ContentMode.ZERO if PLATFORMS[vm.vm_type].private_memory else ContentMode.NONE
         if _answers_einval(gmem, flag, error_offset=0):
             return "v13"
         return "v4" if _answers_einval(gmem, ContentMode.NONE, error_offset=1) else "v5"
@@ -187,7 +188,8 @@ def _probe_use(
     """Run a guest and pin a page: why not, the guest's address bits, why not."""
     if flags is None:
         return "it has no guest_memfd", 0, "it has no guest_memfd"
-    two_backings = abi == "legacy" and vm_type != VmType.DEFAULT
+    platform = PLATFORMS[vm_type]
+    two_backings = abi == "legacy" and platform.private_memory
     with KvmVm(transport, vm_type, two_backings=two_backings) as vm:
         wanted = GuestMemfdFlag(0) if two_backings else GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED
         try:
@@ -197,9 +199,9 @@ def _probe_use(
             return why, 0, why
         pins = _why_not(lambda: gmem.pin(0, PAGE_SIZE))
         gmem.unpin(0, PAGE_SIZE)
-        if vm_type not in (VmType.DEFAULT, VmType.SW_PROTECTED):
+        if platform.coco:
             return NO_FIRMWARE_LAUNCH, 0, pins
-        guest = _why_not(lambda: _run_guest(vm, gmem, private=vm_type != VmType.DEFAULT))
+        guest = _why_not(lambda: _run_guest(vm, gmem, private=platform.private_memory))
         bits = vm.guest.address_bits if guest is None else 0
     return guest, bits, pins
 

@@ -110,6 +110,9 @@ VM_TYPES = (
 )
 """``KVM_X86_*_VM``. Elsewhere than on x86 there is no such list, and only the default type is asked for."""
 
+ORDINARY = VmType.DEFAULT
+"""The VM type that every KVM has: without private memory, without firmware."""
+
 VM_TYPE_NUMBERS = {row.modelled: row.number for row in VM_TYPES if row.modelled is not None}
 """The model's VM types that a KVM_CREATE_VM of x86 knows."""
 
