@@ -62,4 +62,4 @@ def test_every_kernel_has_one_signature():
     kernels = jit.load_kernels()
     for name in jit._registered:
         assert len(getattr(kernels, name).signatures) <= 1, name
-    assert len(kernels.convert.signatures) == 1
+    assert len(kernels.run.signatures) == 1

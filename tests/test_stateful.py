@@ -472,9 +472,8 @@ class Pair:
         offsets, sizes = (np.array([pair[i] for pair in ranges], dtype=np.uint64) for i in (0, 1))
         result = file.gmem.set_memory_attributes_many(offsets, sizes, attributes, flags)
         assert list(zip(result.errno.tolist(), result.error_offset.tolist(), strict=True)) == expected
-        for row, wanted in zip(result.counters, grown, strict=True):
-            names = result.counters.dtype.names
-            assert {name: int(row[name]) for name in names} == {name: wanted[name] for name in names}
+        for name, column in result.counters.items():
+            assert column.tolist() == [wanted[name] for wanted in grown], name
         self.learn_scrambled(scrambled, np.uint64)
 
     def op_ioctl(self, choose):

@@ -1,22 +1,25 @@
 """Conversion: KVM_SET_MEMORY_ATTRIBUTES2 on one file, from policy to result.
 
 `compile_rules` turns what policy says for one VM and phase into the small array that the kernel reads;
-`Store.convert` (store.py) takes the file's lock and runs the kernel over the requests; `check` raises what
-the first refused request of a call deserves.
+`Store.run_one` and `run_many` (store.py) take the file's lock and run the kernel over the requests; `check`
+raises what a refused one deserves.
 """
 
+import errno
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gmemcore.engine import kernels as layout
 from gmemcore.engine.counters import ENGINE_COUNTERS, Counters, counters_of_row
-from gmemcore.engine.state import Plane
+from gmemcore.engine.state import Plane, fields_of
+from gmemcore.engine.steps import REASONS, compile_steps
 from gmemcore.errors import (
     ERRNO_NAMES,
+    ERRNO_NUMBERS,
     GmemError,
     InvalidArgumentError,
     OutOfMemoryError,
@@ -55,7 +58,7 @@ RANK_PLANES = {
 }
 
 TRACKING_COLUMNS = {Tracking.RMP: int(layout.RMP_UPDATES), Tracking.SEPT: int(layout.SEPT_CHANGES)}
-"""Result column in which a platform counts assignment."""
+"""Row of a result in which a platform counts assignment."""
 
 
 class Refusal(NamedTuple):
@@ -102,9 +105,24 @@ REFUSALS = {
 }
 """Kernel reason -> what is raised for it."""
 
-ERRNO_OF_REASON = np.zeros(len(REFUSALS) + 1, np.int32)
-for _reason, _refusal in REFUSALS.items():
-    ERRNO_OF_REASON[_reason] = _refusal.error.number
+_OUTCOME_OF_REASON = (
+    {0: "OK"}
+    | {int(reason): name for name, reason in REASONS.items()}
+    | {reason: ERRNO_NAMES[refusal.error.number] for reason, refusal in REFUSALS.items()}
+)
+OUTCOMES = tuple(dict.fromkeys(_OUTCOME_OF_REASON.values()))
+"""What can become of a request or another step: OK, an errno's name, or an access's SIGBUS and its like."""
+
+OUTCOME_OF_REASON = np.array(
+    [OUTCOMES.index(_OUTCOME_OF_REASON[reason]) for reason in range(len(_OUTCOME_OF_REASON))], np.uint8
+)
+ERRNO_OF_REASON = np.array(
+    [
+        0 if reason == 0 else ERRNO_NUMBERS.get(_OUTCOME_OF_REASON[reason], errno.EFAULT)
+        for reason in range(len(_OUTCOME_OF_REASON))
+    ],
+    np.int32,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +155,8 @@ class Rules:
 
 @cache
 def compile_rules(abi: Abi, vm_type: VmType, firmware: Firmware, phase: Phase) -> Rules:
-    """Compile policy for one VM and phase: direction × flag -> refusal, precondition, bytes, planes."""
-    table = np.zeros(layout.RULES_WORDS, np.uint64)
+    """Compile policy for one VM and phase: direction × flag -> refusal, precondition, effect; steps."""
+    table = np.zeros(int(layout.STEPS), np.uint64)
     # An abi whose plain conversion to shared is invalid takes no attribute at all from this VM.
     takes_any = cell(abi, vm_type, firmware, phase, Direction.TO_SHARED, ContentMode.NONE).outcome == "OK"
     takes_private = (
@@ -154,15 +172,16 @@ def compile_rules(abi: Abi, vm_type: VmType, firmware: Firmware, phase: Phase) -
         for flag in (ContentMode.NONE, *(row.bit for row in abi.flags)):
             words = _compile_cell(abi, vm_type, firmware, phase, direction, flag)
             cells[to_private, int(flag).bit_length()] = words
-            if words[int(layout.SET)] & Plane.ALLOCATED:
+            if words[int(layout.SET)] & int(layout.ALLOCATED_FIELD):
                 allocating.add((to_private * int(MemoryAttribute.PRIVATE), int(flag)))
+    table = np.concatenate([table, compile_steps(abi, vm_type, phase)])
     return Rules(abi, phase, table, frozenset(allocating))
 
 
 def _compile_cell(
     abi: Abi, vm_type: VmType, firmware: Firmware, phase: Phase, direction: Direction, flag: ContentMode
 ) -> list[int]:
-    """The words of one cell: refusal, precondition, operations, planes to set, planes to clear."""
+    """The words of one cell: refusal, precondition, operations, fields to set, fields to clear."""
     answer = cell(abi, vm_type, firmware, phase, direction, flag)
     if answer.effect is None:
         return [int(layout.MODE_UNSUPPORTED), 0, 0, 0, 0]
@@ -171,8 +190,9 @@ def _compile_cell(
     raises_to = EFFECTS[answer.effect].raises_to
     if direction == Direction.TO_PRIVATE:
         set_ = Plane.PRIVATE | RANK_PLANES[raises_to or Rank.UNALLOCATED]
-        return [0, int(unless), operations, int(set_), 0]
-    return [0, int(unless), operations, 0, int(Plane.PRIVATE | Plane.ASSIGNED | Plane.ACCEPTED)]
+        return [0, fields_of(unless), operations, fields_of(set_), 0]
+    clear = Plane.PRIVATE | Plane.ASSIGNED | Plane.ACCEPTED
+    return [0, fields_of(unless), operations, 0, fields_of(clear)]
 
 
 def pack_operations(operations: Operations) -> int:
@@ -184,7 +204,7 @@ def pack_operations(operations: Operations) -> int:
 
 
 def tracking_column(vm_type: VmType) -> int:
-    """Result column in which a VM type counts assignment (any, for one that assigns nothing)."""
+    """Row of a result in which a VM type counts assignment (any, for one that assigns nothing)."""
     tracking = PLATFORMS[vm_type].tracking
     return int(layout.RMP_UPDATES) if tracking is None else TRACKING_COLUMNS[tracking]
 
@@ -224,48 +244,58 @@ class ConversionResult:
         return self.counters._repr_html_()
 
 
-@dataclass(frozen=True, slots=True)
 class BatchResult:
     """What each request of a batch did; requests that failed changed nothing.
 
-    Attributes
+    Parameters
     ----------
-    errno : ndarray of int32, shape (n,)
-        0, or the errno of the request.
-    error_offset : ndarray of uint64, shape (n,)
-        The field after the call, bytes.
-    counters : ndarray, structured, shape (n,)
-        The counters of each request, by name, uint64.
+    rows : ndarray of uint64, shape (RESULT_ROWS, n)
+        What the kernel wrote: reasons, error offsets, then a row a counter.
+    total : Counters
+        Counters of the whole batch.
     """
 
-    errno: NDArray[np.int32]
-    error_offset: NDArray[np.uint64]
-    counters: NDArray[Any]
+    __slots__ = ("_rows", "total")
+
+    def __init__(self, rows: NDArray[np.uint64], total: Counters) -> None:
+        self._rows = rows
+        self.total = total
+
+    def __len__(self) -> int:
+        return int(self._rows.shape[1])
+
+    def __repr__(self) -> str:
+        refused = int(np.count_nonzero(self._rows[0]))
+        return f"BatchResult({len(self)} requests, {refused} refused, {self.total!r})"
 
     @property
-    def total(self) -> Counters:
-        """Counters of the whole batch."""
-        return Counters(*(int(self.counters[name].sum()) for name in ENGINE_COUNTERS))
+    def errno(self) -> NDArray[np.int32]:
+        """0, or the errno of the request, shape (n,)."""
+        errno: NDArray[np.int32] = ERRNO_OF_REASON.take(self._rows[0].view(np.int64))
+        return errno
+
+    @property
+    def outcome(self) -> NDArray[np.uint8]:
+        """Outcome of each request as an index into `OUTCOMES`, shape (n,)."""
+        outcome: NDArray[np.uint8] = OUTCOME_OF_REASON.take(self._rows[0].view(np.int64))
+        return outcome
 
     def _repr_html_(self) -> str:
-        numbers, counts = np.unique(self.errno, return_counts=True)
-        outcomes = [
-            (ERRNO_NAMES.get(number, str(number)) if number else "OK", count)
-            for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
-        ]
-        title = f"{len(self.errno):,} requests"
+        numbers, counts = np.unique(self.outcome, return_counts=True)
+        outcomes = [(OUTCOMES[n], count) for n, count in zip(numbers.tolist(), counts.tolist(), strict=True)]
+        title = f"{len(self):,} requests"
         return table(title, ("outcome", "requests"), outcomes, self.total._repr_html_())
 
+    @property
+    def error_offset(self) -> NDArray[np.uint64]:
+        """The field after the call, bytes, shape (n,); of another refused step, the page's offset."""
+        offsets: NDArray[np.uint64] = self._rows[1]
+        return offsets
 
-_RESULT_ROW = np.dtype(
-    [("reason", "<u8"), ("error_offset", "<u8"), *((name, "<u8") for name in ENGINE_COUNTERS)]
-)
-
-
-def batch_result(results: NDArray[np.uint64]) -> BatchResult:
-    """The kernel's result rows, named."""
-    rows = results.view(_RESULT_ROW)[:, 0]
-    return BatchResult(ERRNO_OF_REASON[rows["reason"]], rows["error_offset"], rows[list(ENGINE_COUNTERS)])
+    @property
+    def counters(self) -> dict[str, NDArray[np.uint64]]:
+        """The counters of each request by name, shape (n,) each, without a copy."""
+        return dict(zip(ENGINE_COUNTERS, self._rows[int(layout.COUNTERS_AT) :], strict=True))
 
 
 def check(rules: Rules, file_size: int, request: tuple[int, ...], row: tuple[int, ...]) -> ConversionResult:

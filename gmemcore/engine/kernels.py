@@ -1,18 +1,21 @@
 """Every Numba kernel, in one closed file: walks over bits and bytes belong together.
 
 Callers pass validated, C-contiguous arrays.  A kernel never raises, never allocates and never waits;
-it says what happened in the result row it was given.
+it says what happened in the result column it was given.
 
 Page state of one file
 ----------------------
 ``header``  uint64, one slot a name below: sizes and counters of the file that kernels read and write.
-``words``   uint64, one a 2 MiB block of 512 pages: for each plane, how many of the block's pages are set
-            (ten bits a plane).  A count of 0 or of the whole block says everything about that plane.
-``lines``   uint64, one 48-word record a block: for each plane eight words, one bit a page.  A plane's line
-            is *true only while its count is neither 0 nor the whole block* (or while ``header[DENSE]``
-            is set), so uniform memory costs eight bytes a block, whatever its size.
+``words``   uint64, one a 2 MiB block of 512 pages: for each plane a field of ten bits, how many of the
+            block's pages are set.  A count of 0 or of the whole block says everything about that plane.
+``lines``   uint64, one record a GiB: for each plane 4096 words, one bit a page.  The eight words of a block,
+            its line of that plane, are *true only while its count is neither 0 nor the whole block* (or
+            while ``header[DENSE]`` is set), so uniform memory costs eight bytes a block, whatever its size.
 ``memory``  uint64, 512 a page: DRAM as the bus sees it; empty for a file that holds no bytes.
             The DRAM of a page that isn't allocated is zero.
+
+Several planes at once are a mask of whole fields (``fields_of`` in ``state.py`` makes them), so that one word
+of a block answers for all of them.
 
 Page numbers and counts are uint64 and every constant is cast: a signed operand would make the arithmetic
 signed (or float), and a signed index would cost the loops over memory their vector registers.
@@ -28,37 +31,43 @@ ONES = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 PAGE_SHIFT, PAGE_MASK, PAGE_WORDS = np.uint64(12), np.uint64(4095), np.uint64(512)
 ROW_SHIFT = np.uint64(6)  # a row: the 64 pages of one word of a line
-BLOCK_SHIFT, BLOCK_PAGES = np.uint64(9), np.uint64(512)
+BLOCK_SHIFT, BLOCK_PAGES, BLOCK_MASK = np.uint64(9), np.uint64(512), np.uint64(511)
 
-# Planes, in the order of their fields in a block's word and of their lines in its record.
+# Planes, in the order of their fields in a block's word and of their lines in a record.
 PRIVATE, ALLOCATED, ASSIGNED, ACCEPTED, PINNED, POISONED = (np.uint64(n) for n in range(6))
-PLANES = np.uint64(6)
 FIELD_BITS, FIELD = np.uint64(10), np.uint64(1023)
-RECORD_WORDS = np.uint64(48)  # 6 planes of 8 words; not a power of two, which would collide in the caches
-PINNED_FIELD = np.uint64(1023 << 40)
+FIELD_ONES = np.uint64(
+    sum(1 << 10 * plane for plane in range(6))
+)  # times a number: that number in all fields
+PRIVATE_FIELD, ALLOCATED_FIELD, ASSIGNED_FIELD, ACCEPTED_FIELD, PINNED_FIELD = (
+    np.uint64(1023 << 10 * plane) for plane in range(5)
+)
+
+# A record: 6 planes of 4096 rows, and 4 KiB of nothing, without which equal rows of different records would
+# fall into the same sets of the caches.
+RECORD_SHIFT, RECORD_ROWS, RECORD_ROW_MASK = np.uint64(12), np.uint64(4096), np.uint64(4095)
+RECORD_WORDS = np.uint64(6 * 4096 + 512)
 
 # Slots of the header: the file's size, whether all lines are kept true, its key stream's seed and first
-# output, calls that transformed bytes, allocations left before one fails, the result column that assignment
+# output, calls that transformed bytes, allocations left before one fails, the counter that assignment
 # is counted in, and from TOTALS on the counters since creation.
 N_PAGES, DENSE, SEED, FIRST_WORD, SCRAMBLES, ALLOCATIONS_LEFT, TRACKING = (np.uint64(n) for n in range(7))
-TOTALS = 8
+TOTALS = np.uint64(8)
 HEADER_SLOTS = 18
 
-# Columns of a result row; counters are those of SPEC 10, in its order.
+# Rows of a result, one column a request; all start as 0, and only what isn't 0 is written: a million results
+# are a hundred megabytes, most of which are never touched.  Counters are those of SPEC 10, in its order.
 REASON, ERROR_OFFSET = np.uint64(0), np.uint64(1)
 PAGES_CHANGED, BYTES_ZEROED, BYTES_XORED, BYTES_SCRAMBLED, PAGES_ALLOCATED, RMP_UPDATES = (
     np.uint64(n) for n in range(2, 8)
 )
 SEPT_CHANGES, PAGES_ACCEPTED, BLOCKS_SPLIT, BLOCKS_MERGED = (np.uint64(n) for n in range(8, 12))
-RESULT_COLUMNS = 12
-COUNTERS_AT, COUNTERS = 2, 10
+RESULT_ROWS = 12
+COUNTERS_AT, COUNTERS = np.uint64(2), 10
 
-# Columns of a conversion request.
-OFFSET, SIZE, ATTRIBUTES, FLAGS, ERROR_OFFSET_IN, RESERVED = (np.uint64(n) for n in range(6))
-REQUEST_COLUMNS = 6
 PRIVATE_ATTRIBUTE = np.uint64(8)
 
-# Why a request was refused, in the order of the checks; 0 is success.
+# Why a request was refused: the checks of a conversion in their order, then those of other steps; 0: done.
 (
     FLAGS_UNKNOWN,
     FLAGS_MANY,
@@ -72,16 +81,35 @@ PRIVATE_ATTRIBUTE = np.uint64(8)
     MODE_UNSUPPORTED,
     NO_MEMORY,
     PAGE_PINNED,
-) = (np.uint64(n) for n in range(1, 13))
+    INVALID,
+    BAD_ADDRESS,
+    INPUT_OUTPUT,
+    HOST_FAULT,
+    MEMORY_FAULT,
+    NO_SLOT,
+    POISONED_PAGE,
+    NOT_VALIDATED,
+) = (np.uint64(n) for n in range(1, 21))
 
-# The rules of one VM and phase: four words, then a cell for each direction and flag.
+# The rules of one VM and phase: four words, a cell for each direction and flag, a row for each step.
 KNOWN_FLAGS, KNOWN_ATTRIBUTES, HAS_PRIVATE_MEMORY, ERROR_OFFSET_CHECKED, CELLS = (
     np.uint64(n) for n in range(5)
 )
 REFUSAL, UNLESS, OPERATIONS, SET, CLEAR = (np.uint64(n) for n in range(5))
 CELL_WORDS = np.uint64(5)
 FLAG_SLOTS = np.uint64(65)  # no flag, and each of 64 bits
-RULES_WORDS = 4 + 2 * 65 * 5
+
+# A step's row: what it asks of the range, what refuses it whole or by page, what stays done of it when a page
+# refuses, then bytes and planes.  Three rows a step, for the kinds of a guest's access.
+STEPS = np.uint64(4 + 2 * 65 * 5)
+CONVERT = U0
+STEP_VARIANTS, STEP_COUNT = np.uint64(3), 13
+ALIGNED, SIGNED, BEYOND_END, STEP_REFUSAL, PARTIAL, TERMS = (np.uint64(n) for n in range(6))
+TERM_WORDS, TERM_COUNT = np.uint64(3), 3
+STEP_OPERATIONS, STEP_SET, STEP_CLEAR, STEP_MARK = (np.uint64(n) for n in range(14, 18))
+STEP_WORDS = np.uint64(18)
+PARTIAL_REFUSED, PARTIAL_DONE = U1, U2  # what was done stays: as a refusal, or as success if there is any
+RULES_WORDS = 4 + 2 * 65 * 5 + 13 * 3 * 18
 
 # Operations on the bytes of a page, four bits for each rank of page:
 # unallocated, allocated, assigned, accepted (each includes the ones before).
@@ -117,6 +145,12 @@ def bits_between(low, high):
 
 
 @kernel
+def lowest_plane(fields):
+    """Number of the first plane of a mask of fields."""
+    return lowest_bit(fields) // FIELD_BITS
+
+
+@kernel
 def pages_of_block(n_pages, block):
     """How many pages of the file lie in a block: 512, or what is left for the last."""
     left = n_pages - (block << BLOCK_SHIFT)
@@ -124,128 +158,206 @@ def pages_of_block(n_pages, block):
 
 
 @kernel
-def row_bits(pages, row_in_block, value):
-    """A row of a uniform plane: value on the rows' pages that exist."""
-    first = row_in_block << ROW_SHIFT
-    if pages <= first:
-        return U0
-    return value & bits_between(U0, pages - first if pages - first < U64 else U64)
+def line_slot(plane, row):
+    """Where a row of a plane lies in lines."""
+    return (row >> RECORD_SHIFT) * RECORD_WORDS + plane * RECORD_ROWS + (row & RECORD_ROW_MASK)
+
+
+# ---- writing page state -------------------------------------------------------------------------
 
 
 @kernel
-def write_uniform_line(lines, base, pages, value):
-    """Make a line true that its block's word alone spoke for."""
-    for row in range(U8):
-        lines[base + np.uint64(row)] = row_bits(pages, np.uint64(row), value)
+def write_uniform_line(lines, plane, block, pages, value):
+    """Make a line true that its block's word alone spoke for: value on the pages that exist."""
+    slot = line_slot(plane, block << U3)
+    for row in range(8):
+        first = np.uint64(row) << ROW_SHIFT
+        if pages >= first + U64:
+            lines[slot] = value
+        else:
+            lines[slot] = value & bits_between(U0, pages - first) if pages > first else U0
+        slot += U1
 
 
 @kernel
-def write_bits(header, words, lines, plane, value, start, end):
-    """Set (value = all ones) or clear (value = 0) one plane over pages [start, end).
+def write_row(lines, slot, mask, value):
+    """Set or clear bits of one row; returns how many changed."""
+    old = lines[slot]
+    new = (old & ~mask) | (mask & value)
+    lines[slot] = new
+    return popcount(old ^ new)
 
-    Returns how many pages changed, and how many blocks ceased and began to be uniform.
-    """
-    n_pages, dense = header[N_PAGES], header[DENSE]
-    field = FIELD_BITS * plane
-    sign = ~value | U1
-    changed, split, merged = U0, U0, U0
+
+@kernel
+def write_rows(lines, plane, start, end, value):
+    """Set (value = all ones) or clear (0) a plane over [start, end) of one block; returns what changed."""
     row, last = start >> ROW_SHIFT, (end - U1) >> ROW_SHIFT
+    slot = line_slot(plane, row)
     mask = ONES << (start & U63)
-    while row <= last:
-        block = row >> U3
-        pages = pages_of_block(n_pages, block)
-        first_page = block << BLOCK_SHIFT
-        word = words[block]
-        before = (word >> field) & FIELD
-        target = pages & value
-        base = block * RECORD_WORDS + (plane << U3)
-        next_row = (block + U1) << U3
-        if before == target:
-            row, mask = next_row, ONES
-            continue
-        uniform_before = before == U0 or before == pages
-        if start <= first_page and end >= first_page + pages:
-            step = before if target == U0 else pages - before
-            if dense:
-                write_uniform_line(lines, base, pages, value)
-            row, mask = next_row, ONES
-        else:
-            if uniform_before:
-                write_uniform_line(lines, base, pages, ~value)
-            step = U0
-            stop = last + U1 if last < next_row else next_row
-            while row < stop:
-                if row == last:
-                    mask &= ONES >> (U63 - ((end - U1) & U63))
-                slot = base + (row & U7)
-                old = lines[slot]
-                new = (old & ~mask) | (mask & value)
-                lines[slot] = new
-                step += popcount(old ^ new)
-                mask = ONES
-                row += U1
-        after = before + step * sign
-        words[block] = word + ((step * sign) << field)
-        changed += step
-        if uniform_before:
-            split += U1 if after != target else U0
-        else:
-            merged += U1 if after == target else U0
-    return changed, split, merged
+    changed = U0
+    while row < last:
+        changed += write_row(lines, slot, mask, value)
+        mask = ONES
+        slot += U1
+        row += U1
+    return changed + write_row(lines, slot, mask & (ONES >> (U63 - ((end - U1) & U63))), value)
 
 
 @kernel
-def edit(header, words, lines, start, end, set_, clear, result):
-    """Set and clear whole planes over [start, end), counting what SPEC 10 counts."""
-    todo = set_ | clear
+def tally(header, results, counter, i, amount):
+    """Count events of request i, and in the file's totals."""
+    if amount != U0:
+        results[counter, i] += amount
+        header[TOTALS + counter - COUNTERS_AT] += amount
+
+
+@kernel
+def tally_plane(header, results, i, plane, value, changed, split, merged):
+    """Count what SPEC 10 counts about a plane of which so many pages changed."""
+    if plane == PRIVATE:
+        tally(header, results, PAGES_CHANGED, i, changed)
+        tally(header, results, BLOCKS_SPLIT, i, split)
+        tally(header, results, BLOCKS_MERGED, i, merged)
+    elif plane == ASSIGNED:
+        tally(header, results, header[TRACKING], i, changed)
+    elif plane == ALLOCATED:
+        tally(header, results, PAGES_ALLOCATED, i, changed & value)
+    elif plane == ACCEPTED:
+        tally(header, results, PAGES_ACCEPTED, i, changed & value)
+
+
+@kernel
+def edit_block(header, words, lines, start, end, set_, clear, results, i):
+    """Set and clear whole planes over pages [start, end) of one block."""
+    block = start >> BLOCK_SHIFT
+    pages = pages_of_block(header[N_PAGES], block)
+    word = words[block]
+    todo = word ^ ((word & ~(set_ | clear)) | (pages * FIELD_ONES & set_))
+    if todo == U0:
+        return
     while todo != U0:
-        plane = lowest_bit(todo)
-        bit = U1 << plane
-        todo ^= bit
-        value = ONES if set_ & bit else U0
-        changed, split, merged = write_bits(header, words, lines, plane, value, start, end)
-        if plane == PRIVATE:
-            result[PAGES_CHANGED] += changed
-            result[BLOCKS_SPLIT] += split
-            result[BLOCKS_MERGED] += merged
-        elif plane == ASSIGNED:
-            result[header[TRACKING]] += changed
-        elif plane == ALLOCATED:
-            result[PAGES_ALLOCATED] += changed & value
-        elif plane == ACCEPTED:
-            result[PAGES_ACCEPTED] += changed & value
+        plane = lowest_plane(todo)
+        field = plane * FIELD_BITS
+        todo &= ~(FIELD << field)
+        value = ONES if (set_ >> field) & U1 else U0
+        target = pages & value
+        before = (word >> field) & FIELD
+        was_uniform = before == U0 or before == pages
+        if was_uniform:
+            write_uniform_line(lines, plane, block, pages, ~value)
+        changed = write_rows(lines, plane, start, end, value)
+        after = before + changed if value else before - changed
+        word += (after - before) << field
+        became_uniform = after == target
+        split = U1 if was_uniform and not became_uniform else U0
+        merged = U1 if became_uniform and not was_uniform else U0
+        tally_plane(header, results, i, plane, value, changed, split, merged)
+    words[block] = word
+
+
+@kernel
+def edit_whole_blocks(header, words, lines, block, end_block, set_, clear, results, i):
+    """Set and clear whole planes over whole blocks: their words say it all, plane by plane, then at once."""
+    run = words[block:end_block]
+    union, common = U0, ONES
+    for b in range(run.shape[0]):
+        union |= run[b]
+        common &= run[b]
+    full = BLOCK_PAGES * FIELD_ONES
+    keep, put = ~(set_ | clear), full & set_
+    todo = ((union ^ put) | (common ^ put)) & ~keep
+    while todo != U0:
+        plane = lowest_plane(todo)
+        field = plane * FIELD_BITS
+        todo &= ~(FIELD << field)
+        count, mixed = U0, U0
+        for b in range(run.shape[0]):
+            pages = (run[b] >> field) & FIELD
+            count += pages
+            mixed += U1 if pages & BLOCK_MASK else U0
+        value = ONES if (set_ >> field) & U1 else U0
+        changed = (np.uint64(run.shape[0]) << BLOCK_SHIFT) - count if value else count
+        tally_plane(header, results, i, plane, value, changed, U0, mixed)
+    for b in range(run.shape[0]):
+        run[b] = (run[b] & keep) | put
+    if header[DENSE]:
+        write_whole_lines(lines, block << U3, end_block << U3, set_, clear)
+
+
+@kernel
+def write_whole_lines(lines, row, end_row, set_, clear):
+    """Keep the lines of whole blocks true."""
+    while row < end_row:
+        stop = (row | RECORD_ROW_MASK) + U1
+        stop = end_row if end_row < stop else stop
+        todo = set_ | clear
+        while todo != U0:
+            plane = lowest_plane(todo)
+            field = plane * FIELD_BITS
+            todo &= ~(FIELD << field)
+            slot = line_slot(plane, row)
+            line = lines[slot : slot + stop - row]
+            value = ONES if (set_ >> field) & U1 else U0
+            for r in range(line.shape[0]):
+                line[r] = value
+        row = stop
+
+
+@kernel
+def edit(header, words, lines, start, end, set_, clear, results, i):
+    """Set and clear whole planes over pages [start, end), and count it."""
+    while start < end:
+        stop = (start | BLOCK_MASK) + U1
+        if start & BLOCK_MASK == U0 and stop <= end:
+            stop = end & ~BLOCK_MASK
+            edit_whole_blocks(
+                header, words, lines, start >> BLOCK_SHIFT, stop >> BLOCK_SHIFT, set_, clear, results, i
+            )
+        else:
+            stop = end if end < stop else stop
+            edit_block(header, words, lines, start, stop, set_, clear, results, i)
+        start = stop
+
+
+# ---- reading page state -------------------------------------------------------------------------
+
+
+@kernel
+def plane_row(words, lines, n_pages, plane, row):
+    """One row of a plane: a bit a page."""
+    block = row >> U3
+    count = (words[block] >> (plane * FIELD_BITS)) & FIELD
+    if count == U0:
+        return U0
+    if count == pages_of_block(n_pages, block):
+        return ONES
+    return lines[line_slot(plane, row)]
 
 
 @kernel
 def matching_row(words, lines, n_pages, row, wanted, unwanted):
     """Bits of one row whose pages have every wanted plane set and no unwanted one."""
-    block = row >> U3
-    pages = pages_of_block(n_pages, block)
-    word = words[block]
     match = ONES
-    for p in range(PLANES):
-        plane = np.uint64(p)
-        bit = U1 << plane
-        if (wanted | unwanted) & bit:
-            count = (word >> (FIELD_BITS * plane)) & FIELD
-            if count == U0:
-                line = U0
-            elif count == pages:
-                line = ONES
-            else:
-                line = lines[block * RECORD_WORDS + (plane << U3) + (row & U7)]
-            match &= line if wanted & bit else ~line
+    todo = wanted | unwanted
+    while todo != U0:
+        plane = lowest_plane(todo)
+        field = plane * FIELD_BITS
+        todo &= ~(FIELD << field)
+        bits = plane_row(words, lines, n_pages, plane, row)
+        match &= bits if (wanted >> field) & U1 else ~bits
     return match
 
 
 @kernel
 def block_may_match(word, pages, wanted, unwanted):
     """Whether the word of a block allows a page with the wanted planes set and the unwanted clear."""
-    for p in range(PLANES):
-        plane = np.uint64(p)
-        bit = U1 << plane
-        count = (word >> (FIELD_BITS * plane)) & FIELD
-        if (wanted & bit and count == U0) or (unwanted & bit and count == pages):
+    full = pages * FIELD_ONES
+    todo = wanted | unwanted
+    while todo != U0:
+        field = lowest_plane(todo) * FIELD_BITS
+        mask = FIELD << field
+        todo &= ~mask
+        if (word & mask & wanted == U0 and wanted & mask) or (unwanted & mask and word & mask == full & mask):
             return False
     return True
 
@@ -281,8 +393,18 @@ def find_page(header, words, lines, start, end, wanted, unwanted):
 def count_pages(header, words, lines, start, end, wanted, unwanted):
     """How many pages of [start, end) have every wanted plane set and no unwanted one."""
     n_pages = header[N_PAGES]
+    plane = lowest_plane(wanted | unwanted)
+    is_one_plane = (wanted | unwanted) >> (plane * FIELD_BITS) == FIELD
     count = U0
     while start < end:
+        block = start >> BLOCK_SHIFT
+        pages = pages_of_block(n_pages, block)
+        first = block << BLOCK_SHIFT
+        if is_one_plane and start == first and end >= first + pages:
+            has = (words[block] >> (plane * FIELD_BITS)) & FIELD
+            count += has if wanted else pages - has
+            start = first + pages
+            continue
         low = start & U63
         high = end - (start - low)
         match = matching_row(words, lines, n_pages, start >> ROW_SHIFT, wanted, unwanted)
@@ -298,30 +420,57 @@ def write_lines(header, words, lines):
     for b in range(words.shape[0]):
         block = np.uint64(b)
         pages = pages_of_block(n_pages, block)
-        for p in range(PLANES):
+        for p in range(6):
             plane = np.uint64(p)
-            count = (words[block] >> (FIELD_BITS * plane)) & FIELD
+            count = (words[block] >> (plane * FIELD_BITS)) & FIELD
             if count == U0 or count == pages:
-                write_uniform_line(lines, block * RECORD_WORDS + (plane << U3), pages, ONES if count else U0)
+                write_uniform_line(lines, plane, block, pages, ONES if count else U0)
 
 
 @kernel
 def list_runs(header, words, lines, plane, ends):
     """Write the end page of each run of one plane into ends, as far as it reaches; returns how many."""
     n_pages = header[N_PAGES]
-    bit = U1 << plane
-    runs, page = 0, U0
-    inside = find_page(header, words, lines, U0, U1, bit, U0) == U0
-    while page < n_pages:
-        if inside:
-            page = find_page(header, words, lines, page, n_pages, U0, bit)
-        else:
-            page = find_page(header, words, lines, page, n_pages, bit, U0)
-        inside = not inside
-        if runs < ends.shape[0]:
-            ends[runs] = page
-        runs += 1
-    return runs
+    before = plane_row(words, lines, n_pages, plane, U0) & U1  # the page before, as the lowest bit
+    runs = U0
+    room = np.uint64(ends.shape[0])
+    for b in range(words.shape[0]):
+        block = np.uint64(b)
+        count = (words[block] >> (plane * FIELD_BITS)) & FIELD
+        pages = pages_of_block(n_pages, block)
+        if count == U0 or count == pages:
+            value = U1 if count else U0
+            if value != before:
+                if runs < room:
+                    ends[runs] = block << BLOCK_SHIFT
+                runs += U1
+            before = value
+            continue
+        slot = line_slot(plane, block << U3)
+        first = block << BLOCK_SHIFT
+        for _ in range((pages + U63) >> ROW_SHIFT):
+            row = lines[slot]
+            edges = row ^ ((row << U1) | before)
+            left = n_pages - first
+            if left < U64:
+                edges &= bits_between(U0, left)
+            before = row >> U63
+            if runs + U64 <= room:
+                while edges != U0:
+                    ends[runs] = first + lowest_bit(edges)
+                    runs += U1
+                    edges &= edges - U1
+            else:
+                while edges != U0:
+                    if runs < room:
+                        ends[runs] = first + lowest_bit(edges)
+                    runs += U1
+                    edges &= edges - U1
+            slot += U1
+            first += U64
+    if runs < room:
+        ends[runs] = n_pages
+    return runs + U1
 
 
 # ---- bytes --------------------------------------------------------------------------------------
@@ -383,15 +532,15 @@ def stream_state(seed, first_word, page):
 
 
 @kernel
-def operate(header, memory, operation, start, end, result):
+def operate(header, memory, operation, start, end, results, i):
     """Do one operation to the bytes of pages [start, end), and count it."""
     size = (end - start) << PAGE_SHIFT
     if operation == ZERO:
-        result[BYTES_ZEROED] += size
+        results[BYTES_ZEROED, i] += size
     elif operation == XOR:
-        result[BYTES_XORED] += size
+        results[BYTES_XORED, i] += size
     elif operation == SCRAMBLE:
-        result[BYTES_SCRAMBLED] += size
+        results[BYTES_SCRAMBLED, i] += size
     if memory.shape[0] == 0:
         return
     view = memory[start * PAGE_WORDS : end * PAGE_WORDS]
@@ -424,58 +573,61 @@ def operation_bits(operations, operation, allocated, assigned, accepted):
 @kernel
 def uniform_rank(word, pages):
     """Rank of every page of a block, from its word; 4 if they differ."""
-    rank = U0
-    for p in range(ALLOCATED, PINNED):
-        count = (word >> (FIELD_BITS * np.uint64(p))) & FIELD
-        if count == pages:
-            rank += U1
-        elif count != U0:
-            return U4
-    return rank
+    allocated = (word >> (ALLOCATED * FIELD_BITS)) & FIELD
+    assigned = (word >> (ASSIGNED * FIELD_BITS)) & FIELD
+    accepted = (word >> (ACCEPTED * FIELD_BITS)) & FIELD
+    if allocated == U0:
+        return U0
+    if allocated == pages:
+        if assigned == U0:
+            return U1
+        if assigned == pages:
+            if accepted == U0:
+                return U2
+            if accepted == pages:
+                return U3
+    return U4
 
 
 @kernel
-def transform(header, words, lines, memory, operations, start, end, result):
-    """Do to the bytes of each page of [start, end) what its rank says, in runs as long as they come."""
+def transform(header, words, lines, memory, operations, start, end, results, i):
+    """Do to the bytes of each page of [start, end) what its rank says, in runs as long as they come.
+
+    Writes nothing but those bytes and their counters in results, so that parts of a range may be transformed
+    at the same time.
+    """
     n_pages = header[N_PAGES]
     run_operation, run_start, run_end = NO_OPERATION, start, start
     while start < end:
         block = start >> BLOCK_SHIFT
-        pages = pages_of_block(n_pages, block)
         stop = (block + U1) << BLOCK_SHIFT
         stop = end if end < stop else stop
-        rank = uniform_rank(words[block], pages)
+        rank = uniform_rank(words[block], pages_of_block(n_pages, block))
         if rank < U4:
-            low, high = U0, stop - start
             operation = (operations >> (rank * OPERATION_BITS)) & OPERATION
-            todo = U1 if operation != NO_OPERATION else U0
-        else:
-            row = start >> ROW_SHIFT
-            stop = (row + U1) << ROW_SHIFT
-            stop = end if end < stop else stop
-            shift = start & U63
-            allocated = matching_row(words, lines, n_pages, row, U1 << ALLOCATED, U0)
-            assigned = matching_row(words, lines, n_pages, row, U1 << ASSIGNED, U0)
-            accepted = matching_row(words, lines, n_pages, row, U1 << ACCEPTED, U0)
-            todo = ~operation_bits(operations, NO_OPERATION, allocated, assigned, accepted) >> shift
-            todo &= bits_between(U0, stop - start)
-        while todo != U0:
-            if rank == U4:
-                low = lowest_bit(todo)
-                operation = operation_of(operations, allocated, assigned, accepted, shift + low)
-                same = operation_bits(operations, operation, allocated, assigned, accepted) >> shift
-                high = low + lowest_bit(~((same & todo) >> low))
-                todo &= ~bits_between(low, high)
-            else:
-                todo = U0
-            if operation != run_operation or start + low != run_end:
-                if run_operation != NO_OPERATION:
-                    operate(header, memory, run_operation, run_start, run_end, result)
-                run_operation, run_start = operation, start + low
-            run_end = start + high
-        start = stop
-    if run_operation != NO_OPERATION:
-        operate(header, memory, run_operation, run_start, run_end, result)
+            if operation != run_operation:
+                operate(header, memory, run_operation, run_start, run_end, results, i)
+                run_operation, run_start = operation, start
+            run_end = stop
+            start = stop
+            continue
+        row = start >> ROW_SHIFT
+        stop = (row + U1) << ROW_SHIFT
+        stop = end if end < stop else stop
+        allocated = plane_row(words, lines, n_pages, ALLOCATED, row)
+        assigned = plane_row(words, lines, n_pages, ASSIGNED, row)
+        accepted = plane_row(words, lines, n_pages, ACCEPTED, row)
+        while start < stop:
+            operation = operation_of(operations, allocated, assigned, accepted, start & U63)
+            same = operation_bits(operations, operation, allocated, assigned, accepted) >> (start & U63)
+            length = lowest_bit(~same)
+            next_ = start + length if start + length < stop else stop
+            if operation != run_operation:
+                operate(header, memory, run_operation, run_start, run_end, results, i)
+                run_operation, run_start = operation, start
+            run_end = next_
+            start = next_
+    operate(header, memory, run_operation, run_start, run_end, results, i)
 
 
 @kernel
@@ -497,48 +649,30 @@ def xor_private(header, words, lines, first_word, buffer):
         page = word // PAGE_WORDS
         stop = (page + U1) * PAGE_WORDS
         stop = end if end < stop else stop
-        row = matching_row(words, lines, n_pages, page >> ROW_SHIFT, U1 << PRIVATE, U0)
+        row = plane_row(words, lines, n_pages, PRIVATE, page >> ROW_SHIFT)
         if (row >> (page & U63)) & U1:
             state = header[SEED] + (header[FIRST_WORD] + word + U1) * GOLDEN
             xor_words(buffer[word - first_word : stop - first_word], state)
         word = stop
 
 
-@kernel
-def account(header, result):
-    """Add the counters of one result row to the file's totals."""
-    for i in range(COUNTERS):
-        header[TOTALS + i] += result[COUNTERS_AT + i]
-
-
-# ---- entries: what the engine calls -------------------------------------------------------------
+# ---- conversion ---------------------------------------------------------------------------------
 
 
 @kernel
-def apply(header, words, lines, memory, start, end, operations, set_, clear, result):
-    """Bytes by rank, then planes, over [start, end): every change of page state that isn't a conversion."""
-    result[:] = U0
-    if operations != U0:
-        transform(header, words, lines, memory, operations, start, end, result)
-    edit(header, words, lines, start, end, set_, clear, result)
-    account(header, result)
-
-
-@kernel
-def refusal_of_arguments(rules, file_size, request):
+def refusal_of_arguments(rules, file_size, offset, size, attributes, flags, inputs):
     """Checks 3 to 10 of SPEC 5, those that look at nothing but the request; 0 if it may go on."""
-    flags, offset, size = request[FLAGS], request[OFFSET], request[SIZE]
     if flags & ~rules[KNOWN_FLAGS]:
         return FLAGS_UNKNOWN
     if flags & (flags - U1):
         return FLAGS_MANY
-    if rules[ERROR_OFFSET_CHECKED] and request[ERROR_OFFSET_IN]:
+    if rules[ERROR_OFFSET_CHECKED] and inputs[0]:
         return ERROR_OFFSET_SET
-    if request[RESERVED]:
+    if inputs[1]:
         return RESERVED_SET
     if not rules[HAS_PRIVATE_MEMORY]:
         return NO_PRIVATE_MEMORY
-    if request[ATTRIBUTES] & ~rules[KNOWN_ATTRIBUTES]:
+    if attributes & ~rules[KNOWN_ATTRIBUTES]:
         return ATTRIBUTE_UNKNOWN
     if size == U0 or offset + size < offset:
         return RANGE_EMPTY
@@ -550,63 +684,212 @@ def refusal_of_arguments(rules, file_size, request):
 
 
 @kernel
-def refusal_of_state(header, words, lines, rules, cell, start, end, to_private, result):
-    """Checks 11 to 14 of SPEC 5, those that look at page state; 0 and nothing may fail any more."""
-    result[ERROR_OFFSET] = start << PAGE_SHIFT
+def takes_allocations(header, words, lines, start, end, to_private, allocates):
+    """Check 13: whether the budget of allocations that tests set is enough; it is used up by what is made."""
+    wanted, unwanted = (U0, PRIVATE_FIELD) if to_private else (PRIVATE_FIELD, U0)
+    needed = U1 if find_page(header, words, lines, start, end, wanted, unwanted) < end else U0
+    if allocates:
+        needed += count_pages(header, words, lines, start, end, U0, ALLOCATED_FIELD)
+    if needed > header[ALLOCATIONS_LEFT]:
+        return False
+    header[ALLOCATIONS_LEFT] -= needed
+    return True
+
+
+@kernel
+def first_pinned(header, words, lines, start, end):
+    """First pinned page of [start, end); end if there is none, which the words of blocks mostly tell."""
+    blocks = words[start >> BLOCK_SHIFT : ((end - U1) >> BLOCK_SHIFT) + U1]
+    union = U0
+    for b in range(blocks.shape[0]):
+        union |= blocks[b]
+    if union & PINNED_FIELD == U0:
+        return end
+    return find_page(header, words, lines, start, end, PINNED_FIELD, U0)
+
+
+@kernel
+def cell_of(attributes, flags):
+    """Where the rules of a direction and flag begin."""
+    slot = lowest_bit(flags) + U1 if flags else U0
+    return CELLS + (slot + (FLAG_SLOTS if attributes & PRIVATE_ATTRIBUTE else U0)) * CELL_WORDS
+
+
+@kernel
+def check_conversion(header, words, lines, rules, offset, size, attributes, flags, inputs, results, i):
+    """Checks 3 to 14 of SPEC 5; whether the conversion may be done. Then nothing may fail any more."""
+    if inputs[0]:
+        results[ERROR_OFFSET, i] = inputs[0]
+    reason = refusal_of_arguments(
+        rules, header[N_PAGES] << PAGE_SHIFT, offset, size, attributes, flags, inputs
+    )
+    if reason:
+        results[REASON, i] = reason
+        return False
+    cell = cell_of(attributes, flags)
+    start, end = offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
+    to_private = attributes & PRIVATE_ATTRIBUTE != U0
+    page = start
     if rules[cell + REFUSAL]:
-        return rules[cell + REFUSAL]
-    unless = rules[cell + UNLESS]
-    if unless and find_page(header, words, lines, start, end, unless, U0) < end:
-        return MODE_UNSUPPORTED
-    if header[ALLOCATIONS_LEFT] != NEVER:
-        target = U1 << PRIVATE
-        wanted, unwanted = (U0, target) if to_private else (target, U0)
-        needed = U1 if find_page(header, words, lines, start, end, wanted, unwanted) < end else U0
-        if rules[cell + SET] & (U1 << ALLOCATED):
-            needed += count_pages(header, words, lines, start, end, U0, U1 << ALLOCATED)
-        if needed > header[ALLOCATIONS_LEFT]:
-            return NO_MEMORY
-        header[ALLOCATIONS_LEFT] -= needed
-    if to_private:
-        pinned = U0
-        for block in range(start >> BLOCK_SHIFT, ((end - U1) >> BLOCK_SHIFT) + U1):
-            pinned |= words[block] & PINNED_FIELD
-        if pinned:
-            page = find_page(header, words, lines, start, end, U1 << PINNED, U0)
-            if page < end:
-                result[ERROR_OFFSET] = page << PAGE_SHIFT
-                return PAGE_PINNED
+        reason = rules[cell + REFUSAL]
+    elif rules[cell + UNLESS] and find_page(header, words, lines, start, end, rules[cell + UNLESS], U0) < end:
+        reason = MODE_UNSUPPORTED
+    elif header[ALLOCATIONS_LEFT] != NEVER and not takes_allocations(
+        header, words, lines, start, end, to_private, rules[cell + SET] & ALLOCATED_FIELD
+    ):
+        reason = NO_MEMORY
+    elif to_private:
+        page = first_pinned(header, words, lines, start, end)
+        if page < end:
+            reason = PAGE_PINNED
+    if reason:
+        results[REASON, i] = reason
+        results[ERROR_OFFSET, i] = page << PAGE_SHIFT
+        return False
+    return True
+
+
+@kernel
+def convert(header, words, lines, memory, rules, offset, size, attributes, flags, inputs, results, i):
+    """KVM_SET_MEMORY_ATTRIBUTES2 on one file, one request: all or nothing (SPEC 5)."""
+    if not check_conversion(header, words, lines, rules, offset, size, attributes, flags, inputs, results, i):
+        return
+    # ---- point of no return: nothing below may fail ----
+    cell = cell_of(attributes, flags)
+    start, end = offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
+    if rules[cell + OPERATIONS]:
+        transform(header, words, lines, memory, rules[cell + OPERATIONS], start, end, results, i)
+    finish_conversion(header, words, lines, rules, cell, start, end, results, i)
+
+
+@kernel
+def finish_conversion(header, words, lines, rules, cell, start, end, results, i):
+    """What follows on the bytes: page state, and totals."""
+    if rules[cell + OPERATIONS]:
+        header[SCRAMBLES] += U1
+        total_bytes(header, results, i)
+    edit(header, words, lines, start, end, rules[cell + SET], rules[cell + CLEAR], results, i)
+    accepted = results[PAGES_ACCEPTED, i]
+    if accepted:  # counts what guest or populate accept; a conversion's is bytes_xored
+        results[PAGES_ACCEPTED, i] = U0
+        header[TOTALS + PAGES_ACCEPTED - COUNTERS_AT] -= accepted
+
+
+@kernel
+def total_bytes(header, results, i):
+    """Add the bytes of a request to the file's totals: `transform` itself writes no header."""
+    for counter in range(BYTES_ZEROED, BYTES_SCRAMBLED + U1):
+        header[TOTALS + counter - COUNTERS_AT] += results[counter, i]
+
+
+# ---- other steps --------------------------------------------------------------------------------
+
+
+@kernel
+def refusal_of_range(rules, row, file_size, offset, size):
+    """Whether a step's range can be one at all; 0 if it may go on."""
+    wraps = offset + size < offset
+    if size == U0 or (rules[row + SIGNED] and (offset | size) >> U63):
+        return INVALID
+    if rules[row + ALIGNED] and (wraps or (offset | size) & PAGE_MASK):
+        return INVALID
+    if wraps or offset + size > file_size:
+        return rules[row + BEYOND_END]
     return U0
 
 
 @kernel
-def convert(header, words, lines, memory, rules, requests, results):
-    """KVM_SET_MEMORY_ATTRIBUTES2 on one file: N requests in order, each all or nothing (SPEC 5).
+def take_step(header, words, lines, memory, rules, row, offset, size, results, i):
+    """A step that isn't a conversion: what refuses it by page, then bytes by rank, then planes."""
+    n_pages = header[N_PAGES]
+    reason = refusal_of_range(rules, row, n_pages << PAGE_SHIFT, offset, size)
+    if reason:
+        results[REASON, i] = reason
+        results[ERROR_OFFSET, i] = offset
+        return
+    start, end = offset >> PAGE_SHIFT, ((offset + size - U1) >> PAGE_SHIFT) + U1
+    end = end if end < n_pages else n_pages
+    stop = end  # the first page that refuses
+    if rules[row + STEP_REFUSAL]:
+        reason, stop = rules[row + STEP_REFUSAL], start
+    for t in range(TERM_COUNT):
+        term = row + TERMS + np.uint64(t) * TERM_WORDS
+        if rules[term + U2] and start < stop:
+            page = find_page(header, words, lines, start, stop, rules[term], rules[term + U1])
+            if page < stop:
+                reason, stop = rules[term + U2], page
+    if reason:
+        if rules[row + PARTIAL] != PARTIAL_DONE or stop == start:
+            results[REASON, i] = reason
+            results[ERROR_OFFSET, i] = stop << PAGE_SHIFT
+        if reason == NOT_VALIDATED:
+            edit(header, words, lines, stop, stop + U1, rules[row + STEP_MARK], U0, results, i)
+        end = stop if rules[row + PARTIAL] else start
+    if start < end:
+        apply_checked(
+            header,
+            words,
+            lines,
+            memory,
+            start,
+            end,
+            rules[row + STEP_OPERATIONS],
+            rules[row + STEP_SET],
+            rules[row + STEP_CLEAR],
+            results,
+            i,
+        )
 
-    results[i] is the reason of refusal (0: done), the error_offset and the counters of requests[i].
+
+@kernel
+def apply_checked(header, words, lines, memory, start, end, operations, set_, clear, results, i):
+    """Bytes by rank, then planes, over [start, end)."""
+    if operations != U0:
+        transform(header, words, lines, memory, operations, start, end, results, i)
+        total_bytes(header, results, i)
+    edit(header, words, lines, start, end, set_, clear, results, i)
+
+
+# ---- entries: what the engine calls, beside those above that it calls for a range in parts ---------
+
+
+@kernel
+def apply(header, words, lines, memory, start, end, operations, set_, clear, results):
+    """Change page state over [start, end) in a way that the machine has checked."""
+    apply_checked(header, words, lines, memory, start, end, operations, set_, clear, results, U0)
+
+
+@kernel
+def run(header, words, lines, memory, rules, steps, offsets, sizes, attributes, flags, inputs, results):
+    """N requests in order; results[:, i] says what became of request i.
+
+    steps, attributes and flags are a number each request, or one for all. A conversion is step 0; the flags
+    of any other step are its variant.
     """
-    file_size = header[N_PAGES] << PAGE_SHIFT
-    for i in range(requests.shape[0]):
-        request, result = requests[i], results[i]
-        result[:] = U0
-        result[ERROR_OFFSET] = request[ERROR_OFFSET_IN]
-        result[REASON] = refusal_of_arguments(rules, file_size, request)
-        if result[REASON]:
-            continue
-        start = request[OFFSET] >> PAGE_SHIFT
-        end = start + (request[SIZE] >> PAGE_SHIFT)
-        to_private = request[ATTRIBUTES] & PRIVATE_ATTRIBUTE != U0
-        slot = lowest_bit(request[FLAGS]) + U1 if request[FLAGS] else U0
-        cell = CELLS + (slot + (FLAG_SLOTS if to_private else U0)) * CELL_WORDS
-        result[REASON] = refusal_of_state(header, words, lines, rules, cell, start, end, to_private, result)
-        if result[REASON]:
-            continue
-        # ---- point of no return: nothing below may fail ----
-        result[ERROR_OFFSET] = request[ERROR_OFFSET_IN]
-        operations = rules[cell + OPERATIONS]
-        if operations:
-            header[SCRAMBLES] += U1
-            transform(header, words, lines, memory, operations, start, end, result)
-        edit(header, words, lines, start, end, rules[cell + SET], rules[cell + CLEAR], result)
-        result[PAGES_ACCEPTED] = U0  # counts what guest or populate accept; a conversion's is bytes_xored
-        account(header, result)
+    each_step = U1 if steps.shape[0] > 1 else U0
+    each_attributes = U1 if attributes.shape[0] > 1 else U0
+    each_flags = U1 if flags.shape[0] > 1 else U0
+    for k in range(offsets.shape[0]):
+        i = np.uint64(k)
+        step, flag = steps[i * each_step], flags[i * each_flags]
+        if step == CONVERT:
+            convert(
+                header,
+                words,
+                lines,
+                memory,
+                rules,
+                offsets[i],
+                sizes[i],
+                attributes[i * each_attributes],
+                flag,
+                inputs,
+                results,
+                i,
+            )
+        elif step < np.uint64(STEP_COUNT) and flag < STEP_VARIANTS:
+            row = STEPS + (step * STEP_VARIANTS + flag) * STEP_WORDS
+            take_step(header, words, lines, memory, rules, row, offsets[i], sizes[i], results, i)
+        else:
+            results[REASON, i] = INVALID
+            results[ERROR_OFFSET, i] = offsets[i]

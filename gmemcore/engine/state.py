@@ -10,13 +10,22 @@ from numpy.typing import NDArray
 from gmemcore.engine import kernels as layout
 from gmemcore.engine.backing import check_host_can_hold, lazy_words, unwritten_words
 from gmemcore.engine.jit import load_kernels
-from gmemcore.engine.packed import PLANE_NAMES, PackedState, pack, totals
-
-RECORD = np.dtype([(name, "<u8", (8,)) for name in PLANE_NAMES])
-"""One record of `page_states`: 2 MiB; bit i of word w of a plane is page 64·w + i of the block."""
+from gmemcore.engine.packed import PLANE_NAMES, PackedState, lines_of, pack, totals
 
 _BLOCK_PAGES = int(layout.BLOCK_PAGES)
 _RECORD_WORDS = int(layout.RECORD_WORDS)
+_RECORD_ROWS = int(layout.RECORD_ROWS)
+_FIELD_BITS = int(layout.FIELD_BITS)
+
+RECORD = np.dtype(
+    {
+        "names": PLANE_NAMES,
+        "formats": [("<u8", (_RECORD_ROWS,))] * len(PLANE_NAMES),
+        "offsets": [8 * _RECORD_ROWS * plane for plane in range(len(PLANE_NAMES))],
+        "itemsize": 8 * _RECORD_WORDS,
+    }
+)
+"""One record of `page_states`: a GiB; bit i of word w of a plane is page 64·w + i of it."""
 
 
 class Plane(IntFlag):
@@ -31,6 +40,17 @@ class Plane(IntFlag):
     POISONED = 32
 
 
+_FIELDS = tuple(
+    sum(int(layout.FIELD) << _FIELD_BITS * plane for plane in range(len(PLANE_NAMES)) if planes >> plane & 1)
+    for planes in range(1 << len(PLANE_NAMES))
+)
+
+
+def fields_of(planes: int) -> int:
+    """The mask of fields that stands for some planes in kernels."""
+    return _FIELDS[planes]
+
+
 class PageState:
     """The six planes of a file, packed (the layout is told in ``kernels.py``).
 
@@ -43,10 +63,10 @@ class PageState:
     seed, file_index : int
         Where the file's key stream begins (SPEC 3).
     tracking : int
-        Result column in which assignment is counted.
+        Row of a result in which assignment is counted.
     """
 
-    __slots__ = ("_result", "header", "lines", "n_pages", "words")
+    __slots__ = ("header", "lines", "n_pages", "words")
 
     def __init__(self, n_pages: int, private: bool, seed: int, file_index: int, tracking: int) -> None:
         self.n_pages = n_pages
@@ -58,34 +78,22 @@ class PageState:
         self.header[layout.ALLOCATIONS_LEFT] = layout.NEVER
         self.header[layout.TRACKING] = tracking
         self.words = lazy_words(n_blocks)
-        self.lines = unwritten_words(n_blocks * _RECORD_WORDS)  # a line is written when it becomes true
+        n_records = -(-n_pages // (64 * _RECORD_ROWS))
+        self.lines = unwritten_words(n_records * _RECORD_WORDS)  # a line is written when it becomes true
         if private:
             check_host_can_hold(n_blocks * 8)  # written at once, unlike the lines
-            self.words[:] = layout.BLOCK_PAGES
+            self.words[:] = layout.BLOCK_PAGES  # of the first field, which is `private`
             self.words[-1] = n_pages - (n_blocks - 1) * _BLOCK_PAGES
-        self._result: NDArray[np.uint64] = np.zeros(layout.RESULT_COLUMNS, np.uint64)
-
-    def apply(
-        self, memory: NDArray[np.uint64], start: int, end: int, operations: int, set_: int, clear: int
-    ) -> list[int]:
-        """Operate on bytes by rank, then set and clear planes, over [start, end); returns the result row."""
-        load_kernels().apply(
-            *(self.header, self.words, self.lines, memory),
-            *(np.uint64(start), np.uint64(end), np.uint64(operations), np.uint64(set_), np.uint64(clear)),
-            self._result,
-        )
-        row: list[int] = self._result.tolist()
-        return row
 
     def find(self, start: int, end: int, wanted: int, unwanted: int = 0) -> int:
         """First page of [start, end) with all wanted planes and no unwanted one; end if there is none."""
-        return int(load_kernels().find_page(*self._arrays(), *map(np.uint64, (start, end, wanted, unwanted))))
+        numbers = (start, end, fields_of(wanted), fields_of(unwanted))
+        return int(load_kernels().find_page(*self._arrays(), *map(np.uint64, numbers)))
 
     def count(self, start: int, end: int, wanted: int, unwanted: int = 0) -> int:
         """How many pages of [start, end) have all wanted planes and no unwanted one."""
-        return int(
-            load_kernels().count_pages(*self._arrays(), *map(np.uint64, (start, end, wanted, unwanted)))
-        )
+        numbers = (start, end, fields_of(wanted), fields_of(unwanted))
+        return int(load_kernels().count_pages(*self._arrays(), *map(np.uint64, numbers)))
 
     def runs(self, plane: str = "private") -> NDArray[np.uint64]:
         """End page of each maximal run of one plane, in order; the first run begins at page 0."""
@@ -104,9 +112,19 @@ class PageState:
 
     def plane(self, name: str) -> NDArray[np.bool_]:
         """One plane as booleans, shape (n_pages,), a copy."""
+        bits = np.unpackbits(self.bitmap(name).view(np.uint8), count=self.n_pages, bitorder="little")
+        return bits.view(np.bool_)
+
+    def bitmap(self, name: str) -> NDArray[np.uint64]:
+        """One plane as a bitmap, bit i of word w being page 64·w + i, shape (ceil(n_pages / 64),), a copy."""
         load_kernels().write_lines(*self._arrays())
-        packed = np.ascontiguousarray(self.lines.view(RECORD)[name]).view(np.uint8).ravel()
-        return np.unpackbits(packed, count=self.n_pages, bitorder="little").view(np.bool_)
+        rows = np.ascontiguousarray(self.lines.view(RECORD)[name]).ravel()
+        return rows[: -(-self.n_pages // 64)]
+
+    def block_counts(self, name: str) -> NDArray[np.uint64]:
+        """How many pages of each 2 MiB block one plane has, shape (n_blocks,), a copy."""
+        field = np.uint64(_FIELD_BITS * PLANE_NAMES.index(name))
+        return (self.words >> field) & layout.FIELD
 
     def records(self) -> NDArray[Any]:
         """Every line as a read-only structured array that stays true: from now on lines are always kept."""
@@ -148,12 +166,9 @@ class PageState:
         begin, end = low * _BLOCK_PAGES, min(high * _BLOCK_PAGES, self.n_pages)
         if not mixed:
             return [(begin, end, whole)]
-        records = self.lines[low * _RECORD_WORDS : high * _RECORD_WORDS].reshape(
-            high - low, len(PLANE_NAMES), -1
-        )
         states = np.full(end - begin, whole, np.uint8)
         for plane in mixed:
-            line = np.ascontiguousarray(records[:, plane]).view(np.uint8).ravel()
+            line = lines_of(self.lines, plane, np.arange(low, high)).view(np.uint8).ravel()
             states |= np.unpackbits(line, count=end - begin, bitorder="little") << np.uint8(plane)
         edges = [0, *(np.flatnonzero(states[1:] != states[:-1]) + 1).tolist(), end - begin]
         return [(begin + at, begin + until, int(states[at])) for at, until in pairwise(edges)]

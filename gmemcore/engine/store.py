@@ -7,34 +7,58 @@ that must look and then act.
 
 import struct
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gmemcore.engine import kernels as layout
 from gmemcore.engine.backing import Backing
-from gmemcore.engine.conversion import Rules
+from gmemcore.engine.conversion import BatchResult, Rules
 from gmemcore.engine.counters import Counters, counters_of_row
 from gmemcore.engine.host_view import HostView
 from gmemcore.engine.jit import load_kernels
-from gmemcore.engine.state import PageState, Plane, readonly
+from gmemcore.engine.parts import LEAST_PART, in_parts
+from gmemcore.engine.state import PageState, Plane, fields_of, readonly
+from gmemcore.engine.steps import (
+    ACCEPTED_PLANES,
+    EVERYTHING_BUT_PRIVATE,
+    KEEP_BYTES,
+    NEVER_ALLOCATE,
+    Step,
+)
 from gmemcore.errors import OutOfMemoryError
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE
 
-_REQUEST = struct.Struct(f"={layout.REQUEST_COLUMNS}Q")
-_RESULT = struct.Struct(f"={layout.RESULT_COLUMNS}Q")
+_REQUEST = struct.Struct("=6Q")  # offset, size, attributes, flags, error_offset, reserved words
+_RESULT = struct.Struct(f"={layout.RESULT_ROWS}Q")
+_NOTHING_YET = bytes(_RESULT.size)
+_U0, _REASON, _ERROR_OFFSET = np.uint64(0), int(layout.REASON), int(layout.ERROR_OFFSET)
+_CONVERSION: NDArray[np.uint64] = np.zeros(1, np.uint64)
+_NO_INPUTS: NDArray[np.uint64] = np.zeros(2, np.uint64)
 
 PAGE_WORDS = PAGE_SIZE // 8
 _PART = 256 << 10  # bytes of a long write that the caches hold
 _PRIVATE_ATTRIBUTE = int(layout.PRIVATE_ATTRIBUTE)
 
-# What accept and populate do to the bytes of a page of each rank (four bits each).
-KEEP_BYTES = 0
-READ_AS_ZEROS = int(layout.KEYSTREAM) * 0x0111  # what isn't accepted yet becomes the key stream
-ENCRYPT_BYTES = int(layout.XOR) * 0x0111
-ACCEPTED_PLANES = Plane.ALLOCATED | Plane.ASSIGNED | Plane.ACCEPTED
-EVERYTHING_BUT_PRIVATE = ACCEPTED_PLANES | Plane.PINNED | Plane.POISONED
+
+class Requests(NamedTuple):
+    """Requests as kernels take them: uint64 columns; steps, attributes, flags may be one number for all."""
+
+    steps: NDArray[np.uint64]
+    offsets: NDArray[np.uint64]
+    sizes: NDArray[np.uint64]
+    attributes: NDArray[np.uint64]
+    flags: NDArray[np.uint64]
+
+    def one(self, i: int) -> "Requests":
+        """Request i alone, without a copy."""
+        return Requests(*(column[i : i + 1] if len(column) > 1 else column for column in self))
+
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of the first request."""
+        return tuple(int(column[0]) for column in self)
+
 
 # Planes that a page has and hasn't, to look for it with.
 _PRIVATE = (Plane.PRIVATE, Plane.NONE)
@@ -56,7 +80,9 @@ class Store:
     seed, file_index : int
         Where the file's key stream begins.
     tracking : int
-        Result column in which assignment is counted.
+        Row of a result in which assignment is counted.
+    threads : int
+        Threads that transform the bytes of a long range.
     enforced : bool
         The host has a mapping of its own, in which private pages can't be touched.
     """
@@ -71,6 +97,7 @@ class Store:
         file_index: int,
         tracking: int,
         enforced: bool = False,
+        threads: int = 1,
     ) -> None:
         self.n_pages = n_pages
         self.backing = backing
@@ -78,11 +105,14 @@ class Store:
         self.state = PageState(n_pages, private, seed, file_index, tracking)
         self.lock = threading.RLock()
         self.closed = False
+        self.threads = threads
         self._arrays = (self.state.header, self.state.words, self.state.lines, backing.words)
         self._request_bytes = bytearray(_REQUEST.size)
         self._result_bytes = bytearray(_RESULT.size)
-        self._request = np.frombuffer(self._request_bytes, np.uint64).reshape(1, -1)
-        self._result = np.frombuffer(self._result_bytes, np.uint64).reshape(1, -1)
+        request = np.frombuffer(self._request_bytes, np.uint64)
+        self._request = Requests(_CONVERSION, *(request[i : i + 1] for i in range(4)))
+        self._inputs = request[4:]
+        self._result = np.frombuffer(self._result_bytes, np.uint64).reshape(-1, 1)
 
     @property
     def has_bytes(self) -> bool:
@@ -97,60 +127,87 @@ class Store:
             totals = self.state.header[layout.TOTALS : layout.TOTALS + layout.COUNTERS]
             return Counters(*(int(figure) for figure in totals))
 
-    # ---- conversion ----------------------------------------------------------------------------
+    # ---- requests ------------------------------------------------------------------------------
 
     def convert_one(self, rules: Rules, request: tuple[int, ...]) -> tuple[int, ...]:
-        """Run one request (six u64, see ``kernels.py``); returns the result row."""
+        """Run one conversion (six u64: offset, size, attributes, flags, error_offset, reserved words).
+
+        Returns
+        -------
+        tuple of int
+            Reason, error_offset and counters.
+        """
         with self.lock:
             _REQUEST.pack_into(self._request_bytes, 0, *request)
-            self._convert(rules, self._request, self._result)
+            self._result_bytes[:] = _NOTHING_YET
+            if self.host_view is not None or self.backing.commits_late or self.threads > 1:
+                self._run_apart(rules, self._request, self._inputs, self._result)
+            else:
+                run = load_kernels().run
+                run(*self._arrays, rules.table, *self._request, self._inputs, self._result)
             return _RESULT.unpack(self._result_bytes)
 
-    def convert_many(self, rules: Rules, requests: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Run requests, shape (n, 6), in order under one lock; returns the result rows, shape (n, 12)."""
-        results = np.empty((len(requests), layout.RESULT_COLUMNS), np.uint64)
+    def run_many(self, rules: Rules, requests: Requests) -> BatchResult:
+        """Run requests in order under one lock."""
+        n = len(requests.offsets)
+        results: NDArray[np.uint64] = np.zeros((layout.RESULT_ROWS, n), np.uint64)
         with self.lock:
-            self._convert(rules, requests, results)
-        return results
+            before = self.counters
+            if self._apart(requests):
+                for i in range(n):
+                    result = np.zeros((layout.RESULT_ROWS, 1), np.uint64)
+                    self._run_apart(rules, requests.one(i), _NO_INPUTS, result)
+                    results[:, i] = result[:, 0]
+            else:
+                load_kernels().run(*self._arrays, rules.table, *requests, _NO_INPUTS, results)
+            return BatchResult(results, self.counters - before)
 
-    def _convert(self, rules: Rules, requests: NDArray[np.uint64], results: NDArray[np.uint64]) -> None:
-        if self.host_view is None and not (rules.allocating and self.backing.commits_late):
-            load_kernels().convert(*self._arrays, rules.table, requests, results)
-            return
-        for i in range(len(requests)):
-            self._convert_prepared(rules, requests[i : i + 1], results[i : i + 1])
+    def _apart(self, requests: Requests) -> bool:
+        """Whether requests need something done around them that kernels can't do."""
+        return bool(
+            self.host_view is not None
+            or self.backing.commits_late
+            or (self.threads > 1 and (requests.sizes >= 2 * LEAST_PART * PAGE_SIZE).any())
+            or (self.has_bytes and (requests.steps == Step.PUNCH_HOLE).any())
+        )
 
-    def _convert_prepared(
-        self, rules: Rules, requests: NDArray[np.uint64], results: NDArray[np.uint64]
+    def _run_apart(
+        self, rules: Rules, request: Requests, inputs: NDArray[np.uint64], result: NDArray[np.uint64]
     ) -> None:
-        """Run one request, taking the steps first that only the host can refuse."""
-        convert, header = load_kernels().convert, self.state.header
-        offset, size, attributes, flags = requests[0, :4].tolist()
-        if not size or offset + size > self.n_pages * PAGE_SIZE or (offset | size) % PAGE_SIZE:
-            convert(*self._arrays, rules.table, requests, results)
+        """Run one request, taking the steps first that only the host can refuse, and then those it can't."""
+        step, offset, size, attributes, flags = request.numbers()
+        start, end = offset >> PAGE_SHIFT, min(-(-(offset + size) // PAGE_SIZE), self.n_pages)
+        if start >= end:
+            load_kernels().run(*self._arrays, rules.table, *request, inputs, result)
             return
-        start, end = offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
-        private = bool(attributes & _PRIVATE_ATTRIBUTE)
         self.notice_writes(start, end)
-        view = self.host_view
-        if view is not None and self.find(start, end, *(_SHARED if private else _PRIVATE)) is None:
-            view = None  # no page will change
+        converts = step == Step.CONVERT
+        view = self._view_to_change(start, end, attributes) if converts else None
+        allocates = (attributes, flags) in rules.allocating if converts else step not in NEVER_ALLOCATE
         prepared = view is None or view.split(start, end)
-        if prepared and (attributes, flags) in rules.allocating:
+        if prepared and allocates:
             prepared = self._is_promised(start, end)
-        budget = header[layout.ALLOCATIONS_LEFT]
-        if not prepared:
-            header[layout.ALLOCATIONS_LEFT] = 0  # the kernel says so, after the checks that come first
-        results[0, layout.REASON] = layout.NO_MEMORY  # until it has run
         try:
-            convert(*self._arrays, rules.table, requests, results)
+            if converts:
+                self._convert(rules, request, inputs, result, prepared)
+            elif prepared:
+                load_kernels().run(*self._arrays, rules.table, *request, inputs, result)
+            else:
+                result[_REASON], result[_ERROR_OFFSET] = layout.NO_MEMORY, offset
+            if view is not None and not result[_REASON]:
+                view.protect(start, end, private=bool(attributes & _PRIVATE_ATTRIBUTE))
         finally:
-            if not prepared:
-                header[layout.ALLOCATIONS_LEFT] = budget
             if view is not None:
-                if not results[0, layout.REASON]:
-                    view.protect(start, end, private=private)
                 view.join(start, end)
+        if step == Step.PUNCH_HOLE and self.has_bytes and not result[_REASON]:
+            self.backing.release(offset, (end << PAGE_SHIFT) - offset)
+
+    def _view_to_change(self, start: int, end: int, attributes: int) -> HostView | None:
+        """The host's own view, if a conversion will change what it may touch."""
+        changes = _SHARED if attributes & _PRIVATE_ATTRIBUTE else _PRIVATE
+        if self.host_view is None or self.find(start, end, *changes) is None:
+            return None
+        return self.host_view
 
     def _is_promised(self, start: int, end: int) -> bool:
         try:
@@ -158,6 +215,42 @@ class Store:
         except OutOfMemoryError:
             return False
         return True
+
+    def _convert(
+        self,
+        rules: Rules,
+        request: Requests,
+        inputs: NDArray[np.uint64],
+        result: NDArray[np.uint64],
+        prepared: bool,
+    ) -> None:
+        """One conversion in the three steps of ``kernels.convert``, the second on several threads."""
+        kernels, table, state = load_kernels(), rules.table, self._arrays[:3]
+        offset, size, attributes, flags = (column[0] for column in request[1:])
+        budget = self.state.header[layout.ALLOCATIONS_LEFT]
+        if not prepared:
+            self.state.header[layout.ALLOCATIONS_LEFT] = 0  # the kernel says so, after the checks before it
+        may = kernels.check_conversion(*state, table, offset, size, attributes, flags, inputs, result, _U0)
+        if not prepared:
+            self.state.header[layout.ALLOCATIONS_LEFT] = budget
+        if not may:
+            return
+        # ---- point of no return: nothing below may fail ----
+        cell = np.uint64(kernels.cell_of(attributes, flags))
+        start, end = int(offset) >> PAGE_SHIFT, int(offset + size) >> PAGE_SHIFT
+        operations = table[cell + layout.OPERATIONS]
+        if operations:
+            result += self._transform(operations, start, end)
+        kernels.finish_conversion(*state, table, cell, np.uint64(start), np.uint64(end), result, _U0)
+
+    def _transform(self, operations: np.uint64, start: int, end: int) -> NDArray[np.uint64]:
+        """Operate on the bytes of each page by its rank, on all threads; what that counted."""
+        transform = load_kernels().transform
+
+        def work(low: int, high: int, result: NDArray[np.uint64]) -> None:
+            transform(*self._arrays, operations, np.uint64(low), np.uint64(high), result, _U0)
+
+        return in_parts(work, start, end, self.threads)
 
     def notice_writes(self, start: int, end: int) -> None:
         """Let pages of [start, end) exist that the host has written to through its own mapping.
@@ -233,8 +326,15 @@ class Store:
         with self.lock:
             if set_ & Plane.ALLOCATED and not promised:
                 self.promise(start, end)
-            row = self.state.apply(self.backing.words, start, end, operations, int(set_), int(clear))
-        return counters_of_row(row)
+            kernels = load_kernels()
+            result: NDArray[np.uint64] = np.zeros((layout.RESULT_ROWS, 1), np.uint64)
+            if operations and self.threads > 1:
+                result += self._transform(np.uint64(operations), start, end)
+                kernels.total_bytes(self.state.header, result, _U0)
+                operations = KEEP_BYTES
+            numbers = (start, end, operations, fields_of(set_), fields_of(clear))
+            kernels.apply(*self._arrays, *map(np.uint64, numbers), result)
+        return counters_of_row(result[:, 0].tolist())
 
     def promise(self, start: int, end: int) -> None:
         """Make sure that pages which don't exist yet can come into being.

@@ -4,7 +4,8 @@ import numpy as np
 
 from gmemcore.engine.conversion import compile_rules, tracking_column
 from gmemcore.engine.state import Plane
-from gmemcore.engine.store import READ_AS_ZEROS, Store
+from gmemcore.engine.steps import READ_AS_ZEROS
+from gmemcore.engine.store import Store
 from gmemcore.policy import get_abi
 from gmemcore.uapi import ContentMode, Firmware, Phase, VmType
 
@@ -32,7 +33,7 @@ def warmup() -> None:
     vm = VmType.SNP
     rules = compile_rules(get_abi("two-caps"), vm, Firmware.CIPHER, Phase.RUNNING)
     store = Store(2, _Scratch(), private=True, seed=0, file_index=0, tracking=tracking_column(vm))
-    for attributes in (0, 8):
+    for store.threads, attributes in ((1, 0), (2, 8)):
         store.convert_one(rules, (0, 4096, attributes, int(ContentMode.PRESERVE), 0, 0))
     store.accept(0, 2, READ_AS_ZEROS)
     store.punch_hole(1, 2)

@@ -33,6 +33,7 @@ def create_vm(
     huge_pages: bool = False,
     prefault: bool = False,
     enforce: str | None = None,
+    threads: int = 1,
 ) -> VmFace:
     """Make the Vm that an abi needs: `Vm`, or `LegacyVm` for one with two backings.
 
@@ -55,6 +56,8 @@ def create_vm(
     enforce : {'mprotect'} or None
         Let raw views of the host's mappings (`HostMapping.array`) really fault on private pages; for the
         backings memfd and guest_memfd.
+    threads : int
+        Threads that transform the bytes of a long range; the bytes are the same for any number.
 
     Returns
     -------
@@ -66,5 +69,5 @@ def create_vm(
         EINVAL: a name that doesn't exist; the message lists those that do.
     """
     kind = LegacyVm if get_abi(abi).legacy else Vm
-    options = {"huge_pages": huge_pages, "prefault": prefault}
+    options = {"huge_pages": huge_pages, "prefault": prefault, "threads": threads}
     return kind(vm_type, abi, firmware, seed, backing, enforce=enforce, **options)

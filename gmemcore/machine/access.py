@@ -1,8 +1,7 @@
 """Accesses by the host and by the guest: checked whole, then done.
 
-A request for memory is first resolved into segments, each of them a range of one store (or a hole).  Who may
-touch a page is a short list of terms, looked for over the planes; the first page that one of them finds stops
-the access before any byte moves.
+A request for memory is first resolved into segments, each of them a range of one store (or a hole).  The
+first page that one of the access's terms (``engine/steps.py``) finds stops it before any byte moves.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from gmemcore.engine.arguments import U64_MAX
 from gmemcore.engine.state import Plane
+from gmemcore.engine.steps import Term
 from gmemcore.engine.store import Store
 from gmemcore.errors import (
     BadFileError,
@@ -43,31 +43,6 @@ class Segment:
     def pages(self) -> tuple[int, int]:
         """First and end page in the store that the bytes touch."""
         return self.offset >> PAGE_SHIFT, -(-(self.offset + self.size) // PAGE_SIZE)
-
-
-class Term(NamedTuple):
-    """Pages with every wanted plane and no unwanted one refuse the access."""
-
-    wanted: Plane
-    unwanted: Plane
-    refusal: str
-
-
-_IS_SHARED = Term(Plane.NONE, Plane.PRIVATE, "MEMORY_FAULT")
-_IS_PRIVATE = Term(Plane.PRIVATE, Plane.NONE, "MEMORY_FAULT")
-_IS_POISONED = Term(Plane.POISONED, Plane.NONE, "EHWPOISON")
-_NOT_ACCEPTED = Term(Plane.PRIVATE, Plane.ACCEPTED, "NOT_VALIDATED")
-
-# What refuses a guest's access, first reason first: by (CoCo, kind of the access).
-GUEST_TERMS: dict[tuple[bool, bool | None], tuple[Term, ...]] = {
-    (True, True): (_IS_SHARED, _IS_POISONED, _NOT_ACCEPTED),
-    (True, False): (_IS_PRIVATE, _IS_POISONED),
-    (True, None): (_IS_POISONED, _NOT_ACCEPTED),
-    (False, True): (_IS_POISONED,),
-    (False, False): (_IS_POISONED,),
-    (False, None): (_IS_POISONED,),
-}
-ACCEPT_TERMS = (_IS_SHARED, _IS_POISONED)
 
 
 def check_guest_range(gpa: int, size: int) -> None:

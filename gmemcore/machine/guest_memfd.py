@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmemcore.engine.arguments import U64_MAX, as_int, as_u64, as_u64_array, as_u64s
-from gmemcore.engine.conversion import BatchResult, ConversionResult, batch_result, check
+from gmemcore.engine.conversion import OUTCOMES, BatchResult, ConversionResult, check
 from gmemcore.engine.counters import Counters
 from gmemcore.engine.packed import PLANE_NAMES, PackedState
 from gmemcore.engine.state import Plane
-from gmemcore.engine.store import Store
+from gmemcore.engine.steps import Step
+from gmemcore.engine.store import Requests, Store
 from gmemcore.errors import (
     BadAddressError,
     BadFileError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from gmemcore.machine.vm import VmFace
 
 I64_MAX = (1 << 63) - 1
+_MEMORY_FAULT = OUTCOMES.index("MEMORY_FAULT")
 _REQUEST_FIELDS = ("offset", "size", "attributes", "flags", "error_offset", "reserved")
 
 
@@ -120,11 +122,11 @@ class GuestMemfd:
 
         Returns
         -------
-        ndarray, structured, read-only, shape (n_blocks,)
-            One record a 2 MiB block, with a field for each of private, allocated, assigned, accepted, pinned
-            and poisoned: eight uint64, bit i of word w standing for page 64·w + i of the block. The view is
-            live. Asking for it makes the file keep all of its page state written out from then on (384
-            bytes a block), which a uniform conversion otherwise saves.
+        ndarray, structured, read-only, shape (n_records,)
+            One record a GiB, with a field for each of private, allocated, assigned, accepted, pinned and
+            poisoned: a bitmap of 4096 uint64, bit i of word w standing for page 64·w + i of the GiB. The view
+            is live. Asking for it makes the file keep all of its page state written out from then on (384
+            bytes a block of 2 MiB), which a uniform conversion otherwise saves.
 
         See Also
         --------
@@ -306,21 +308,59 @@ class GuestMemfd:
         """
         store = self._open(self._store)
         self._require_ioctl()
-        columns = [as_u64_array(offsets, "offsets"), as_u64_array(sizes, "sizes")]
-        for values, name in ((attributes, "attributes"), (flags, "flags")):
-            scalar = np.ndim(values) == 0
-            columns.append(
-                np.full(len(columns[0]), as_u64(values, name)) if scalar else as_u64_array(values, name)
-            )
-        if len({len(column) for column in columns}) != 1:
-            lengths = [len(column) for column in columns]
-            raise InvalidArgumentError(f"columns of {lengths} requests; one length would be accepted")
-        requests = np.zeros((len(columns[0]), 6), np.uint64)
-        for i, column in enumerate(columns):
-            requests[:, i] = column
+        requests = _requests(Step.CONVERT, offsets, sizes, attributes, flags)
         with store.lock:
             self._open(store)
-            return batch_result(store.convert_many(self.vm.rules, requests))
+            return store.run_many(self.vm.rules, requests)
+
+    def apply_many(
+        self,
+        steps: int | Sequence[int] | NDArray[Any],
+        offsets: Sequence[int] | NDArray[Any],
+        sizes: Sequence[int] | NDArray[Any],
+        attributes: int | Sequence[int] | NDArray[Any] = 0,
+        flags: int | Sequence[int] | NDArray[Any] = 0,
+    ) -> BatchResult:
+        """Take many steps of any kind, in order: what hosts, guests and VMMs do, in one kernel call.
+
+        The same page state, outcomes and counters as the single calls, by offset in the file instead of by
+        gpa; an access touches its pages and moves no data.
+
+        Parameters
+        ----------
+        steps : Step or array of int, shape (n,)
+            One for all, or one each; see `gmemcore.engine.steps.Step`.
+        offsets, sizes : array of int, shape (n,)
+            Bytes.
+        attributes : int or array of int, shape (n,)
+            Of conversions; ignored by other steps.
+        flags : int or array of int, shape (n,)
+            Of conversions; of a guest's access 1 if it is shared, 2 if it is private, 0 if it follows the
+            attribute; else 0.
+
+        Returns
+        -------
+        BatchResult
+            Outcome, error_offset and counters of each step.
+
+        Raises
+        ------
+        TypeError, InvalidArgumentError
+            The arrays can't be steps at all (types, lengths, values beyond 64 bits); nothing was done.
+        UnsupportedOperationError
+            EOPNOTSUPP: `legacy` has two backings, and attributes that no file knows.
+        """
+        store = self._open(self._store)
+        if self._host is not store:
+            raise UnsupportedOperationError("abi legacy has two backings; its steps are taken one by one")
+        requests = _requests(steps, offsets, sizes, attributes, flags)
+        with self.vm.lock, store.lock:
+            self._open(store)
+            result = store.run_many(self.vm.rules, requests)
+            faults = int(np.count_nonzero(result.outcome == _MEMORY_FAULT))
+            self.vm.count_memory_faults(faults)
+            result.total += Counters(memory_faults=faults)
+            return result
 
     def ioctl(self, request: int, argument: bytearray | bytes | None) -> None:
         """Raw form: the request number and the struct, updated in place as the kernel would.
@@ -606,6 +646,26 @@ def _planes_named(names: Sequence[str]) -> Plane:
             raise InvalidArgumentError(f"there is no plane {name!r}; known: {', '.join(PLANE_NAMES)}")
         planes |= Plane(1 << PLANE_NAMES.index(name))
     return planes
+
+
+def _requests(steps: Any, offsets: Any, sizes: Any, attributes: Any, flags: Any) -> Requests:
+    """Columns of requests, checked: types, magnitudes and lengths; a single number stands for all requests.
+
+    Raises
+    ------
+    TypeError, InvalidArgumentError
+        As `GuestMemfd.set_memory_attributes_many`.
+    """
+    given = {"steps": steps, "offsets": offsets, "sizes": sizes, "attributes": attributes, "flags": flags}
+    of_all = {name for name in ("steps", "attributes", "flags") if np.ndim(given[name]) == 0}
+    columns = {
+        name: np.array([as_u64(value, name)], np.uint64) if name in of_all else as_u64_array(value, name)
+        for name, value in given.items()
+    }
+    lengths = {name: len(column) for name, column in columns.items() if name not in of_all}
+    if len(set(lengths.values())) != 1:
+        raise InvalidArgumentError(f"columns of {lengths} requests; one length would be accepted")
+    return Requests(**columns)
 
 
 class HostMapping:

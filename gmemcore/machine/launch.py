@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmemcore.engine.counters import Counters
-from gmemcore.engine.state import Plane
-from gmemcore.engine.store import ENCRYPT_BYTES, Store
+from gmemcore.engine.steps import ENCRYPT_BYTES, Term, populate_terms
+from gmemcore.engine.store import Store
 from gmemcore.errors import LaunchUpdateError
-from gmemcore.machine.access import Segment, Term
+from gmemcore.machine.access import Segment
 from gmemcore.machine.measurement import LaunchDigest
 from gmemcore.policy import Populate
 from gmemcore.uapi import PAGE_SHIFT, PageType, Phase
@@ -75,7 +75,7 @@ def launch_update(vm: "VmFace", segments: Sequence[Segment], image: Image) -> La
     """
     rules = vm.platform.populate
     assert rules is not None
-    terms = _terms(rules)
+    terms = populate_terms(rules)
     done, counters = 0, Counters()
     for segment in segments:
         stop, why = _first_unfit(vm, segment, terms, rules)
@@ -91,15 +91,6 @@ def launch_update(vm: "VmFace", segments: Sequence[Segment], image: Image) -> La
         if why:
             return _stopped(rules, why, segment, done, counters)
     return LaunchUpdateResult(done, counters)
-
-
-def _terms(rules: Populate) -> tuple[Term, ...]:
-    """What makes a page unfit, first reason first."""
-    return (
-        Term(Plane.NONE, Plane.PRIVATE, rules.unfit),
-        *((Term(Plane.ASSIGNED, Plane.NONE, rules.assigned),) if rules.assigned else ()),
-        Term(Plane.POISONED, Plane.NONE, rules.poisoned),
-    )
 
 
 def _first_unfit(vm: "VmFace", segment: Segment, terms: Sequence[Term], rules: Populate) -> tuple[int, str]:

@@ -18,7 +18,8 @@ from gmemcore.engine.backing import BACKINGS, Backing
 from gmemcore.engine.conversion import ConversionResult, Rules, compile_rules, tracking_column
 from gmemcore.engine.counters import Counters
 from gmemcore.engine.host_view import require_shared
-from gmemcore.engine.store import KEEP_BYTES, READ_AS_ZEROS, Store
+from gmemcore.engine.steps import ACCEPT_OPERATIONS, ACCEPT_TERMS, GUEST_TERMS
+from gmemcore.engine.store import Store
 from gmemcore.errors import (
     BadFileError,
     InvalidArgumentError,
@@ -33,7 +34,7 @@ from gmemcore.machine.guest_memfd import I64_MAX, GuestMemfd
 from gmemcore.machine.launch import Image, LaunchUpdateResult, launch_update
 from gmemcore.machine.measurement import LaunchDigest
 from gmemcore.machine.memslots import Memslot, Memslots
-from gmemcore.policy import PLATFORMS, Abi, Accept, Platform, capability, get_abi
+from gmemcore.policy import PLATFORMS, Abi, Platform, capability, get_abi
 from gmemcore.uapi import (
     PAGE_SIZE,
     Firmware,
@@ -45,9 +46,6 @@ from gmemcore.uapi import (
 )
 
 _Member = TypeVar("_Member", bound=StrEnum)
-
-ACCEPT_OPERATIONS = {Accept.KEEP: KEEP_BYTES, Accept.CLEAR: READ_AS_ZEROS}
-"""What the guest's accept does to bytes, by platform row."""
 
 
 class VmFace:
@@ -70,6 +68,8 @@ class VmFace:
     enforce : {'mprotect'} or None
         Give each file that the host may map a mapping of the host's own, in which private pages really fault
         (`HostMapping.array`). It needs a backing that can be mapped twice: memfd or guest_memfd.
+    threads : int
+        Threads that transform the bytes of a long range, 1 to 1024; the bytes are the same for any number.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class VmFace:
         huge_pages: bool = False,
         prefault: bool = False,
         enforce: str | None = None,
+        threads: int = 1,
     ) -> None:
         self.vm_type = _member(VmType, vm_type)
         self.firmware = _member(Firmware, firmware)
@@ -94,6 +95,7 @@ class VmFace:
         self._files_created = 0
         self._closed = False
         self._closed_files_counters = Counters()
+        self._threads = _thread_count(threads)
         self._new_backing = _backing_factory(backing, huge_pages=huge_pages, prefault=prefault)
         self.enforce = _enforcement(enforce, backing)
         self._phase = Phase.LAUNCHING
@@ -314,7 +316,7 @@ class VmFace:
         with self.lock:
             segments = self._resolve(gpa, size, private_side=True)
             with access.locked(segments):
-                self._raise_refused(access.first_refused(segments, access.ACCEPT_TERMS, "MEMORY_FAULT"), True)
+                self._raise_refused(access.first_refused(segments, ACCEPT_TERMS, "MEMORY_FAULT"), True)
                 access.promise(segments)
                 total = Counters()
                 for segment in segments:
@@ -528,6 +530,11 @@ class VmFace:
                 self._closed_files_counters += gmem.counters
                 self.files.remove(gmem)
 
+    def count_memory_faults(self, n: int) -> None:
+        """Count exits that a batch of accesses made."""
+        with self.lock:
+            self._memory_faults += n
+
     # ---- what Vm and LegacyVm do differently -----------------------------------------------------
 
     def _new_stores(self, size: int, flags: GuestMemfdFlag) -> tuple[Store, Store]:
@@ -551,6 +558,7 @@ class VmFace:
             file_index=self._files_created,
             tracking=tracking_column(self.vm_type),
             enforced=host_maps and self.enforce is not None,
+            threads=self._threads,
         )
 
 
@@ -605,7 +613,7 @@ class _CheckedAccess:
             require(segments)
             # On CoCo the guest chose the kind, and what no memslot holds counts as shared.
             hole = "MEMORY_FAULT" if vm.platform.coco and self.private else "MMIO"
-            terms = access.GUEST_TERMS[vm.platform.coco, self.private]
+            terms = GUEST_TERMS[vm.platform.coco, self.private]
             refused = access.first_refused(segments, terms, hole)
             vm._raise_refused(refused, self._kind(refused))
         except BaseException:
@@ -622,6 +630,12 @@ class _CheckedAccess:
         if refused is None or self.private is not None:
             return bool(self.private)
         return refused.refusal == "NOT_VALIDATED"
+
+
+def _thread_count(threads: int) -> int:
+    if not 1 <= as_int(threads, "threads") <= 1024:
+        raise InvalidArgumentError(f"threads {threads}; 1 to 1024 would be accepted")
+    return int(threads)
 
 
 def _member(kind: type[_Member], value: Any) -> _Member:

@@ -1,0 +1,195 @@
+"""A batch of steps of every kind is the same steps one by one; threads change nothing but the time."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import gmemcore
+from gmemcore import errors
+from gmemcore.engine.conversion import OUTCOMES
+from gmemcore.engine.steps import Step
+from gmemcore.policy import ABIS
+
+P = 4096
+PAGES = 1100  # two blocks of 2 MiB and a short one
+KINDS = [
+    (abi, vm_type, firmware, running)
+    for abi, firmware in (("v5", "today"), ("two-caps", "cipher"), ("v4", "today"), ("v13", "today"))
+    for vm_type in ("DEFAULT", "SW_PROTECTED", "SNP", "TDX", "PKVM")
+    for running in (False, True)
+]
+PRIVATE = {0: None, 1: False, 2: True}
+
+
+def machine(abi, vm_type, firmware, running, **options):
+    vm = gmemcore.create_vm(vm_type, abi=abi, firmware=firmware, seed=5, **options)
+    gmem = vm.create_guest_memfd(PAGES * P, flags=3)
+    vm.add_memslot(0, 0, gmem.size, gmem)
+    if running:
+        vm.launch_finish()
+    return vm, gmem
+
+
+def random_steps(seed, abi, n=400):
+    """Columns of steps: mostly sound, sometimes unaligned, empty or beyond the end."""
+    draw = np.random.default_rng(seed)
+    steps = draw.choice(len(Step) - 1, n, p=[0.3, *[0.7 / 11] * 11])
+    edges = np.array([0, 63, 64, 65, 511, 512, 513, 1023, 1024, PAGES - 1])
+    starts = np.where(draw.random(n) < 0.3, draw.choice(edges, n), draw.integers(0, PAGES, n))
+    sizes = np.minimum(draw.choice([1, 2, 64, 65, 512, 513, 700], n), PAGES - starts) * P
+    offsets = starts * P
+    odd = draw.random(n) < 0.05
+    offsets = np.where(odd, offsets + draw.choice([0, 1, 2048, PAGES * P], n), offsets)
+    sizes = np.where(odd, draw.choice([0, 1, P, 3 * P], n), sizes)
+    attributes = draw.choice([0, 8], n)
+    known = [0, *(int(flag.bit) for flag in ABIS[abi].flags)]
+    flags = np.where(steps == Step.CONVERT, draw.choice(known, n), 0)
+    is_access = (steps == Step.GUEST_READ) | (steps == Step.GUEST_WRITE)
+    flags = np.where(is_access, draw.choice(3, n), flags)
+    return [column.astype(np.uint64) for column in (steps, offsets, sizes, attributes, flags)]
+
+
+def single(vm, gmem, step, offset, size, attributes, flags, contents):
+    """The step through its own call; with contents None accesses can only be asked about."""
+    data = np.zeros(size, np.uint8)
+    calls = {
+        Step.CONVERT: lambda: gmem.set_memory_attributes(offset, size, attributes, flags),
+        Step.HOST_READ: lambda: gmem.host_read(offset, size),
+        Step.HOST_WRITE: lambda: gmem.host_write(offset, data),
+        Step.GUEST_READ: lambda: vm.guest_read(offset, size, PRIVATE[flags]),
+        Step.GUEST_WRITE: lambda: vm.guest_write(offset, data, PRIVATE[flags]),
+        Step.ACCEPT: lambda: vm.accept(offset, size),
+        Step.ALLOCATE: lambda: gmem.fallocate(1, offset, size),
+        Step.PUNCH_HOLE: lambda: gmem.fallocate(3, offset, size),
+        Step.PIN: lambda: gmem.pin(offset, size),
+        Step.UNPIN: lambda: gmem.unpin(offset, size),
+        Step.POISON: lambda: [gmem.poison(offset + at) for at in range(0, size or 1, P)],
+        Step.POPULATE: lambda: vm.launch_update(offset, size),
+    }
+    try:
+        calls[Step(step)]()
+    except errors.GmemError as error:
+        return error.outcome, getattr(error, "gpa", error.error_offset)
+    return "OK", None
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
+def test_a_batch_is_the_same_steps_one_by_one(kind):
+    for seed in range(3):
+        columns = random_steps(seed, kind[0])
+        columns[2][columns[0] == Step.POISON] = P  # one page at a time, as the call takes it
+        batch_vm, batch_gmem = machine(*kind)
+        one_vm, one_gmem = machine(*kind)
+        result = batch_gmem.apply_many(*columns)
+        for i, request in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+            outcome, where = single(one_vm, one_gmem, *request, contents=True)
+            found = OUTCOMES[result.outcome[i]]
+            assert found == outcome, (i, Step(request[0]), request)
+            if where is not None:
+                assert result.error_offset[i] == where, (i, Step(request[0]), request)
+        assert batch_vm.counters == one_vm.counters
+        for name in ("private", "allocated", "assigned", "accepted", "pinned", "poisoned"):
+            assert (batch_gmem.plane(name) == one_gmem.plane(name)).all(), name
+
+
+@pytest.mark.parametrize("backing", ["memfd", "none"])
+@pytest.mark.parametrize("kind", KINDS[::7], ids=lambda kind: "-".join(map(str, kind)))
+def test_backings_agree(kind, backing):
+    columns = random_steps(7, kind[0])
+    vm, gmem = machine(*kind)
+    other_vm, other = machine(*kind, backing=backing)
+    result, found = gmem.apply_many(*columns), other.apply_many(*columns)
+    assert (result.outcome == found.outcome).all()
+    assert (result.error_offset == found.error_offset).all()
+    assert vm.counters == other_vm.counters
+    if backing != "none":
+        writes = (columns[0] == Step.HOST_WRITE) | (columns[0] == Step.GUEST_WRITE)
+        assert writes.any()
+        assert (gmem.memory == other.memory).all()
+
+
+def test_every_step_has_a_row_and_says_why_not():
+    vm, gmem = machine("v5", "SNP", "today", False)
+    result = gmem.apply_many(list(Step), [0] * len(Step), [P] * len(Step), 8)
+    named = {Step(i): OUTCOMES[outcome] for i, outcome in enumerate(result.outcome)}
+    assert named[Step.CONVERT] == "OK"
+    assert named[Step.HOST_READ] == "SIGBUS"
+    assert named[Step.GUEST_READ] == "NOT_VALIDATED"
+    assert named[Step.ACCEPT] == "OK"
+    assert named[Step.PIN] == "EFAULT"
+    assert named[Step.LAUNCH_FINISH] == "EINVAL"
+    assert OUTCOMES[gmem.apply_many([99], [0], [P]).outcome[0]] == "EINVAL"
+    assert OUTCOMES[gmem.apply_many(Step.GUEST_READ, [0], [P], 0, [3]).outcome[0]] == "EINVAL"
+    assert vm.counters.memory_faults == 0
+    assert gmem.apply_many(Step.GUEST_READ, [0], [P], 0, [1]).total.memory_faults == 1
+    assert vm.counters.memory_faults == 1
+
+
+def test_bad_columns_and_legacy_are_refused():
+    _, gmem = machine("v5", "SNP", "today", False)
+    with pytest.raises(errors.InvalidArgumentError, match="one length"):
+        gmem.apply_many([0, 1], [0], [P])
+    with pytest.raises(TypeError, match="steps"):
+        gmem.apply_many([0.5], [0], [P])
+    legacy = gmemcore.create_vm("SNP", abi="legacy").create_guest_memfd(P, 1)
+    with pytest.raises(errors.UnsupportedOperationError, match="two backings"):
+        legacy.apply_many([0], [0], [P])
+    gmem.close()
+    with pytest.raises(errors.BadFileError):
+        gmem.apply_many([0], [0], [P])
+
+
+# ---- threads ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", [0, 1, 2])
+@pytest.mark.parametrize("vm_type", ["SNP", "TDX", "SW_PROTECTED"])
+def test_threads_make_the_same_bytes_and_counters(vm_type, flag):
+    pages = 3 * 1024 + 700
+    found = []
+    for threads in (1, 2, 3):
+        vm = gmemcore.create_vm(vm_type, abi="two-caps", firmware="cipher", seed=3, threads=threads)
+        gmem = vm.create_guest_memfd(pages * P, flags=3)
+        vm.add_memslot(0, 0, gmem.size, gmem)
+        vm.launch_finish()
+        draw = np.random.default_rng(1)
+        gmem.host_write(0, draw.integers(0, 256, gmem.size, np.uint8))
+        for start, size, attributes in ((5, 900, 8), (3000, 64, 8), (0, pages, 8), (0, pages, 0)):
+            request = start * P, size * P, attributes, flag
+            try:
+                gmem.set_memory_attributes(*request)
+            except errors.UnsupportedContentModeError:
+                gmem.set_memory_attributes(*request[:3])
+            vm.accept(0, 8 * P) if attributes and start == 0 else None
+        many = gmem.set_memory_attributes_many([0, 4 * P], [gmem.size, P], [8, 0], [0, 0])
+        assert not many.errno.any()
+        found.append((gmem.memory.tobytes(), vm.counters, gmem.plane("accepted").tobytes()))
+    assert found[0] == found[1] == found[2]
+
+
+def test_threads_refuse_alike_and_change_nothing():
+    vm = gmemcore.create_vm("SW_PROTECTED", threads=2)
+    gmem = vm.create_guest_memfd(16 << 20, flags=3)
+    gmem.pin(8 << 20, P)
+    with pytest.raises(errors.PagePinnedError) as raised:
+        gmem.set_memory_attributes(0, gmem.size, 8)
+    assert raised.value.error_offset == 8 << 20
+    assert not gmem.plane("private").any()
+    for threads in (0, -1, 1025):
+        with pytest.raises(errors.InvalidArgumentError, match="1 to 1024"):
+            gmemcore.create_vm("SNP", threads=threads)
+    with pytest.raises(TypeError):
+        gmemcore.create_vm("SNP", threads=1.0)
+
+
+def test_parts_tile_the_range_at_blocks():
+    from gmemcore.engine.parts import LEAST_PART, parts
+
+    for start, end in ((0, 1), (3, 5000), (511, 10 * LEAST_PART + 3), (0, 4096)):
+        for n in (1, 2, 3, 7):
+            tiles = list(parts(start, end, n))
+            assert tiles[0][0] == start
+            assert tiles[-1][1] == end
+            assert all(a[1] == b[0] and a[1] % 512 == 0 for a, b in pairwise(tiles))
+            assert len(tiles) <= n
