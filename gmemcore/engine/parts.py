@@ -30,7 +30,7 @@ def parts(start: int, end: int, n: int) -> Iterator[tuple[int, int]]:
     [(0, 2048), (2048, 4096)]
     """
     n = max(1, min(n, (end - start) // LEAST_PART))
-    cuts = (start + (end - start) * k // n // _BLOCK * _BLOCK for k in range(1, n))
+    cuts = ((start + (end - start) * k // n) // _BLOCK * _BLOCK for k in range(1, n))
     return pairwise([start, *cuts, end])
 
 

@@ -129,6 +129,12 @@ class PageState:
     def records(self) -> NDArray[Any]:
         """Every line as a read-only structured array that stays true: from now on lines are always kept."""
         load_kernels().write_lines(*self._arrays())
+        records = self.lines.view(RECORD)
+        rows_of_last = 8 * (len(self.words) - (len(records) - 1) * _RECORD_ROWS // 8)
+        for name in PLANE_NAMES:
+            records[name][-1, rows_of_last:] = (
+                0  # pages beyond the end of the file, which no block speaks for
+            )
         self.header[layout.DENSE] = 1
         return readonly(self.lines, RECORD)
 
