@@ -17,6 +17,7 @@ from gmemcore.analysis.pictures import (
     PICTURES,
     bench_cube,
     cell_size,
+    conversion_sizes,
     cost_by_range,
     fractions,
     mappability_over_time,
@@ -24,7 +25,7 @@ from gmemcore.analysis.pictures import (
     run_length_cdf,
     state_stream,
 )
-from gmemcore.analysis.runs import BenchCell, BenchFirst, Run, Seconds
+from gmemcore.analysis.runs import BenchCell, BenchFirst, Run, Seconds, StressLast, StressSums
 from gmemcore.analysis.style import STATE_COLOURS
 
 
@@ -370,6 +371,7 @@ def test_every_picture_fits_into_its_figure(series, tmp_path):
         "series": series,
         "several series": {"in place": series, "legacy": series},
         "bench": run,
+        "stress": stress_run({"balloon SNP v5 today": [3, 0, 900], "balloon TDX v5 today": [1]}),
     }
     for name, picture in PICTURES.items():
         figure = picture.draw(inputs[picture.of]).figure
@@ -378,6 +380,26 @@ def test_every_picture_fits_into_its_figure(series, tmp_path):
         assert min(drawn.x0, drawn.y0) > -0.01, name
         assert drawn.x1 < width + 0.01, name
         assert drawn.y1 < height + 0.01, name
+
+
+def stress_run(sizes):
+    """A run of stress whose guests asked for conversions of these sizes."""
+    sums = {name: StressSums(1, sum(own), {"OK": sum(own)}, {}, {}, own, "00") for name, own in sizes.items()}
+    return Run("stress", None, [], StressLast(next(iter(sums.values())), sums, None))
+
+
+def test_conversions_by_size_are_summed_over_what_guests_are():
+    run = stress_run(
+        {"balloon SNP v5 today": [3, 0, 900], "balloon TDX v5 today": [1], "kexec SNP v5 today": []}
+    )
+    (line,) = conversion_sizes(run).get_lines()
+    assert line.get_label() == "balloon"
+    assert line.get_xdata().tolist() == [4096, 16384]
+    assert line.get_ydata().tolist() == [4, 900]
+    with pytest.raises(ValueError, match="no guest asked"):
+        conversion_sizes(stress_run({"kexec SNP v5 today": []}))
+    with pytest.raises(ValueError, match="a run of bench; one of stress"):
+        conversion_sizes(bench_run())
 
 
 def test_without_matplotlib(monkeypatch):

@@ -20,6 +20,7 @@ from gmemcore.analysis.distributions import (
 from gmemcore.analysis.pictures import (
     PICTURES,
     bench_cube,
+    conversion_sizes,
     cost_by_range,
     mappability_over_time,
     memory_over_time,
@@ -43,6 +44,7 @@ __all__ = [
     "bench_cube",
     "by_region",
     "by_slot",
+    "conversion_sizes",
     "cost_by_range",
     "diff",
     "fragmentation",

@@ -583,6 +583,48 @@ def _is_dark(image: Any, value: float) -> bool:
     return bool(0.299 * red + 0.587 * green + 0.114 * blue < 0.5)
 
 
+# ---- what fleets ask for ---------------------------------------------------------------------------------
+
+
+def conversion_sizes(run: Run, ax: "Axes | None" = None) -> "Axes":
+    """Draw how many conversions of a fleet asked for ranges of which size, a line a behaviour.
+
+    Parameters
+    ----------
+    run : Run
+        Of ``gmemcore stress --json``.
+    ax : matplotlib Axes or None
+
+    Raises
+    ------
+    ValueError
+        A run of another kind, or one without a conversion.
+    """
+    from matplotlib.ticker import EngFormatter, NullFormatter
+
+    if run.kind != "stress":
+        raise ValueError(f"a run of {run.kind}; one of stress would be accepted")
+    counts: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(64))
+    for cell, sums in run.last.cells.items():
+        counts[cell.partition(" ")[0]][: len(sums.sizes)] += sums.sizes
+    made = {name: own for name, own in counts.items() if own.any()}
+    if not made:
+        raise ValueError("no guest asked for a conversion")
+    drawn = axes_for(ax)
+    for number, (name, own) in enumerate(made.items()):
+        asked = np.flatnonzero(own)
+        drawn.plot(PAGE_SIZE * 2.0**asked, own[asked], label=name, **line_style(number))
+    drawn.set_yscale("log")
+    drawn.yaxis.set_major_formatter(EngFormatter(sep=""))
+    drawn.yaxis.set_minor_formatter(NullFormatter())
+    size_axis(drawn.xaxis)
+    drawn.set_xlabel("size of the range, from each power of two up to the next")
+    drawn.set_ylabel("conversions")
+    drawn.set_title("Conversions by size", loc="left")
+    drawn.legend(loc="upper right", frameon=False, title="behaviour")
+    return drawn
+
+
 # ---- by name -------------------------------------------------------------------------------------------
 
 
@@ -591,7 +633,7 @@ class Picture(NamedTuple):
 
     shows: str
     of: str
-    """What it takes: a snapshot, snapshots by name, a series, series by name, or a bench run."""
+    """What it takes: a snapshot, snapshots by name, a series, series by name, a bench or a stress run."""
     draw: "Callable[..., Axes]"
 
 
@@ -604,5 +646,6 @@ PICTURES: Final = {
     "memory": Picture("memory in use over time, a line a file", "several series", memory_over_time),
     "cube": Picture("what each cell of policy costs", "bench", bench_cube),
     "cost": Picture("speed against the size of one conversion", "bench", cost_by_range),
+    "sizes": Picture("conversions by size, a line a behaviour", "stress", conversion_sizes),
 }
 """Pictures by name."""

@@ -13,6 +13,7 @@ import msgspec
 MAX_BYTES: Final = 256 << 20
 """Bytes of a file that are read at most."""
 
+Name = Annotated[str, msgspec.Meta(max_length=200)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Speed = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -35,31 +36,82 @@ class BenchFirst(msgspec.Struct, frozen=True):
     """The first line of ``gmemcore bench --json``."""
 
     environment: dict[str, Any]
-    primitives: dict[str, Speed]
+    primitives: dict[Name, Speed]
 
 
 class BenchCell(msgspec.Struct, frozen=True):
     """A line of ``gmemcore bench --json``: one cell at one size."""
 
-    abi: str
-    vm_type: str
-    firmware: str
-    phase: str
-    direction: str
-    flag: str
-    outcome: str
-    effect: str | None
+    abi: Name
+    vm_type: Name
+    firmware: Name
+    phase: Name
+    direction: Name
+    flag: Name
+    outcome: Name
+    effect: Name | None
     memory: Count
     range: Count
     pages_allocated_before: Count
-    bytes: str
+    bytes: Name
     convert_gbps: Speed | None
     populate_gbps: Speed | None
     first_access_gbps: Speed | None
     ratio: Speed | None
     seconds: Seconds
-    counters: dict[str, Count]
+    counters: dict[Name, Count]
     verified_bytes: Count
+
+
+class StressFirst(msgspec.Struct, frozen=True):
+    """The first line of ``gmemcore stress --json``."""
+
+    environment: dict[str, Any]
+    code: str
+    spec_hash: str
+    spec: dict[str, Any]
+
+
+class StressGuest(msgspec.Struct, frozen=True):
+    """A line of ``gmemcore stress --json``: one guest."""
+
+    guest: Count
+    cell: Name
+    operations: Count
+    outcomes: dict[Name, Count]
+    counters: dict[Name, Count]
+    checks: dict[Name, Count]
+    sizes: Annotated[list[Count], msgspec.Meta(max_length=64)]
+    digest: Name
+    seconds: Speed
+
+
+class StressSums(msgspec.Struct, frozen=True):
+    """Sums over guests of ``gmemcore stress --json``."""
+
+    guests: Count
+    operations: Count
+    outcomes: dict[Name, Count]
+    counters: dict[Name, Count]
+    checks: dict[Name, Count]
+    sizes: Annotated[list[Count], msgspec.Meta(max_length=64)]
+    digest: Name
+
+
+class Violation(msgspec.Struct, frozen=True):
+    """What did not hold, where a stress run ended."""
+
+    guest: Count
+    operation: Count
+    what: str
+
+
+class StressLast(msgspec.Struct, frozen=True):
+    """The last line of ``gmemcore stress --json``."""
+
+    total: StressSums
+    cells: dict[Name, StressSums]
+    violation: Violation | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,24 +126,31 @@ class Kind:
         Keys of the first line by which it is recognised.
     first, record : type
         What the first line and each other line hold.
+    last : type or None
+        What the last line holds, where that is something else.
     """
 
     name: str
     keys: frozenset[str]
     first: type[msgspec.Struct]
     record: type[msgspec.Struct]
+    last: type[msgspec.Struct] | None = None
 
 
-KINDS: Final = (Kind("bench", frozenset({"environment", "primitives"}), BenchFirst, BenchCell),)
+KINDS: Final = (
+    Kind("bench", frozenset({"environment", "primitives"}), BenchFirst, BenchCell),
+    Kind("stress", frozenset({"environment", "spec", "spec_hash"}), StressFirst, StressGuest, StressLast),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run that was read: its kind, its first line and the others."""
+    """A run that was read: its kind, its first line, the others, and the last where it is of another form."""
 
     kind: str
     first: Any
     records: list[Any]
+    last: Any = None
 
 
 def read_run(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Run:
@@ -100,7 +159,7 @@ def read_run(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Run:
     Parameters
     ----------
     path : str or Path
-        JSON Lines of ``gmemcore bench --json`` or ``gmemcore stress``, JSON of ``gmemcore replay``.
+        JSON Lines of ``gmemcore bench --json`` or ``gmemcore stress --json``.
     max_bytes : int
         A larger file is refused before it is read.
 
@@ -121,7 +180,12 @@ def read_run(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Run:
     number, line = lines[0]
     kind = _recognise(_decode(line, dict[str, Any], path, number), path, number)
     first = _decode(line, kind.first, path, number)
-    return Run(kind.name, first, [_decode(line, kind.record, path, number) for number, line in lines[1:]])
+    last = None
+    if kind.last is not None:
+        number, line = lines.pop() if len(lines) > 1 else (number + 1, b"")
+        last = _decode(line, kind.last, path, number)
+    records = [_decode(line, kind.record, path, number) for number, line in lines[1:]]
+    return Run(kind.name, first, records, last)
 
 
 def _lines(data: bytes) -> list[tuple[int, bytes]]:

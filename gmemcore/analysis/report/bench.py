@@ -1,35 +1,31 @@
-"""One page of a run: what was measured, what was refused, where, and how far to trust it."""
+"""The page of a bench run: what conversions cost, beside the memory primitives of the same run."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
-import msgspec
-
-from gmemcore.analysis.page import Block, Cell, Facts, Page, Section, Table, Text, to_html
+from gmemcore.analysis.pictures import bench_cube, cost_by_range
+from gmemcore.analysis.report.blocks import (
+    LABELS,
+    MODEL,
+    PICTURES,
+    ROWS,
+    command,
+    counted,
+    grouped,
+    key_values,
+    left_off,
+    machine,
+    muted,
+    no_pictures,
+    picture,
+)
+from gmemcore.analysis.report.page import Block, Cell, Facts, Page, Section, Table, Text
 from gmemcore.analysis.runs import BenchCell, Run
-from gmemcore.uapi import PAGE_SIZE
 from gmemcore.units import NOISY, format_number, format_ratio, format_size, format_time
 
-ROWS: Final = 5000
-"""Rows of one table at most; more say nothing to a reader, and a page of a million rows opens nowhere."""
-
-_MODEL: Final = (
-    "Made by gmemcore, a model of in-place conversion of guest_memfd memory. ENCRYPT and DECRYPT are a key "
-    "stream at the speed of XOR: a cost model, not encryption. GB/s are those of the machine above; counters "
-    "carry to other hardware. "
-    "GB = 1e9 bytes of guest memory, counted once."
-)
-
-
-def report(run: Run) -> str:
-    """Return the HTML page of a run."""
-    return to_html(PAGES[run.kind](run))
-
-
-# --- bench --------------------------------------------------------------------------------------------------
 _DIRECTIONS: Final = {"to_private": "to private", "to_shared": "to shared"}
-_BENCH_COLUMNS: Final = {
+_COLUMNS: Final = {
     **dict.fromkeys(("VM type", "phase", "direction", "flag", "effect"), False),
     "range": True,
     "bytes": False,
@@ -37,7 +33,7 @@ _BENCH_COLUMNS: Final = {
     "ratio to its primitive": False,
     "counters of a range": False,
 }
-_BENCH_LEGEND: Final = (
+_LEGEND: Final = (
     "GB/s: the conversion itself, where it moves bytes; a call: its median time. populate: launch update in "
     "place (PRESERVE) or from a source, before launch; legacy: copying across. access: the new side accepts "
     "where it must, and reads everything. ratio: speed of the step that moves the bytes over that of the "
@@ -45,7 +41,8 @@ _BENCH_LEGEND: Final = (
 )
 
 
-def _bench(run: Run) -> Page:
+def page(run: Run) -> Page:
+    """Return the page."""
     cells: list[BenchCell] = run.records
     measured = [cell for cell in cells if cell.effect is not None]
     noisy = [cell for cell in measured if _is_noisy(cell)]
@@ -58,12 +55,13 @@ def _bench(run: Run) -> Page:
     }
     sections = [
         Section("Primitives", [_primitives(run.first.primitives, environment)]),
-        Section("At a glance", _glances(cells)),
-        Section("Every case", [Text(_BENCH_LEGEND), *_details(measured)]),
-        Section("Environment", [_key_values(environment)]),
+        Section("Cost against size", _by_range(run)),
+        Section("At a glance", _glances(run)),
+        Section("Every case", [Text(_LEGEND), *_details(measured)]),
+        Section("Environment", [key_values(environment)]),
     ]
-    head: list[Block] = [Facts(facts), *_warnings(environment, len(noisy))]
-    return Page("Conversion cost", _machine(environment), _command(environment), head, sections, _MODEL)
+    head: list[Block] = [Facts(facts), *_warnings(environment, len(noisy)), *no_pictures()]
+    return Page("Conversion cost", machine(environment), command(environment), head, sections, MODEL)
 
 
 def _is_noisy(cell: BenchCell) -> bool:
@@ -100,19 +98,28 @@ def _primitives(speeds: Mapping[str, float], environment: Mapping[str, Any]) -> 
     )
 
 
-def _glances(cells: Sequence[BenchCell]) -> list[Block]:
-    """Return a table a revision: every cell of policy at its largest range, refusals in place."""
+def _by_range(run: Run) -> list[Block]:
+    caption = "Median and spread over the cells of one operation on bytes; dotted: what memory can do."
+    return picture(lambda: cost_by_range(run), "Speed of conversions against their size", caption)
+
+
+def _glances(run: Run) -> list[Block]:
+    """Return a picture and a table a revision: cells of policy at their largest range, refusals in place."""
     blocks: list[Block] = []
-    for (abi, firmware), group in _grouped(cells, lambda cell: (cell.abi, cell.firmware)).items():
-        by_flag = _grouped(group, lambda cell: cell.flag)
+    by_revision = grouped(run.records, lambda cell: (cell.abi, cell.firmware))
+    for number, ((abi, firmware), cells) in enumerate(by_revision.items()):
+        by_flag = grouped(cells, lambda cell: cell.flag)
         refused = {flag: _refusal_everywhere(column) for flag, column in by_flag.items()}
         flags = [flag for flag, outcome in refused.items() if outcome is None]
         rows = [
             (*place, *(_glance([cell for cell in row if cell.flag == flag]) for flag in flags))
-            for place, row in _grouped(group, _place).items()
+            for place, row in grouped(cells, _place).items()
         ]
         caption = f"{abi}, firmware {firmware}: effect and cost of the largest range, or the refusal"
-        blocks.append(Table(("VM type", "phase", "direction", *flags), _muted(rows, 3), caption=caption))
+        if flags and len(rows) * len(flags) <= LABELS and number < PICTURES:
+            draw = partial(bench_cube, Run(run.kind, run.first, cells), abi=abi)
+            blocks += picture(draw, f"{caption}, as in the table below")
+        blocks.append(Table(("VM type", "phase", "direction", *flags), muted(rows, 3), caption=caption))
         blocks += [
             Text(f"{outcome} everywhere: {', '.join(flag for flag in refused if refused[flag] == outcome)}")
             for outcome in dict.fromkeys(filter(None, refused.values()))
@@ -147,14 +154,14 @@ def _cost(cell: BenchCell) -> str:
     return f"{format_number(cell.convert_gbps)} GB/s"
 
 
-def _details(cells: Sequence[BenchCell]) -> list[Table | Text]:
+def _details(cells: Sequence[BenchCell]) -> list[Block]:
     """Return a table a revision with every figure."""
-    numbers = frozenset(i for i, numeric in enumerate(_BENCH_COLUMNS.values()) if numeric)
-    blocks: list[Table | Text] = []
-    for (abi, firmware), group in _grouped(cells, lambda cell: (cell.abi, cell.firmware)).items():
-        rows = _muted([_detail(cell) for cell in group[:ROWS]], 5)
-        blocks.append(Table(tuple(_BENCH_COLUMNS), rows, numbers, f"{abi}, firmware {firmware}"))
-        blocks += _left_off(len(group))
+    numbers = frozenset(i for i, numeric in enumerate(_COLUMNS.values()) if numeric)
+    blocks: list[Block] = []
+    for (abi, firmware), group in grouped(cells, lambda cell: (cell.abi, cell.firmware)).items():
+        rows = muted([_detail(cell) for cell in group[:ROWS]], 5)
+        blocks.append(Table(tuple(_COLUMNS), rows, numbers, f"{abi}, firmware {firmware}"))
+        blocks += left_off(len(group))
     return blocks
 
 
@@ -171,74 +178,5 @@ def _detail(cell: BenchCell) -> tuple[str | Cell, ...]:
         str(seconds.n),
         *(format_number(cell.populate_gbps), format_number(cell.first_access_gbps)),
         Cell(format_ratio(cell.ratio), share=cell.ratio),
-        Cell(_counted(cell.counters), "long"),
+        Cell(counted(cell.counters), "long"),
     )
-
-
-# --- what the pages share -----------------------------------------------------------------------------------
-def _grouped(items: Sequence[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
-    """Return items by key, keys in the order of their first item."""
-    groups: dict[Any, list[Any]] = defaultdict(list)
-    for item in items:
-        groups[key(item)].append(item)
-    return groups
-
-
-def _muted(rows: Sequence[Sequence[str | Cell]], labels: int) -> list[list[str | Cell]]:
-    """Mute words of the first columns that repeat the row above, as long as all before them do too."""
-    shown: list[list[str | Cell]] = []
-    above: Sequence[str | Cell] = ()
-    for row in rows:
-        pairs = zip(row[:labels], above, strict=False)
-        same = next((i for i, (own, other) in enumerate(pairs) if own != other), min(labels, len(above)))
-        shown.append([Cell(str(word), "again") if i < same else word for i, word in enumerate(row)])
-        above = row
-    return shown
-
-
-def _left_off(rows: int) -> list[Text]:
-    return (
-        [Text(f"{rows - ROWS} more rows are in the file and not here.", warning=True)] if rows > ROWS else []
-    )
-
-
-def _counted(counters: Mapping[str, int]) -> str:
-    """Return the counters that counted anything; bytes as sizes."""
-    return ", ".join(
-        f"{name} {format_size(figure) if name.startswith('bytes_') and figure % PAGE_SIZE == 0 else figure}"
-        for name, figure in counters.items()
-        if figure
-    )
-
-
-def _machine(environment: Mapping[str, Any]) -> str:
-    """Return the machine in a line."""
-    memory = environment.get("memory_bytes")
-    parts = (
-        environment.get("cpu"),
-        f"{environment['cpus']} CPUs" if "cpus" in environment else None,
-        f"{format_number(memory / 1e9)} GB" if isinstance(memory, int) else None,
-        f"Linux {environment['kernel']}" if "kernel" in environment else None,
-        f"gmemcore {environment['gmemcore']}" if "gmemcore" in environment else None,
-    )
-    return " \N{MIDDLE DOT} ".join(str(part) for part in parts if part)
-
-
-def _command(environment: Mapping[str, Any]) -> str:
-    words = environment.get("argv")
-    return " ".join(["gmemcore", *map(str, words)]) if isinstance(words, list) else ""
-
-
-def _key_values(values: Mapping[str, Any]) -> Table:
-    rows = [(name, Cell(_in_words(value), "long")) for name, value in values.items()]
-    return Table(("setting", "value"), rows, caption="What the figures depend on")
-
-
-def _in_words(value: Any) -> str:
-    if value is None:
-        return "unknown"
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
-
-
-PAGES: Final[Mapping[str, Callable[[Run], Page]]] = {"bench": _bench}
-"""Kind of run -> its page."""

@@ -1,0 +1,19 @@
+"""One page of a run: what was measured, what was refused, where, and how far to trust it."""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from gmemcore.analysis.report import bench, stress
+from gmemcore.analysis.report.page import Page, to_html
+from gmemcore.analysis.runs import Run
+
+PAGES: Final[Mapping[str, Callable[[Run], Page]]] = {"bench": bench.page, "stress": stress.page}
+"""Kind of run -> its page."""
+
+
+def report(run: Run) -> str:
+    """Return the HTML page of a run."""
+    return to_html(PAGES[run.kind](run))
+
+
+__all__ = ["PAGES", "report"]
