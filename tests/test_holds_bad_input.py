@@ -1,7 +1,14 @@
-"""The long form of the fuzzed calls of test_bad_input.py: 200,000 of the whole public surface."""
+"""The long forms of the fuzzed calls of test_bad_input.py: 200,000 of the whole public surface, twice.
 
+Once drawn at random, once guided by coverage where atheris is installed (the extra ``fuzz``).
+"""
+
+import importlib.util
 import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import test_bad_input as short
@@ -57,3 +64,41 @@ def test_the_short_form_would_see_a_change(monkeypatch):
         monkeypatch.setattr(GuestMemfd, "pin", lambda gmem, *a, damage=damage: (damage(gmem), pin(gmem, *a)))
         with pytest.raises(AssertionError, match="pin"):
             fuzz(vm_type="SNP", abi="v5", calls=[("gmem", "pin", (1, 1))])
+
+
+# ---- guided by coverage --------------------------------------------------------------------------
+
+needs_atheris = pytest.mark.skipif(
+    importlib.util.find_spec("atheris") is None, reason="atheris isn't installed; the extra 'fuzz' has it"
+)
+
+
+def fuzz_atheris(folder, calls, damage="pass"):
+    """Run fuzz_atheris.py, with something of the package damaged first; returns how it ended."""
+    script = f"import fuzz_atheris\nfrom gmemcore.machine.guest_memfd import GuestMemfd\n{damage}\n"
+    command = [sys.executable, "-c", f"{script}fuzz_atheris.main()"]
+    command += ["--calls", str(calls), "--keep", str(folder)]
+    return subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, errors="replace", timeout=7200
+    )
+
+
+@pytest.mark.slow
+@needs_atheris
+def test_two_hundred_thousand_calls_guided_by_coverage(request, tmp_path):
+    skip_unless_slow(request)
+    done = fuzz_atheris(tmp_path, CALLS)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    figures = done.stdout.splitlines()[-1]
+    print(figures)
+    assert int(figures.split()[0]) >= CALLS
+
+
+@pytest.mark.slow
+@needs_atheris
+def test_an_untyped_error_is_found_and_kept_for_replay(request, tmp_path):
+    skip_unless_slow(request)
+    done = fuzz_atheris(tmp_path, 20_000, "GuestMemfd.poison = lambda gmem, offset: [][offset]")
+    assert done.returncode != 0
+    assert "gmem.poison" in done.stdout + done.stderr
+    assert list(tmp_path.glob("crash-*"))

@@ -63,3 +63,62 @@ def test_memory_is_asked_for_where_a_conversion_allocates_and_nowhere_else():
     assert two_caps.rules.allocating == frozenset()
     two_caps.launch_finish()
     assert two_caps.rules.allocating == {(8, 2)}
+
+
+def test_signed_columns_may_hold_zero():
+    _, gmem = machine()
+    batch = gmem.set_memory_attributes_many(np.array([0, 2 * P]), np.array([P, P]), np.array([8, 0]))
+    assert batch.errno.tolist() == [0, 0]
+    assert outcome(gmem.set_memory_attributes_many, np.array([0, -1]), np.array([P, P]), 8) == "EINVAL"
+
+
+@pytest.mark.parametrize(("private", "page"), [(True, "shared"), (False, "private")])
+def test_a_memory_fault_says_what_the_page_is(private, page):
+    vm, gmem = machine("SNP", "v5")
+    gmem.set_memory_attributes(0, P, 0 if private else 8)
+    with pytest.raises(GmemError, match=f"access to gpa .*: the page is {page}; convert it first"):
+        vm.guest_read(GPA, 1, private)
+
+
+def test_rows_of_policy_cannot_be_changed():
+    """They are shared by every Vm of the process."""
+    from dataclasses import FrozenInstanceError
+
+    from gmemcore.policy import ABIS, EFFECTS, PLATFORMS
+
+    rows = [*PLATFORMS.values(), *EFFECTS.values(), *ABIS.values()]
+    rows += [row.populate for row in PLATFORMS.values() if row.populate]
+    for row in rows:
+        assert not hasattr(row, "__dict__")
+        with pytest.raises((FrozenInstanceError, AttributeError)):
+            setattr(row, row.__match_args__[0], None)
+        with pytest.raises((FrozenInstanceError, AttributeError, TypeError)):
+            row.another = None
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_an_access_holds_the_lock_of_every_file_that_it_touches(count):
+    import threading
+
+    from gmemcore.machine.access import Segment, locked
+
+    vm = gmemcore.create_vm("SNP")
+    stores = [vm.create_guest_memfd(P, 3)._store for _ in range(count)]
+
+    def free():
+        """What another thread could take."""
+        taken = [store.lock.acquire(blocking=False) for store in stores]
+        for store, was_free in zip(stores, taken, strict=True):
+            if was_free:
+                store.lock.release()
+        found.append(taken)
+
+    found = []
+    hole = Segment(0, P, None, 0)
+    with locked([*(Segment(0, P, store, 0) for store in stores), hole]):
+        for _ in range(2):
+            thread = threading.Thread(target=free)
+            thread.start()
+            thread.join()
+    free()
+    assert found == [[False] * count] * 2 + [[True] * count]

@@ -1,7 +1,9 @@
 """GuestMemfd: one file of guest memory, as its file descriptor shows it to the host."""
 
 from collections.abc import Sequence
+from functools import reduce
 from itertools import pairwise
+from operator import or_
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,10 +143,7 @@ class GuestMemfd:
         ----------
         name : {'private', 'allocated', 'assigned', 'accepted', 'pinned', 'poisoned'}
         """
-        if not isinstance(name, str):
-            raise TypeError(f"a plane's name must be a string, not {type(name).__name__}")
-        if name not in PLANE_NAMES:
-            raise InvalidArgumentError(f"there is no plane {name!r}; known: {', '.join(PLANE_NAMES)}")
+        _plane_named(name)
         return self._open(self._store).plane(name)
 
     def packed_state(self, *, host: bool = False) -> PackedState:
@@ -195,7 +194,7 @@ class GuestMemfd:
             Names of planes, as `plane` takes them.
         """
         store = self._open(self._store)
-        planes = [_planes_named(names) for names in (wanted, unwanted)]
+        planes = [reduce(or_, map(_plane_named, names), Plane.NONE) for names in (wanted, unwanted)]
         with store.lock:
             self._open(store)
             store.notice_writes(0, store.n_pages)
@@ -639,13 +638,12 @@ class GuestMemfd:
         return offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
 
 
-def _planes_named(names: Sequence[str]) -> Plane:
-    planes = Plane.NONE
-    for name in names:
-        if name not in PLANE_NAMES:
-            raise InvalidArgumentError(f"there is no plane {name!r}; known: {', '.join(PLANE_NAMES)}")
-        planes |= Plane(1 << PLANE_NAMES.index(name))
-    return planes
+def _plane_named(name: str) -> Plane:
+    if not isinstance(name, str):
+        raise TypeError(f"a plane's name must be a string, not {type(name).__name__}")
+    if name not in PLANE_NAMES:
+        raise InvalidArgumentError(f"there is no plane {name!r}; known: {', '.join(PLANE_NAMES)}")
+    return Plane(1 << PLANE_NAMES.index(name))
 
 
 def _requests(steps: Any, offsets: Any, sizes: Any, attributes: Any, flags: Any) -> Requests:
