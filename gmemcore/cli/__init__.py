@@ -12,6 +12,7 @@ COMMANDS: Final = {
     "flows": ("gmemcore.cli.flows:flows", "Launches and retries under every revision."),
     "behaviours": ("gmemcore.cli.behaviours:behaviours", "What guests do, and what that consists of."),
     "bench": ("gmemcore.cli.bench:bench", "What conversions cost here, beside memcpy and XOR."),
+    "cost": ("gmemcore.cli.cost:app", "Predicted time on other hardware, by your figures."),
     "report": ("gmemcore.cli.report:report", "One self-contained HTML page of a run."),
     "stress": ("gmemcore.cli.stress:stress", "Fleets of seeded guests: checked, made to fail, resumed."),
     "conform": ("gmemcore.cli.conform:conform", "Does the model answer as vectors say?"),

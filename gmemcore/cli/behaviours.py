@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from gmemcore.cli.predictions import CostOption, prediction_lines, read_cost
 from gmemcore.errors import GmemError, InvalidArgumentError
 from gmemcore.uapi import VmType
 from gmemcore.units import format_size, parse_size
@@ -18,6 +19,7 @@ from gmemcore.units import format_size, parse_size
 if TYPE_CHECKING:
     from gmemcore.workload.behaviours import Behaviour
     from gmemcore.workload.behaviours.contents import Contents
+    from gmemcore.workload.cost import CostFile, Prediction
     from gmemcore.workload.operations import Operations
 
 _ENDLESS = 100_000
@@ -40,6 +42,7 @@ def behaviours(
     ] = None,
     vm_type: Annotated[str, Parameter(help=f"Who runs it: {', '.join(VmType)}.")] = "SNP",
     abi: Annotated[str, Parameter(help="Under which revision.")] = "v5",
+    cost: CostOption = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")] = False,
 ) -> int:
     """List the guest behaviours, or run one on a guest without bytes and show what it consists of.
@@ -55,14 +58,17 @@ def behaviours(
             return 0
         row = get_behaviour(name)
         given = _assigned(assignments or [])
+        figures = read_cost(cost)
         contents = _run(row, parse_size(memory), seed, limit, vm_type, abi, given)
     except GmemError as error:
         print(f"gmemcore behaviours: {error.strerror}", file=sys.stderr)
         return 2
     if as_json:
-        print(json.dumps(_as_record(row) | {"contents": _contents_record(contents)}, indent=1))
+        print(json.dumps(_as_record(row) | {"contents": _contents_record(contents, figures)}, indent=1))
     else:
         _print_one(row, contents, given)
+        for line in () if figures is None else prediction_lines(_predicted(contents, figures), figures.title):
+            print(line)
     return 0
 
 
@@ -132,14 +138,22 @@ def _as_record(row: "Behaviour") -> dict[str, Any]:
     }
 
 
-def _contents_record(contents: "Contents") -> dict[str, Any]:
+def _predicted(contents: "Contents", cost: "CostFile") -> "Prediction":
+    """Return what the stream takes, each conversion a call."""
+    from gmemcore.workload.cost import predict
+
+    calls = sum(count.operations for name, count in contents.steps.items() if name.startswith("CONVERT"))
+    return predict(contents.counters, cost, calls=calls)
+
+
+def _contents_record(contents: "Contents", cost: "CostFile | None") -> dict[str, Any]:
     return {
         "operations": contents.operations,
         "steps": {name: asdict(count) for name, count in contents.steps.items()},
         "memory": contents.memory,
         "shared": contents.shared,
         "counters": contents.counters.asdict(),
-    }
+    } | ({} if cost is None else {"prediction": _predicted(contents, cost).asdict()})
 
 
 def _print_list(rows: "Sequence[Behaviour]") -> None:

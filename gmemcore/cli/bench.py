@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from cyclopts import Parameter
 
+from gmemcore.cli.predictions import CostOption, read_cost
 from gmemcore.errors import GmemError, UnsupportedOperationError
 from gmemcore.units import parse_size
 
@@ -42,6 +43,7 @@ def bench(
     axes_template: Annotated[bool, Parameter(negative="", help="Print such a file, commented.")] = False,
     json: Annotated[Path | None, Parameter(help="Write JSON Lines here, a line a cell.")] = None,
     plot: Annotated[Path | None, Parameter(help="Draw a heat map here (needs the analysis extra).")] = None,
+    cost: CostOption = None,
     quick: Annotated[
         bool,
         Parameter(negative="", help=f"Fewer samples, {_QUICK_MEMORY} of memory: a look, not a measurement."),
@@ -78,6 +80,7 @@ def bench(
         usual = parse_size(_QUICK_MEMORY if quick else _USUAL_MEMORY)
         cases = read_axes(axes, _as_in_file(given)).cases(usual)
         check_host(case.setting for case in cases)
+        figures = read_cost(cost)
         picture = _picture_writer(plot)
         with nullcontext() if json is None else json.open("w", encoding="utf-8") as file:
             primitives, results = _run(cases, quick, file)
@@ -91,7 +94,7 @@ def bench(
     except (GmemError, OSError) as error:
         print(f"gmemcore bench: {error.strerror or error}", file=sys.stderr)
         return 2
-    print_report(primitives, results, time.monotonic() - began)
+    print_report(primitives, results, time.monotonic() - began, figures)
     return 0
 
 

@@ -2,11 +2,12 @@
 
 import resource
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
+from gmemcore.cli.predictions import not_priced
 from gmemcore.uapi import PAGE_SIZE, Direction, Phase
 from gmemcore.units import format_number, format_ratio, format_size, format_time
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from gmemcore.benchmark.axes import Setting
     from gmemcore.benchmark.primitives import Primitives
     from gmemcore.benchmark.run import Result
+    from gmemcore.workload.cost import CostFile
 
 _WIDE = 240  # columns for a table that no terminal limits
 _COUNTERS_FROM = 150  # columns of a terminal that has room for the counters
@@ -35,6 +37,7 @@ _COLUMNS: "dict[str, Literal['left', 'right']]" = {
     "populate": "right",
     "access": "right",
     "ratio": "left",
+    "predicted": "right",
     "counters of a range": "left",
 }
 _WORDS = {Direction.TO_PRIVATE: "to private", Direction.TO_SHARED: "to shared"}
@@ -51,8 +54,10 @@ turn; populate, access and all of legacy take a call a range, which is what they
 DECRYPT are a key stream at the speed of XOR: a cost model, not encryption."""
 
 
-def print_report(primitives: "Primitives", results: "Sequence[Result]", seconds: float) -> None:
-    """Print the primitives, a table a revision, and what to think of it all."""
+def print_report(
+    primitives: "Primitives", results: "Sequence[Result]", seconds: float, cost: "CostFile | None" = None
+) -> None:
+    """Print the primitives, a table a revision, and what to think of it all; cost: for predicted times."""
     from rich.console import Console
 
     console = Console() if sys.stdout.isatty() else Console(width=_WIDE)
@@ -66,9 +71,11 @@ def print_report(primitives: "Primitives", results: "Sequence[Result]", seconds:
         print(f"\n{abi}, firmware {firmware}: {own[0].case.abi.title}{_apart(setting, first.setting)}")
         if any(not result.case.refused for result in own):
             measured = [result for result in own if not result.case.refused]
-            console.print(_table(measured, with_counters=console.width >= _COUNTERS_FROM))
+            console.print(_table(measured, cost, with_counters=console.width >= _COUNTERS_FROM))
         _print_refused([result.case for result in own if result.case.refused])
     print(f"\n{_LEGEND}")
+    if cost is not None:
+        print(_legend_of_cost(results, cost))
     _print_summary(results, seconds)
 
 
@@ -83,7 +90,19 @@ def _apart(setting: "Setting", first: "Setting") -> str:
     return "" if setting == first else f"; {setting}"
 
 
-def _table(results: "Sequence[Result]", *, with_counters: bool) -> Any:
+def _legend_of_cost(results: "Sequence[Result]", cost: "CostFile") -> str:
+    """Return what the predicted times are, and which events they are short of."""
+    from gmemcore.workload.cost import predict
+
+    total: Counter[str] = Counter()
+    for result in results:
+        if not result.case.refused:
+            total.update(predict(result.counters, cost, calls=1).not_priced)
+    legend = f"predicted conversion of one range, with its populate or accept, by {cost.title!r}"
+    return f"{legend}; {not_priced(total)}" if total else legend
+
+
+def _table(results: "Sequence[Result]", cost: "CostFile | None", *, with_counters: bool) -> Any:
     """Return the table of the cells that aren't refused."""
     from rich import box
     from rich.table import Table
@@ -91,6 +110,7 @@ def _table(results: "Sequence[Result]", *, with_counters: bool) -> Any:
     lines = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     hidden = set() if any(not result.case.uniform for result in results) else {"pages"}
     hidden |= set() if with_counters else {"counters of a range"}
+    hidden |= {"predicted"} if cost is None else set()
     for name, justify in _COLUMNS.items():
         if name not in hidden:
             lines.add_column(name, justify=justify, no_wrap=True)
@@ -99,7 +119,7 @@ def _table(results: "Sequence[Result]", *, with_counters: bool) -> Any:
         label = _label(result.case)
         # Words that repeat are left out, as long as all before them repeat too.
         first = next((i for i, (own, other) in enumerate(zip(label, before, strict=True)) if own != other), 5)
-        texts = zip(_COLUMNS, [*[""] * first, *label[first:], *_figures(result)], strict=True)
+        texts = zip(_COLUMNS, [*[""] * first, *label[first:], *_figures(result, cost)], strict=True)
         lines.add_row(*(text for name, text in texts if name not in hidden))
         before = label
     return lines
@@ -111,8 +131,10 @@ def _label(case: "Case") -> tuple[str, ...]:
     return key.vm_type, key.phase, _WORDS[key.direction], case.flag_name, f"OK {case.cell.effect}"
 
 
-def _figures(result: "Result") -> list[str]:
+def _figures(result: "Result", cost: "CostFile | None") -> list[str]:
     """Return the figures of a result, a text a column."""
+    from gmemcore.workload.cost import predict
+
     case, seconds = result.case, result.seconds
     assert seconds is not None
     size = "all" if case.range == case.memory else format_size(case.range)
@@ -128,6 +150,7 @@ def _figures(result: "Result") -> list[str]:
         f"{seconds.n}{' ' if result.timed_as == case.name else '='}",
         *(format_number(speed) for speed in (result.transfer_gbps, result.first_access_gbps)),
         "" if result.ratio is None else f"{format_ratio(result.ratio)} {case.primitive}",
+        "" if cost is None else format_time(predict(result.counters, cost, calls=1).seconds),
         _events(result),
     ]
 

@@ -1,0 +1,173 @@
+"""Calibration: the part of a cost file that this host can measure, without confidential hardware.
+
+What is measured are primitives, as the engine and the kernel use them: what a conversion costs at least.
+"""
+
+import ctypes
+import mmap
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final
+
+import numpy as np
+
+from gmemcore.benchmark.primitives import BUFFER, Primitives
+from gmemcore.benchmark.record import environment
+from gmemcore.benchmark.summary import Summary, summarise
+from gmemcore.engine import warmup
+from gmemcore.machine import create_vm
+from gmemcore.uapi import PAGE_SIZE, GuestMemfdFlag, MemoryAttribute
+from gmemcore.units import format_size
+from gmemcore.workload.cost import CALL, CostFile, Figure
+
+ROUNDS: Final = 20
+_CALLS: Final = 10_000
+_TOUCHED: Final = 64 << 20
+_PRIVATE: Final = int(MemoryAttribute.PRIVATE)
+
+
+def calibrate(
+    size: int = BUFFER, *, rounds: int | None = None, say: Callable[[str], None] = lambda _: None
+) -> CostFile:
+    """Measure what a host can, and return it as a cost file.
+
+    Parameters
+    ----------
+    size : int
+        Bytes that each primitive works on, a multiple of the page size.
+    rounds : int
+        Measurements of each, of which the figure is the median; None: `ROUNDS`.
+    say : callable
+        Told what is measured now.
+    """
+    rounds = ROUNDS if rounds is None else rounds
+    warmup()
+    host = environment()
+    by = (
+        f"measured by gmemcore {host['gmemcore']} on CPU {host['cpu']}, {datetime.now(UTC).date()}, "
+        f"one thread, median of {rounds}"
+    )
+    say("zeroing and XOR")
+    primitives = Primitives(size)
+    speeds = {
+        name: size / _samples(rounds, partial(primitives.seconds, name, size, size)).median / 1e9
+        for name in ("memset", "xor")
+    }
+    over = f"over {format_size(size)}"
+    say("scrambling")
+    scrambled = size / _scramble(size, rounds).median / 1e9
+    say("first touches")
+    touch_size = min(size, _TOUCHED)
+    touched = _first_touch(touch_size, rounds).median / (touch_size // PAGE_SIZE)
+    say("calls")
+    conversion, entry = _conversion(rounds).median, _system_call(rounds).median
+    return CostFile(
+        title=f"{host['cpu']}, host side only",
+        events={
+            "bytes_zeroed": Figure(
+                gbps=_figure(speeds["memset"]), source=f"{by}: memset {over} by {primitives.names['memset']}"
+            ),
+            "bytes_xored": Figure(
+                gbps=_figure(speeds["xor"]),
+                source=f"{by}: in-place XOR {over} by {primitives.names['xor']}, the cost model of a cipher",
+            ),
+            "bytes_scrambled": Figure(
+                gbps=_figure(scrambled), source=f"{by}: SCRAMBLE {over} by gmemcore's kernel"
+            ),
+            "pages_allocated": Figure(
+                ns=_figure(touched * 1e9),
+                source=f"{by}: first touch of {format_size(touch_size)} of anonymous memory in 4 KiB pages",
+            ),
+            CALL: Figure(
+                ns=_figure((conversion + entry) * 1e9),
+                source=f"{by}: an empty system call ({entry * 1e9:.0f} ns) and one page's attribute set by "
+                f"gmemcore's kernel ({conversion * 1e9:.0f} ns); KVM's own locks and zaps come on top",
+            ),
+        },
+    )
+
+
+def _figure(value: float) -> float:
+    """Four digits: more would pretend."""
+    return float(f"{value:.4g}")
+
+
+def _samples(rounds: int, run: Callable[[], float]) -> Summary:
+    """Run once to warm up, then for the record."""
+    run()
+    return summarise([run() for _ in range(rounds)])
+
+
+def _scramble(size: int, rounds: int) -> Summary:
+    """Seconds of a conversion whose effect is SCRAMBLE, over warm memory."""
+    with create_vm("SW_PROTECTED", abi="v5", huge_pages=True, prefault=True) as vm:
+        gmem = vm.create_guest_memfd(size, GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED)
+        gmem.fallocate(1, 0, size)
+
+        def run() -> float:
+            began = time.perf_counter()
+            done = gmem.set_memory_attributes(0, size, 0)
+            taken = time.perf_counter() - began
+            assert done.counters.bytes_scrambled == size
+            return taken
+
+        return _samples(rounds, run)
+
+
+def _first_touch(size: int, rounds: int) -> Summary:
+    """Seconds of touching new memory page by page: a fault, an allocation and a page of zeros each."""
+
+    def run() -> float:
+        with mmap.mmap(-1, size) as memory:
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+            pages = np.frombuffer(memory, np.uint8)[::PAGE_SIZE]
+            began = time.perf_counter()
+            pages[:] = 1
+            taken = time.perf_counter() - began
+            del pages  # the mapping can't be closed under a view
+            return taken
+
+    return _samples(rounds, run)
+
+
+def _conversion(rounds: int) -> Summary:
+    """Seconds of setting one page's attribute, in a batch, where there is nothing else to do."""
+    with create_vm("SNP", abi="v13", backing="none") as vm:
+        gmem = vm.create_guest_memfd(2 * _CALLS * PAGE_SIZE, GuestMemfdFlag.MMAP)
+        offsets = np.arange(_CALLS, dtype=np.uint64) * np.uint64(2 * PAGE_SIZE)
+        sizes = np.full(_CALLS, PAGE_SIZE, np.uint64)
+        attributes = 0
+
+        def run() -> float:
+            nonlocal attributes
+            began = time.perf_counter()
+            gmem.set_memory_attributes_many(offsets, sizes, attributes)
+            taken = time.perf_counter() - began
+            attributes ^= _PRIVATE
+            return taken / _CALLS
+
+        return _samples(rounds, run)
+
+
+def _system_call(rounds: int) -> Summary:
+    """Seconds of a system call that does nothing, without what Python takes to make it.
+
+    A call into the C library that makes none is taken off, if both are made from Python.
+    """
+    libc = ctypes.CDLL(None)
+    enter, stay = libc.getppid, libc.ntohl
+    stay.argtypes, enter.argtypes = (ctypes.c_uint32,), ()
+
+    def run() -> float:
+        began = time.perf_counter()
+        for _ in range(_CALLS):
+            enter()
+        middle = time.perf_counter()
+        for _ in range(_CALLS):
+            stay(0)
+        ended = time.perf_counter()
+        return max((middle - began) - (ended - middle), 0.0) / _CALLS
+
+    return _samples(rounds, run)

@@ -1,0 +1,215 @@
+"""``gmemcore cost``: cost files, what they predict for recorded runs, and what this host can fill in."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import cyclopts
+from cyclopts import Parameter
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from gmemcore.cli.predictions import prediction_lines
+from gmemcore.errors import InvalidArgumentError
+from gmemcore.units import format_size, format_time, parse_size
+
+if TYPE_CHECKING:
+    from gmemcore.workload.cost import CostFile, Prediction
+
+app = cyclopts.App(name="cost", help="Turn counted events into predicted time, by figures with a source.")
+
+_LABELS = ("abi", "vm_type", "firmware", "phase", "direction", "flag", "range", "behaviour", "guest", "name")
+_WIDTH = 160  # where the output is no terminal, a table is not broken for one
+
+_Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
+_Output = Annotated[Path | None, Parameter(name=["--output", "-o"], help="Write here, not to the terminal.")]
+
+
+@app.command
+def template(*, output: _Output = None) -> int:
+    """Print a cost file to fill in: every event, what it is, and no figure."""
+    from gmemcore.workload.cost import CostFile, cost_text
+
+    return _write(cost_text(CostFile(title="my machine")), output)
+
+
+@app.command
+def show(file: Path, /, *, as_json: _Json = False) -> int:
+    """Check a cost file and show its figures, with their sources, and the events that have none."""
+    from gmemcore.workload.cost import EVENTS, load_cost
+
+    try:
+        cost = load_cost(file)
+    except InvalidArgumentError as error:
+        return _refused("show", error)
+    if as_json:
+        figures = {
+            name: {"ns": cost.events[name].ns_each, "source": cost.events[name].source}
+            if name in cost.events
+            else None
+            for name in EVENTS
+        }
+        print(json.dumps({"title": cost.title, "events": figures}, indent=1))
+        return 0
+    print(cost.title)
+    table = _table("event", "ns each", "GB/s", "source", right=(1, 2))
+    for name, meaning in EVENTS.items():
+        figure = cost.events.get(name)
+        if figure is None:
+            table.add_row(name, "", "", f"[dim]not priced: {meaning}[/dim]")
+            continue
+        speed = f"{1 / figure.ns_each:.4g}" if name.startswith("bytes_") and figure.ns_each else ""
+        table.add_row(name, f"{figure.ns_each:.4g}", speed, figure.source.replace("[", r"\["))
+    _console().print(table)
+    return 0
+
+
+@app.command
+def predict(file: Path, run: Path, /, *, as_json: _Json = False) -> int:
+    """Predict what a recorded run takes by the figures of a cost file.
+
+    The run is JSON Lines as bench, replay and stress write them; lines without counters, and cells of the
+    bench that were refused, are passed over.
+    """
+    from gmemcore.workload.cost import load_cost
+
+    try:
+        cost = load_cost(file)
+        rows = list(_rows(run, cost))
+    except InvalidArgumentError as error:
+        return _refused("predict", error)
+    if not rows:
+        return _refused("predict", InvalidArgumentError(f"{run}: no line has counters"))
+    if as_json:
+        for label, prediction in rows:
+            print(json.dumps(label | {"prediction": prediction.asdict()}))
+        return 0
+    names = [name for name in _LABELS if any(name in label for label, _ in rows)]
+    table = _table(*names, "predicted", "mostly", "not priced", right=(len(names),))
+    for label, prediction in rows:
+        words = [_word(name, label.get(name, "")) for name in names]
+        missing = ", ".join(prediction.not_priced)
+        table.add_row(*words, format_time(prediction.seconds), _mostly(prediction), missing)
+    _console().print(table)
+    for line in prediction_lines(_sum(rows), cost.title):
+        print(line)
+    return 0
+
+
+@app.command
+def calibrate(
+    *,
+    output: _Output = None,
+    memory: Annotated[str, Parameter(help="What each primitive works on.")] = "128m",
+) -> int:
+    """Measure what this host can: zeroing, XOR, scrambling, first touches, calls.
+
+    Measure on a quiet machine. What only SNP or TDX hardware can tell is left as lines to be filled in.
+    """
+    from gmemcore.benchmark.calibrate import calibrate as measure
+    from gmemcore.engine.host import check_available
+    from gmemcore.workload.cost import cost_text
+
+    try:
+        size = parse_size(memory)
+        check_available(3 * size)
+        cost = measure(size, say=_say)
+    except InvalidArgumentError as error:
+        return _refused("calibrate", error)
+    return _write(cost_text(cost), output)
+
+
+# --- parts ----------------------------------------------------------------------------------------------
+def _rows(run: Path, cost: "CostFile") -> "Iterator[tuple[dict[str, Any], Prediction]]":
+    """Yield each line of a run that has counters: what it is, and its prediction."""
+    from gmemcore.workload.cost import calls_in, counters_in
+    from gmemcore.workload.cost import predict as predicted
+
+    for number, line in enumerate(_lines(run), start=1):
+        try:
+            record: Any = json.loads(line) if line.strip() else None
+            counters = counters_in(record)
+            if counters is None or record.get("outcome", "OK") != "OK":  # no figures, or a refused cell
+                continue
+            prediction = predicted(counters, cost, calls=calls_in(record))
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{run}: line {number}: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise InvalidArgumentError(f"{run}: line {number}: not JSON: {error}") from error
+        yield {"line": number} | {name: record[name] for name in _LABELS if name in record}, prediction
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            yield from lines
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _sum(rows: "list[tuple[dict[str, Any], Prediction]]") -> "Prediction":
+    """Return the predictions of all lines as one."""
+    from gmemcore.workload.cost import EVENTS, Part, Prediction
+
+    parts, missing = {}, {}
+    for name in EVENTS:
+        own = [prediction.parts[name] for _, prediction in rows if name in prediction.parts]
+        if own:
+            count, seconds = sum(part.count for part in own), sum(part.seconds for part in own)
+            parts[name] = Part(count, own[0].ns_each, seconds, own[0].source)
+        absent = sum(prediction.not_priced.get(name, 0) for _, prediction in rows)
+        if absent:
+            missing[name] = absent
+    return Prediction(sum(part.seconds for part in parts.values()), parts, missing)
+
+
+def _mostly(prediction: "Prediction") -> str:
+    """Return the event that takes most of the time, and its share."""
+    if not prediction.seconds:
+        return ""
+    name, part = max(prediction.parts.items(), key=lambda each: each[1].seconds)
+    return f"{name} {part.seconds / prediction.seconds:.0%}"
+
+
+def _word(name: str, value: Any) -> str:
+    return format_size(value) if name == "range" and isinstance(value, int) else str(value)
+
+
+def _write(text: str, output: Path | None) -> int:
+    """Print a cost file, or write it where nothing is yet."""
+    if output is None:
+        print(text, end="")
+        return 0
+    try:
+        with output.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        print(f"gmemcore cost: {output} exists; another name would be accepted", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"gmemcore cost: {output}: {error.strerror}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _say(what: str) -> None:
+    print(f"gmemcore cost calibrate: {what}", file=sys.stderr, flush=True)
+
+
+def _refused(command: str, error: InvalidArgumentError) -> int:
+    print(f"gmemcore cost {command}: {error.strerror}", file=sys.stderr)
+    return 2
+
+
+def _table(*names: str, right: tuple[int, ...] = ()) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for i, name in enumerate(names):
+        table.add_column(name, justify="right" if i in right else "left", overflow="fold")
+    return table
+
+
+def _console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=_WIDTH)

@@ -1,0 +1,295 @@
+"""Cost files: nanoseconds an event, by which exact counters become predicted time on other hardware.
+
+A cost file is TOML with its user's own figures. Each has its source; a figure without one is refused, and no
+figure ships with gmemcore. An event that was counted and has no figure is listed as not priced: it is never
+taken for free.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from gmemcore.engine.counters import COUNTER_NAMES, Counters
+from gmemcore.errors import InvalidArgumentError
+from gmemcore.units import format_size
+
+MAX_BYTES: Final = 1 << 20
+"""Of a cost file: a larger one is none."""
+CALL: Final = "call"
+"""The event that no counter counts: one request by userspace, the ioctl."""
+
+
+EVENTS: Final[dict[str, str]] = {
+    "pages_changed": "a page whose attribute changed; KVM keeps ranges, so most may be in the call",
+    "bytes_zeroed": "a byte that a conversion set to zero",
+    "bytes_xored": "a byte encrypted or decrypted in place, by conversion or populate",
+    "bytes_scrambled": "a byte overwritten with random ones",
+    "pages_allocated": "a page that came into being: allocation and first touch",
+    "rmp_updates": "an SNP page that became assigned or ceased to be: RMPUPDATE",
+    "sept_changes": "a TDX page added to the S-EPT or removed: TDH.MEM.PAGE.AUG, .REMOVE",
+    "pages_accepted": "a page that became accepted: PVALIDATE, TDG.MEM.PAGE.ACCEPT",
+    "blocks_2m_split": "a 2 MiB block that ceased to have one attribute: a split huge page",
+    "blocks_2m_merged": "a 2 MiB block that has one attribute again",
+    "memory_faults": "a KVM_EXIT_MEMORY_FAULT: exit to userspace and back",
+    "notifications": "a listener's call-back in userspace (VFIO maps or unmaps)",
+    CALL: "a conversion request: the ioctl itself, whatever it changes",
+}
+"""Every event that can have a figure -> what one is, in the order of the counters."""
+
+_Source = Annotated[str, Meta(min_length=1, pattern=r"\S")]
+
+
+class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one event costs, and who says so.
+
+    Attributes
+    ----------
+    source : str
+        Where the figure is from: a measurement, a document, a mail.
+    ns : float or None
+        Nanoseconds an event; for bytes a byte.
+    gbps : float or None
+        For bytes in place of `ns`: 1e9 bytes a second.
+    """
+
+    source: _Source
+    ns: float | None = None
+    gbps: float | None = None
+
+    @property
+    def ns_each(self) -> float:
+        """Nanoseconds an event."""
+        if self.ns is not None:
+            return self.ns
+        assert self.gbps is not None  # one of the two, since the file was checked
+        return 1 / self.gbps
+
+
+class CostFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Figures of one machine.
+
+    Attributes
+    ----------
+    title : str
+        Which machine.
+    events : dict
+        `Figure` by name of `EVENTS`; those that aren't there aren't priced.
+    """
+
+    title: Annotated[str, Meta(min_length=1)]
+    events: dict[str, Figure] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One event's part of a predicted time.
+
+    Attributes
+    ----------
+    count : int
+        How often it happened.
+    ns_each : float
+        What one costs.
+    seconds : float
+        What all of them cost.
+    source : str
+        Who says so.
+    """
+
+    count: int
+    ns_each: float
+    seconds: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Predicted time of a run.
+
+    Attributes
+    ----------
+    seconds : float
+        In all, of what is priced.
+    parts : dict
+        `Part` by event, in the order of `EVENTS`.
+    not_priced : dict
+        How often events happened that have no figure: the time is short of them.
+    """
+
+    seconds: float
+    parts: dict[str, Part] = field(default_factory=dict)
+    not_priced: dict[str, int] = field(default_factory=dict)
+
+    def asdict(self) -> dict[str, Any]:
+        """The prediction as JSON has it."""
+        return {
+            "seconds": self.seconds,
+            "by_event": {name: part.seconds for name, part in self.parts.items()},
+            "not_priced": dict(self.not_priced),
+        }
+
+
+def predict(counters: Counters | Mapping[str, int], cost: CostFile, *, calls: int = 0) -> Prediction:
+    """Return the time that counted events take by the figures of a cost file.
+
+    Parameters
+    ----------
+    counters : Counters or mapping of counter names
+        What happened; counters that aren't there are 0.
+    cost : CostFile
+        What it costs.
+    calls : int
+        How many conversion requests made it happen.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: a counter that doesn't exist.
+
+    Notes
+    -----
+    Events are taken to cost the same each and one after the other: no overlap, no batching, no contention.
+    """
+    counted = counters.asdict() if isinstance(counters, Counters) else dict(counters)
+    unknown = [name for name in counted if name not in COUNTER_NAMES]
+    if unknown:
+        raise InvalidArgumentError(f"no counter {unknown[0]!r}; there are {', '.join(COUNTER_NAMES)}")
+    counted[CALL] = calls
+    happened = {name: counted[name] for name in EVENTS if counted.get(name)}
+    parts = {}
+    for name, count in happened.items():
+        if name in cost.events:
+            figure = cost.events[name]
+            parts[name] = Part(count, figure.ns_each, count * figure.ns_each / 1e9, figure.source)
+    not_priced = {name: count for name, count in happened.items() if name not in parts}
+    return Prediction(math.fsum(part.seconds for part in parts.values()), parts, not_priced)
+
+
+# --- files ----------------------------------------------------------------------------------------------
+def load_cost(path: Path | str) -> CostFile:
+    """Read a cost file.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: it can't be read or isn't a cost file; the message has the path in it.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InvalidArgumentError(f"{path}: {error.strerror}") from error
+    if len(data) > MAX_BYTES:
+        raise InvalidArgumentError(f"{path}: more than {format_size(MAX_BYTES)}; a few lines would do")
+    return parse_cost(data, str(path))
+
+
+def parse_cost(data: bytes, name: str) -> CostFile:
+    """Return the cost file of TOML text; `name` says where it is from, in errors.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: not TOML, an unknown key, a wrong type, a figure that isn't one, or one without its source.
+    """
+    try:
+        cost = msgspec.toml.decode(data, type=CostFile)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError(f"{name}: {error}") from error
+    for path, problem in _problems(cost):
+        raise InvalidArgumentError(f"{name}: {problem} - at `$.events.{path}`")
+    return cost
+
+
+def _problems(cost: CostFile) -> Iterator[tuple[str, str]]:
+    """Yield what types can't say: (path, problem)."""
+    for name, figure in cost.events.items():
+        if name not in EVENTS:
+            yield name, f"no event of this name; there are {', '.join(EVENTS)}"
+            continue
+        given = {unit: value for unit in ("ns", "gbps") if (value := getattr(figure, unit)) is not None}
+        if figure.gbps is not None and not name.startswith("bytes_"):
+            yield f"{name}.gbps", "only bytes have GB/s; ns would be accepted"
+        if len(given) != 1:
+            yield name, "a figure is either ns or gbps; one of them would be accepted"
+        for unit, value in given.items():
+            if not math.isfinite(value) or value < 0 or (unit == "gbps" and not value):
+                least = "above 0" if unit == "gbps" else "0 or more"
+                yield f"{name}.{unit}", f"{value} is no cost; a finite number {least} would be accepted"
+
+
+def cost_text(cost: CostFile) -> str:
+    """Return a cost file as text: its figures, and every other event as lines to be filled in.
+
+    What it returns is read back as the same figures, by `parse_cost`.
+    """
+    lines = [
+        "# Cost of events in nanoseconds. A figure needs its source; events without a figure are listed as",
+        "# not priced. Bytes may have gbps (1e9 bytes a second) in place of ns (a byte).",
+        f"title = {_quoted(cost.title)}",
+    ]
+    for name, meaning in EVENTS.items():
+        lines += ["", f"# {meaning}"]
+        figure = cost.events.get(name)
+        if figure is None:
+            unit = "gbps" if name.startswith("bytes_") else "ns"
+            lines += [f"# [events.{name}]", f"# {unit} =", '# source = ""']
+            continue
+        unit, value = ("ns", figure.ns) if figure.ns is not None else ("gbps", figure.gbps)
+        lines += [f"[events.{name}]", f"{unit} = {value!r}", f"source = {_quoted(figure.source)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """Return a TOML basic string: JSON's, and DEL escaped too."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+# --- runs -----------------------------------------------------------------------------------------------
+def counters_in(record: Any) -> dict[str, int] | None:
+    """Return the counters of a JSON record: its object ``counters``, or its keys ``counters.NAME``; or None.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: what is there are no counters.
+    """
+    if not isinstance(record, dict):
+        return None
+    if "counters" in record:
+        found = record["counters"]
+    else:
+        found = {key[9:]: value for key, value in record.items() if key.startswith("counters.")} or None
+    if found is None:
+        return None
+    if not isinstance(found, dict):
+        raise InvalidArgumentError(f"counters are an object of numbers, not {found!r}")
+    for name, count in found.items():
+        if name not in COUNTER_NAMES or type(count) is not int or count < 0:
+            raise InvalidArgumentError(
+                f"counters.{name} = {count!r}; whole numbers of {', '.join(COUNTER_NAMES)} would be accepted"
+            )
+    return found
+
+
+def calls_in(record: Mapping[str, Any]) -> int:
+    """Return how many conversion requests a record with counters is of.
+
+    Its ``calls`` say; a cell of the bench, which has a ``range`` and none, is one conversion of that range.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: `calls` isn't a number of calls.
+    """
+    calls = record.get("calls", 1 if "range" in record else 0)
+    if type(calls) is not int or calls < 0:
+        raise InvalidArgumentError(f"calls = {calls!r}; a whole number would be accepted")
+    return calls
