@@ -337,6 +337,24 @@ def test_speed_below_the_ceilings():
     assert len(cost_by_range(run, abi="legacy").get_lines()) == 4
 
 
+def test_one_setting_is_drawn():
+    """A run of several backings and fragmentations: the first setting, and uniform memory."""
+    slow = Seconds(1.0, 1.0, 0, 1)
+    ax = bench_cube(
+        bench_run(
+            cell(fragmentation="alternate", seconds=slow),
+            cell(),
+            cell(backing="memfd", range=1 << 30, seconds=slow),
+            cell("ZERO", "EINVAL", None, backing="memfd"),
+            cell("ZERO", "EOPNOTSUPP", None, direction="to_private"),
+        )
+    )
+    assert ax.get_images()[0].get_array()[0, 0] == pytest.approx(10)
+    assert "EINVAL" in [text.get_text() for text in ax.texts]
+    only = bench_run(cell(fragmentation="alternate", effect="ZERO", bytes="zero", convert_gbps=3.0))
+    assert cost_by_range(only).get_lines()[0].get_ydata().tolist() == [3.0]
+
+
 def test_runs_that_can_not_be_drawn():
     for draw in (bench_cube, cost_by_range):
         with pytest.raises(ValueError, match="a run of stress; the JSON Lines of gmemcore bench"):

@@ -387,7 +387,8 @@ def bench_cube(
     Notes
     -----
     The figure is the conversion's alone, per page of 4 KiB, on a logarithmic scale; populate and copying have
-    columns of their own in the run.
+    columns of their own in the run. Of a run of several settings (backing, huge pages, threads) the first is
+    drawn, of several fragmentations uniform memory.
     """
     cells = _cells_of(run, abi)
     unknown = _unknown_flags(cells)
@@ -531,7 +532,7 @@ _OPERATIONS: Final = {"zero": "zero", "xor": "XOR with the key stream", "random"
 
 
 def run_cells(run: Run) -> list[BenchCell]:
-    """The cells of a bench run.
+    """The cells of a bench run: of its first setting, and of uniform memory where it has any.
 
     Raises
     ------
@@ -542,7 +543,20 @@ def run_cells(run: Run) -> list[BenchCell]:
         raise ValueError(f"a run of {run.kind}; the JSON Lines of gmemcore bench would be accepted")
     if not run.records:
         raise ValueError("the run has no cell")
-    return list(run.records)
+    return _of_one_setting(run.records)
+
+
+def _of_one_setting(cells: Sequence[BenchCell]) -> list[BenchCell]:
+    """Cells that refuse, and of the others those of the first one's setting."""
+    measured = [cell for cell in cells if cell.effect is not None]
+    shapes = {cell.fragmentation for cell in measured}
+    shape = "uniform" if "uniform" in shapes else measured[0].fragmentation if measured else ""
+    wanted = {(*_setting(cell), shape) for cell in measured[:1]}
+    return [cell for cell in cells if cell.effect is None or (*_setting(cell), cell.fragmentation) in wanted]
+
+
+def _setting(cell: BenchCell) -> tuple[str, bool, int]:
+    return cell.backing, cell.huge_pages, cell.threads
 
 
 def _cells_of(run: Run, abi: str | None) -> list[BenchCell]:

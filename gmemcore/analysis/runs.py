@@ -61,6 +61,10 @@ class BenchCell(msgspec.Struct, frozen=True):
     seconds: Seconds
     counters: dict[Name, Count]
     verified_bytes: Count
+    fragmentation: str = "uniform"
+    backing: str = "anonymous"
+    huge_pages: bool = True
+    threads: Count = 1
 
 
 class StressFirst(msgspec.Struct, frozen=True):

@@ -1,0 +1,185 @@
+"""gmemcore snapshot as a user runs it."""
+
+import json
+import sys
+
+import matplotlib
+import pytest
+from guests import random_guest
+from test_pictures import cell
+
+import gmemcore
+from gmemcore import analysis
+from gmemcore.analysis import Series, take
+from gmemcore.cli import main
+
+matplotlib.use("Agg")
+
+
+def run(*words):
+    """Exit status of one call."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["snapshot", *map(str, words)])
+    return stopped.value.code
+
+
+@pytest.fixture
+def files(tmp_path):
+    """One snapshot, a series of two of the same guest, one of legacy, and the lines of a bench."""
+    vm = random_guest("SNP", "v5", 3)
+    series = Series()
+    series.take(vm, 0)
+    vm.files[0].set_memory_attributes(512 * 4096, 512 * 4096, 0)
+    vm.files[0].fallocate(3, 0, 512 * 4096)
+    series.take(vm, 100)
+    series.write(tmp_path / "series.gms")
+    series[0].write(tmp_path / "before.gms")
+    take(vm, label="[bold]<mine>").write(tmp_path / "after.gms")
+    take(random_guest("SNP", "legacy", 3)).write(tmp_path / "legacy.gms")
+    first = {"environment": {}, "primitives": {"memset": 50.0}}
+    measured = cell("ZERO", effect="ZERO", bytes="zero", convert_gbps=3.0)
+    lines = [first, {name: getattr(measured, name) for name in measured.__struct_fields__}]
+    lines[1]["seconds"] = {"median": 1e-3, "p95": 1e-3, "cv": 0.0, "n": 3}
+    (tmp_path / "bench.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path, vm
+
+
+def test_info(files, capsys):
+    directory, vm = files
+    assert run("info", directory / "after.gms") == 0
+    text = capsys.readouterr().out
+    assert "'[bold]<mine>' SNP, v5, firmware today, running" in text
+    listed = {line.split()[0]: line.split()[1] for line in text.split("\n\n")[1].splitlines()[3:]}
+    for state, pages, *_ in analysis.state_mix(vm).rows.tolist():
+        assert listed.get(state, "0") == f"{pages:,}"
+    titles = ("page states by region", "quantiles of run lengths", "unusable space index", "by an IOMMU")
+    for title in (*titles, "blocks that can be mapped whole", "counters: pages_changed"):
+        assert title in text
+    assert "split and merged" not in text
+    assert run("info", directory / "series.gms") == 0
+    text = capsys.readouterr().out
+    assert "at 100 of 2 snapshots (operations)" in text
+    assert "split and merged" in text
+
+
+def test_info_as_json(files, capsys):
+    directory, _ = files
+    assert run("info", directory / "series.gms", directory / "legacy.gms", "--json", "--number", "0") == 0
+    series, legacy = json.loads(capsys.readouterr().out)
+    before = Series.read(directory / "series.gms")[0]
+    assert (series["at"], series["snapshots"], series["n_pages"]) == (0, 2, 2200)
+    assert series["state_mix"] == analysis.state_mix(before).records()
+    assert series["fragmentation"] == analysis.fragmentation(before).records()
+    assert len(series["splits_and_merges"]) == 2
+    assert series["counters"] == before.counters.asdict()
+    assert legacy["abi"] == "legacy"
+    assert "splits_and_merges" not in legacy
+
+
+def test_many_rows_are_cut(tmp_path, capsys):
+    vm = gmemcore.create_vm("SNP", backing="none")
+    gmem = vm.create_guest_memfd(1 << 20)
+    series = Series([take(gmem, at=at) for at in range(40)])
+    series.write(tmp_path / "long.gms")
+    assert run("info", tmp_path / "long.gms") == 0
+    assert "and 16 more rows; --json has them" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("names", [("series.gms",), ("before.gms", "after.gms")])
+def test_diff(files, names, capsys):
+    directory, vm = files
+    paths = [directory / name for name in names]
+    assert run("diff", *paths, "--plane", "allocated") == 0
+    text = capsys.readouterr().out
+    assert "changes by file and plane" in text
+    assert "pages whose plane allocated changed, file 0" in text
+    assert "pages whose plane allocated changed, file 1: none" in text
+    assert run("diff", *paths, "--plane", "allocated", "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    expected = analysis.diff(take(random_guest("SNP", "v5", 3)), take(vm))
+    assert record["changes"] == expected.changes.records()
+    assert record["ranges"]["0"] == expected.ranges("allocated", 0).records()
+    assert record["counters"] == expected.counters.asdict()
+
+
+def test_diff_of_the_same(files, capsys):
+    directory, _ = files
+    assert run("diff", directory / "before.gms", directory / "before.gms") == 0
+    assert "no page has changed" in capsys.readouterr().out
+
+
+def test_diff_names_files_that_came_and_went(tmp_path, capsys):
+    vm = gmemcore.create_vm("SNP", backing="none")
+    first = vm.create_guest_memfd(4096)
+    take(vm).write(tmp_path / "a.gms")
+    first.close()
+    vm.create_guest_memfd(4096)
+    take(vm).write(tmp_path / "b.gms")
+    assert run("diff", tmp_path / "a.gms", tmp_path / "b.gms") == 0
+    text = capsys.readouterr().out
+    assert "new files: 1" in text
+    assert "closed files: 0" in text
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "begins"),
+    [
+        (["before.gms"], [], b"\x89PNG"),
+        (["before.gms"], ["--picture", "hilbert", "-o", "picture.svg"], b"<?xml"),
+        (["series.gms"], [], b"\x89PNG"),
+        (["series.gms"], ["--picture", "mappable"], b"\x89PNG"),
+        (["before.gms", "after.gms"], ["--picture", "runs"], b"\x89PNG"),
+        (["series.gms"], ["--picture", "memory", "-o", "picture.pdf"], b"%PDF"),
+        (["bench.jsonl"], [], b"\x89PNG"),
+        (["bench.jsonl"], ["--picture", "cost", "--abi", "v5"], b"\x89PNG"),
+    ],
+)
+def test_plot(files, names, options, begins, monkeypatch, capsys):
+    directory, _ = files
+    monkeypatch.chdir(directory)
+    usual = {"before.gms": "map.png", "series.gms": "stream.png", "bench.jsonl": "cube.png"}
+    place = usual[names[0]]
+    if "--picture" in options:
+        place = f"{options[1]}.png"
+    if "-o" in options:
+        place = options[-1]
+    assert run("plot", *names, *options) == 0
+    assert (directory / place).read_bytes().startswith(begins)
+    assert f"gmemcore snapshot: {place}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["info", "nothing.gms"], "nothing.gms: No such file"),
+        (["info", "bench.jsonl"], "not a gmemcore container"),
+        (["info", "series.gms", "--number", "2"], "no snapshot 2; it holds 2"),
+        (["diff", "before.gms", "legacy.gms", "--plane", "dirty"], "no plane 'dirty'"),
+        (["diff", "before.gms", "small.gms"], "snapshots of one guest"),
+        (["plot", "before.gms", "--picture", "pie"], "no picture 'pie'; there are"),
+        (["plot", "before.gms", "--picture", "stream"], "at least two are needed"),
+        (["plot", "before.gms", "after.gms"], "map of 2 files; one is accepted"),
+        (["plot", "before.gms", "--picture", "cube"], "before.gms: line 1"),
+        (["plot", "bench.jsonl", "--abi", "v4"], "no cell of 'v4'; it has v5"),
+        (["plot", "before.gms", "-o", "nowhere/map.png"], "nowhere/map.png: No such file"),
+        (["plot", "before.gms", "-o", "map.docx"], "docx"),
+    ],
+)
+def test_what_can_not_be_used_is_one_complaint(files, words, complaint, monkeypatch, capsys):
+    directory, _ = files
+    monkeypatch.chdir(directory)
+    small = gmemcore.create_vm("SNP", backing="none")
+    small.create_guest_memfd(4096)
+    take(small).write("small.gms")
+    assert run(*words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"gmemcore snapshot {words[0]}: ")
+    assert complaint in captured.err
+
+
+def test_plot_without_matplotlib(files, monkeypatch, capsys):
+    directory, _ = files
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run("plot", directory / "before.gms") == 2
+    assert "pip install 'gmemcore[analysis]'" in capsys.readouterr().err
