@@ -84,7 +84,7 @@ def _bold(parent: Element, text: str) -> None:
 
 
 def _cell(row: Element, tag: str, text: str, *, left: bool) -> None:
-    SubElement(row, tag, style=f"text-align: {'left' if left else 'right'}").text = text
+    SubElement(row, tag, style=f"text-align: {'left' if left else 'right'}; padding: 0 0.6em").text = text
 
 
 def _joined(around: Element, more: Iterable[str]) -> str:

@@ -101,6 +101,15 @@ def test_a_file_alone():
         alone.planes(1)["dirty"]
 
 
+def test_frames_that_no_memslot_shows():
+    vm = gmemcore.create_vm("SNP", "legacy", backing="none")
+    vm.create_guest_memfd(4 * PAGE)
+    vm.set_memory_attributes(0, 4 * PAGE, 8)
+    snapshot = take(vm)
+    assert snapshot.private_frames.tolist() == [[0, 4]]
+    assert snapshot.planes(0).private.count() == 0
+
+
 def test_a_snapshot_stays_as_it_was():
     vm = gmemcore.create_vm("SNP", backing="none")
     gmem = vm.create_guest_memfd(1024 * PAGE)
@@ -277,6 +286,10 @@ DAMAGES = {
     "a file of no pages": (put("files", (0, 2), 0), "block words for 0 pages"),
     "more lines than there are": (put("files", (0, 3), 1 << 40), "more rows of section lines"),
     "fewer lines than its words say": (put("files", (0, 3), 0), "has 0 lines"),
+    "more lines than its words say": (
+        lambda _, sections: sections["files"].__setitem__((0, 3), sections["files"][0, 3] + 1),
+        "lines; the block words speak of",
+    ),
     "a file twice": (put("files", (1, 0), 0), "a file number twice"),
     "more pages than a block": (put("words", 0, 513), "more pages in a block than the block has"),
     "bits of no plane": (put("words", 0, 1 << 60), "bits that belong to no plane"),
@@ -320,6 +333,16 @@ def test_a_line_can_not_speak_of_pages_beyond_the_end(tmp_path):
     container.write(tmp_path / "bad.gms", KIND, read.meta, read.sections)
     with pytest.raises(ContainerError, match="contradicts"):
         Snapshot.read(tmp_path / "bad.gms")
+
+
+def test_time_does_not_run_backwards(tmp_path):
+    snapshot = take(gmemcore.create_vm("SNP"))
+    Series([snapshot, snapshot]).write(tmp_path / "good.gms")
+    read = container.read(tmp_path / "good.gms", KIND)
+    read.meta["snapshots"][1]["at"] = -1
+    container.write(tmp_path / "bad.gms", KIND, read.meta, read.sections)
+    with pytest.raises(ContainerError, match="at -1 after one at 0"):
+        Series.read(tmp_path / "bad.gms")
 
 
 def test_another_kind_of_container(tmp_path):

@@ -55,11 +55,11 @@ class Table:
         return f"Table({self.title!r}, {len(self.rows)} rows of {', '.join(self.columns)})"
 
     def _repr_html_(self) -> str:
-        units = [
-            f"{name} ({self.units[name]})" if self.units.get(name, "1") != "1" else name
+        names = [
+            name if self.units.get(name, "1") in ("1", name) else f"{name} ({self.units[name]})"
             for name in self.columns
         ]
-        return table(self.title, units, self.rows.tolist())
+        return table(self.title, names, self.rows.tolist())
 
     def where(self, **values: Any) -> "Table":
         """Keep the rows whose columns have these values."""
