@@ -8,6 +8,7 @@ Dask's transport unpickles what it receives: whoever reaches a scheduler's or a 
 cluster of one's own listens on 127.0.0.1 alone; for others there is TLS, whose files are passed through.
 """
 
+import logging
 import os
 import queue
 import time
@@ -82,6 +83,8 @@ class Cluster:
         from dask import config
         from distributed import Client
 
+        # A lost worker is no news here: its chunks are run again. What matters is raised.
+        logging.getLogger("distributed").setLevel(logging.ERROR)
         with ExitStack() as stack:
             address = self.scheduler
             if address is None:
@@ -127,9 +130,6 @@ class Cluster:
             "distributed.worker.multiprocessing-method": "spawn",
             "distributed.scheduler.allowed-failures": ATTEMPTS,
             "distributed.worker.daemon": True,
-            # What runs on this machine alone never waits for a machine that went away.
-            "distributed.worker.profile.enabled": False,
-            "distributed.admin.log-format": "%(message)s",
         }
         with (
             TemporaryDirectory(prefix="gmemcore-") as folder,
@@ -141,7 +141,7 @@ class Cluster:
                 host="127.0.0.1",
                 dashboard_address=None,
                 local_directory=folder,
-                silence_logs=True,
+                silence_logs=logging.ERROR,
             ) as cluster,
         ):
             yield cluster
@@ -172,7 +172,7 @@ class _Flow:
         text, code = self.spec.encode(), code_id()
         quiet_since = time.monotonic()
         self._hand_out(text, code)
-        while self.out:
+        while self.out or self.again or self.chunker.left:
             future = self._next()
             if future is None:
                 quiet_since = self._check_workers(quiet_since)
@@ -185,10 +185,10 @@ class _Flow:
 
     def _hand_out(self, text: bytes, code: str) -> None:
         """Submit as many chunks as keep the workers busy."""
-        workers = max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))
-        self.chunker.workers = workers
-        # Until it is known how long a guest takes, a chunk is one guest, and there is no more than
-        # one a worker.
+        if self.client.status != "running":
+            return
+        workers = self.chunker.workers = max(1, self._workers())
+        # Until it is known how long a guest takes, a chunk is one guest, and each worker has one.
         while len(self.out) < workers * (AHEAD if self.chunker.known else 1):
             chunk = self.again.pop() if self.again else _Chunk(self.chunker.take())
             if not chunk.guests:
@@ -208,7 +208,10 @@ class _Flow:
     def _result_of(self, future: Any, code: str) -> ChunkResult | None:
         """What a chunk came back with; None if it is to be tried again."""
         chunk = self.out.pop(future)
-        error = future.exception(timeout=self.patience) if future.status != "finished" else None
+        if future.status == "cancelled":  # a scheduler that went away takes its tasks with it
+            self.again.append(chunk)
+            return None
+        error = future.exception(timeout=self.patience)
         if isinstance(error, ModuleNotFoundError):
             raise ClusterError(f"a worker has no gmemcore: {error}") from error
         if error is not None:
@@ -231,13 +234,20 @@ class _Flow:
         parts = (chunk.guests[:middle], chunk.guests[middle:])
         self.again += [_Chunk(part, chunk.attempt + 1) for part in parts if part]
 
+    def _workers(self) -> int:
+        """Workers that are connected now; none while the scheduler doesn't answer."""
+        try:
+            return len(self.client.scheduler_info(n_workers=-1)["workers"])
+        except (OSError, TimeoutError):
+            return 0
+
     def _check_workers(self, quiet_since: float) -> float:
         """Give up on a cluster that has had no worker for too long; since when it has none."""
         now = time.monotonic()
         if self.client.status == "closed":
-            raise ClusterError("the scheduler has closed the connection")
+            raise ClusterError("the scheduler has closed the connection; --resume goes on from here")
         connected = self.client.status == "running"
-        if connected and self.client.scheduler_info(n_workers=-1)["workers"]:
+        if connected and self._workers():
             return now
         if now - quiet_since > self.patience:
             what = "has no worker" if connected else "doesn't answer"
