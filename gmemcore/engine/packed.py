@@ -50,19 +50,23 @@ class PackedState:
         """How many pages are set, by plane."""
         return totals(self.words)
 
-    def planes(self) -> "dict[str, tuple[NDArray[np.uint16], NDArray[np.intp], NDArray[np.uint64]]]":
+    def planes(self) -> "Planes":
         """Each plane by name: pages set in each block, the blocks that are mixed, and the lines of those."""
         full = block_sizes(self.n_pages)
         planes, begin = {}, 0
-        for number, name in enumerate(PLANE_NAMES):
-            counts = _field(self.words, number)
+        for name, counts in zip(PLANE_NAMES, _fields(self.words), strict=True):
             mixed = _mixed(counts, full)
             planes[name] = counts, mixed, self.lines[begin : begin + len(mixed)]
             begin += len(mixed)
         return planes
 
-    def check(self) -> None:
+    def check(self) -> "Planes":
         """Make sure that it is the state of some file, since it may be from anywhere.
+
+        Returns
+        -------
+        dict
+            As `planes`, which were looked at.
 
         Raises
         ------
@@ -76,29 +80,30 @@ class PackedState:
             )
         if np.any(self.words & ~_FIELDS_USED):
             raise ValueError("a block word has bits that belong to no plane")
-        full = block_sizes(self.n_pages)
-        begin = 0
-        for number, name in enumerate(PLANE_NAMES):
-            counts = _field(self.words, number)
+        full, planes = block_sizes(self.n_pages), self.planes()
+        for name, (counts, mixed, lines) in planes.items():
             if np.any(counts > full):
                 raise ValueError(f"plane {name} has more pages in a block than the block has")
-            mixed = _mixed(counts, full)
-            lines = self.lines[begin : begin + len(mixed)]
-            begin += len(mixed)
             if len(lines) != len(mixed):
                 raise ValueError(f"plane {name} is mixed in {len(mixed)} blocks and has {len(lines)} lines")
             # What a count says is checked bit by bit: a line can't speak of pages beyond the end either.
             valid = lines & existing_bits(self.n_pages, mixed)
             if np.any(_popcounts(valid) != counts[mixed]) or np.any(valid != lines):
                 raise ValueError(f"plane {name} has a line that its block's count contradicts")
-        if begin != len(self.lines):
-            raise ValueError(f"{len(self.lines)} lines; the block words speak of {begin}")
+        spoken_of = sum(len(mixed) for _, mixed, _ in planes.values())
+        if spoken_of != len(self.lines):
+            raise ValueError(f"{len(self.lines)} lines; the block words speak of {spoken_of}")
+        return planes
+
+
+Planes = dict[str, tuple[NDArray[np.uint16], NDArray[np.intp], NDArray[np.uint64]]]
+"""Planes by name: pages set in each block, the blocks that are mixed, and the lines of those."""
 
 
 def pack(n_pages: int, words: NDArray[np.uint64], lines: NDArray[np.uint64]) -> PackedState:
     """Copy page state; lines as the engine keeps them, in records of a GiB."""
     full = block_sizes(n_pages)
-    mixed = [_mixed(_field(words, number), full) for number in range(len(PLANE_NAMES))]
+    mixed = [_mixed(counts, full) for counts in _fields(words)]
     kept = [lines_of(lines, number, blocks) for number, blocks in enumerate(mixed)]
     return PackedState(n_pages, words.copy(), np.concatenate(kept))
 
@@ -113,7 +118,8 @@ def lines_of(lines: NDArray[np.uint64], plane: int, blocks: NDArray[np.intp]) ->
 
 def totals(words: NDArray[np.uint64]) -> dict[str, int]:
     """How many pages are set in all blocks together, by plane."""
-    return {name: int(_field(words, number).sum(dtype=np.uint64)) for number, name in enumerate(PLANE_NAMES)}
+    counts = zip(PLANE_NAMES, _fields(words), strict=True)
+    return {name: int(field.sum(dtype=np.uint64)) for name, field in counts}
 
 
 def block_sizes(n_pages: int) -> NDArray[np.uint16]:
@@ -133,14 +139,27 @@ def existing_bits(n_pages: int, blocks: NDArray[np.intp]) -> NDArray[np.uint64]:
     return bits
 
 
-def _field(words: NDArray[np.uint64], plane: int) -> NDArray[np.uint16]:
-    return (words >> np.uint64(_FIELD_BITS * plane) & np.uint64(_FIELD)).astype(np.uint16)
+def _fields(words: NDArray[np.uint64]) -> list[NDArray[np.uint16]]:
+    """Pages set in each block, by plane; planes that are set nowhere, as many often are, cost nothing."""
+    used = int(np.bitwise_or.reduce(words))
+    nowhere = np.zeros(len(words), np.uint16)
+    return [
+        (words >> np.uint64(shift) & np.uint64(_FIELD)).astype(np.uint16)
+        if used >> shift & _FIELD
+        else nowhere
+        for shift in range(0, _FIELD_BITS * len(PLANE_NAMES), _FIELD_BITS)
+    ]
 
 
 def _mixed(counts: NDArray[np.uint16], full: NDArray[np.uint16]) -> NDArray[np.intp]:
-    return np.flatnonzero((counts != 0) & (counts != full))
+    one = np.uint16(1)
+    return np.flatnonzero(counts - one < full - one)  # a count of 0 wraps, and is below none
 
 
 def _popcounts(lines: NDArray[np.uint64]) -> NDArray[np.uint16]:
-    counts: NDArray[np.uint16] = np.bitwise_count(lines).sum(axis=1, dtype=np.uint16)
-    return counts
+    """Set bits of each line: its words' counts, eight bytes of a word, added up in lanes of 16 bits."""
+    counts = np.bitwise_count(lines).view(np.uint64).ravel()
+    lanes = np.uint64(0x00FF_00FF_00FF_00FF)
+    pairs = (counts & lanes) + (counts >> np.uint64(8) & lanes)
+    total = pairs * np.uint64(0x0001_0001_0001_0001) >> np.uint64(48)
+    return total.astype(np.uint16)

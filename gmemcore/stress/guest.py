@@ -16,10 +16,11 @@ import msgspec
 import numpy as np
 
 from gmemcore.engine.counters import Counters
+from gmemcore.engine.packed import PackedState
 from gmemcore.engine.steps import Step
 from gmemcore.machine import GuestMemfd, create_vm
 from gmemcore.stress import oracle
-from gmemcore.stress.invariants import ViolationError, check_counters, check_file, state_digest
+from gmemcore.stress.invariants import ViolationError, check_file, state_digest
 from gmemcore.stress.merge import GuestResult
 from gmemcore.stress.spec import Plan, Spec
 from gmemcore.uapi import PAGE_SIZE
@@ -183,8 +184,7 @@ class GuestRun:
             base += len(part)
             if len(part) < len(operations):
                 break
-        self._check()
-        return self._summary()
+        return self._summary(self._check())
 
     # ---- the stream ------------------------------------------------------------------------------
 
@@ -232,13 +232,14 @@ class GuestRun:
 
     # ---- checks ----------------------------------------------------------------------------------
 
-    def _check(self) -> None:
-        """Everything that must hold after any operation."""
-        if not self.vm.abi.legacy:
-            for gmem in self.files:
-                check_file(gmem)
-                check_counters(gmem)
+    def _check(self) -> list[PackedState]:
+        """Everything that must hold after any operation; returns the page state of each file."""
         self._checks["invariants"] += 1
+        states = [gmem.packed_state() for gmem in self.files]
+        if not self.vm.abi.legacy:
+            for gmem, state in zip(self.files, states, strict=True):
+                check_file(gmem, state)
+        return states
 
     def _play_and_check(self, _position: int, operation: Operations) -> None:
         """Run an operation, and look at everything after it."""
@@ -313,9 +314,9 @@ class GuestRun:
         gmem, request = self._within_a_file(operation)
         if gmem is None or request.step != Step.CONVERT:
             return self._play_one(operation)
-        before = state_digest(gmem)
+        before = state_digest(gmem, gmem.packed_state())
         outcome = self._play_one(operation)
-        if outcome != "OK" and state_digest(gmem) != before:
+        if outcome != "OK" and state_digest(gmem, gmem.packed_state()) != before:
             raise ViolationError(
                 f"{_words(request)} was refused, {outcome}, and changed page state or contents"
             )
@@ -359,7 +360,7 @@ class GuestRun:
 
     # ---- the result --------------------------------------------------------------------------------
 
-    def _summary(self) -> GuestResult:
+    def _summary(self, states: list[PackedState]) -> GuestResult:
         """Sum up, everything that is the same everywhere under one digest."""
         counters = self.vm.counters - self._before
         fields: dict[str, Any] = {
@@ -373,8 +374,8 @@ class GuestRun:
         }
         digest = hashlib.sha256(msgspec.json.encode(fields, order="sorted"))
         digest.update(self._tally.digest.digest())
-        for gmem in self.files:
-            digest.update(state_digest(gmem))
+        for gmem, state in zip(self.files, states, strict=True):
+            digest.update(state_digest(gmem, state))
         return GuestResult(**fields, digest=digest.hexdigest(), seconds=time.perf_counter() - self._began)
 
 
@@ -421,13 +422,15 @@ def _limited(first: Operations, rounds: Iterator[Operations], count: int, once: 
     """The first array and those after it, so many operations in all; once: up to the end of a round."""
     part: Operations | None = first
     barren = 0
-    while part is not None and count > 0 and barren < 2:
+    while part is not None and barren < 2:  # rounds of nothing would go on for ever
         if len(part):
             yield part[:count]
         elif once:
             return
-        barren = 0 if len(part) else barren + 1  # a round of nothing would go on for ever
         count -= len(part)
+        if count <= 0:
+            return
+        barren = 0 if len(part) else barren + 1
         part = next(rounds, None)
 
 

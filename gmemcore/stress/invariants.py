@@ -5,6 +5,7 @@ from typing import Final
 
 import numpy as np
 
+from gmemcore.engine.packed import PackedState
 from gmemcore.machine import GuestMemfd
 from gmemcore.uapi import PAGE_SIZE, GuestMemfdFlag
 
@@ -23,43 +24,37 @@ _IMPOSSIBLE: Final = (
 )
 
 
-def check_file(gmem: GuestMemfd) -> None:
-    """Check a file's page state, all of it.
+def check_file(gmem: GuestMemfd, state: PackedState) -> None:
+    """Check a file's page state, all of it, and that its counters lead there.
 
     Raises
     ------
     ViolationError
-        accepted ⊆ assigned ⊆ allocated ∩ private, or pinned ⊆ allocated ∩ shared, or counts of pages
-        that aren't those of their bits.
+        accepted ⊆ assigned ⊆ allocated ∩ private, or pinned ⊆ allocated ∩ shared; counts of pages that aren't
+        those of their bits; blocks split and merged, pages changed, assigned or allocated that don't add up.
     """
+    try:
+        planes = state.check()
+    except ValueError as error:
+        raise ViolationError(str(error)) from error
+    totals = {name: int(counts.sum(dtype=np.uint64)) for name, (counts, _, _) in planes.items()}
     for wanted, unwanted in _IMPOSSIBLE:
-        offset = gmem.find_page(wanted, unwanted)
+        offset = gmem.find_page(wanted, unwanted) if all(totals[name] for name in wanted) else None
         if offset is not None:
             without = f" and not {' or '.join(unwanted)}" if unwanted else ""
             raise ViolationError(f"the page at {offset:#x} is {' and '.join(wanted)}{without}")
-    try:
-        gmem.packed_state().check()
-    except ValueError as error:
-        raise ViolationError(str(error)) from error
+    _check_counters(gmem, len(planes["private"][1]), totals)
 
 
-def check_counters(gmem: GuestMemfd) -> None:
-    """Check that a file's counters since its creation lead to the page state that is there.
-
-    Raises
-    ------
-    ViolationError
-        Blocks split and merged, pages changed, assigned or allocated don't add up.
-    """
-    state, counters = gmem.packed_state(), gmem.counters
-    totals = state.totals
-    _, mixed, _ = state.planes()["private"]
+def _check_counters(gmem: GuestMemfd, mixed: int, totals: dict[str, int]) -> None:
+    """Check that a file's counters since its creation lead to the page state that is there."""
+    counters = gmem.counters
     at_first = 0 if gmem.flags & GuestMemfdFlag.INIT_SHARED else gmem.n_pages
     assignments = counters.rmp_updates + counters.sept_changes
     for what, holds in (
         (
-            f"{len(mixed)} blocks are mixed",
-            counters.blocks_2m_split - counters.blocks_2m_merged == len(mixed),
+            f"{mixed} blocks are mixed",
+            counters.blocks_2m_split - counters.blocks_2m_merged == mixed,
         ),
         (
             f"{totals['private']} pages are private",
@@ -77,13 +72,12 @@ def _leads(before: int, changes: int, after: int) -> bool:
     return abs(after - before) <= changes and (after - before - changes) % 2 == 0
 
 
-def state_digest(gmem: GuestMemfd) -> bytes:
+def state_digest(gmem: GuestMemfd, state: PackedState) -> bytes:
     """SHA-256 of a file's page state and, where it holds bytes, of the sum of every page's words.
 
     A sum a page, of 64 bits: SHA-256 of the bytes themselves would cost more than the run that left them
     there.
     """
-    state = gmem.packed_state()
     digest = hashlib.sha256()
     for array in (state.words, state.lines):
         digest.update(np.ascontiguousarray(array).data)

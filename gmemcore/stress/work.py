@@ -9,6 +9,7 @@ import msgspec
 
 import gmemcore
 from gmemcore.engine import warmup
+from gmemcore.engine.host import keep_freed_memory
 from gmemcore.stress.guest import Violation, run_guest
 from gmemcore.stress.merge import GuestResult
 from gmemcore.stress.spec import Spec, decode
@@ -52,6 +53,7 @@ def run_chunk(spec: bytes, guests: Sequence[int], code: str) -> bytes:
     if code != code_id():
         return msgspec.json.encode(ChunkResult(code_id()))
     warmup()
+    keep_freed_memory()  # each guest then gets the memory of the one before, without page faults
     results: list[GuestResult] = []
     for number in guests:
         found = run_guest(_decoded(spec), number)

@@ -59,3 +59,20 @@ def fragmentation(guest: Guest, *, pieces: int, run: int) -> Iterator[Operations
                 length_here = np.minimum(np.uint64(length), size - offset)
                 yield operations(Step.CONVERT, gpa + offset, length_here, attributes=attributes)
         turn += 1
+
+
+def scatter(guest: Guest, *, run: int) -> Iterator[Operations]:
+    """Runs of 1 to so many pages, anywhere, to private or to shared."""
+    grid = guest.grid(PAGE_SIZE)
+    ends = np.array([start + size for start, size in guest.ranges], np.uint64)
+    places, rest = guest.stream.split("place"), guest.stream.split("length and direction")
+    low_half, half = np.uint64(0xFFFF_FFFF), np.uint64(32)
+    yield over(Step.CONVERT, guest.ranges, PRIVATE)
+    at = 0
+    while True:
+        gpa, _ = grid[places.below(grid.count, at, BLOCK)]
+        words = rest.words(at, BLOCK)
+        pages = ((words & low_half) * np.uint64(run // PAGE_SIZE) >> half) + np.uint64(1)
+        size = np.minimum(pages * np.uint64(PAGE_SIZE), ends[np.searchsorted(ends, gpa, side="right")] - gpa)
+        yield operations(Step.CONVERT, gpa, size, attributes=(words >> np.uint64(63)) * np.uint64(PRIVATE))
+        at += BLOCK

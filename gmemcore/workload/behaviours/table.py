@@ -14,7 +14,7 @@ from gmemcore.workload.behaviours.devices import (
 )
 from gmemcore.workload.behaviours.hostile import hostile
 from gmemcore.workload.behaviours.parameters import Parameter, count, share, size, switch
-from gmemcore.workload.behaviours.sweeps import fragmentation, migration_sweep
+from gmemcore.workload.behaviours.sweeps import fragmentation, migration_sweep, scatter
 from gmemcore.workload.behaviours.walk import conversion_walk
 
 _ACCEPT: Final = size("accept", "2m", "what the guest accepts at a time; Linux takes 2m or 4m", "4k", "1g")
@@ -154,6 +154,14 @@ _ROWS: Final = (
             count("pieces", 1, "shared runs in each 2 MiB", "runs", 1, 256),
             size("run", "4k", "size of a run; shorter where the pieces leave less room", "4k", "1m"),
         ),
+        ends=False,
+    ),
+    Behaviour(
+        "scatter",
+        "Runs of random size and place are converted, either way: what attributes alone cost",
+        "the bench's batches; no guest does this, and every guest's conversions cost no less",
+        scatter,
+        (size("run", "256k", "the largest run", "4k", "1g"),),
         ends=False,
     ),
     Behaviour(
