@@ -100,6 +100,7 @@ DIGESTS = {
     "vfio-pin": "22364bb873bad2d7",
     "migration-sweep": "c872ced6ce6ec4b8",
     "fragmentation": "f6d23b4da6e5d482",
+    "scatter": "fbf5559dae2ce505",
     "hostile": "8496b92a2e01f7b7",
     "conversion-walk": "5e88e6b52e756776",
 }

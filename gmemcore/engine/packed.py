@@ -78,17 +78,17 @@ class PackedState:
             raise ValueError(
                 f"{self.words.shape} block words for {self.n_pages} pages; {n_blocks} are needed"
             )
-        if np.any(self.words & ~_FIELDS_USED):
+        if np.bitwise_or.reduce(self.words) & ~_FIELDS_USED:
             raise ValueError("a block word has bits that belong to no plane")
         full, planes = block_sizes(self.n_pages), self.planes()
         for name, (counts, mixed, lines) in planes.items():
-            if np.any(counts > full):
+            if counts.max() > BLOCK_PAGES or counts[-1] > full[-1]:
                 raise ValueError(f"plane {name} has more pages in a block than the block has")
             if len(lines) != len(mixed):
                 raise ValueError(f"plane {name} is mixed in {len(mixed)} blocks and has {len(lines)} lines")
             # What a count says is checked bit by bit: a line can't speak of pages beyond the end either.
-            valid = lines & existing_bits(self.n_pages, mixed)
-            if np.any(_popcounts(valid) != counts[mixed]) or np.any(valid != lines):
+            beyond = np.any(lines[-1:] & ~existing_bits(self.n_pages, mixed[-1:]))
+            if beyond or np.any(_popcounts(lines) != counts[mixed]):
                 raise ValueError(f"plane {name} has a line that its block's count contradicts")
         spoken_of = sum(len(mixed) for _, mixed, _ in planes.values())
         if spoken_of != len(self.lines):
@@ -152,6 +152,8 @@ def _fields(words: NDArray[np.uint64]) -> list[NDArray[np.uint16]]:
 
 
 def _mixed(counts: NDArray[np.uint16], full: NDArray[np.uint16]) -> NDArray[np.intp]:
+    if not counts.any():
+        return np.zeros(0, np.intp)
     one = np.uint16(1)
     return np.flatnonzero(counts - one < full - one)  # a count of 0 wraps, and is below none
 

@@ -35,6 +35,7 @@ _KINDS: Final[dict[type[StrEnum], str]] = {
     Phase: "phase",
     Direction: "direction",
 }
+_CAPABILITIES: Final = frozenset(Capability)
 _IN_WORDS: Final = {Direction.TO_PRIVATE: "to private", Direction.TO_SHARED: "to shared"}
 
 
@@ -219,9 +220,12 @@ def capability(
         EINVAL: no such abi, capability, VM type or firmware.
     """
     revision = get_abi(abi)
-    known = {*Capability, *(row.name for other in (*ABIS.values(), revision) for row in other.capabilities)}
-    if name not in known:
-        raise InvalidArgumentError(f"unknown capability {name!r}; known: {', '.join(sorted(known))}")
+    if name not in _CAPABILITIES:
+        known = _CAPABILITIES.union(
+            row.name for other in (*ABIS.values(), revision) for row in other.capabilities
+        )
+        if name not in known:
+            raise InvalidArgumentError(f"unknown capability {name!r}; known: {', '.join(sorted(known))}")
     if vm_type is not None:
         return _answer(revision, str(name), _member(VmType, vm_type), _member(Firmware, firmware))
     union = 0

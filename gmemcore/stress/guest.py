@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from gmemcore.engine.counters import Counters
-from gmemcore.engine.packed import PackedState
+from gmemcore.engine.packed import Planes
 from gmemcore.engine.steps import Step
 from gmemcore.machine import GuestMemfd, create_vm
 from gmemcore.stress import oracle
@@ -33,6 +33,8 @@ from gmemcore.workload.seeds import Stream
 
 SIZE_CLASSES: Final = 40
 """Places of the histogram of conversions by size: up to 2^40 pages."""
+_SMALL: Final = 4096  # pages of a conversion up to which sizes are counted by the array
+_SMALL_CLASSES: Final = 1 << np.arange(12)
 _CHUNK: Final = 1 << 16  # operations held at a time; a batch of conversions takes 150 bytes each
 
 
@@ -110,14 +112,17 @@ class _Tally:
 
     def add(self, operations: Operations, outcomes: Any) -> None:
         self.operations += len(operations)
-        counts = np.bincount(outcomes["code"])
-        for code in np.flatnonzero(counts).tolist():
-            self.codes[code] += int(counts[code])
         self.digest.update(outcomes.tobytes())
-        pages = (operations["size"][operations["step"] == Step.CONVERT] >> np.uint64(12)).astype(np.float64)
-        # frexp is exact: the exponent of n pages is its number of bits. Requests beyond all sizes come last.
-        classes = np.clip(np.frexp(pages)[1], 1, SIZE_CLASSES) - 1
-        self.sizes += np.bincount(classes[pages > 0], minlength=SIZE_CLASSES)
+        refused = outcomes["code"][np.flatnonzero(outcomes["code"])]
+        self.codes[0] += len(outcomes) - len(refused)
+        for code, count in zip(*np.unique(refused, return_counts=True), strict=True):
+            self.codes[int(code)] += int(count)
+        pages = operations["size"][operations["step"] == Step.CONVERT] >> np.uint64(12)
+        small = pages[pages < np.uint64(_SMALL)].astype(np.intp)
+        by_pages = np.bincount(small, minlength=_SMALL)
+        self.sizes[: len(_SMALL_CLASSES)] += np.add.reduceat(by_pages, _SMALL_CLASSES)
+        for large in pages[pages >= np.uint64(_SMALL)].tolist():
+            self.sizes[min(large.bit_length(), SIZE_CLASSES) - 1] += 1
 
 
 class GuestRun:
@@ -232,14 +237,13 @@ class GuestRun:
 
     # ---- checks ----------------------------------------------------------------------------------
 
-    def _check(self) -> list[PackedState]:
-        """Everything that must hold after any operation; returns the page state of each file."""
+    def _check(self) -> list[Planes]:
+        """Everything that must hold after any operation; returns the planes of each file."""
         self._checks["invariants"] += 1
-        states = [gmem.packed_state() for gmem in self.files]
-        if not self.vm.abi.legacy:
-            for gmem, state in zip(self.files, states, strict=True):
-                check_file(gmem, state)
-        return states
+        states = [(gmem, gmem.packed_state()) for gmem in self.files]
+        if self.vm.abi.legacy:  # SPEC 2 doesn't hold there
+            return [state.planes() for _, state in states]
+        return [check_file(gmem, state) for gmem, state in states]
 
     def _play_and_check(self, _position: int, operation: Operations) -> None:
         """Run an operation, and look at everything after it."""
@@ -314,9 +318,9 @@ class GuestRun:
         gmem, request = self._within_a_file(operation)
         if gmem is None or request.step != Step.CONVERT:
             return self._play_one(operation)
-        before = state_digest(gmem, gmem.packed_state())
+        before = state_digest(gmem, gmem.packed_state().planes())
         outcome = self._play_one(operation)
-        if outcome != "OK" and state_digest(gmem, gmem.packed_state()) != before:
+        if outcome != "OK" and state_digest(gmem, gmem.packed_state().planes()) != before:
             raise ViolationError(
                 f"{_words(request)} was refused, {outcome}, and changed page state or contents"
             )
@@ -360,7 +364,7 @@ class GuestRun:
 
     # ---- the result --------------------------------------------------------------------------------
 
-    def _summary(self, states: list[PackedState]) -> GuestResult:
+    def _summary(self, planes: list[Planes]) -> GuestResult:
         """Sum up, everything that is the same everywhere under one digest."""
         counters = self.vm.counters - self._before
         fields: dict[str, Any] = {
@@ -374,8 +378,8 @@ class GuestRun:
         }
         digest = hashlib.sha256(msgspec.json.encode(fields, order="sorted"))
         digest.update(self._tally.digest.digest())
-        for gmem, state in zip(self.files, states, strict=True):
-            digest.update(state_digest(gmem, state))
+        for gmem, its_planes in zip(self.files, planes, strict=True):
+            digest.update(state_digest(gmem, its_planes))
         return GuestResult(**fields, digest=digest.hexdigest(), seconds=time.perf_counter() - self._began)
 
 

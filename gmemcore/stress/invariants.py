@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 
-from gmemcore.engine.packed import PackedState
+from gmemcore.engine.packed import PackedState, Planes
 from gmemcore.machine import GuestMemfd
 from gmemcore.uapi import PAGE_SIZE, GuestMemfdFlag
 
@@ -24,8 +24,8 @@ _IMPOSSIBLE: Final = (
 )
 
 
-def check_file(gmem: GuestMemfd, state: PackedState) -> None:
-    """Check a file's page state, all of it, and that its counters lead there.
+def check_file(gmem: GuestMemfd, state: PackedState) -> Planes:
+    """Check a file's page state, all of it, and that its counters lead there; returns its planes.
 
     Raises
     ------
@@ -44,6 +44,7 @@ def check_file(gmem: GuestMemfd, state: PackedState) -> None:
             without = f" and not {' or '.join(unwanted)}" if unwanted else ""
             raise ViolationError(f"the page at {offset:#x} is {' and '.join(wanted)}{without}")
     _check_counters(gmem, len(planes["private"][1]), totals)
+    return planes
 
 
 def _check_counters(gmem: GuestMemfd, mixed: int, totals: dict[str, int]) -> None:
@@ -72,15 +73,18 @@ def _leads(before: int, changes: int, after: int) -> bool:
     return abs(after - before) <= changes and (after - before - changes) % 2 == 0
 
 
-def state_digest(gmem: GuestMemfd, state: PackedState) -> bytes:
+def state_digest(gmem: GuestMemfd, planes: Planes) -> bytes:
     """SHA-256 of a file's page state and, where it holds bytes, of the sum of every page's words.
 
     A sum a page, of 64 bits: SHA-256 of the bytes themselves would cost more than the run that left them
-    there.
+    there. Planes that are set nowhere, as many often are, cost nothing.
     """
     digest = hashlib.sha256()
-    for array in (state.words, state.lines):
-        digest.update(np.ascontiguousarray(array).data)
+    for name, (counts, _, lines) in planes.items():
+        if counts.any():
+            digest.update(name.encode())
+            digest.update(counts.data)
+            digest.update(np.ascontiguousarray(lines).data)
     if gmem.has_bytes:
         words = gmem.memory.view(np.uint64).reshape(-1, PAGE_SIZE // 8)
         digest.update(np.add.reduce(words, axis=1).data)

@@ -4,6 +4,7 @@ A stream of operations is a structured array (or an iterator of such arrays), ad
 address. It names no VM type and no revision, so that the same stream runs on all of them.
 """
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, Final
 
@@ -43,6 +44,16 @@ class Access(IntEnum):
 def empty_operations(n: int) -> Operations:
     """Return n operations, all zero."""
     return np.zeros(n, OPERATION)
+
+
+def join_operations(parts: Sequence[Operations]) -> Operations:
+    """Return the operations of all parts, in order, in one array.
+
+    As bytes: NumPy joins structured arrays field by field, which takes sixteen times as long.
+    """
+    if not parts:
+        return empty_operations(0)
+    return np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts]).view(OPERATION)
 
 
 FROM_SOURCE: Final = 1 << 8

@@ -386,6 +386,8 @@ def _convert_many(
         part, offset = (operations, offsets) if whole else (operations[of_file], offsets[of_file])
         done = gmem.set_memory_attributes_many(offset, part["size"], part["attributes"], part["flags"])
         refused = np.flatnonzero(done.errno)
+        if not len(refused):
+            continue
         reported = np.isin(done.errno[refused], _REPORTS_OFFSET)
         beyond = np.where(reported, done.error_offset[refused] - offset[refused], np.uint64(0))
         outcomes["code"][of_file[refused]] = done.errno[refused]

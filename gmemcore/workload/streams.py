@@ -13,7 +13,7 @@ import numpy as np
 
 from gmemcore.engine.arguments import as_int
 from gmemcore.errors import InvalidArgumentError
-from gmemcore.workload.operations import Operations, empty_operations
+from gmemcore.workload.operations import Operations, empty_operations, join_operations
 from gmemcore.workload.seeds import Stream
 
 CHUNK: Final = 8192
@@ -169,7 +169,7 @@ class _Reader:
         self._count -= n - left
         if len(parts) == 1:
             return parts[0]
-        return np.concatenate(parts) if parts else empty_operations(0)
+        return join_operations(parts)
 
     def give_back(self, operations: Operations) -> None:
         """Let operations that were taken be the next ones again."""

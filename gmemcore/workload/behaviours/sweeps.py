@@ -68,11 +68,11 @@ def scatter(guest: Guest, *, run: int) -> Iterator[Operations]:
     places, rest = guest.stream.split("place"), guest.stream.split("length and direction")
     low_half, half = np.uint64(0xFFFF_FFFF), np.uint64(32)
     yield over(Step.CONVERT, guest.ranges, PRIVATE)
-    at = 0
+    at, at_once = 0, 2 * BLOCK
     while True:
-        gpa, _ = grid[places.below(grid.count, at, BLOCK)]
-        words = rest.words(at, BLOCK)
+        gpa, _ = grid[places.below(grid.count, at, at_once)]
+        words = rest.words(at, at_once)
         pages = ((words & low_half) * np.uint64(run // PAGE_SIZE) >> half) + np.uint64(1)
         size = np.minimum(pages * np.uint64(PAGE_SIZE), ends[np.searchsorted(ends, gpa, side="right")] - gpa)
         yield operations(Step.CONVERT, gpa, size, attributes=(words >> np.uint64(63)) * np.uint64(PRIVATE))
-        at += BLOCK
+        at += at_once
