@@ -67,6 +67,7 @@ class GuestMemfd:
         if self._closed:
             return facts(f"guest_memfd {self.index}, closed", {})
         with self._store.lock:
+            self._store.notice_writes(0, self.n_pages)
             totals = self._store.state.totals()
         rows = [(plane, pages, f"{pages / self.n_pages:.1%}") for plane, pages in totals.items() if pages]
         flags = self.flags.name or "no flags"
