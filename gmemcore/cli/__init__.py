@@ -11,6 +11,8 @@ COMMANDS: Final = {
     "audit": ("gmemcore.cli.audit:audit", "What userspace believes, and what it is answered."),
     "flows": ("gmemcore.cli.flows:flows", "Launches and retries under every revision."),
     "behaviours": ("gmemcore.cli.behaviours:behaviours", "What guests do, and what that consists of."),
+    "trace": ("gmemcore.cli.trace:app", "Workloads as files: recorded, imported, converted, described."),
+    "replay": ("gmemcore.cli.replay:replay", "What a workload costs, and where it is refused."),
     "bench": ("gmemcore.cli.bench:bench", "What conversions cost here, beside memcpy and XOR."),
     "cost": ("gmemcore.cli.cost:app", "Predicted time on other hardware, by your figures."),
     "snapshot": ("gmemcore.cli.snapshot:app", "Page states of snapshots: figures, differences, pictures."),

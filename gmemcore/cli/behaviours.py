@@ -7,12 +7,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from gmemcore.cli.common import assignments_of, console_for_tables, format_bytes, make_table
 from gmemcore.cli.predictions import CostOption, prediction_lines, read_cost
-from gmemcore.errors import GmemError, InvalidArgumentError
+from gmemcore.errors import GmemError
 from gmemcore.uapi import VmType
 from gmemcore.units import format_size, parse_size
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from gmemcore.workload.operations import Operations
 
 _ENDLESS = 100_000
-_WIDTH = 160  # where the output is no terminal, a table is not broken for one
 
 
 def behaviours(
@@ -57,7 +55,7 @@ def behaviours(
             print(json.dumps([_as_record(row) for row in rows], indent=1)) if as_json else _print_list(rows)
             return 0
         row = get_behaviour(name)
-        given = _assigned(assignments or [])
+        given = assignments_of(assignments or [])
         figures = read_cost(cost)
         contents = _run(row, parse_size(memory), seed, limit, vm_type, abi, given)
     except GmemError as error:
@@ -70,17 +68,6 @@ def behaviours(
         for line in () if figures is None else prediction_lines(_predicted(contents, figures), figures.title):
             print(line)
     return 0
-
-
-def _assigned(assignments: Sequence[str]) -> dict[str, str]:
-    """Read ``name=value`` texts."""
-    given = {}
-    for text in assignments:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            raise InvalidArgumentError(f"--set {text}: name=value, as in swiotlb=64m, would be accepted")
-        given[name] = value
-    return given
 
 
 def _run(
@@ -159,57 +146,35 @@ def _contents_record(contents: "Contents", cost: "CostFile | None") -> dict[str,
 def _print_list(rows: "Sequence[Behaviour]") -> None:
     from gmemcore.workload.behaviours.behaviour import COMMON
 
-    table = _table("behaviour", "what the guest does", "parameters")
+    table = make_table("behaviour", "what the guest does", "parameters")
     for row in rows:
         own = ", ".join(f"{each.name}={each.format(each.default)}" for each in row.parameters)
         table.add_row(row.name, row.title + ("" if row.ends else " …"), own)
-    _console().print(table)
+    console_for_tables().print(table)
     common = ", ".join(f"{each.name}={each.format(each.default)}" for each in COMMON)
     print(f"…: goes on until it is cut. All of them take {common}.")
     print("gmemcore behaviours NAME shows a behaviour's parameters, its source and what its stream contains.")
 
 
 def _print_one(row: "Behaviour", contents: "Contents", given: dict[str, str]) -> None:
-    console = _console()
+    console = console_for_tables()
     print(f"{row.name}: {row.title}\nsource: {row.source}\n")
-    table = _table("parameter", "value", "accepted", "unit", "meaning")
+    table = make_table("parameter", "value", "accepted", "unit", "meaning")
     for each in row.all_parameters:
         table.add_row(
             each.name, given.get(each.name, each.format(each.default)), each.accepted, each.unit, each.meaning
         )
     console.print(table)
-    table = _table("step", "operations", "bytes", "smallest", "largest", "refused", right=(1, 2, 3, 4))
+    table = make_table("step", "operations", "bytes", "smallest", "largest", "refused", right=(1, 2, 3, 4))
     for name, count in contents.steps.items():
         refused = ", ".join(f"{outcome} {n:,}" for outcome, n in count.refused.items())
         sizes = (count.bytes, count.smallest, count.largest)
-        table.add_row(name, f"{count.operations:,}", *map(_bytes, sizes), refused)
+        table.add_row(name, f"{count.operations:,}", *map(format_bytes, sizes), refused)
     console.print(table)
     share = contents.shared / contents.memory
     print(
-        f"{contents.operations:,} operations; at the end {_bytes(contents.shared)} of "
+        f"{contents.operations:,} operations; at the end {format_bytes(contents.shared)} of "
         f"{format_size(contents.memory)} are shared ({share:.2%})"
     )
     counted = [f"{name} {n:,}" for name, n in contents.counters.asdict().items() if n]
     print(f"counters: {', '.join(counted) or 'none'}")
-
-
-def _bytes(size: int) -> str:
-    """Return a size as it is typed where that is short, else in the unit next to it."""
-    typed = format_size(size) if size else "0"
-    if len(typed) <= 5:
-        return typed
-    for power, letter in ((40, "t"), (30, "g"), (20, "m"), (10, "k")):
-        if size >= 1 << power:
-            return f"{size / (1 << power):.4g}{letter}"
-    return typed
-
-
-def _table(*names: str, right: Sequence[int] = ()) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for i, name in enumerate(names):
-        table.add_column(name, justify="right" if i in right else "left", overflow="fold")
-    return table
-
-
-def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=_WIDTH)

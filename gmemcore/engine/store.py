@@ -313,6 +313,11 @@ class Store:
             page = self.state.find(start, end, wanted, unwanted)
         return page if page < end else None
 
+    def count(self, wanted: Plane, unwanted: Plane = Plane.NONE) -> int:
+        """How many pages have all wanted planes and no unwanted one."""
+        with self.lock:
+            return self.state.count(0, self.n_pages, wanted, unwanted)
+
     def _apply(
         self,
         start: int,

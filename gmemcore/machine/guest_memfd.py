@@ -93,6 +93,12 @@ class GuestMemfd:
         return self._store.n_pages
 
     @property
+    def allocated(self) -> int:
+        """Bytes of the pages that exist now; in `legacy` those of both sides."""
+        stores = {id(store): store for store in (self._open(self._store), self._host)}
+        return sum(store.count(Plane.ALLOCATED) for store in stores.values()) << PAGE_SHIFT
+
+    @property
     def has_bytes(self) -> bool:
         """Whether it holds bytes, and not attributes only."""
         return self._store.has_bytes

@@ -269,9 +269,10 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         Nothing is there, or it can't be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ContainerError(f"{os.fspath(path)}: not a regular file")
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ContainerError(f"{os.fspath(path)}: not a regular file")
         yield file
 
 

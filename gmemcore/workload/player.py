@@ -1,8 +1,7 @@
 """Player: runs operations on a Vm, the only thing that does.
 
 Operations go by guest physical address; a player finds the files behind them and calls the public interface,
-as a VMM does: conversions, one ioctl after another, in batches wherever their order allows, everything
-else by single calls.
+as a VMM does: in batches a file wherever order allows, by single calls else. What comes of it is the same.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from gmemcore.engine import Counters
 from gmemcore.engine.arguments import check_aligned
+from gmemcore.engine.conversion import OUTCOMES
 from gmemcore.engine.steps import Step
 from gmemcore.errors import (
     BadAddressError,
@@ -47,8 +47,22 @@ _KINDS: Final[dict[int, bool | None]] = {
     Access.PRIVATE: True,
 }
 _BATCH: Final = 10
-"""Consecutive conversions from which on a batch is quicker than single calls."""
-_REPORTS_OFFSET: Final = np.array([CODES[name] for name in ("EOPNOTSUPP", "ENOMEM", "EAGAIN")])
+"""Operations in a row from which on a batch is quicker than single calls."""
+_TOUCHES: Final = (
+    *(Step.CONVERT, Step.HOST_READ, Step.GUEST_READ, Step.ACCEPT),
+    *(Step.ALLOCATE, Step.PUNCH_HOLE, Step.PIN, Step.UNPIN),
+)
+"""Steps that batches take; the others write contents, go on after a refusal or are the Vm's."""
+_WRITES: Final = (Step.HOST_WRITE, Step.GUEST_WRITE)
+"""Steps that batches take where there are no bytes."""
+_CODE_OF: Final = np.array([CODES[name] for name in OUTCOMES], np.uint16)
+_SAYS_WHERE: Final = np.array(
+    [
+        [name in ("EOPNOTSUPP", "ENOMEM", "EAGAIN") for name in OUTCOMES],
+        [name in ("MEMORY_FAULT", "MMIO", "NOT_VALIDATED", "EHWPOISON") for name in OUTCOMES],
+    ]
+)
+"""Whether a refusal has a place of its own: of a conversion, of another step; by outcome."""
 
 
 def build(vm: VmFace, layout: Layout) -> tuple[GuestMemfd, ...]:
@@ -160,11 +174,12 @@ class Player:
         outcomes = np.zeros(len(operations), OUTCOME)
         slots = _Slots(self.vm)
         files, offsets = slots.locate(operations)
-        in_batch = (operations["step"] == Step.CONVERT) & (files >= 0) & (not self.vm.abi.legacy)
+        batched = () if self.vm.abi.legacy else _TOUCHES if slots.have_bytes else _TOUCHES + _WRITES
+        in_batch = np.isin(operations["step"], batched) & (files >= 0)
         for start, end, batch in _stretches(in_batch):
             if batch and end - start >= _BATCH:
                 part = slice(start, end)
-                _convert_many(slots, operations[part], files[part], offsets[part], outcomes[part])
+                _run_batch(slots, operations[part], files[part], offsets[part], outcomes[part])
             else:
                 self._run_single(slots, operations, outcomes, start, end)
         self.done += len(operations)
@@ -370,27 +385,31 @@ class _Slots:
             yield slot.gmem, one.offset, min(slot.gpa + slot.size, end) - one.at
 
 
-def _convert_many(
+def _run_batch(
     slots: _Slots,
     operations: Operations,
     files: NDArray[np.intp],
     offsets: NDArray[np.uint64],
     outcomes: Outcomes,
 ) -> None:
-    """Run conversions of one memslot each: a batch a file, since files don't know of each other."""
+    """Run operations of one memslot each: a batch a file, since files don't know of each other."""
     for file, gmem in enumerate(slots.files):
         of_file = np.flatnonzero(files == file)
         if not len(of_file):
             continue
         whole = len(of_file) == len(files)
         part, offset = (operations, offsets) if whole else (operations[of_file], offsets[of_file])
-        done = gmem.set_memory_attributes_many(offset, part["size"], part["attributes"], part["flags"])
-        refused = np.flatnonzero(done.errno)
+        converts = part["step"] == Step.CONVERT
+        flags = np.where(converts, part["flags"], part["variant"])
+        done = gmem.apply_many(part["step"], offset, part["size"], part["attributes"], flags)
+        outcome = done.outcome
+        refused = np.flatnonzero(outcome)
         if not len(refused):
             continue
-        reported = np.isin(done.errno[refused], _REPORTS_OFFSET)
-        beyond = np.where(reported, done.error_offset[refused] - offset[refused], np.uint64(0))
-        outcomes["code"][of_file[refused]] = done.errno[refused]
+        why = outcome[refused]
+        says_where = _SAYS_WHERE[np.where(converts[refused], 0, 1), why]
+        beyond = np.where(says_where, done.error_offset[refused] - offset[refused], np.uint64(0))
+        outcomes["code"][of_file[refused]] = _CODE_OF[why]
         outcomes["error_gpa"][of_file[refused]] = part["gpa"][refused] + beyond
 
 

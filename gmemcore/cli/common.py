@@ -1,0 +1,46 @@
+"""What commands share: assignments, sizes in few letters, plain tables."""
+
+import sys
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from gmemcore.errors import InvalidArgumentError
+from gmemcore.units import format_size
+
+
+def assignments_of(assignments: Sequence[str]) -> dict[str, str]:
+    """Read ``name=value`` texts."""
+    given = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise InvalidArgumentError(f"--set {text}: name=value, as in swiotlb=64m, would be accepted")
+        given[name] = value
+    return given
+
+
+def format_bytes(size: int) -> str:
+    """Return a size as it is typed where that is short, else in the unit next to it."""
+    typed = format_size(size) if size else "0"
+    if len(typed) <= 5:
+        return typed
+    for power, letter in ((40, "t"), (30, "g"), (20, "m"), (10, "k")):
+        if size >= 1 << power:
+            return f"{size / (1 << power):.4g}{letter}"
+    return typed
+
+
+def make_table(*names: str, right: Sequence[int] = ()) -> Table:
+    """Return a table without frames; right: columns of figures."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for i, name in enumerate(names):
+        table.add_column(name, justify="right" if i in right else "left", overflow="fold")
+    return table
+
+
+def console_for_tables(width: int = 160) -> Console:
+    """Return the console that tables are printed to; width: where there is no terminal to have one."""
+    return Console() if sys.stdout.isatty() else Console(width=width)

@@ -1,0 +1,280 @@
+"""Replay: a trace on any Vm: what it costs, and where it is refused."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmemcore.engine import Counters
+from gmemcore.engine.steps import Step
+from gmemcore.errors import InvalidArgumentError
+from gmemcore.machine import VmFace, create_vm
+from gmemcore.policy import Abi, cell, get_abi
+from gmemcore.uapi import ContentMode, Direction, Firmware, MemoryAttribute, Phase, VmType
+from gmemcore.vmm.probe import probe
+from gmemcore.workload.operations import Operations
+from gmemcore.workload.outcomes import NAMES, Outcomes
+from gmemcore.workload.player import Player, build
+from gmemcore.workload.trace import Trace
+
+FIRST_REFUSALS: Final = 20
+"""Refusals of a replay that are kept one by one; all of them are counted."""
+_CHUNK: Final = 8192
+_SAMPLES: Final = 64
+
+
+class Flags(StrEnum):
+    """Which content flag a replay asks for in its conversions."""
+
+    AS_RECORDED = "as-recorded"
+    """What the trace has."""
+    NONE = "none"
+    """None at all: contents are unspecified afterwards."""
+    PRESERVE = "preserve"
+    """PRESERVE in every conversion: would it have worked?"""
+    ZERO = "zero"
+    """ZERO to shared, the one direction it is documented for; none to private."""
+    BEST = "best"
+    """What `gmemcore.vmm.Vmm.convert_keeping` ends up with, by phase and direction: flags that capabilities
+    let it believe to keep contents, tried in turn; none where none is believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a trace is replayed.
+
+    Attributes
+    ----------
+    abi : str or Abi
+        A revision, `legacy`, or a proposal.
+    vm_type : VmType
+        Type of the guest.
+    firmware : Firmware
+        ``today`` or ``cipher``.
+    """
+
+    abi: str | Abi
+    vm_type: VmType
+    firmware: Firmware = Firmware.TODAY
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One operation that was refused.
+
+    Attributes
+    ----------
+    operation : int
+        Its number in the trace, from 0.
+    step, outcome : str
+        What it was, and the errno or exit it ended with.
+    gpa, size : int
+        Its range, bytes.
+    error_gpa : int
+        Where it stopped.
+    attributes, flags : int
+        Of a conversion, as it was asked for.
+    """
+
+    operation: int
+    step: str
+    outcome: str
+    gpa: int
+    size: int
+    error_gpa: int
+    attributes: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What came of a replay.
+
+    Attributes
+    ----------
+    abi, vm_type, firmware : str
+        The target.
+    operations, refused : int
+        How many were run, and how many of them did not end well.
+    conversions : int
+        How many of them were conversion requests, refused ones included.
+    reasons : dict of (step, outcome) to int
+        Refusals by step and reason, the most frequent first.
+    first_refusals : tuple of Refusal
+        The first `FIRST_REFUSALS`.
+    counters : Counters
+        Events.
+    seconds : float
+        This model's time on this machine, contents made up and measured included.
+    peak_memory : int
+        Guest memory that existed at most, bytes, both sides in `legacy`; looked at after each chunk.
+    launch_digest : bytes or None
+        SNP's, where there are contents and a launch.
+    """
+
+    abi: str
+    vm_type: str
+    firmware: str
+    operations: int
+    refused: int
+    conversions: int
+    reasons: dict[tuple[str, str], int]
+    first_refusals: tuple[Refusal, ...]
+    counters: Counters
+    seconds: float
+    peak_memory: int
+    launch_digest: bytes | None
+
+
+def replay(
+    trace: Trace,
+    target: Target,
+    *,
+    seed: int = 0,
+    backing: str = "none",
+    flags: Flags | str = Flags.AS_RECORDED,
+    discard: bool = True,
+    progress: Callable[[int], object] | None = None,
+) -> Replayed:
+    """Build a guest as a trace says and run its operations on it.
+
+    Parameters
+    ----------
+    trace : Trace
+        Of one guest.
+    target : Target
+        Revision, VM type and firmware.
+    seed : int
+        The Vm's; contents are of the trace's own seed.
+    backing : str
+        ``none`` (attributes only), or one that holds bytes.
+    flags : Flags or str
+        What conversions ask for.
+    discard : bool
+        Whether the VMM discards the side that a `legacy` conversion left.
+    progress : callable or None
+        Called with the number of operations run, after each chunk.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: operations of several guests, or a name that doesn't exist.
+    OutOfMemoryError
+        ENOMEM: the host can't hold the guest.
+    """
+    if len(np.unique(trace.operations["guest"])) > 1:
+        raise InvalidArgumentError("the trace is of several guests; one of one guest would be accepted")
+    with closing(create_vm(target.vm_type, target.abi, target.firmware, seed, backing)) as vm:
+        operations = with_flags(trace.operations, vm, Flags(flags))
+        build(vm, trace.header.layout)
+        measures = _starts_measurement(vm, operations)
+        player = Player(vm, seed=trace.header.seed, discard=discard)
+        began = time.perf_counter()
+        found, peak = _run(player, operations, progress)
+        seconds = time.perf_counter() - began
+        refused = np.flatnonzero(found["code"])
+        return Replayed(
+            vm.abi.name,
+            vm.vm_type.value,
+            vm.firmware.value,
+            len(operations),
+            len(refused),
+            int(np.count_nonzero(operations["step"] == Step.CONVERT)),
+            _reasons(operations[refused], found[refused]),
+            tuple(_refusal(int(i), operations[i], found[i]) for i in refused[:FIRST_REFUSALS]),
+            player.counters,
+            seconds,
+            peak,
+            vm.launch_measurement if measures else None,
+        )
+
+
+def _run(
+    player: Player, operations: Operations, progress: Callable[[int], object] | None
+) -> tuple[Outcomes, int]:
+    """Run everything in chunks; returns the outcomes and the most memory that was seen."""
+    chunk = min(max(len(operations) // _SAMPLES, 64), _CHUNK)
+    outcomes, peak = [player.run(operations[:0])], 0
+    for start in range(0, len(operations), chunk):
+        outcomes.append(player.run(operations[start : start + chunk]))
+        peak = max(peak, sum(gmem.allocated for gmem in player.vm.files))
+        if progress is not None:
+            progress(player.done)
+    return np.concatenate(outcomes), peak
+
+
+def _starts_measurement(vm: VmFace, operations: Operations) -> bool:
+    """Begin a launch digest, where there is one to keep and something to measure."""
+    populate = vm.platform.populate
+    has_launch = bool((operations["step"] == Step.POPULATE).any())
+    measures = has_launch and populate is not None and populate.measures
+    if measures and all(gmem.has_bytes for gmem in vm.files):
+        vm.start_measurement()
+        return True
+    return False
+
+
+# ---- flags -------------------------------------------------------------------------------------------------
+def with_flags(operations: Operations, vm: VmFace, flags: Flags) -> Operations:
+    """Return operations whose conversions ask for other content flags; see `Flags`."""
+    if flags == Flags.AS_RECORDED:
+        return operations
+    changed = operations.copy()
+    converts = changed["step"] == Step.CONVERT
+    to_private = (changed["attributes"] & np.uint64(MemoryAttribute.PRIVATE)) > 0
+    finishes = changed["step"] == Step.LAUNCH_FINISH
+    running = (np.cumsum(finishes) - finishes) > 0
+    for phase, in_phase in ((Phase.LAUNCHING, ~running), (Phase.RUNNING, running)):
+        for direction, that_way in ((Direction.TO_PRIVATE, to_private), (Direction.TO_SHARED, ~to_private)):
+            changed["flags"][converts & in_phase & that_way] = _flag(vm, flags, phase, direction)
+    return changed
+
+
+def _flag(vm: VmFace, flags: Flags, phase: Phase, direction: Direction) -> int:
+    if flags == Flags.PRESERVE:
+        return int(ContentMode.PRESERVE)
+    if flags == Flags.ZERO and direction == Direction.TO_SHARED:
+        return int(ContentMode.ZERO)
+    return _best(vm, phase, direction) if flags == Flags.BEST else 0
+
+
+def _best(vm: VmFace, phase: Phase, direction: Direction) -> int:
+    """The first flag believed that is answered ok; if none of them is, the first, to be refused."""
+    believed = [flag.bit for flag in probe(vm).preserving(phase, direction)]
+    for bit in believed:
+        if cell(vm.abi, vm.vm_type, vm.firmware, phase, direction, bit).outcome == "OK":
+            return int(bit)
+    return int(believed[0]) if believed else 0
+
+
+# ---- refusals ----------------------------------------------------------------------------------------------
+def _reasons(operations: Operations, outcomes: Outcomes) -> dict[tuple[str, str], int]:
+    """Count refusals by step and outcome."""
+    pairs: NDArray[np.uint32] = operations["step"].astype(np.uint32) << np.uint32(16) | outcomes["code"]
+    values, counts = np.unique(pairs, return_counts=True)
+    counted = Counter(
+        {
+            (Step(value >> 16).name, NAMES[value & 0xFFFF]): count
+            for value, count in zip(values.tolist(), counts.tolist(), strict=True)
+        }
+    )
+    return dict(counted.most_common())
+
+
+def _refusal(number: int, operation: Operations, outcome: Outcomes) -> Refusal:
+    step, _, _, gpa, size, attributes, flags, _ = operation.tolist()
+    code, error_gpa = outcome.tolist()
+    return Refusal(number, Step(step).name, NAMES[code], gpa, size, error_gpa, attributes, flags)
+
+
+def targets(
+    abis: Sequence[str | Abi], vm_types: Sequence[VmType], firmware: Firmware = Firmware.TODAY
+) -> tuple[Target, ...]:
+    """Return every revision on every VM type, by VM type."""
+    return tuple(Target(get_abi(abi), vm_type, firmware) for vm_type in vm_types for abi in abis)
