@@ -189,13 +189,11 @@ class Store:
             prepared = self._is_promised(start, end)
         try:
             if converts:
-                self._convert(rules, request, inputs, result, prepared)
+                self._convert(rules, request, inputs, result, view, prepared)
             elif prepared:
                 load_kernels().run(*self._arrays, rules.table, *request, inputs, result)
             else:
                 result[_REASON], result[_ERROR_OFFSET] = layout.NO_MEMORY, offset
-            if view is not None and not result[_REASON]:
-                view.protect(start, end, private=bool(attributes & _PRIVATE_ATTRIBUTE))
         finally:
             if view is not None:
                 view.join(start, end)
@@ -222,9 +220,13 @@ class Store:
         request: Requests,
         inputs: NDArray[np.uint64],
         result: NDArray[np.uint64],
+        view: HostView | None,
         prepared: bool,
     ) -> None:
-        """One conversion in the three steps of ``kernels.convert``, the second on several threads."""
+        """One conversion in the three steps of ``kernels.convert``, the second on several threads.
+
+        The host's own view is closed before bytes change, and opened when they have.
+        """
         kernels, table, state = load_kernels(), rules.table, self._arrays[:3]
         offset, size, attributes, flags = (column[0] for column in request[1:])
         budget = self.state.header[layout.ALLOCATIONS_LEFT]
@@ -238,10 +240,15 @@ class Store:
         # ---- point of no return: nothing below may fail ----
         cell = np.uint64(kernels.cell_of(attributes, flags))
         start, end = int(offset) >> PAGE_SHIFT, int(offset + size) >> PAGE_SHIFT
+        to_private = bool(int(attributes) & _PRIVATE_ATTRIBUTE)
+        if view is not None and to_private:
+            view.protect(start, end, private=True)
         operations = table[cell + layout.OPERATIONS]
         if operations:
             result += self._transform(operations, start, end)
         kernels.finish_conversion(*state, table, cell, np.uint64(start), np.uint64(end), result, _U0)
+        if view is not None and not to_private:
+            view.protect(start, end, private=False)
 
     def _transform(self, operations: np.uint64, start: int, end: int) -> NDArray[np.uint64]:
         """Operate on the bytes of each page by its rank, on all threads; what that counted."""

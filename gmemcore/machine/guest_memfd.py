@@ -697,11 +697,10 @@ class HostMapping:
         """The memory itself, writable, shape (size,), without a copy: with ``enforce="mprotect"`` alone.
 
         A touch of a private page of it is SIGSEGV, which ends the process (the kernel's would be SIGBUS);
-        conversions open and close its pages, in this process. It takes no lock: a touch that races with a
-        conversion may see or leave bytes of either side. A write is noticed at the next call, which finds
-        the page allocated; a read of a page that doesn't exist isn't. Poison isn't enforced, and a page that
-        the host has no memory for is SIGBUS. After `GuestMemfd.close` the view stays as it is, and keeps the
-        memory alive.
+        conversions close pages before their bytes change, and open them when they have, in this process. A
+        write is noticed at the next call, which finds the page allocated; a read of a page that doesn't exist
+        isn't. Poison isn't enforced, and a page that the host has no memory for is SIGBUS. After
+        `GuestMemfd.close` the view stays as it is, and keeps the memory alive.
 
         Raises
         ------
