@@ -1,4 +1,4 @@
-"""Pictures of a bench run: what moves bytes at which speed, and what moves none in which time."""
+"""Pictures of measurements: a bench run over all of its axes, and memory of two backings beside one."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from gmemcore.analysis.style import binary_unit, legend_beside, line_style
 from gmemcore.uapi import PAGE_SIZE
-from gmemcore.units import format_number, format_size
+from gmemcore.units import format_number, format_size, format_time
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,3 +128,38 @@ def _heat(ax: "Axes", title: str, cells: Cells, colours: str) -> None:
     ax.set_yticks(range(len(rows)), rows, size=8)
     ax.set_xticks(range(len(columns)), names, size=7, rotation=40, ha="right")
     ax.set_title(title, loc="left", size=10)
+
+
+def memory_of_ways(
+    works: Mapping[str, Mapping[str, Sequence[tuple[float, int]]]], guest_bytes: int
+) -> "Figure":
+    """Draw measured memory over time: in place against two backings, a panel a work.
+
+    Parameters
+    ----------
+    works : mapping of str to mapping of str to sequence of (float, int)
+        Of each work, of each way to do it: seconds, and resident bytes then.
+    guest_bytes : int
+        Size of the guest, a line to compare with.
+
+    Returns
+    -------
+    matplotlib Figure
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.4 + 2.6 * len(works)), layout="constrained")
+    unit, unit_name = binary_unit(guest_bytes)
+    for ax, (work, ways) in zip(figure.subplots(len(works), squeeze=False)[:, 0], works.items(), strict=True):
+        for number, (way, points) in enumerate(ways.items()):
+            at = [seconds for seconds, _ in points]
+            label = f"{way}, {format_time(at[-1])}"
+            used = [resident / unit for _, resident in points]
+            ax.plot(at, used, label=label, **line_style(number, marks=len(points)))
+        ax.axhline(guest_bytes / unit, color="0.5", linewidth=1, label="size of the guest", zorder=0)
+        ax.set_ylim(bottom=0)
+        ax.set_title(work, loc="left")
+        ax.set_ylabel(f"resident ({unit_name})")
+        ax.set_xlabel("seconds of work")
+        legend_beside(ax)
+    return figure

@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "bench": ("gmemcore.cli.bench:bench", "What conversions cost here, beside memcpy and XOR."),
     "cost": ("gmemcore.cli.cost:app", "Predicted time on other hardware, by your figures."),
     "snapshot": ("gmemcore.cli.snapshot:app", "Page states of snapshots: figures, differences, pictures."),
+    "compare": ("gmemcore.cli.compare:compare", "Why in place: time and memory beside two backings."),
     "report": ("gmemcore.cli.report:report", "One self-contained HTML page of a run."),
     "stress": ("gmemcore.cli.stress:stress", "Fleets of seeded guests: checked, made to fail, resumed."),
     "conform": ("gmemcore.cli.conform:conform", "Does the model answer as vectors say?"),

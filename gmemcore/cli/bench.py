@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from gmemcore.cli.predictions import CostOption, read_cost
 from gmemcore.errors import GmemError, UnsupportedOperationError
+from gmemcore.errors import GmemError
 from gmemcore.units import parse_size
 
 if TYPE_CHECKING:
@@ -120,14 +121,9 @@ def _picture_writer(path: Path | None) -> "Callable[[Sequence[Result]], None]":
     """Return what draws results into a file; found out before an hour of measuring whether it can be."""
     if path is None:
         return lambda results: None
-    try:
-        import matplotlib
-    except ImportError:
-        raise UnsupportedOperationError(
-            "--plot needs matplotlib; pip install 'gmemcore[analysis]' would bring it"
-        ) from None
-    matplotlib.use("Agg")
-    path.touch()
+    from gmemcore.cli.pictures import require_picture
+
+    require_picture(path)
 
     def write(results: "Sequence[Result]") -> None:
         from gmemcore.analysis.speed import speed_map
