@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 from cyclopts import Parameter
 
 from gmemcore.cli.predictions import CostOption, read_cost
-from gmemcore.errors import GmemError, UnsupportedOperationError
 from gmemcore.errors import GmemError
 from gmemcore.units import parse_size
 
