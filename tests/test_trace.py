@@ -4,6 +4,7 @@ import json
 import os
 import random
 import stat
+import tracemalloc
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,13 @@ from gmemcore.workload import container
 from gmemcore.workload.container import ContainerError
 from gmemcore.workload.importers import EVENTS, import_log, read_log
 from gmemcore.workload.layout import Layout, Region
-from gmemcore.workload.operations import FROM_SOURCE, OPERATION, Access, empty_operations
+from gmemcore.workload.operations import (
+    FROM_SOURCE,
+    OPERATION,
+    Access,
+    check_operations,
+    empty_operations,
+)
 from gmemcore.workload.trace import Header, Recorder, Trace, TraceError, read_trace, record, write_trace
 
 LAUNCH_LOG = Path(__file__).parent / "traces" / "qemu-snp-launch.log"
@@ -105,8 +112,14 @@ ONE = {"operations": random_operations(1)}
         ({"layout": {"regions": []}}, {"step": "PIN"}, "line 1: a layout of 0 regions"),
         ({"layout": {"regions": [{"gpa": 1, "size": 4096}]}}, {"step": "PIN"}, "line 1: region 0x1"),
         ({"more": 1}, {"step": "PIN"}, "line 1: .*unknown field `more`"),
-        ({"operations": 2}, {"step": "PIN"}, "1 operations; line 1 says 2"),
-        ({"operations": 0}, {"step": "PIN"}, "1 operations; line 1 says 0"),
+        ({"operations": 2}, {"step": "PIN"}, "line 3: 1 operations; line 1 says 2"),
+        (
+            {"operations": 1 << 40},
+            {"step": "PIN"},
+            "line 1: 1099511627776 operations; 1.. bytes have room",
+        ),
+        ({"operations": -1}, {"step": "PIN"}, "line 1: -1 operations; 1.. bytes have room"),
+        ({"operations": 0}, {"step": "PIN"}, "line 2: more operations; line 1 says 0"),
         ({}, {"step": "FLY"}, "line 2: 'FLY'; known: CONVERT"),
         ({}, {"step": "PIN", "gpa": -1}, "line 2: gpa -1; 64 unsigned bits"),
         ({}, {"step": "PIN", "guest": 1 << 32}, "line 2: guest 4294967296; 32 unsigned bits"),
@@ -145,6 +158,54 @@ def test_bytes_that_are_no_trace_are_refused(tmp_path, data, message):
     (tmp_path / "a").write_bytes(data)
     with pytest.raises(TraceError, match=message):
         read_trace(tmp_path / "a")
+
+
+def damaged(data, rng):
+    """Change some bytes, drop some or put some in."""
+    at, n = rng.randrange(len(data)), rng.randint(1, 6)
+    middle = rng.choice([b"", rng.randbytes(n), bytes(rng.choices(b'0123456789abcx{}[]",:- \n', k=n))])
+    return data[:at] + middle + data[at + rng.randint(0, n) :]
+
+
+def test_damaged_text_is_refused_or_read_as_what_it_says(tmp_path):
+    """Text has no checksum, so that people can edit it: a trace comes back, or a `TraceError`."""
+    descriptor = os.memfd_create("trace")
+    path, rng = Path(f"/proc/self/fd/{descriptor}"), random.Random(4)
+    data = written(tmp_path / "a.jsonl", Trace(HEADER, random_operations(8))).read_bytes()
+    refused = 0
+    for _ in range(3000):
+        path.write_bytes(damaged(data, rng))
+        try:
+            check_operations(read_trace(path).operations)
+        except TraceError:
+            refused += 1
+    os.close(descriptor)
+    assert 2000 < refused < 3000
+
+
+def test_damaged_logs_are_refused_or_read_as_what_they_say():
+    log, rng = (LAUNCH_LOG.read_text() + QEMU + FTRACE + PERF).encode(), random.Random(5)
+    refused = 0
+    for _ in range(1000):
+        lines = damaged(log, rng).decode("utf-8", errors="replace").splitlines()
+        try:
+            check_operations(import_log(lines, "t").trace.operations)
+        except TraceError:
+            refused += 1
+    assert 100 < refused < 1000
+
+
+def test_text_takes_memory_for_what_is_there(tmp_path):
+    path = tmp_path / "a.jsonl"
+    operations = empty_operations(30_000)
+    operations["step"], operations["gpa"], operations["size"] = Step.PIN, 1 << 33, 4096
+    size = written(path, Trace(HEADER, operations)).stat().st_size
+    read_trace(path)
+    tracemalloc.start()
+    read_trace(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < operations.nbytes + 16_000 * 400 < 6 * size
 
 
 def test_every_damage_of_a_binary_trace_is_refused(tmp_path):
@@ -359,6 +420,14 @@ def test_logs_of_any_bytes_are_read_and_endless_lines_are_not(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(TraceError, match="not a regular file"):
         list(read_log(tmp_path / "pipe"))
+
+
+def test_numbers_that_are_no_times_are_none():
+    prefixes = ["", "12345678901.123456:", "1.2:", "a1.123456:", "9999999999.999999999: "]
+    event = "kvm_convert_memory start 0x1000 size 0x1000 shared_to_private"
+    operations = import_log([prefix + event for prefix in prefixes], "t", launching=True).trace.operations
+    assert operations["time_ns"].tolist() == [0] * 5  # the one that is a time is the first
+    assert import_log([event, "[LOST " + "9" * 5000 + " EVENTS]"], "t").lost == 0
 
 
 def test_many_lines_come_in_chunks():

@@ -33,8 +33,8 @@ REGION_GAP: Final = 1 << 30
 _ADDRESS_BITS: Final = 52
 """Width of a physical address on AMD64; what lies beyond is no address of a guest."""
 _HEX: Final = r"0x([0-9a-f]{1,16})"
-_TIME: Final = re.compile(r"(\d{1,12})\.(\d{6}|\d{9}):\s*(?:[\w-]+:)?\s*$", re.ASCII)
-_LOST: Final = re.compile(r"\[LOST (\d+) EVENTS\]|LOST (\d+) events", re.ASCII)
+_TIME: Final = re.compile(r"\b(\d{1,10})\.(\d{6}|\d{9}):\s*(?:[\w-]+:)?\s*$", re.ASCII)
+_LOST: Final = re.compile(r"\[LOST (\d{1,12}) EVENTS\]|LOST (\d{1,12}) events", re.ASCII)
 _CHUNK: Final = 1 << 14
 _MAX_LINE: Final = 1 << 20
 
@@ -217,6 +217,8 @@ def import_log(
     ------
     TraceError
         No event at all, or one that can't be read: the message has its line and its text.
+    InvalidArgumentError
+        EINVAL: a seed that doesn't fit, or memory in more regions than a layout has.
     """
     watch = _Watch()
     header = Header(name, f"log {name}", layout or Layout.single(PAGE_SIZE), seed)

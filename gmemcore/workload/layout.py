@@ -12,8 +12,8 @@ from gmemcore.errors import InvalidArgumentError
 from gmemcore.uapi import PAGE_SIZE
 from gmemcore.workload.operations import Operations
 
-MAX_REGIONS: Final = 1 << 15
-"""Regions of a layout: memslots that KVM gives a VM, about."""
+MAX_REGIONS: Final = 1024
+"""Regions of a layout: more than VMMs have memslots for RAM, and few enough to build in no time."""
 _Q35_SPLITS_FROM: Final = 0xB000_0000
 _Q35_LOW: Final = 2 << 30
 _TOP: Final = 1 << 63

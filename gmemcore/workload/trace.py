@@ -50,6 +50,7 @@ TEXT_SUFFIXES: Final = (".jsonl", ".ndjson")
 _VERSION: Final = 1
 _SECTION: Final = "operations"
 _MAX_LINE: Final = 1 << 12
+_MIN_LINE: Final = len('{"step":"PIN"}')
 _CHUNK: Final = 1 << 14
 _STEPS: Final = {step.name: int(step) for step in Step}
 _PAGE_TYPES: Final = {page_type.value: i for i, page_type in enumerate(PageType)}
@@ -276,22 +277,29 @@ def _read_text(path: str | os.PathLike[str], max_bytes: int) -> Trace:
         first = _decoded(_line_of(file, 1, MAX_HEADER), _FirstLine, 1)
         if first.trace != _VERSION:
             raise TraceError(f"line 1: trace version {first.trace}; {_VERSION} would be accepted")
-        header = Header(first.name, first.source, first.layout, first.seed)
-        trace = record(header, _read_chunks(file))
-    if len(trace.operations) != first.operations:
-        raise TraceError(f"{len(trace.operations)} operations; line 1 says {first.operations}")
-    return trace
+        return Trace(
+            Header(first.name, first.source, first.layout, first.seed), _read_lines(file, first, size)
+        )
 
 
-def _read_chunks(file: BinaryIO) -> Iterator[Operations]:
+def _read_lines(file: BinaryIO, first: _FirstLine, size: int) -> Operations:
+    """Read the operations into memory that is taken once, and only for lines that the file has room for."""
+    most = min(size // _MIN_LINE, MAX_OPERATIONS)
+    if not 0 <= first.operations <= most:
+        raise TraceError(f"line 1: {first.operations} operations; {size:,} bytes have room for {most:,}")
+    operations = np.empty(first.operations, OPERATION)
     rows: list[tuple[int, ...]] = []
-    number = 1
-    while line := _line_of(file, number := number + 1, _MAX_LINE):
-        rows.append(_to_row(_decoded(line, _Line, number), number))
-        if len(rows) == _CHUNK:
-            yield np.array(rows, OPERATION)
+    for n in range(first.operations + 1):
+        line = _line_of(file, n + 2, _MAX_LINE)
+        if bool(line) != (n < first.operations):
+            found = "more" if line else f"{n:,}"
+            raise TraceError(f"line {n + 2}: {found} operations; line 1 says {first.operations:,}")
+        if line:
+            rows.append(_to_row(_decoded(line, _Line, n + 2), n + 2))
+        if len(rows) == _CHUNK or not line:
+            operations[n + bool(line) - len(rows) : n + bool(line)] = rows
             rows = []
-    yield np.array(rows, OPERATION)
+    return operations
 
 
 def _line_of(file: BinaryIO, number: int, limit: int) -> bytes:
