@@ -56,6 +56,11 @@ def join_operations(parts: Sequence[Operations]) -> Operations:
     return np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts]).view(OPERATION)
 
 
+def as_words(operations: Operations) -> NDArray[np.uint64]:
+    """View contiguous operations as 64-bit words, shape (n, 6), which NumPy moves as they are."""
+    return operations.view(np.uint64).reshape(len(operations), -1)
+
+
 FROM_SOURCE: Final = 1 << 8
 """Bit of a populate's variant: the image comes from the VMM's own memory, not from what is in place."""
 

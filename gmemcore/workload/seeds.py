@@ -12,6 +12,7 @@ shares the arithmetic and nothing else.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
@@ -119,7 +120,7 @@ class Stream:
         InvalidArgumentError
             EINVAL: no weights, one that is negative or not finite, or nothing but zeros.
         """
-        return np.searchsorted(_thresholds(weights), self.words(start, count), side="right")
+        return np.searchsorted(_thresholds(tuple(weights)), self.words(start, count), side="right")
 
     def permutation(self, count: int) -> NDArray[np.intp]:
         """Return the numbers below count in random order: words 0 to count decide, ties by place."""
@@ -153,7 +154,8 @@ def _high_half(words: Words, bounds: Words | np.uint64) -> Words:
     return middle
 
 
-def _thresholds(weights: Sequence[int | float | Fraction]) -> Words:
+@lru_cache(maxsize=64)
+def _thresholds(weights: tuple[int | float | Fraction, ...]) -> Words:
     """The last word of each index but the last one, plus one."""
     for index, weight in enumerate(weights):
         if not 0 <= weight < float("inf"):
@@ -167,4 +169,6 @@ def _thresholds(weights: Sequence[int | float | Fraction]) -> Words:
     # Zeros at the end get no threshold: the last index that can come is that of the last weight above 0.
     last = max(index for index, weight in enumerate(exact) if weight)
     sums = (sum(exact[: index + 1], Fraction(0)) for index in range(last))
-    return np.array([int(part / total * (1 << 64)) for part in sums], dtype=np.uint64)
+    thresholds = np.array([int(part / total * (1 << 64)) for part in sums], dtype=np.uint64)
+    thresholds.flags.writeable = False  # kept for the next call
+    return thresholds

@@ -21,7 +21,7 @@ from gmemcore.workload.behaviours.guest import (
     operations,
     over,
 )
-from gmemcore.workload.operations import Operations
+from gmemcore.workload.operations import Operations, join_operations
 from gmemcore.workload.seeds import Words
 
 SWIOTLB_LEAST: Final = 64 << 20
@@ -122,7 +122,7 @@ def _launch(guest: Guest, image: int, special: Sequence[tuple[PageType, int]]) -
             f"{format_size(room)}; a smaller image would be accepted"
         )
     whole = (start, at - start)
-    return np.concatenate(
+    return join_operations(
         [
             over(Step.CONVERT, [whole], SHARED),
             over(Step.HOST_WRITE, [whole]),
@@ -147,8 +147,10 @@ def _run(
     yield from _accept_cells(grid, early, state_change)
     yield from _share(small, bounce, request)
     wanted = max(round(accepted * grid.count) - len(early), 0)
+    fresh = np.ones(grid.count, np.bool_)
+    fresh[early] = False
     for cells in grid.blocks():
-        late = cells[~np.isin(cells, early)][:wanted]
+        late = cells[fresh[cells]][:wanted]
         wanted -= len(late)
         yield from _accept_cells(grid, late, state_change)
         if not wanted:

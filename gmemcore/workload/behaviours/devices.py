@@ -20,7 +20,7 @@ from gmemcore.workload.behaviours.guest import (
     operations,
     over,
 )
-from gmemcore.workload.operations import Operations
+from gmemcore.workload.operations import Operations, join_operations
 from gmemcore.workload.seeds import Words
 
 _SHARED_STEPS: Final = (Step.CONVERT, Step.HOST_WRITE, Step.GUEST_READ)
@@ -186,4 +186,4 @@ def _plug(gpa: int, size: int, accept: int, shared: int) -> Operations:
     ]
     if shared:
         parts += [over(step, [(gpa, shared)]) for step in _SHARED_STEPS]
-    return np.concatenate(parts)
+    return join_operations(parts)

@@ -11,7 +11,7 @@ from gmemcore.engine.steps import Step
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.uapi import PAGE_SIZE, MemoryAttribute
 from gmemcore.units import format_size
-from gmemcore.workload.operations import Operations, empty_operations
+from gmemcore.workload.operations import OPERATION, Operations, as_words, empty_operations
 from gmemcore.workload.seeds import Stream, Words
 
 if TYPE_CHECKING:
@@ -172,11 +172,10 @@ def in_turn(
     keep : sequence of bool or bool arrays, or None
         Which operations of each column there are; None: all.
     """
-    table = np.stack(columns, axis=1)
-    if keep is None:
-        return table.reshape(-1)
-    kept: Operations = table[np.stack([np.broadcast_to(each, len(table)) for each in keep], axis=1)]
-    return kept
+    table = np.stack([as_words(column) for column in columns], axis=1)
+    if keep is not None:
+        table = table[np.stack([np.broadcast_to(each, len(table)) for each in keep], axis=1)]
+    return table.view(OPERATION).reshape(-1)
 
 
 def distinct(stream: Stream, count: int, n: int, start: int = 0, end: int | None = None) -> Words:

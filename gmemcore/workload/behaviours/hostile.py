@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from gmemcore.engine.steps import Step
 from gmemcore.uapi import PAGE_SIZE
 from gmemcore.workload.behaviours.guest import BLOCK, PRIVATE, Guest, operations
-from gmemcore.workload.operations import Access, Operations
+from gmemcore.workload.operations import Access, Operations, join_operations
 from gmemcore.workload.seeds import Stream, Words
 
 Places = NDArray[np.intp]
@@ -46,7 +46,7 @@ def hostile(
         _place_at_edges(made, at_edges, edges, what[at_edges])
         _bend(made, bent, what[bent])
         _spoil(made, spoiled, what[spoiled])
-        before = np.concatenate([made[:1] if last is None else last, made])
+        before = join_operations([made[:1] if last is None else last, made])
         _overlap(made, overlaps, before[overlaps])
         # A repetition is of the last request that isn't one itself.
         before[1:] = made

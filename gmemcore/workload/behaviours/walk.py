@@ -3,14 +3,12 @@
 from collections.abc import Iterator
 from typing import Final
 
-import numpy as np
-
 from gmemcore.engine.steps import Step
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.uapi import PAGE_SIZE
 from gmemcore.units import format_size
 from gmemcore.workload.behaviours.guest import PRIVATE, SHARED, Guest, Range, over
-from gmemcore.workload.operations import Operations
+from gmemcore.workload.operations import Operations, join_operations
 
 _P: Final = PAGE_SIZE
 _2M: Final = 2 << 20
@@ -100,21 +98,23 @@ class _Walk:
 
 
 def _guest_fills(part: Range) -> Operations:
-    return np.concatenate([over(Step.GUEST_WRITE, [part]), over(Step.GUEST_READ, [part])])
+    return join_operations([over(Step.GUEST_WRITE, [part]), over(Step.GUEST_READ, [part])])
 
 
 def _synced_shared(part: Range) -> Operations:
     """The host sees what the guest wrote, writes something else, and the guest sees that."""
-    return np.concatenate([over(step, [part]) for step in (Step.HOST_READ, Step.HOST_WRITE, Step.GUEST_READ)])
+    return join_operations(
+        [over(step, [part]) for step in (Step.HOST_READ, Step.HOST_WRITE, Step.GUEST_READ)]
+    )
 
 
 def _to_private(part: Range, with_fallocate: bool) -> Operations:
     """Map private: first fallocate, then the attribute; an SNP or TDX guest accepts what it gets."""
     steps = [over(Step.ALLOCATE, [part])] if with_fallocate else []
     steps += [over(Step.CONVERT, [part], PRIVATE), over(Step.ACCEPT, [part])]
-    return np.concatenate(steps)
+    return join_operations(steps)
 
 
 def _to_shared(part: Range, with_fallocate: bool) -> Operations:
     steps = [over(Step.PUNCH_HOLE, [part])] if with_fallocate else []
-    return np.concatenate([*steps, over(Step.CONVERT, [part], SHARED)])
+    return join_operations([*steps, over(Step.CONVERT, [part], SHARED)])
