@@ -86,6 +86,24 @@ def test_choices_follow_their_weights():
     assert Stream(6).choices([0, 1, 0], 0, 100).tolist() == [1] * 100
 
 
+def key_of(word):
+    """The key whose first word is this: SplitMix64 backwards."""
+    for shift, factor in ((31, 0x94D049BB133111EB), (27, 0xBF58476D1CE4E5B9), (30, 1)):
+        whole = word
+        while whole != (whole := word ^ (whole >> shift)):
+            pass
+        word = whole * pow(factor, -1, 1 << 64) & MASK
+    return (word - 0x9E3779B97F4A7C15) & MASK
+
+
+def test_choices_at_a_threshold():
+    """Of two equal weights, the first has the lower half of all words and not one more."""
+    for word, choice in ((0, 0), ((1 << 63) - 1, 0), (1 << 63, 1), (MASK, 1)):
+        stream = Stream(key_of(word))
+        assert stream.words(0, 1).tolist() == [word]
+        assert stream.choices([1, 1], 0, 1).tolist() == [choice]
+
+
 def test_permutation_is_one():
     order = Stream(7).permutation(1000)
     assert sorted(order.tolist()) == list(range(1000))
