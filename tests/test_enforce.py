@@ -7,6 +7,7 @@ What a touch does is seen in a child, where SIGSEGV is a result; what every page
 import gc
 import os
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -594,3 +595,21 @@ def test_the_engine_is_not_hindered():
     assert vm.guest_read(GPA + P, 256, True) == bytes(range(256))
     gmem.set_memory_attributes(0, 8 * P, 0, 2)
     assert raw(gmem)[P : P + 256].tolist() == [*range(256)]
+
+
+def test_the_cost_is_in_the_bench(monkeypatch, capsys):
+    import importlib.util
+    import sys
+
+    path = Path(__file__).parent.parent / "bench" / "enforce.py"
+    if not path.exists():
+        pytest.skip("installed without the bench")
+    spec = importlib.util.spec_from_file_location("bench_enforce", path)
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    monkeypatch.setattr(bench, "MOST_CALLS", 4)
+    monkeypatch.setattr(sys, "argv", ["enforce.py", "--memory", "4m", "--pairs", "2"])
+    bench.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["4k"] * 4 + ["2m"] * 4 + ["4m"] * 4
+    assert all(line.endswith("2 pairs): reported") for line in lines)

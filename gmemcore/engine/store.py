@@ -140,7 +140,8 @@ class Store:
         with self.lock:
             _REQUEST.pack_into(self._request_bytes, 0, *request)
             self._result_bytes[:] = _NOTHING_YET
-            if self.host_view is not None or self.backing.commits_late or self.threads > 1:
+            late = self.backing.commits_late and rules.allocating
+            if self.host_view is not None or late or self.threads > 1:
                 self._run_apart(rules, self._request, self._inputs, self._result)
             else:
                 run = load_kernels().run
