@@ -196,7 +196,7 @@ def test_small_pages_are_small():
     [
         (Setting("none", huge_pages=False), "known: anonymous, memfd, guest_memfd"),
         (Setting("memfd", huge_pages=True), "takes no advice for huge pages"),
-        (Setting(threads=1000), "1 to "),
+        (Setting(threads=5000), "1 to "),
     ],
 )
 def test_settings_that_no_host_has_are_refused(setting, text):
@@ -324,7 +324,7 @@ def test_the_command_prints_its_template(capsys):
     [
         (("--axes", "/nonexistent.toml"), "No such file"),
         (("--threads", "x"), "$.threads[0]"),
-        (("--threads", "4096", "--memory", "16k"), "4096 threads a conversion"),
+        (("--threads", "4096", "--memory", "16k"), "threads 4096; 1 to"),
         (("--huge-pages", "maybe"), "$.huge_pages[0]"),
         (("--fragmentation", "holes"), "$.fragmentation[0]"),
         (("--backing", "memfd", "--huge-pages", "on"), "anonymous would"),
@@ -351,3 +351,30 @@ def test_nothing_to_draw():
 
     with pytest.raises(ValueError, match="nothing to draw"):
         speed_map([])
+
+
+@needs_speed
+def test_two_threads_do_the_same_and_the_primitives_with_them():
+    size = 16 << 20
+    setting = Setting(threads=2)
+    cases = table(
+        "two-caps",
+        "SNP",
+        "cipher",
+        memory=size,
+        ranges=[size],
+        settings=[setting],
+        fragmentations=[*Fragmentation],
+    )
+    for bench, own in benches([case for case in cases if case.key.phase == "running"], QUICK):
+        for result in bench.results(own):
+            assert result.verified_bytes == result.case.range
+            assert result.case.setting.threads == 2
+
+
+def test_primitives_on_two_threads_touch_every_word():
+    ways = {"memset": {"fill": lambda target, source: target.fill(np.uint64(7))}}
+    primitives = Primitives(16 << 20, ways, Setting(threads=2))
+    primitives._target[:] = 0
+    primitives.seconds("memset", 16 << 20, 16 << 20)
+    assert (primitives._target == 7).all()

@@ -331,7 +331,9 @@ def test_a_wrong_key_stream_is_noticed(monkeypatch, bench):
     monkeypatch.setattr(
         scene,
         "create_vm",
-        lambda vm, abi, firmware, seed, lender: original(vm, abi, firmware, seed + 1, lender),
+        lambda vm, abi, firmware, seed, lender, **options: original(
+            *(vm, abi, firmware, seed + 1, lender), **options
+        ),
     )
     with pytest.raises(WrongContentsError, match="DRAM holds"):
         records(monkeypatch, bench, vm_type="SNP", phase="launching", flag_name="PRESERVE")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gmemcore.benchmark.axes import DEFAULT_SETTING, Setting
 from gmemcore.engine.backing import BACKINGS, Backing
 from gmemcore.errors import InvalidArgumentError, UnsupportedOperationError
+from gmemcore.machine import create_vm
 from gmemcore.uapi import PAGE_SIZE
 
 OPTIONS: Final[dict[tuple[str, bool], dict[str, bool]]] = {
@@ -27,8 +28,6 @@ OPTIONS: Final[dict[tuple[str, bool], dict[str, bool]]] = {
 
 THP_MODE: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _MADV_NOHUGEPAGE: Final = 15
-MOST_THREADS: Final = 1
-"""Threads that a conversion can be given."""
 _PMD_MAPPED: Final = ("AnonHugePages", "ShmemPmdMapped", "FilePmdMapped")
 
 
@@ -48,10 +47,7 @@ def check_host(settings: Iterable[Setting]) -> None:
                 f"huge pages are off on this host ({THP_MODE} says never); always or madvise there, or "
                 "huge_pages false, would be accepted"
             )
-        if not 1 <= setting.threads <= MOST_THREADS:
-            raise InvalidArgumentError(
-                f"{setting.threads} threads a conversion; 1 to {MOST_THREADS} would be accepted"
-            )
+        create_vm("DEFAULT", backing="none", threads=setting.threads).close()
         new_backing(setting.backing, PAGE_SIZE, setting.huge_pages).close()
 
 

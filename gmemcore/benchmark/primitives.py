@@ -16,7 +16,9 @@ from gmemcore.benchmark.axes import DEFAULT_SETTING, Setting
 from gmemcore.benchmark.contents import Words
 from gmemcore.benchmark.memory import warm_words
 from gmemcore.benchmark.summary import Summary, quantile, summarise
+from gmemcore.engine.parts import in_parts
 from gmemcore.errors import InvalidArgumentError
+from gmemcore.uapi import PAGE_SIZE
 
 Primitive = Callable[[Words, Words], Any]
 """What runs once over a target, given a source of the same size."""
@@ -27,6 +29,7 @@ CONSTANT: Final = np.uint64(0x5A5A_5A5A_5A5A_5A5A)
 LEAST_STEP: Final = 1 << 20
 """Bytes of a call at least; of smaller ones Python would be timed."""
 ROUNDS: Final = 5
+PAGE_WORDS: Final = PAGE_SIZE // 8
 
 
 def candidates() -> dict[str, dict[str, Primitive]]:
@@ -67,7 +70,8 @@ class Primitives:
     ways : mapping or None
         As `candidates` returns; None: those.
     setting : Setting
-        Of what kind the buffers' memory is.
+        Of what kind the buffers' memory is, and how many threads run over a large part of it, as a conversion
+        would cut it.
 
     Attributes
     ----------
@@ -84,6 +88,7 @@ class Primitives:
         setting: Setting = DEFAULT_SETTING,
     ) -> None:
         self.size = size
+        self._threads = setting.threads
         self._target, self._source = warm_words(size, setting), warm_words(size, setting)
         self._source[:] = CONSTANT
         self.names: dict[str, str] = {}
@@ -97,7 +102,7 @@ class Primitives:
         seconds: dict[str, list[float]] = {library: [] for library in by_library}
         for round_ in range(ROUNDS + 1):
             for library, run in by_library.items():
-                taken = _seconds(run, self._target, self._source)
+                taken = self._seconds(run, self._target, self._source)
                 if round_:  # the first one compiles
                     seconds[library].append(taken)
         best = min(seconds, key=lambda library: quantile(seconds[library], 0.5))
@@ -125,14 +130,22 @@ class Primitives:
         done = min(size, self.size)
         step_words = max(step, LEAST_STEP) // 8
         taken = sum(
-            _seconds(self._best[primitive], self._target[at:end], self._source[at:end])
+            self._seconds(self._best[primitive], self._target[at:end], self._source[at:end])
             for at in range(0, done // 8, step_words)
             for end in (min(at + step_words, done // 8),)
         )
         return taken * size / done
 
+    def _seconds(self, run: Primitive, target: Words, source: Words) -> float:
+        if self._threads == 1:
+            began = time.perf_counter()
+            run(target, source)
+            return time.perf_counter() - began
 
-def _seconds(run: Primitive, target: Words, source: Words) -> float:
-    began = time.perf_counter()
-    run(target, source)
-    return time.perf_counter() - began
+        def work(start: int, end: int, _: object) -> None:
+            words = slice(start * PAGE_WORDS, end * PAGE_WORDS)
+            run(target[words], source[words])
+
+        began = time.perf_counter()
+        in_parts(work, 0, len(target) // PAGE_WORDS, self._threads)
+        return time.perf_counter() - began

@@ -33,6 +33,7 @@ from gmemcore.benchmark.contents import (
 )
 from gmemcore.benchmark.memory import Memory
 from gmemcore.engine import Counters
+from gmemcore.engine.steps import Step
 from gmemcore.machine import GuestMemfd, LegacyVm, VmFace, create_vm
 from gmemcore.policy import ByteOperation, Rank
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, FallocateMode, GuestMemfdFlag, MemoryAttribute, Phase
@@ -166,7 +167,10 @@ class Scene:
         if hasattr(self, "vm"):
             self.vm.close()
         key, lender = self.case.key, self._memory.lender()
-        self.vm = create_vm(key.vm_type, self.case.abi, key.firmware, self._reference.seed, lender)
+        self.vm = create_vm(
+            *(key.vm_type, self.case.abi, key.firmware, self._reference.seed, lender),
+            threads=self.case.setting.threads,
+        )
         self.gmem = self.vm.create_guest_memfd(self._memory.size, flags)
         self.vm.add_memslot(0, 0, self._memory.size, self.gmem)
 
@@ -175,26 +179,33 @@ class Scene:
     def _fragment(self, written: bool) -> None:
         """Bring the pages that the fragmentation picks into being, or to the guest."""
         starts, sizes = runs_of(self._mask)
-        runs = [*zip(starts.tolist(), sizes.tolist(), strict=True)]
         if self._accepted_apart:
             self._bring(0, self.size, Rank.ALLOCATED, written)
             if self.case.to_private:
                 self.gmem.set_memory_attributes_many(starts, sizes, MemoryAttribute.PRIVATE)
             else:
                 self.gmem.set_memory_attributes(0, self.size, MemoryAttribute.PRIVATE)
-            for start, size in runs:
-                self._bring(start, size, Rank.ACCEPTED, written, shared=False)
+            self._bring_runs(starts, sizes, Rank.ACCEPTED, written, shared=False)
             return
         if written:  # what isn't allocated reads zeros, and stays warm
             pages = self._memory.side(0).words[: self.size // 8].reshape(-1, PAGE_SIZE // 8)
             pages[~self._mask] = 0
-        for start, size in runs:
-            self._bring(start, size, self.case.rank, written)
+        self._bring_runs(starts, sizes, self.case.rank, written, shared=self._starts_shared)
 
-    def _bring(self, start: int, size: int, rank: Rank, written: bool, *, shared: bool | None = None) -> None:
+    def _bring_runs(self, starts: Words, sizes: Words, rank: Rank, written: bool, *, shared: bool) -> None:
+        """Let runs of pages come as far as a rank: what is not written needs no call a run."""
+        if written:
+            for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+                self._write(start, size, shared=shared)
+            return
+        step = Step.ACCEPT if rank == Rank.ACCEPTED else Step.ALLOCATE
+        if self.gmem.apply_many(step, starts, sizes).errno.any():
+            raise WrongContentsError(f"{self.case.name}: its pages can't be brought into their state")
+
+    def _bring(self, start: int, size: int, rank: Rank, written: bool) -> None:
         """Let pages come as far as a rank."""
         if written:
-            self._write(start, size, shared=self._starts_shared if shared is None else shared)
+            self._write(start, size, shared=self._starts_shared)
         elif rank == Rank.ACCEPTED:
             self.vm.accept(start, size)
         else:
