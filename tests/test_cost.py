@@ -197,9 +197,48 @@ def test_counters_are_found_where_runs_have_them():
             counters_in(record)
     with pytest.raises(InvalidArgumentError, match="whole numbers"):
         counters_in({"counters.rmp_updates": True})
-    assert [calls_in(record) for record in ({}, {"range": 4096}, {"calls": 9, "range": 4096})] == [0, 1, 9]
-    with pytest.raises(InvalidArgumentError, match="calls = 'many'"):
-        calls_in({"calls": "many"})
+
+
+def test_calls_are_counted_where_runs_have_them():
+    records = ({"range": 4096}, {"calls": 9, "range": 4096}, {"conversions": 4}, {"sizes": [1, 0, 5]}, {})
+    assert [calls_in(record) for record in records] == [1, 9, 4, 6, None]
+    for record in ({"calls": "many"}, {"conversions": -1}, {"sizes": ["a"]}, {"sizes": 3}, {"calls": True}):
+        with pytest.raises(InvalidArgumentError, match="whole numbers"):
+            calls_in(record)
+
+
+def test_what_replay_and_stress_write_is_read(capsys, tmp_path, file):
+    """Their own lines: a replay's conversions and a fleet's histogram are calls."""
+    trace, spec = tmp_path / "walk.jsonl", tmp_path / "fleet.toml"
+    spec.write_text(
+        'guests = 1\noperations = 200\n[guest]\nmemory = "64m"\n[[behaviour]]\nname = "fragmentation"\n'
+    )
+    for words in (
+        ["trace", "record", "conversion-walk", str(trace), "--memory", "64m"],
+        ["stress", str(spec), "--json", str(tmp_path / "fleet.jsonl")],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["replay", str(trace), "--json"])
+    replayed = tmp_path / "replayed.jsonl"
+    replayed.write_text(capsys.readouterr().out)
+    for run_file in (replayed, tmp_path / "fleet.jsonl"):
+        code, out, _ = run(capsys, "predict", file, run_file)
+        assert code == 0
+        assert " call " in out
+        assert "don't count them" not in out
+
+
+def test_lines_without_calls_and_long_runs_say_so(capsys, tmp_path, file):
+    path = tmp_path / "run.jsonl"
+    path.write_text('{"counters": {"rmp_updates": 1}}\n' * 60)
+    assert json.loads(run(capsys, "predict", file, path, "--json")[1].splitlines()[0])["calls"] is None
+    _, out, _ = run(capsys, "predict", file, path)
+    assert "… and 10 more lines" in out
+    assert "calls: 60 of 60 lines don't count them; theirs are not priced" in out
 
 
 def test_predict_reads_runs_line_by_line_and_adds_them_up(capsys, tmp_path, file):
@@ -232,7 +271,7 @@ def test_predict_reads_runs_line_by_line_and_adds_them_up(capsys, tmp_path, file
     [
         ("{", "line 1: not JSON"),
         ('{"a": 1}\n{"counters": {"pages": 1}}', "line 2: counters.pages = 1"),
-        ('{"counters": {}, "calls": -1}', "line 1: calls = -1"),
+        ('{"counters": {}, "calls": -1}', "line 1: calls = -1; whole numbers"),
         ('{"a": 1}', "no line has counters"),
         ("\udcff", "utf-8"),
         ("[" * 100_000, "line 1: not JSON"),

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from gmemcore.cli.common import console_for_tables, make_table
 from gmemcore.cli.predictions import prediction_lines
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.units import format_size, format_time, parse_size
@@ -21,8 +19,8 @@ if TYPE_CHECKING:
 
 app = cyclopts.App(name="cost", help="Turn counted events into predicted time, by figures with a source.")
 
-_LABELS = ("abi", "vm_type", "firmware", "phase", "direction", "flag", "range", "behaviour", "guest", "name")
-_WIDTH = 160  # where the output is no terminal, a table is not broken for one
+_LABELS = ("abi", "vm_type", "firmware", "phase", "direction", "flag", "range", "behaviour", "guest", "cell")
+_SHOWN = 50  # lines of a run that are shown one by one
 
 _Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
 _Output = Annotated[Path | None, Parameter(name=["--output", "-o"], help="Write here, not to the terminal.")]
@@ -55,7 +53,7 @@ def show(file: Path, /, *, as_json: _Json = False) -> int:
         print(json.dumps({"title": cost.title, "events": figures}, indent=1))
         return 0
     print(cost.title)
-    table = _table("event", "ns each", "GB/s", "source", right=(1, 2))
+    table = make_table("event", "ns each", "GB/s", "source", right=(1, 2))
     for name, meaning in EVENTS.items():
         figure = cost.events.get(name)
         if figure is None:
@@ -63,7 +61,7 @@ def show(file: Path, /, *, as_json: _Json = False) -> int:
             continue
         speed = f"{1 / figure.ns_each:.4g}" if name.startswith("bytes_") and figure.ns_each else ""
         table.add_row(name, f"{figure.ns_each:.4g}", speed, figure.source.replace("[", r"\["))
-    _console().print(table)
+    console_for_tables().print(table)
     return 0
 
 
@@ -78,7 +76,8 @@ def predict(file: Path, run: Path, /, *, as_json: _Json = False) -> int:
 
     try:
         cost = load_cost(file)
-        rows = list(_rows(run, cost))
+        uncounted: list[int] = []
+        rows = list(_rows(run, cost, uncounted))
     except InvalidArgumentError as error:
         return _refused("predict", error)
     if not rows:
@@ -88,14 +87,18 @@ def predict(file: Path, run: Path, /, *, as_json: _Json = False) -> int:
             print(json.dumps(label | {"prediction": prediction.asdict()}))
         return 0
     names = [name for name in _LABELS if any(name in label for label, _ in rows)]
-    table = _table(*names, "predicted", "mostly", "not priced", right=(len(names),))
-    for label, prediction in rows:
+    table = make_table(*names, "predicted", "mostly", "not priced", right=(len(names),))
+    for label, prediction in rows[:_SHOWN]:
         words = [_word(name, label.get(name, "")) for name in names]
         missing = ", ".join(prediction.not_priced)
         table.add_row(*words, format_time(prediction.seconds), _mostly(prediction), missing)
-    _console().print(table)
+    console_for_tables().print(table)
+    if len(rows) > _SHOWN:
+        print(f"… and {len(rows) - _SHOWN} more lines (--json has all of them)")
     for line in prediction_lines(_sum(rows), cost.title):
         print(line)
+    if uncounted:
+        print(f"  calls: {len(uncounted)} of {len(rows)} lines don't count them; theirs are not priced")
     return 0
 
 
@@ -123,8 +126,11 @@ def calibrate(
 
 
 # --- parts ----------------------------------------------------------------------------------------------
-def _rows(run: Path, cost: "CostFile") -> "Iterator[tuple[dict[str, Any], Prediction]]":
-    """Yield each line of a run that has counters: what it is, and its prediction."""
+def _rows(run: Path, cost: "CostFile", uncounted: list[int]) -> "Iterator[tuple[dict[str, Any], Prediction]]":
+    """Yield each line of a run that has counters: what it is, and its prediction.
+
+    Lines that don't say how many calls they are of get into `uncounted`.
+    """
     from gmemcore.workload.cost import calls_in, counters_in
     from gmemcore.workload.cost import predict as predicted
 
@@ -134,12 +140,18 @@ def _rows(run: Path, cost: "CostFile") -> "Iterator[tuple[dict[str, Any], Predic
             counters = counters_in(record)
             if counters is None or record.get("outcome", "OK") != "OK":  # no figures, or a refused cell
                 continue
-            prediction = predicted(counters, cost, calls=calls_in(record))
+            calls = calls_in(record)
+            if calls is None:
+                uncounted.append(number)
+            prediction = predicted(counters, cost, calls=calls or 0)
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"{run}: line {number}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
             raise InvalidArgumentError(f"{run}: line {number}: not JSON: {error}") from error
-        yield {"line": number} | {name: record[name] for name in _LABELS if name in record}, prediction
+        yield (
+            {"line": number, "calls": calls} | {name: record[name] for name in _LABELS if name in record},
+            prediction,
+        )
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -202,14 +214,3 @@ def _say(what: str) -> None:
 def _refused(command: str, error: InvalidArgumentError) -> int:
     print(f"gmemcore cost {command}: {error.strerror}", file=sys.stderr)
     return 2
-
-
-def _table(*names: str, right: tuple[int, ...] = ()) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for i, name in enumerate(names):
-        table.add_column(name, justify="right" if i in right else "left", overflow="fold")
-    return table
-
-
-def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=_WIDTH)

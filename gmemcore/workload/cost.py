@@ -7,7 +7,7 @@ taken for free.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -279,17 +279,33 @@ def counters_in(record: Any) -> dict[str, int] | None:
     return found
 
 
-def calls_in(record: Mapping[str, Any]) -> int:
-    """Return how many conversion requests a record with counters is of.
+def calls_in(record: Mapping[str, Any]) -> int | None:
+    """Return how many conversion requests a record with counters is of; None: it doesn't say.
 
-    Its ``calls`` say; a cell of the bench, which has a ``range`` and none, is one conversion of that range.
+    A replay has ``conversions``, a guest of a fleet a histogram of their ``sizes``; a cell of the bench is
+    one conversion of its ``range``. ``calls`` says it in a record of anybody else's.
 
     Raises
     ------
     InvalidArgumentError
-        EINVAL: `calls` isn't a number of calls.
+        EINVAL: what is there is no number of calls.
     """
-    calls = record.get("calls", 1 if "range" in record else 0)
-    if type(calls) is not int or calls < 0:
-        raise InvalidArgumentError(f"calls = {calls!r}; a whole number would be accepted")
-    return calls
+    for name, read in _CALLS_IN.items():
+        if name in record:
+            try:
+                calls = read(record[name])
+            except TypeError:
+                calls = None
+            if type(calls) is not int or calls < 0:
+                raise InvalidArgumentError(f"{name} = {record[name]!r}; whole numbers would be accepted")
+            return calls
+    return None
+
+
+_CALLS_IN: Final[dict[str, Callable[[Any], Any]]] = {
+    "calls": lambda calls: calls,
+    "conversions": lambda conversions: conversions,
+    "sizes": sum,
+    "range": lambda _: 1,
+}
+"""Field of a record -> how many calls it tells of, the first that is there."""
