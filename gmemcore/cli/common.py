@@ -24,13 +24,11 @@ def assignments_of(assignments: Sequence[str]) -> dict[str, str]:
 
 def format_bytes(size: int) -> str:
     """Return a size as it is typed where that is short, else in the unit next to it."""
-    typed = format_size(size) if size else "0"
+    typed = format_size(size)
     if len(typed) <= 5:
         return typed
-    for power, letter in ((40, "t"), (30, "g"), (20, "m"), (10, "k")):
-        if size >= 1 << power:
-            return f"{size / (1 << power):.4g}{letter}"
-    return typed
+    power, letter = next(unit for unit in ((40, "t"), (30, "g"), (20, "m"), (10, "k")) if size >> unit[0])
+    return f"{size / (1 << power):.4g}{letter}"
 
 
 def make_table(*names: str, right: Sequence[int] = ()) -> Table:
