@@ -159,7 +159,7 @@ class GuestRun:
             backing=spec.guest.backing,
             **options,
         )
-        self.layout = layout_of(spec)
+        self.layout = spec.layout
         self.files = build(self.vm, self.layout)
         self._operations, boots = stream_of(spec, plan, self.layout)
         if not boots:
@@ -390,11 +390,6 @@ _EVENTS: Final[dict[str, Callable[[GuestRun, int, Operations], None]]] = {
     "pin": GuestRun._pin_page,
     "poison": GuestRun._poison_page,
 }
-
-
-def layout_of(spec: Spec) -> Layout:
-    """The memory of each guest of a fleet, which starts private."""
-    return Layout.single(spec.memory, private=True)
 
 
 def stream_of(spec: Spec, plan: Plan, layout: Layout) -> tuple[Iterator[Operations], bool]:

@@ -10,16 +10,19 @@ import tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
+from inspect import signature
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from gmemcore.engine.backing import BACKINGS
 from gmemcore.errors import GmemError
 from gmemcore.policy import get_abi
 from gmemcore.uapi import PAGE_SIZE, Firmware, VmType
 from gmemcore.units import format_size, parse_size
 from gmemcore.workload.behaviours import BEHAVIOURS
+from gmemcore.workload.layout import Layout
 from gmemcore.workload.seeds import Stream
 
 MAX_BYTES: Final = 1 << 20
@@ -47,8 +50,6 @@ class GuestTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
         ``none`` keeps attributes only; ``anonymous`` and ``memfd`` hold bytes.
     huge_pages, prefault : bool
         Passed to the backing.
-    running : bool
-        Whether the launch is finished before the behaviour begins.
     """
 
     vm_types: tuple[VmType, ...] = (VmType.SNP,)
@@ -58,7 +59,6 @@ class GuestTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     backing: str = "none"
     huge_pages: bool = False
     prefault: bool = False
-    running: bool = True
 
 
 class BehaviourTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -145,6 +145,11 @@ class Spec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     def memory(self) -> int:
         """Bytes of each guest."""
         return parse_size(self.guest.memory)
+
+    @property
+    def layout(self) -> Layout:
+        """The memory of each guest, which starts private."""
+        return Layout.single(self.memory, private=True)
 
     @property
     def hash(self) -> str:
@@ -315,9 +320,22 @@ def _check_names(spec: Spec) -> None:
         raise SpecError(f"{spec.total} guests - at `$`; up to {MAX_GUESTS} are run")
     _check_guest(spec)
     for i, row in enumerate(spec.behaviour):
-        if row.name not in BEHAVIOURS:
-            known = ", ".join(BEHAVIOURS)
-            raise SpecError(f"unknown behaviour {row.name!r} - at `$.behaviour[{i}].name`; known: {known}")
+        _check_behaviour(spec, f"$.behaviour[{i}]", row)
+
+
+def _check_behaviour(spec: Spec, path: str, row: BehaviourTable) -> None:
+    """Refuse a behaviour that doesn't exist, or that this memory and these parameters make impossible."""
+    if row.name not in BEHAVIOURS:
+        known = ", ".join(BEHAVIOURS)
+        raise SpecError(f"unknown behaviour {row.name!r} - at `{path}.name`; known: {known}")
+    try:
+        next(BEHAVIOURS[row.name].operations(spec.layout, 0, chunk=1, **row.parameters))
+    except GmemError as error:
+        raise SpecError(f"{error.strerror} - at `{path}`") from error
+    except TypeError as error:
+        raise SpecError(f"{error} - at `{path}.parameters`") from error
+    except StopIteration:
+        raise SpecError(f"with these parameters it does nothing - at `{path}`") from None
 
 
 def _check_guest(spec: Spec) -> None:
@@ -335,3 +353,11 @@ def _check_guest(spec: Spec) -> None:
             f"{spec.guest.memory} - at `$.guest.memory`; "
             f"{format_size(PAGE_SIZE)} to {format_size(MAX_MEMORY)} would be accepted"
         )
+    if spec.guest.backing not in BACKINGS:
+        raise SpecError(
+            f"unknown backing {spec.guest.backing!r} - at `$.guest.backing`; known: {', '.join(BACKINGS)}"
+        )
+    taken = signature(BACKINGS[spec.guest.backing]).parameters
+    for option in ("huge_pages", "prefault"):
+        if getattr(spec.guest, option) and option not in taken:
+            raise SpecError(f"backing {spec.guest.backing!r} doesn't take it - at `$.guest.{option}`")

@@ -1,0 +1,662 @@
+"""Fleets: specs, guests and what is checked of them, merging, runs and the command."""
+
+import json
+import random
+import re
+import tomllib
+from collections import Counter
+from dataclasses import replace
+from itertools import permutations
+
+import msgspec
+import numpy as np
+import pytest
+from conftest import JIT_DISABLED
+from holds import run_python
+
+from gmemcore import cli
+from gmemcore.engine.steps import Step
+from gmemcore.stress import guest as guests
+from gmemcore.stress import oracle, spec, work
+from gmemcore.stress.guest import GuestRun, Violation, run_guest
+from gmemcore.stress.invariants import ViolationError, check_file
+from gmemcore.stress.merge import GuestResult, Merger, NotDeterministicError
+from gmemcore.stress.run import run
+from gmemcore.stress.work import Chunker, code_id, decode_chunk, run_chunk
+from gmemcore.uapi import PAGE_SIZE
+from gmemcore.workload.behaviours import BEHAVIOURS
+
+CHECKED = {"oracle_every": 10, "invariants_every": 100}
+FAULTS = {"allocation_failure_every": 20, "pin_every": 20, "poison_every": 30}
+
+
+def fleet(**changes):
+    """A small fleet, as a tree."""
+    tree = {
+        "guests": 2,
+        "operations": 200,
+        "behaviour": [{"name": "bounce-churn"}],
+        "guest": {"memory": "64m"},
+        "checks": dict(CHECKED),
+        "faults": dict(FAULTS),
+    }
+    for path, value in changes.items():
+        table, _, name = path.rpartition("__")
+        (tree.setdefault(table, {}) if table else tree)[name] = value
+    return tree
+
+
+def small(**changes):
+    return spec.check(fleet(**changes))
+
+
+# ---- specs ---------------------------------------------------------------------------------------
+
+
+def test_the_template_is_a_spec_that_names_every_key():
+    tree = tomllib.loads(spec.template())
+    made = spec.check(tree)
+    assert made.total == 40
+    missing = {
+        f"{table}.{name}"
+        for table in ("checks", "faults", "guest", "chunks")
+        for name in getattr(made, table).__struct_fields__
+        if f"{name} = " not in spec.template()
+    }
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"guests": 0}, r"0 - at `\$\.guests`; 1 to 10000000"),
+        ({"guests": "2"}, r"Expected `int`, got `str` - at `\$\.guests`"),
+        ({"guests": True}, r"Expected `int`, got `bool`"),
+        ({"operations": -1}, r"\$\.operations"),
+        ({"colour": 1}, r"unknown field `colour`"),
+        ({"guest__colour": 1}, r"unknown field `colour` - at `\$\.guest`"),
+        ({"seeds": []}, r"nothing - at `\$\.seeds`"),
+        ({"seeds": [1, 1]}, r"the same twice - at `\$\.seeds`"),
+        ({"seeds": [-1]}, r"-1 - at `\$\.seeds\[0\]`"),
+        ({"seeds": [1 << 64]}, r"\$\.seeds"),
+        ({"guests": 10_000_000, "seeds": [1, 2]}, r"20000000 guests"),
+        ({"guest__vm_types": ["SEV"]}, r"Invalid enum value 'SEV' - at `\$\.guest\.vm_types\[0\]`"),
+        ({"guest__abis": ["v5", "v99"]}, r"unknown abi 'v99'.*at `\$\.guest\.abis\[1\]`"),
+        ({"guest__memory": "64 GiB"}, r"not a size.*at `\$\.guest\.memory`"),
+        ({"guest__memory": "4097t"}, r"4097t - at `\$\.guest\.memory`; 4k to 1024t"),
+        ({"guest__memory": 64}, r"Expected `str`"),
+        ({"guest__backing": "tape"}, r"unknown backing 'tape' - at `\$\.guest\.backing`; known: anonymous"),
+        ({"guest__huge_pages": True}, r"backing 'none' doesn't take it - at `\$\.guest\.huge_pages`"),
+        ({"behaviour": []}, r"nothing - at `\$\.behaviour`"),
+        ({"behaviour": [{"name": "dance"}]}, r"unknown behaviour 'dance' - at `\$\.behaviour\[0\]\.name`"),
+        ({"behaviour": [{"name": "scatter", "parameters": {"run": "1"}}]}, r"at `\$\.behaviour\[0\]`"),
+        ({"behaviour": [{"name": "scatter", "parameters": {"hop": 1}}]}, r"at `\$\.behaviour\[0\]"),
+        ({"behaviour": [{"name": "scatter", "parameters": {"chunk": 1}}]}, r"\$\.behaviour\[0\]\.parameters"),
+        ({"checks__oracle_every": -1}, r"\$\.checks\.oracle_every"),
+        ({"faults__pin_every": 1.5}, r"\$\.faults\.pin_every"),
+        ({"chunks__seconds": 0.0}, r"\$\.chunks\.seconds"),
+        ({"chunks__guests": -1}, r"\$\.chunks\.guests"),
+    ],
+)
+def test_a_spec_that_cant_be_run_is_refused_with_its_path(change, message):
+    with pytest.raises(spec.SpecError, match=message):
+        small(**change)
+
+
+def test_files_that_are_no_specs_are_refused_with_their_name(tmp_path):
+    path = tmp_path / "fleet.toml"
+    for content, message in (
+        (b"guests = ", "not TOML"),
+        (b"\xff\xfe", "not TOML"),
+        (b"#" * (spec.MAX_BYTES + 1), "more than 1m"),
+        (b"guests = 1\n", "missing required field"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(spec.SpecError, match=f"fleet.toml: .*{message}"):
+            spec.read(path)
+
+
+def test_the_hash_is_of_what_decides_results():
+    made = small()
+    assert made.hash == small(chunks__seconds=3.0).hash == small(guest__memory="65536k").hash
+    others = (
+        {"operations": 201},
+        {"seeds": [2]},
+        {"guest__memory": "128m"},
+        {"guest__vm_types": ["TDX"]},
+        {"faults__pin_every": 21},
+        {"behaviour": [{"name": "bounce-churn", "parameters": {"accesses": False}}]},
+    )
+    assert len({made.hash, *(small(**change).hash for change in others)}) == len(others) + 1
+    assert spec.decode(made.encode()) == made
+
+
+def test_every_combination_gets_its_guests_and_the_same_streams():
+    made = small(
+        guests=3,
+        seeds=[5, 6],
+        behaviour=[{"name": "scatter"}, {"name": "balloon"}],
+        guest__vm_types=["SNP", "TDX"],
+        guest__abis=["v4", "v5"],
+    )
+    plans = [made.plan(number) for number in range(made.total)]
+    assert made.total == 48
+    assert set(Counter(plan.cell for plan in plans).values()) == {6}
+    keys = Counter((plan.behaviour.name, plan.stream.key) for plan in plans)
+    assert len(keys) == 12
+    assert set(keys.values()) == {4}  # VM types × abis
+    with pytest.raises(spec.SpecError, match="guests 0 to 47"):
+        made.plan(48)
+
+
+# ---- guests --------------------------------------------------------------------------------------
+
+
+def results(made):
+    return [run_guest(made, number) for number in range(made.total)]
+
+
+def test_all_behaviours_hold_on_all_vm_types():
+    """Invariants, the oracle and faults, over everything that guests do."""
+    made = small(
+        guests=1,
+        operations=120,
+        behaviour=[{"name": name} for name in BEHAVIOURS],
+        guest__vm_types=["SNP", "TDX", "SW_PROTECTED"],
+        guest__abis=["two-caps"],
+        guest__firmware=["cipher"],
+        guest__memory="1g",
+    )
+    found = results(made)
+    assert [each for each in found if not isinstance(each, GuestResult)] == []
+    checks = Counter()
+    for result in found:
+        checks.update(result.checks)
+    for kind in ("oracle", "invariants", "allocation_failure_met", "pin_met", "poison_met"):
+        assert checks[kind] > 0, kind
+
+
+def test_every_abi_holds_and_legacy_runs():
+    abis = ["legacy", "v4", "v4-squash", "v13", "before-launch", "after-launch", "pre-cap", "tracking"]
+    made = small(guests=1, operations=60, guest__abis=abis, guest__vm_types=["SNP", "PKVM", "DEFAULT"])
+    for result in results(made):
+        assert isinstance(result, GuestResult), result
+        assert result.operations >= 60
+
+
+def test_a_guest_with_contents_is_the_same_again():
+    made = small(guest__backing="anonymous", guest__memory="8m", behaviour=[{"name": "balloon"}])
+    assert [one.digest for one in results(made)] == [one.digest for one in results(made)]
+    other = small(guest__backing="none", guest__memory="8m", behaviour=[{"name": "balloon"}])
+    assert results(made)[0].outcomes == results(other)[0].outcomes
+    assert results(made)[0].digest != results(other)[0].digest
+
+
+def test_a_launch_ends_its_guest_and_other_behaviours_begin_again():
+    little = {"name": "snp-boot", "parameters": {"swiotlb": "1m", "queues": 1}}
+    result = run_guest(small(behaviour=[little], operations=5000), 0)
+    assert result.operations < 5000
+    kexec = small(behaviour=[{"name": "kexec"}], operations=1500, faults={}, checks__oracle_every=0)
+    assert run_guest(kexec, 0).operations == 1500
+
+
+def test_a_guest_of_nothing_ends(monkeypatch):
+    row = replace(BEHAVIOURS["scatter"], generate=lambda guest, *, run: iter(()))
+    made = small(behaviour=[{"name": "scatter"}])
+    monkeypatch.setitem(BEHAVIOURS, "scatter", row)
+    stream, boots = guests.stream_of(made, made.plan(0), made.layout)
+    assert (list(stream), boots) == ([], False)
+    with pytest.raises(spec.SpecError, match="does nothing - at"):
+        small(behaviour=[{"name": "scatter"}])
+
+
+def test_results_count_what_happened():
+    made = small(operations=400, behaviour=[{"name": "scatter"}], faults={}, checks__oracle_every=7)
+    result = run_guest(made, 0)
+    assert result.operations == 400 == sum(result.outcomes.values())
+    assert sum(result.sizes) == 400
+    assert sum(result.sizes[:7]) >= 399  # 1 to 64 pages, after a first conversion of all memory
+    assert result.checks["oracle"] == -(-400 // 7) or result.checks["oracle"] == 400 // 7
+    assert result.counters["pages_changed"] > 0
+
+
+# ---- what is found -------------------------------------------------------------------------------
+
+
+def break_after(monkeypatch, number, damage):
+    """Let something go wrong at one operation of each guest."""
+    play = GuestRun._play
+
+    def broken(self, first, operations):
+        outcomes = play(self, first, operations)
+        if len(operations) and first <= number < first + len(operations):
+            damage(self)
+        return outcomes
+
+    monkeypatch.setattr(GuestRun, "_play", broken)
+
+
+def flip_a_count(self):
+    self.files[0]._store.state.words[3] ^= np.uint64(1)
+
+
+def pin_private(self):
+    state = self.files[0]._store.state
+    state.words[5] += np.uint64(512 << 40)  # the fifth plane of a block, whole
+
+
+def lose_an_event(self):
+    header = self.files[0]._store.state.header
+    header[-10:] += np.uint64(1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip_a_count, "contradicts|follow|more pages"),
+        (pin_private, "is pinned and (not allocated|private)|pinned and private"),
+        (lose_an_event, "follow from"),
+    ],
+)
+def test_what_breaks_an_invariant_is_found_at_the_operation(monkeypatch, damage, message):
+    made = small(guests=1, operations=300, faults={}, checks={"oracle_every": 0, "invariants_every": 100})
+    break_after(monkeypatch, 137, damage)
+    found = run_guest(made, 0)
+    assert isinstance(found, Violation)
+    assert re.search(message, found.what), found.what
+    again = run_guest(made, 0, until=found.operation)
+    assert again == found
+    # A batch that holds operation 137 breaks at its end; looked at one by one it is found where it is.
+    assert found.operation == 137
+    assert isinstance(run_guest(made, 0, until=136), GuestResult)
+
+
+def test_a_wrong_answer_is_found_by_the_oracle(monkeypatch):
+    made = small(guests=1, operations=300, faults={}, checks={"oracle_every": 1, "invariants_every": 0})
+    assert run_guest(made, 0).checks["oracle"] > 250
+    monkeypatch.setitem(oracle._RULES, Step.ACCEPT, oracle._allocate)
+    found = run_guest(made, 0)
+    assert "ACCEPT" in found.what
+    assert "the oracle says" in found.what
+    assert run_guest(made, 0, until=found.operation) == found
+
+
+@pytest.mark.parametrize("step", [Step.CONVERT, Step.ACCEPT, Step.GUEST_WRITE])
+def test_the_oracle_would_find_a_page_too_many(monkeypatch, step):
+    """An engine that also touches the page after a range."""
+    made = small(guests=1, operations=400, faults={}, checks={"oracle_every": 1, "invariants_every": 0})
+    play = GuestRun._play_one
+
+    def greedy(self, operation):
+        outcome = play(self, operation)
+        row = operation[0]
+        after = int(row["gpa"] + row["size"])
+        if row["step"] == step and outcome == "OK" and 0 < after < self.files[0].size:
+            self.files[0].fallocate(1, after, PAGE_SIZE)
+        return outcome
+
+    monkeypatch.setattr(GuestRun, "_play_one", greedy)
+    found = run_guest(made, 0)
+    assert isinstance(found, Violation)
+    assert step.name in found.what
+
+
+def test_a_refused_conversion_that_changed_something_is_found(monkeypatch):
+    made = small(guests=1, operations=400, checks={"oracle_every": 0, "invariants_every": 0})
+    play = GuestRun._play_one
+
+    def leaky(self, operation):
+        outcome = play(self, operation)
+        if outcome == "ENOMEM":
+            free = self.files[0].find_page(unwanted=["allocated"])
+            self.files[0].fallocate(1, free, PAGE_SIZE)
+        return outcome
+
+    monkeypatch.setattr(GuestRun, "_play_one", leaky)
+    assert "was refused, ENOMEM, and changed" in run_guest(made, 0).what
+
+
+def test_a_fault_that_never_goes_is_found(monkeypatch):
+    made = small(guests=1, operations=400, checks={"oracle_every": 0, "invariants_every": 0})
+    monkeypatch.setattr(GuestRun, "_all_or_nothing", lambda self, operation: "ENOMEM")
+    monkeypatch.setattr(GuestRun, "_play_one", lambda self, operation: "ENOMEM")
+    assert "is still refused, ENOMEM" in run_guest(made, 0).what
+
+
+@pytest.mark.parametrize(
+    ("impossible", "message"),
+    [
+        ((("accepted",), ("assigned",)), "accepted and not assigned"),
+        ((("assigned",), ("private",)), "assigned and not private"),
+        ((("pinned", "private"), ()), "pinned and private$"),
+    ],
+)
+def test_each_invariant_is_looked_at(monkeypatch, impossible, message):
+    made = small(guests=1)
+    run_of = GuestRun(made, made.plan(0))
+    gmem = run_of.files[0]
+    check_file(gmem, gmem.packed_state())
+    everywhere = (np.ones(32, np.uint16),) * 3
+    planes = dict.fromkeys(("private", "allocated", "assigned", "accepted", "pinned"), everywhere)
+    state = type("State", (), {"check": lambda self: planes})()
+
+    def find_page(self, wanted, unwanted):
+        return PAGE_SIZE if (wanted, unwanted) == impossible else None
+
+    monkeypatch.setattr(type(gmem), "find_page", find_page)
+    with pytest.raises(ViolationError, match=message):
+        check_file(gmem, state)
+    run_of.close()
+
+
+# ---- the oracle's own rules ------------------------------------------------------------------------
+
+MACHINE = oracle.Machine("SNP", "v5", "today", "running")
+
+
+def request(step, offset=0, size=PAGE_SIZE, attributes=0, flags=0, variant=0):
+    return oracle.Request(step, variant, offset, size, attributes, flags)
+
+
+@pytest.mark.parametrize(
+    ("asked", "planes", "outcome"),
+    [
+        (request(Step.CONVERT, size=0), {"private"}, "EINVAL"),
+        (request(Step.CONVERT, offset=1), {"private"}, "EINVAL"),
+        (request(Step.CONVERT, flags=3), {"private"}, "EINVAL"),
+        (request(Step.CONVERT, attributes=1), {"private"}, "EINVAL"),
+        (request(Step.CONVERT, flags=2), {"private"}, "EOPNOTSUPP"),
+        (request(Step.CONVERT, attributes=8), {"allocated", "pinned"}, "EAGAIN"),
+        (request(Step.HOST_READ, size=0), set(), "EINVAL"),
+        (request(Step.HOST_READ), {"private"}, "SIGBUS"),
+        (request(Step.GUEST_READ, size=0), set(), "EINVAL"),
+        (request(Step.GUEST_READ, variant=1), {"private"}, "MEMORY_FAULT"),
+        (request(Step.GUEST_READ, variant=2), {"private"}, "NOT_VALIDATED"),
+        (request(Step.GUEST_READ), {"poisoned", "allocated"}, "EHWPOISON"),
+        (request(Step.ACCEPT), set(), "MEMORY_FAULT"),
+        (request(Step.ACCEPT), {"private", "allocated", "poisoned"}, "EHWPOISON"),
+        (request(Step.PIN), {"private"}, "EFAULT"),
+        (request(Step.POISON), set(), "EINVAL"),
+    ],
+)
+def test_what_the_oracle_refuses(asked, planes, outcome):
+    runs = [oracle.Run(0, 1, frozenset(planes))]
+    assert oracle.answer(MACHINE, asked, runs).outcome == outcome
+
+
+def test_default_vms_have_no_private_memory():
+    machine = oracle.Machine("DEFAULT", "v5", "today", "running")
+    runs = [oracle.Run(0, 1, frozenset())]
+    assert oracle.answer(machine, request(Step.CONVERT, attributes=8), runs).outcome == "EINVAL"
+    assert oracle.answer(machine, request(Step.CONVERT), runs).outcome == "OK"
+    v13 = replace(machine, abi="v13")
+    assert oracle.answer(v13, request(Step.CONVERT), runs).outcome == "EINVAL"
+
+
+# ---- merging -------------------------------------------------------------------------------------
+
+
+def test_sums_depend_on_no_order_and_no_repetition():
+    found = results(small(guests=3))
+    seen = set()
+    for order in permutations(found):
+        merger = Merger(3)
+        for result in (*order, order[0]):
+            merger.add(result)
+        seen.add(json.dumps(merger.all.asdict()))
+        assert merger.complete
+        assert merger.pending() == []
+    assert len(seen) == 1
+    sums = json.loads(seen.pop())
+    assert sums["guests"] == 3
+    assert sums["counters"]["pages_changed"] == sum(one.counters["pages_changed"] for one in found)
+
+
+def test_a_guest_that_isnt_the_same_twice_is_an_error():
+    merger = Merger(2)
+    result = run_guest(small(), 0)
+    assert merger.add(result)
+    assert not merger.add(msgspec.structs.replace(result, seconds=9.0))
+    with pytest.raises(NotDeterministicError, match="guest 0 was run twice"):
+        merger.add(msgspec.structs.replace(result, digest="0" * 64))
+    assert merger.pending() == [1]
+
+
+# ---- chunks and runs -----------------------------------------------------------------------------
+
+
+def test_chunks_take_the_time_they_should_and_every_guest_once():
+    chunker = Chunker(range(1000), seconds=0.5, workers=2)
+    assert not chunker.known
+    handed = [chunker.take()]
+    assert handed[0] == [0]
+    result = run_guest(small(), 0)
+    chunker.learn([msgspec.structs.replace(result, seconds=0.01)] * 3)
+    assert chunker.known
+    while chunk := chunker.take():
+        handed.append(chunk)
+    assert len(handed[1]) == 50
+    assert [number for chunk in handed for number in chunk] == list(range(1000))
+    assert len(handed[-1]) < 50  # the last ones end together
+    assert len(Chunker(range(9), seconds=0.5, guests=4).take()) == 4
+
+
+def digest_of(made, **options):
+    done = run(made, **options)
+    assert done.violation is None
+    assert done.merger.complete
+    return done.merger.all.digest
+
+
+def test_the_same_digest_in_any_chunks():
+    digests = {digest_of(small(guests=5, chunks={"guests": n})) for n in (0, 1, 2, 5)}
+    assert len(digests) == 1
+    assert digest_of(small(guests=5, seeds=[2])) not in digests
+
+
+def test_the_same_digest_with_and_without_the_compiler():
+    """And whatever order sets have: nothing that decides depends on Python's hash seed."""
+    tree = fleet(guests=1, operations=150, guest__vm_types=["SNP", "TDX"], guest__backing="anonymous")
+    tree["guest"]["memory"] = "2m"
+    script = f"""
+from gmemcore.stress import run, spec
+print(run.run(spec.check({tree!r})).merger.all.digest)
+"""
+    other = "0" if JIT_DISABLED else "1"
+    assert run_python(script, NUMBA_DISABLE_JIT=other, PYTHONHASHSEED="2") == [digest_of(spec.check(tree))]
+
+
+def test_another_gmemcore_runs_nothing():
+    made = small()
+    answer = decode_chunk(run_chunk(made.encode(), [0, 1], "0.0.1 (other)"))
+    assert answer.guests == []
+    assert answer.code == code_id()
+
+
+def test_the_code_is_of_every_source(monkeypatch, tmp_path):
+    code_id.cache_clear()
+    here = code_id()
+    (tmp_path / "one.py").write_text("1")
+    monkeypatch.setattr(work.gmemcore, "__file__", str(tmp_path / "one.py"))
+    code_id.cache_clear()
+    first = code_id()
+    (tmp_path / "one.py").write_text("2")
+    code_id.cache_clear()
+    assert len({here, first, code_id()}) == 3
+    code_id.cache_clear()
+
+
+def test_a_violation_ends_the_run(monkeypatch):
+    made = small(guests=4, chunks={"guests": 2}, faults={})
+    monkeypatch.setattr(
+        work, "run_guest", lambda spec, n: Violation(n, 7, "broken") if n == 2 else run_guest(spec, n)
+    )
+    done = run(made)
+    assert done.violation == Violation(2, 7, "broken")
+    assert sorted(done.merger.results) == [0, 1]
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(tmp_path, capsys, monkeypatch):
+    """Run the command in a folder of its own: status, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["stress", *map(str, arguments)])
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return call
+
+
+def write(path, **changes):
+    """Write a small fleet's file."""
+    tree = fleet(**changes)
+    tables = {name: tree.pop(name) for name in [*tree] if isinstance(tree[name], dict)}
+    behaviour = tree.pop("behaviour")
+    lines = [f"{name} = {json.dumps(value)}" for name, value in tree.items()]
+    for row in behaviour:
+        lines += ["[[behaviour]]", *(f"{name} = {json.dumps(value)}" for name, value in row.items())]
+    for table, rows in tables.items():
+        lines += [f"[{table}]", *(f"{name} = {json.dumps(value)}" for name, value in rows.items())]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_run_ends_with_a_table_a_digest_and_files(command, tmp_path):
+    path = write(tmp_path / "fleet.toml", guest__vm_types=["SNP", "TDX"])
+    status, out, _ = command(path, "--json", "out.jsonl")
+    assert status == 0
+    assert "bounce-churn SNP v5 today" in out
+    assert "4 of 4 guests of 64m" in out
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["guest"] for line in lines[1:-1]] == [0, 1, 2, 3]
+    assert lines[0]["spec_hash"] == spec.read(path).hash
+    assert lines[-1]["total"]["digest"] in out
+    assert sorted(lines[-1]["cells"]) == ["bounce-churn SNP v5 today", "bounce-churn TDX v5 today"]
+    status, _, err = command(path)
+    assert (status, "--resume" in err) == (2, True)
+    status, again, _ = command(path, "--resume")
+    assert status == 0
+    assert "4 guests were in the log" in again
+    assert lines[-1]["total"]["digest"] in again
+    assert command(path, "--fresh")[0] == 0
+
+
+def test_parquet_has_a_row_a_guest(command, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    status, _, _ = command(write(tmp_path / "fleet.toml"), "--parquet", "out.parquet")
+    assert status == 0
+    table = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["guest"] for row in table] == [0, 1]
+    assert table[0]["counters.pages_changed"] > 0
+    assert table[0]["vm_type"] == "SNP"
+
+
+def test_parquet_without_pyarrow_says_what_to_install(command, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    status, _, err = command(write(tmp_path / "fleet.toml"), "--parquet", "out.parquet")
+    assert (status, "gmemcore[analysis]" in err) == (2, True)
+
+
+def test_one_guest_again(command, tmp_path):
+    path = write(tmp_path / "fleet.toml")
+    status, out, _ = command(path, "--guest", 1)
+    assert status == 0
+    assert run_guest(spec.read(path), 1).digest in out
+    assert command(path, "--guest", 1, "--until", 5)[0] == 0
+    assert not list(tmp_path.glob("*.log"))
+
+
+def test_a_violation_is_told_with_what_shows_it_again(command, tmp_path, monkeypatch):
+    path = write(tmp_path / "fleet.toml", faults={}, checks={"oracle_every": 0, "invariants_every": 50})
+    break_after(monkeypatch, 77, flip_a_count)
+    status, _, err = command(path)
+    assert status == 1
+    line = next(line for line in err.splitlines() if "again:" in line)
+    words = line.split("gmemcore stress ")[1].split()
+    assert words[1:] == ["--guest", "0", "--until", "77"]
+    assert command(*words)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "a spec is needed"),
+        (["none.toml"], "No such file"),
+        (["fleet.toml", "--guest", "2"], "guests 0 to 1"),
+        (["fleet.toml", "--until", "2"], "--guest says of which"),
+        (["fleet.toml", "--guest", "0", "--until", "-2"], "0 or more"),
+        (["fleet.toml", "--workers", "0"], "1 to 1024"),
+        (["fleet.toml", "--resume", "--fresh"], "one of them"),
+        (["fleet.toml", "--tls-cert", "x", "--scheduler", "tcp://h:1"], "tls://"),
+        (["fleet.toml", "--log", "fleet.toml", "--fresh"], "is no log of a stress run"),
+        (["fleet.toml", "--log", "fleet.toml", "--resume"], "is no log of a stress run"),
+        (["fleet.toml", "--json", "/nowhere/x"], "No such file"),
+    ],
+)
+def test_options_that_cant_be_used(command, tmp_path, arguments, message):
+    path = write(tmp_path / "fleet.toml")
+    before = path.read_bytes()
+    status, _, err = command(*arguments)
+    assert status == 2
+    assert message in err
+    assert path.read_bytes() == before
+
+
+def test_guests_that_the_host_cant_hold_are_refused(command, tmp_path):
+    path = write(tmp_path / "fleet.toml", guest__memory="1t", guest__backing="anonymous")
+    status, _, err = command(path)
+    assert (status, "MiB of memory are available" in err) == (2, True)
+
+
+def test_the_template_is_printed(command):
+    assert command("--template")[:2] == (0, spec.template())
+
+
+def test_an_interrupted_run_says_how_to_go_on(command, tmp_path, monkeypatch):
+    from gmemcore.stress import run as runs
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "run", interrupted)
+    status, _, err = command(write(tmp_path / "fleet.toml"))
+    assert (status, "--resume goes on" in err) == (130, True)
+
+
+def test_progress_is_lines_elsewhere_and_a_bar_on_a_terminal(monkeypatch, capsys):
+    from gmemcore.cli import stress as command_module
+
+    made = small(guests=3, chunks={"guests": 1})
+    times = iter(range(0, 1000, 10))
+    monkeypatch.setattr(command_module.time, "monotonic", lambda: next(times))
+    with command_module._watching(False) as watch:
+        run(made, watch=watch)
+    err = capsys.readouterr().err
+    assert "0 of 3 guests, starting" in err
+    assert "operations/s" in err
+    assert "left" in err
+    with command_module._watching(True) as watch:
+        run(made, watch=watch)
+    assert command_module._clock(3725) == "1:02:05"
+    assert command_module._clock(65) == "1:05"
+    assert command_module._big(1_234_567) == "1.23M"
+
+
+def test_places_of_events_are_one_in_every_stretch_and_depend_on_no_cut():
+    made = small()
+    stream = made.plan(0).stream
+    whole = guests._places(stream, 7, 0, 700)
+    assert [place // 7 for place in whole] == list(range(100))
+    cuts = sorted(random.Random(3).sample(range(1, 700), 20))
+    parts = [
+        place
+        for low, high in zip([0, *cuts], [*cuts, 700], strict=True)
+        for place in guests._places(stream, 7, low, high)
+    ]
+    assert parts == whole
