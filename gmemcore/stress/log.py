@@ -10,9 +10,9 @@ that was changed, lost, repeated or moved is found, and so is a file that isn't 
 record is one ``write`` of a whole line.
 
 **What may be lost.** A process that is killed loses nothing that it wrote: the kernel has it. A machine that
-loses power loses what wasn't synchronised, which happens once a second and at the end. A last line that is
-torn, or whose sum is wrong, is dropped and its guests are run again; a wrong line before others is damage,
-and refused. One run at a time writes to a log: it holds a lock on the file, which goes with the process.
+loses power loses what wasn't synchronised, which happens once a second and at the end. A last line without
+its end is dropped, and its guests are run again; any other line with a wrong sum is damage, and refused. One
+run at a time writes to a log: it holds a lock on the file, which goes with the process.
 """
 
 import errno
@@ -185,9 +185,9 @@ class Log:
         """Refuse a wrong line that isn't just what a killed run leaves behind."""
         if before == 0 and not self._line(msgspec.json.encode(header)).startswith(line):
             raise LogError(f"{self.path} is no log of a stress run that began with this spec and gmemcore")
-        if at + len(line) < size:
+        if at + len(line) < size or line.endswith(b"\n"):
             raise LogError(
-                f"{self.path}: line {before + 1} is damaged, at byte {at}; only a last line may be torn"
+                f"{self.path}: line {before + 1}, at byte {at}, is damaged; a last line may lack its end"
             )
 
     def _record_of(self, line: bytes) -> bytes | None:
