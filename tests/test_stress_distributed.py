@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -63,7 +62,7 @@ def answers(port):
 
 @contextmanager
 def cluster(workers):
-    """A scheduler and workers as processes of their own: its address and the workers' processes."""
+    """A scheduler and workers as processes of their own: its address, and the processes."""
     port = free_port()
     address = f"tcp://127.0.0.1:{port}"
     with ExitStack() as stack:
@@ -71,7 +70,8 @@ def cluster(workers):
         scheduler = stack.enter_context(process("distributed.cli.dask_scheduler", *options))
         assert wait_for(lambda: answers(port), scheduler)
         worker = ("distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
-        yield address, [stack.enter_context(process(*worker, "--host", "127.0.0.1")) for _ in range(workers)]
+        processes = [stack.enter_context(process(*worker, "--host", "127.0.0.1")) for _ in range(workers)]
+        yield address, scheduler, processes
 
 
 def worker_processes(pid):
@@ -85,7 +85,7 @@ def worker_processes(pid):
 
 @pytest.fixture(scope="module")
 def one_worker():
-    with cluster(1) as (address, _):
+    with cluster(1) as (address, _, _):
         yield address
 
 
@@ -109,7 +109,7 @@ def test_two_processes_give_what_one_gives_though_one_is_killed():
 
 def test_a_scheduler_and_two_workers_by_address_one_of_them_killed_at_a_quarter():
     made = small(**SPEC)
-    with cluster(2) as (address, workers):
+    with cluster(2) as (address, _, workers):
         killed = []
 
         def watch(state):
@@ -171,31 +171,20 @@ def test_nobody_there_is_told_soon():
 
 
 def test_a_cluster_without_workers_is_given_up():
-    with cluster(0) as (address, _), pytest.raises(ClusterError, match="has no worker for 1 s; --resume"):
+    with cluster(0) as (address, _, _), pytest.raises(ClusterError, match="has no worker for 1 s; --resume"):
         run(small(), runner=Cluster(scheduler=address, patience=1))
 
 
 def test_a_scheduler_that_goes_away_ends_the_run():
-    with cluster(1) as (address, _):
-        port = int(address.rpartition(":")[2])
-        made = small(**{**SPEC, "operations": 2000})
+    made = small(**{**SPEC, "guests": 50, "operations": 2000})
+    with cluster(1) as (address, scheduler, _):
 
         def watch(state):
             if len(state.merger.results) == 2:
-                threading.Thread(target=kill_listener, args=(port,)).start()
+                os.killpg(scheduler.pid, signal.SIGKILL)
 
         with pytest.raises(ClusterError, match="--resume goes on from here"):
             run(made, runner=Cluster(scheduler=address, patience=2), watch=watch)
-
-
-def kill_listener(port):
-    """End the process that listens on a port of this machine."""
-    import psutil
-
-    for each in psutil.process_iter():
-        words = each.info.get("cmdline") if hasattr(each, "info") else each.cmdline()
-        if words and "distributed.cli.dask_scheduler" in " ".join(words) and str(port) in words:
-            each.kill()
 
 
 def test_tls_files_are_passed_through(tmp_path):

@@ -84,7 +84,7 @@ class Cluster:
         from distributed import Client
 
         # A lost worker is no news here: its chunks are run again. What matters is raised.
-        logging.getLogger("distributed").setLevel(logging.ERROR)
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
         with ExitStack() as stack:
             address = self.scheduler
             if address is None:
@@ -141,7 +141,7 @@ class Cluster:
                 host="127.0.0.1",
                 dashboard_address=None,
                 local_directory=folder,
-                silence_logs=logging.ERROR,
+                silence_logs=logging.CRITICAL,
             ) as cluster,
         ):
             yield cluster
