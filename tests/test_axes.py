@@ -14,6 +14,7 @@ from gmemcore.benchmark.cases import find, table
 from gmemcore.benchmark.contents import RANDOM, WRITTEN, Contents, Reference, WrongContentsError, key_stream
 from gmemcore.benchmark.memory import Memory, check_host, huge_page_share, new_backing, warm_words
 from gmemcore.benchmark.primitives import Primitives
+from gmemcore.benchmark.record import as_record
 from gmemcore.benchmark.run import QUICK, Bench, benches
 from gmemcore.benchmark.scene import Scene
 from gmemcore.cli import main
@@ -157,6 +158,8 @@ def test_settings_are_the_possible_combinations():
     }
     assert str(Setting(threads=2)).endswith("2 threads")
     assert [*settings(("memfd",), (True,))] == []
+    enforced = [*settings(("anonymous", "memfd"), enforce=(True,))]
+    assert [str(setting) for setting in enforced] == ["memfd, small pages, 1 thread, enforced by mprotect"]
 
 
 def test_cases_of_the_same_work_are_timed_once():
@@ -378,3 +381,20 @@ def test_primitives_on_two_threads_touch_every_word():
     primitives._target[:] = 0
     primitives.seconds("memset", 16 << 20, 16 << 20)
     assert (primitives._target == 7).all()
+
+
+@pytest.mark.parametrize("abi", ["v5", "legacy"])
+def test_enforced_by_mprotect_the_same_bytes_are_right(abi):
+    (setting,) = settings(("memfd",), enforce=(True,))
+    cases = [
+        case
+        for case in table(abi, "SNP", memory=SMALL, ranges=[4096, SMALL], settings=[setting])
+        if not case.refused
+    ]
+    bench = Bench(Memory(SMALL, "memfd", False), Primitives(SMALL, setting=setting), QUICK)
+    results = [*bench.results(cases)]
+    assert results
+    for result in results:
+        assert result.case.setting.enforce
+        assert result.verified_bytes
+        assert as_record(result)["enforce"] is True

@@ -18,7 +18,7 @@ CELL_KEYS = [
     *("abi", "vm_type", "firmware", "phase", "direction", "flag", "outcome", "effect", "unless"),
     *("memory", "range", "pages_allocated_before", "bytes"),
     *("convert_gbps", "populate_gbps", "first_access_gbps", "ratio", "seconds", "counters", "verified_bytes"),
-    *("fragmentation", "backing", "huge_pages", "threads"),
+    *("fragmentation", "backing", "huge_pages", "threads", "enforce"),
     *("primitive", "primitive_gbps", "samples", "timed_as"),
 ]
 

@@ -555,8 +555,8 @@ def _of_one_setting(cells: Sequence[BenchCell]) -> list[BenchCell]:
     return [cell for cell in cells if cell.effect is None or (*_setting(cell), cell.fragmentation) in wanted]
 
 
-def _setting(cell: BenchCell) -> tuple[str, bool, int]:
-    return cell.backing, cell.huge_pages, cell.threads
+def _setting(cell: BenchCell) -> tuple[str, bool, int, bool]:
+    return cell.backing, cell.huge_pages, cell.threads, cell.enforce
 
 
 def _cells_of(run: Run, abi: str | None) -> list[BenchCell]:

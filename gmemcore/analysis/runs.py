@@ -65,6 +65,7 @@ class BenchCell(msgspec.Struct, frozen=True):
     backing: str = "anonymous"
     huge_pages: bool = True
     threads: Count = 1
+    enforce: bool = False
 
 
 class StressFirst(msgspec.Struct, frozen=True):

@@ -71,7 +71,8 @@ def _by_setting(records: Iterable[Record]) -> dict[str, list[Record]]:
     for record in records:
         pages = "huge pages" if record["huge_pages"] else "small pages"
         threads = "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
-        found.setdefault(f"{record['backing']}, {pages}, {threads}", []).append(record)
+        enforced = ", enforced by mprotect" if record.get("enforce") else ""
+        found.setdefault(f"{record['backing']}, {pages}, {threads}{enforced}", []).append(record)
     return found
 
 

@@ -5,6 +5,7 @@ fragmentation  how the state of pages alternates within the range
 backing        where the bytes live
 huge_pages     whether they live in transparent huge pages
 threads        how many threads one conversion uses
+enforce        whether a view of the host's own is kept true by mprotect
 ============== =======================================================================================
 
 A value more is a row here. What a host can't do is refused before anything is measured (`memory.check_host`).
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from itertools import product
 from typing import Final
 
 import numpy as np
@@ -108,20 +110,25 @@ class Setting:
         Memory in transparent huge pages: something only anonymous memory can be asked for here.
     threads : int
         Of one conversion.
+    enforce : bool
+        Private pages fault in the host's own mapping of a memfd (``enforce="mprotect"``).
     """
 
     backing: str = "anonymous"
     huge_pages: bool = True
     threads: int = 1
+    enforce: bool = False
 
     @property
     def possible(self) -> bool:
-        """Whether a backing can be had with such pages at all, on any host."""
-        return self.backing == "anonymous" or not self.huge_pages
+        """Whether a backing can be had with such pages and such a mapping at all, on any host."""
+        pages = self.backing == "anonymous" or not self.huge_pages
+        return pages and (self.backing == "memfd" or not self.enforce)
 
     def __str__(self) -> str:
         pages = "huge pages" if self.huge_pages else "small pages"
-        return f"{self.backing}, {pages}, {self.threads} thread{'s' * (self.threads != 1)}"
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        return ", ".join([self.backing, pages, threads, *["enforced by mprotect"] * self.enforce])
 
 
 DEFAULT_SETTING: Final = Setting()
@@ -132,6 +139,7 @@ def settings(
     backings: Sequence[str] = ("anonymous",),
     huge_pages: Sequence[bool] | None = None,
     threads: Sequence[int] = (1,),
+    enforce: Sequence[bool] = (False,),
 ) -> Iterator[Setting]:
     """Yield every setting of these values that is possible.
 
@@ -141,8 +149,8 @@ def settings(
         None: what suits each backing, huge pages in anonymous memory.
     """
     for backing in backings:
-        for huge in (backing == "anonymous",) if huge_pages is None else huge_pages:
-            for number in threads:
-                setting = Setting(backing, huge, number)
-                if setting.possible:
-                    yield setting
+        usual = (backing == "anonymous",)
+        for values in product(usual if huge_pages is None else huge_pages, threads, enforce):
+            setting = Setting(backing, *values)
+            if setting.possible:
+                yield setting

@@ -40,6 +40,7 @@ TEMPLATE: Final = """\
 # huge_pages = [true]                 # true, false
 
 # threads = [1]                       # of one conversion
+# enforce = [false]                   # true: mprotect keeps the host's own mapping of a memfd true
 """
 """Every key, commented, with its default."""
 
@@ -63,6 +64,7 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     backing: Names = ("anonymous",)
     huge_pages: Annotated[tuple[bool, ...], msgspec.Meta(min_length=1)] | None = None
     threads: Annotated[tuple[Annotated[int, msgspec.Meta(ge=1)], ...], msgspec.Meta(min_length=1)] = (1,)
+    enforce: Annotated[tuple[bool, ...], msgspec.Meta(min_length=1)] = (False,)
 
     def cases(self, memory: int) -> list[Case]:
         """Return the table of these axes, setting by setting.
@@ -77,11 +79,11 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
         InvalidArgumentError
             EINVAL: a name that doesn't exist; memory that can't be had.
         """
-        chosen = [*settings(self.backing, self.huge_pages, self.threads)]
+        chosen = [*settings(self.backing, self.huge_pages, self.threads, self.enforce)]
         if not chosen:
             raise InvalidArgumentError(
-                f"huge_pages true: backing {', '.join(self.backing)} takes no advice for huge pages; "
-                "anonymous would"
+                f"backing {', '.join(self.backing)} takes no advice for huge pages, as anonymous would, or "
+                "isn't enforced by mprotect, as memfd would be"
             )
         found = [
             case

@@ -5,6 +5,7 @@ timed is a conversion and not the page faults of the process.
 """
 
 import ctypes
+import mmap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from gmemcore.benchmark.axes import DEFAULT_SETTING, Setting
 from gmemcore.engine.backing import BACKINGS, Backing
+from gmemcore.engine.host_view import require_shared
 from gmemcore.errors import InvalidArgumentError, UnsupportedOperationError
 from gmemcore.machine import create_vm
 from gmemcore.uapi import PAGE_SIZE
@@ -128,6 +130,14 @@ class Lent:
     def commit(self, offset: int, size: int) -> None:
         """See `Backing`."""
         self._owner.commit(offset, size)
+
+    def map_again(self) -> mmap.mmap:
+        """See `SharedBacking`."""
+        return require_shared(self._owner, "of the owner").map_again()
+
+    def existing(self, offset: int, size: int) -> Iterable[tuple[int, int]]:
+        """See `SharedBacking`."""
+        return require_shared(self._owner, "of the owner").existing(offset, size)
 
     def close(self) -> None:
         """See `Backing`."""

@@ -54,6 +54,7 @@ def as_record(result: Result) -> dict[str, Any]:
         "backing": case.setting.backing,
         "huge_pages": case.setting.huge_pages,
         "threads": case.setting.threads,
+        "enforce": case.setting.enforce,
         "primitive": case.primitive,
         "primitive_gbps": result.primitive_gbps,
         "samples": list(result.samples),

@@ -170,6 +170,7 @@ class Scene:
         self.vm = create_vm(
             *(key.vm_type, self.case.abi, key.firmware, self._reference.seed, lender),
             threads=self.case.setting.threads,
+            enforce="mprotect" if self.case.setting.enforce else None,
         )
         self.gmem = self.vm.create_guest_memfd(self._memory.size, flags)
         self.vm.add_memslot(0, 0, self._memory.size, self.gmem)

@@ -39,6 +39,9 @@ def bench(
         str | None, Parameter(help="on, off: transparent huge pages for anonymous memory.")
     ] = None,
     threads: Annotated[str | None, Parameter(help="Threads of one conversion; 1.")] = None,
+    enforce: Annotated[
+        str | None, Parameter(help="on, off: mprotect keeps the host's own view of a memfd true.")
+    ] = None,
     axes: Annotated[Path | None, Parameter(help="TOML file with values of the options above.")] = None,
     axes_template: Annotated[bool, Parameter(negative="", help="Print such a file, commented.")] = False,
     json: Annotated[Path | None, Parameter(help="Write JSON Lines here, a line a cell.")] = None,
@@ -76,6 +79,7 @@ def bench(
             "backing": backing,
             "huge_pages": huge_pages,
             "threads": threads,
+            "enforce": enforce,
         }
         usual = parse_size(_QUICK_MEMORY if quick else _USUAL_MEMORY)
         cases = read_axes(axes, _as_in_file(given)).cases(usual)
@@ -107,7 +111,7 @@ def _as_in_file(given: dict[str, str | None]) -> dict[str, Any]:
         words = text.split(",")
         if name == "memory":
             found[name] = text
-        elif name == "huge_pages":
+        elif name in ("huge_pages", "enforce"):
             found[name] = [{"on": True, "off": False}.get(word, word) for word in words]
         elif name == "threads":
             found[name] = [int(word) if word.isascii() and word.isdecimal() else word for word in words]
