@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SECONDS = 120
 
-LIGHT = {"GMEMCORE_GUESTS": "40"}
+LIGHT = {"GMEMCORE_GUESTS": "40", "GMEMCORE_MEMORY": "16m", "GMEMCORE_QUICK": "1"}
 """What tests turn down; every cell runs, and every assertion holds."""
 
 

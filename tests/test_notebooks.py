@@ -51,6 +51,15 @@ def test_it_is_readable_on_a_web_page(path):
 
 
 @each_notebook
+def test_every_picture_is_shown(path):
+    """A cell that ends with a call whose result isn't shown draws."""
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and source.endswith(");"):
+            assert any("image/png" in output.get("data", ()) for output in cell["outputs"]), source
+
+
+@each_notebook
 def test_it_asserts(path):
     assert sum("assert " in "".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]) >= 2
 

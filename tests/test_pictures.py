@@ -412,8 +412,8 @@ def test_conversions_by_size_are_summed_over_what_guests_are():
     )
     (line,) = conversion_sizes(run).get_lines()
     assert line.get_label() == "balloon"
-    assert line.get_xdata().tolist() == [4096, 16384]
-    assert line.get_ydata().tolist() == [4, 900]
+    counts = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
+    assert {size: n for size, n in counts.items() if not np.isnan(n)} == {4096: 4, 16384: 900}
     with pytest.raises(ValueError, match="no guest asked"):
         conversion_sizes(stress_run({"kexec SNP v5 today": []}))
     with pytest.raises(ValueError, match="a run of bench; one of stress"):

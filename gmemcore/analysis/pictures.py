@@ -625,9 +625,10 @@ def conversion_sizes(run: Run, ax: "Axes | None" = None) -> "Axes":
     if not made:
         raise ValueError("no guest asked for a conversion")
     drawn = axes_for(ax)
+    sizes = PAGE_SIZE * 2.0 ** np.arange(64)
     for number, (name, own) in enumerate(made.items()):
-        asked = np.flatnonzero(own)
-        drawn.plot(PAGE_SIZE * 2.0**asked, own[asked], label=name, **line_style(number))
+        counted = np.where(own > 0, own, np.nan)  # sizes that nobody asked for part the line
+        drawn.plot(sizes, counted, label=name, **line_style(number))
     drawn.set_yscale("log")
     drawn.yaxis.set_major_formatter(EngFormatter(sep=""))
     drawn.yaxis.set_minor_formatter(NullFormatter())
@@ -635,6 +636,7 @@ def conversion_sizes(run: Run, ax: "Axes | None" = None) -> "Axes":
     drawn.set_xlabel("size of the range, from each power of two up to the next")
     drawn.set_ylabel("conversions")
     drawn.set_title("Conversions by size", loc="left")
+    drawn.locator_params("x", numticks=9)
     drawn.legend(loc="upper right", frameon=False, title="behaviour")
     return drawn
 

@@ -70,6 +70,8 @@ def axes_for(ax: "Axes | None", size: tuple[float, float] = SIZE) -> "Axes":
         return ax
     matplotlib = extra("matplotlib", "a picture")
     pyplot = extra("matplotlib.pyplot", "a picture")
+    # A notebook's backend turns interactive mode on as it is loaded, which the context would undo.
+    pyplot.draw_if_interactive()
     with matplotlib.rc_context(_RC):
         drawn: Axes = pyplot.subplots(figsize=size, layout="constrained")[1]
     return drawn
