@@ -164,10 +164,11 @@ def test_operations_are_some_that_exist(name):
     check_operations(take(name, 50_000))
 
 
-@pytest.mark.parametrize("firmware", ["today", "cipher"])
 @pytest.mark.parametrize("abi", ABIS)
 @pytest.mark.parametrize("name", sorted(name for name, row in BEHAVIOURS.items() if not row.hostile))
-def test_well_behaved_guests_are_refused_nothing_unexpected(name, abi, firmware):
+def test_well_behaved_guests_are_refused_nothing_unexpected(name, abi):
+    # The cipher firmware, where an abi has flags that it changes.
+    firmware = "cipher" if abi in ("after-launch", "cipher", "two-caps", "pre-cap") else "today"
     row = BEHAVIOURS[name]
     ops = take(name, 300)
     for vm_type in PRIVATE_VM_TYPES:
@@ -561,9 +562,12 @@ def one_page(guest, *, size):
     yield operations(Step.CONVERT, guest.ranges[0][0], size, n=1)
 
 
-def test_a_row_added_at_run_time_is_seen_by_all_readers(monkeypatch, capsys):
+def test_a_row_added_at_run_time_is_seen_by_all_readers(monkeypatch, capsys, tmp_path):
     from gmemcore.cli import main
+    from gmemcore.stress.guest import run_guest
+    from gmemcore.stress.spec import check as check_spec
     from gmemcore.workload.behaviours.parameters import size
+    from gmemcore.workload.trace import read_trace
 
     row = Behaviour(
         "one-page", "Shares one piece of memory", "this test", one_page, (size("size", "4k", "how much"),)
@@ -579,6 +583,13 @@ def test_a_row_added_at_run_time_is_seen_by_all_readers(monkeypatch, capsys):
         main(["behaviours", "one-page", "--set", "size=16k"])
     assert ended.value.code == 0
     assert "16k" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["trace", "record", "one-page", str(tmp_path / "one.trace"), "--set", "size=16k"])
+    assert ended.value.code == 0
+    assert (read_trace(tmp_path / "one.trace").operations["size"] == 16 * K).all()
+    fleet = {"guests": 1, "operations": 1, "behaviour": [{"name": "one-page"}], "guest": {"memory": "1m"}}
+    run = run_guest(check_spec(fleet), 0)
+    assert run.operations == 1
 
 
 def test_unknown_behaviours_and_parameters_are_named():
