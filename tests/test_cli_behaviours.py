@@ -74,6 +74,12 @@ def test_json_of_one_adds_up(capsys):
     assert list(contents["counters"]) == list(COUNTER_NAMES)
 
 
+def test_what_a_behaviour_leaves_alone_is_private(capsys):
+    words = ["bounce-churn", "--memory", "4g", "--set", "pool=1%", "--json", "--limit", "3000"]
+    contents = json.loads(run(capsys, *words)[1])["contents"]
+    assert 0 < contents["shared"] <= contents["memory"] / 100
+
+
 def test_a_stream_without_end_is_cut(capsys):
     _, out, _ = run(capsys, "balloon", "--memory", "64m", "--limit", "1234", "--json")
     assert json.loads(out)["contents"]["operations"] == 1234

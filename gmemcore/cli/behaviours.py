@@ -78,7 +78,7 @@ def _run(
     from gmemcore.workload.layout import Layout
     from gmemcore.workload.streams import limit as limited
 
-    layout = Layout.pc(memory)
+    layout = Layout.pc(memory, private=True)  # as guests with private memory start
     stream = row.operations(layout, seed, **dict[str, Any](given))
     if limit is not None or not row.ends:
         limit = _ENDLESS if limit is None else limit

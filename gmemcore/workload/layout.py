@@ -87,11 +87,11 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return cls((Region(gpa, size, private),))
 
     @classmethod
-    def pc(cls, size: int) -> "Layout":
+    def pc(cls, size: int, *, private: bool = False) -> "Layout":
         """Return the layout of QEMU's q35: what doesn't fit below the PCI hole is above 4 GiB."""
         low = size if size < _Q35_SPLITS_FROM else _Q35_LOW
-        above = (Region(4 << 30, size - low),) if size > low else ()
-        return cls((Region(0, low), *above))
+        above = (Region(4 << 30, size - low, private),) if size > low else ()
+        return cls((Region(0, low, private), *above))
 
     def part(self, low: float, high: float) -> "Layout":
         """Return the part of the memory between two shares of it, whole pages, for behaviours side by side.
