@@ -184,6 +184,11 @@ class Memory:
 
         return lend
 
+    def clear(self) -> None:
+        """Zero all of it."""
+        for side in self._sides:
+            side.words[:] = 0
+
     def close(self) -> None:
         """Give the memory back, unless a view of it is still held."""
         for side in self._sides:

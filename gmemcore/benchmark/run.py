@@ -141,14 +141,12 @@ class Bench:
         """Run one range alone for its counters, sample what wasn't yet, and verify the last run."""
         alone = new_scene(case, self.memory, self.reference)
         batch = new_scene(case, self.memory, self.reference, self._count(case))
-        verified = 0
+        verified, counters = 0, None
         if batch.size > alone.size:
             alone.prepare()
             alone.run()
             alone.check()
-            verified = alone.size
-        else:
-            alone = batch
+            verified, counters = alone.size, alone.counters()
         samples = self._sampled.get(_work(case))
         if samples is None:
             samples = self._sampled[_work(case)] = self._samples(batch)
@@ -156,7 +154,7 @@ class Bench:
             batch.prepare()
             batch.run()
         first_access = batch.check()
-        return self._result(batch, samples, first_access, alone.counters(), verified + batch.size)
+        return self._result(batch, samples, first_access, counters or batch.counters(), verified + batch.size)
 
     def _count(self, case: Case) -> int:
         """How many ranges one run converts."""

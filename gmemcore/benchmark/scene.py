@@ -167,6 +167,8 @@ class Scene:
         if hasattr(self, "vm"):
             self.vm.close()
         key, lender = self.case.key, self._memory.lender()
+        if self.case.setting.enforce:
+            self._memory.clear()  # what lies in pages that don't exist would be the host's, written raw
         self.vm = create_vm(
             *(key.vm_type, self.case.abi, key.firmware, self._reference.seed, lender),
             threads=self.case.setting.threads,

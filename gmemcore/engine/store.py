@@ -124,8 +124,10 @@ class Store:
         """Events since creation."""
         with self.lock:
             self.notice_writes(0, self.n_pages)
-            totals = self.state.header[layout.TOTALS : layout.TOTALS + layout.COUNTERS]
-            return Counters(*(int(figure) for figure in totals))
+            return self._totals()
+
+    def _totals(self) -> Counters:
+        return Counters(*self.state.header[layout.TOTALS : layout.TOTALS + layout.COUNTERS].tolist())
 
     # ---- requests ------------------------------------------------------------------------------
 
@@ -140,6 +142,8 @@ class Store:
         with self.lock:
             _REQUEST.pack_into(self._request_bytes, 0, *request)
             self._result_bytes[:] = _NOTHING_YET
+            if self.host_view is not None:
+                self.notice_writes(*self._pages(*request[:2]))
             late = self.backing.commits_late and rules.allocating
             if self.host_view is not None or late or self.threads > 1:
                 self._run_apart(rules, self._request, self._inputs, self._result)
@@ -153,7 +157,10 @@ class Store:
         n = len(requests.offsets)
         results: NDArray[np.uint64] = np.zeros((layout.RESULT_ROWS, n), np.uint64)
         with self.lock:
-            before = self.counters
+            if self.host_view is not None:
+                for offset, size in zip(requests.offsets.tolist(), requests.sizes.tolist(), strict=True):
+                    self.notice_writes(*self._pages(offset, size))
+            before = self._totals()
             if self._apart(requests):
                 for i in range(n):
                     result = np.zeros((layout.RESULT_ROWS, 1), np.uint64)
@@ -161,7 +168,11 @@ class Store:
                     results[:, i] = result[:, 0]
             else:
                 load_kernels().run(*self._arrays, rules.table, *requests, _NO_INPUTS, results)
-            return BatchResult(results, self.counters - before)
+            return BatchResult(results, self._totals() - before)
+
+    def _pages(self, offset: int, size: int) -> tuple[int, int]:
+        """First and end page of a byte range, as far as the file reaches."""
+        return offset >> PAGE_SHIFT, min(-(-(offset + size) // PAGE_SIZE), self.n_pages)
 
     def _apart(self, requests: Requests) -> bool:
         """Whether requests need something done around them that kernels can't do."""
@@ -177,11 +188,10 @@ class Store:
     ) -> None:
         """Run one request, taking the steps first that only the host can refuse, and then those it can't."""
         step, offset, size, attributes, flags = request.numbers()
-        start, end = offset >> PAGE_SHIFT, min(-(-(offset + size) // PAGE_SIZE), self.n_pages)
+        start, end = self._pages(offset, size)
         if start >= end:
             load_kernels().run(*self._arrays, rules.table, *request, inputs, result)
             return
-        self.notice_writes(start, end)
         converts = step == Step.CONVERT
         view = self._view_to_change(start, end, attributes) if converts else None
         allocates = (attributes, flags) in rules.allocating if converts else step not in NEVER_ALLOCATE
@@ -273,8 +283,9 @@ class Store:
             start = min((page for page in ends if page is not None), default=end)
             for low, high in self.host_view.existing(first, start):
                 pages = self.backing.words[low * PAGE_WORDS : high * PAGE_WORDS].reshape(-1, PAGE_WORDS)
-                for page in low + np.flatnonzero(pages.any(axis=1)):
-                    self._apply(int(page), int(page) + 1, KEEP_BYTES, Plane.ALLOCATED, promised=True)
+                edges = low + np.flatnonzero(np.diff(pages.any(axis=1), prepend=False, append=False))
+                for written, stop in edges.reshape(-1, 2).tolist():
+                    self._apply(written, stop, KEEP_BYTES, Plane.ALLOCATED, promised=True)
 
     def fail_allocations_after(self, n: int | None) -> None:
         """Let n more allocations of conversions succeed and the next fail; None: all succeed again."""
