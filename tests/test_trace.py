@@ -400,6 +400,24 @@ def test_a_log_without_events_says_what_would_be_one():
         import_log(["kvm_exit: 1", "", "#kvm_convert_memory nothing"], "t")
 
 
+@pytest.mark.parametrize(
+    ("line", "private"),
+    [
+        ("kvm_convert_memory start 0x1000 size 0x1000 private_to_shared", True),
+        ("kvm_convert_memory start 0x1000 size 0x1000 shared_to_private", False),
+        ("kvm_memory_fault start 0x1000 size 0x1000 flags 0x0", True),
+        ("kvm_memory_fault start 0x1000 size 0x1000 flags 0x8", False),
+        ("kvm_vm_set_mem_attributes: 0x1 -- 0x2 [0x0]", True),
+        ("kvm_sev_snp_launch_update src 0x0 gpa 0x1000 len 0x1000 (Zero page)", True),
+    ],
+)
+def test_a_region_starts_as_its_first_event_needs_it(line, private):
+    later = "kvm_convert_memory start 0x3000 size 0x1000 shared_to_private"
+    far = "kvm_convert_memory start 0x4000000000 size 0x1000 shared_to_private"
+    regions = import_log([line, later, far], "t").trace.header.layout.regions
+    assert [region.private for region in regions] == [private, False]
+
+
 def test_a_layout_may_be_given():
     imported = import_log(QEMU.splitlines(), "q", layout=LAYOUT)
     assert imported.trace.header.layout == LAYOUT

@@ -228,8 +228,7 @@ def with_flags(operations: Operations, vm: VmFace, flags: Flags) -> Operations:
     changed = operations.copy()
     converts = changed["step"] == Step.CONVERT
     to_private = (changed["attributes"] & np.uint64(MemoryAttribute.PRIVATE)) > 0
-    finishes = changed["step"] == Step.LAUNCH_FINISH
-    running = (np.cumsum(finishes) - finishes) > 0
+    running = np.logical_or.accumulate(changed["step"] == Step.LAUNCH_FINISH)
     for phase, in_phase in ((Phase.LAUNCHING, ~running), (Phase.RUNNING, running)):
         for direction, that_way in ((Direction.TO_PRIVATE, to_private), (Direction.TO_SHARED, ~to_private)):
             changed["flags"][converts & in_phase & that_way] = _flag(vm, flags, phase, direction)
