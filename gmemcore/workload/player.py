@@ -219,8 +219,9 @@ class Player:
 
     def _host_write(self, slots: "_Slots", one: "_One") -> None:
         for gmem, offset, size in slots.pieces(one, HostAccessError):
-            gmem.host_touch(offset, size)
-            if gmem.has_bytes:
+            if size > PIECE or not slots.have_bytes:
+                gmem.host_touch(offset, size)  # all of it or none, before the first part
+            if slots.have_bytes:
                 for at, part in self._parts(one.number, one.at - one.gpa, size):
                     gmem.host_write(offset + at, part)
 
@@ -228,7 +229,8 @@ class Player:
         self.vm.guest_touch(one.gpa, one.size, _KINDS[one.variant])
 
     def _guest_write(self, slots: "_Slots", one: "_One") -> None:
-        self._guest_read(slots, one)
+        if not 0 < one.size <= PIECE or not slots.have_bytes:
+            self._guest_read(slots, one)  # all of it or none, before the first part
         if slots.have_bytes:
             for at, part in self._parts(one.number, 0, one.size):
                 self.vm.guest_write(one.gpa + at, part, _KINDS[one.variant])
