@@ -22,10 +22,11 @@ from gmemcore.analysis.pictures import (
     fractions,
     mappability_over_time,
     memory_over_time,
+    refusal_map,
     run_length_cdf,
     state_stream,
 )
-from gmemcore.analysis.runs import BenchCell, BenchFirst, Run, Seconds, StressLast, StressSums
+from gmemcore.analysis.runs import BenchCell, BenchFirst, Replay, Run, Seconds, StressLast, StressSums
 from gmemcore.analysis.style import STATE_COLOURS
 
 
@@ -390,6 +391,7 @@ def test_every_picture_fits_into_its_figure(series, tmp_path):
         "several series": {"in place": series, "legacy": series},
         "bench": run,
         "stress": stress_run({"balloon SNP v5 today": [3, 0, 900], "balloon TDX v5 today": [1]}),
+        "replay": replay_run(("v5", "SNP", 3), ("v13", "SNP", 0), ("v13", "SW_PROTECTED", 100)),
     }
     for name, picture in PICTURES.items():
         figure = picture.draw(inputs[picture.of]).figure
@@ -404,6 +406,28 @@ def stress_run(sizes):
     """A run of stress whose guests asked for conversions of these sizes."""
     sums = {name: StressSums(1, sum(own), {"OK": sum(own)}, {}, {}, own, "00") for name, own in sizes.items()}
     return Run("stress", None, [], StressLast(next(iter(sums.values())), sums, None))
+
+
+def replay_run(*refused):
+    """A run of replay in which so many of 100 operations were refused."""
+    replays = [
+        Replay(abi, vm_type, "today", 100, count, 0, [], [], {}, 0.0, 0, None)
+        for abi, vm_type, count in refused
+    ]
+    return Run("replay", None, replays)
+
+
+def test_refusals_stand_at_their_revision_and_vm_type():
+    ax = refusal_map(replay_run(("v5", "SNP", 3), ("v13", "SNP", 0), ("v13", "TDX", 100)))
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["SNP", "TDX"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["v5", "v13"]
+    share = ax.get_images()[0].get_array()
+    assert share.tolist() == [[3, None], [0, 100]]
+    assert {text.get_text() for text in ax.texts} == {"3", "0", "100"}
+    with pytest.raises(ValueError, match="replayed nowhere"):
+        refusal_map(replay_run())
+    with pytest.raises(ValueError, match="a run of bench; one of replay"):
+        refusal_map(bench_run())
 
 
 def test_conversions_by_size_are_summed_over_what_guests_are():

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections import Counter
+from contextlib import redirect_stdout
 from html.parser import HTMLParser
 from itertools import count, cycle
 
@@ -12,10 +13,11 @@ import pytest
 from browser import needs_browser, visit
 from conftest import JIT_DISABLED
 
+from gmemcore.analysis import runs
 from gmemcore.analysis.report import PAGES, report
 from gmemcore.analysis.report.blocks import LABELS, ROWS
 from gmemcore.analysis.report.page import clean
-from gmemcore.analysis.runs import KINDS, RunError, Seconds, StressSums, Violation, read_run
+from gmemcore.analysis.runs import KINDS, RunError, read_run
 from gmemcore.cli import main
 from gmemcore.units import format_number
 
@@ -63,7 +65,16 @@ def write_stress(path):
     assert gmemcore("stress", spec, "--json", path, "--fresh") == 0
 
 
-RUNS = {"bench": write_bench, "stress": write_stress}
+def write_replay(path):
+    """Conversions that ask for PRESERVE, which v5 refuses on a running SNP guest."""
+    trace = path.with_suffix(".gmem")
+    assert gmemcore("trace", "record", "bounce-churn", trace, "--memory", "64m", "--limit", "60") == 0
+    with path.open("w") as file, redirect_stdout(file):
+        where = ("--abi", "v5,v13,legacy", "--vm-type", "SNP,PKVM", "--flags", "preserve")
+        assert gmemcore("replay", trace, *where, "--json") == 0
+
+
+RUNS = {"bench": write_bench, "stress": write_stress, "replay": write_replay}
 """Kind of run -> what writes one, as a user would."""
 
 
@@ -190,6 +201,41 @@ def test_every_figure_of_a_stress_run_is_there(stress):
     assert "Everything that was checked held." in texts
 
 
+def test_every_figure_of_a_replay_is_there(tmp_path):
+    write_replay(path := tmp_path / "run.jsonl")
+    first, *replays = lines_of(path)
+    texts = Seen(report(read_run(path))).texts
+    assert f"Replay of {first['trace']['name']}" in texts
+    for replay in replays:
+        assert f"{replay['refused']:,}" in texts
+        for reason in replay["reasons"]:
+            assert any(
+                f"{reason['step']} {reason['outcome']} {reason['operations']:,}" in text for text in texts
+            )
+        for name, times in replay["counters"].items():
+            assert not times or {name, f"{times:,}"} <= set(texts)
+        for refusal in replay["first_refusals"][:5]:
+            assert {str(refusal["operation"]), f"{refusal['gpa']:#x}", refusal["outcome"]} <= set(texts)
+    assert "to shared, PRESERVE" in texts
+    refused = next(replay for replay in replays if (replay["abi"], replay["vm_type"]) == ("v5", "SNP"))
+    assert {"step": "CONVERT", "outcome": "EOPNOTSUPP"}.items() <= refused["reasons"][0].items()
+
+
+def test_a_predicted_time_is_told_with_what_it_leaves_out(tmp_path):
+    write_replay(path := tmp_path / "run.jsonl")
+    first, replay, *_ = lines_of(path)
+    replay["predicted"] = {
+        "seconds": 0.25,
+        "by_event": {"rmp_updates": 0.05, "call": 0.2},
+        "not_priced": {"pages_changed": 9000},
+    }
+    replay["refused"], replay["reasons"], replay["first_refusals"] = 0, [], []
+    texts = Seen(report(read_run(write_lines(tmp_path / "one", [first, replay])))).texts
+    assert {"250 ms", "call 200 ms, rmp_updates 50 ms", "pages_changed 9,000", "Nothing was refused."} <= set(
+        texts
+    )
+
+
 def test_what_did_not_hold_stands_out(stress, tmp_path):
     *lines, last = lines_of(stress)
     last["violation"] = {"guest": 3, "operation": 17, "what": "a <page> too many"}
@@ -277,14 +323,12 @@ def hostile(value, texts, *, keys):
     return next(texts) if isinstance(value, str) else value
 
 
-STRUCTURE = {name for kind in KINDS for name in kind.keys}
-for _struct in (
-    *(part for kind in KINDS for part in (kind.first, kind.record, kind.last)),
-    Seconds,
-    StressSums,
-    Violation,
-):
-    STRUCTURE |= set(_struct.__struct_fields__) if _struct else set()
+STRUCTURE = {
+    field
+    for part in vars(runs).values()
+    if hasattr(part, "__struct_fields__")
+    for field in part.__struct_fields__
+}
 
 
 ATTACKS = (

@@ -25,6 +25,7 @@ from gmemcore.analysis.pictures import (
     mappability_over_time,
     memory_over_time,
     page_map,
+    refusal_map,
     run_length_cdf,
     state_stream,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "memory_over_time",
     "page_map",
     "read_run",
+    "refusal_map",
     "run_histogram",
     "run_length_cdf",
     "run_lengths",

@@ -474,6 +474,8 @@ def cost_by_range(run: Run, ax: "Axes | None" = None, *, abi: str | None = None)
     abi : str or None
         Revision; None: all of the run.
     """
+    from matplotlib.ticker import LogFormatter
+
     cells = run_cells(run) if abi is None else _cells_of(run, abi)
     speeds: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
@@ -504,6 +506,7 @@ def cost_by_range(run: Run, ax: "Axes | None" = None, *, abi: str | None = None)
         }
         drawn.annotate(f" {name} {speed:.3g}", (1, height), annotation_clip=False, **place)
     drawn.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    drawn.yaxis.set_minor_formatter(LogFormatter())  # numbers in plain text, where there is room
     size_axis(drawn.xaxis)
     drawn.set_xticks(every, [size_words(size) for size in every])
     drawn.set_xticks([], minor=True)
@@ -641,6 +644,51 @@ def conversion_sizes(run: Run, ax: "Axes | None" = None) -> "Axes":
     return drawn
 
 
+# ---- where workloads are refused -------------------------------------------------------------------------
+
+
+def refusal_map(run: Run, ax: "Axes | None" = None) -> "Axes":
+    """Draw how many operations of a workload are refused: revisions down, VM types across.
+
+    Parameters
+    ----------
+    run : Run
+        Of ``gmemcore replay --json``, with one firmware.
+    ax : matplotlib Axes or None
+
+    Raises
+    ------
+    ValueError
+        A run of another kind, or one without a replay.
+    """
+    if run.kind != "replay":
+        raise ValueError(f"a run of {run.kind}; one of replay would be accepted")
+    if not run.records:
+        raise ValueError("the trace was replayed nowhere")
+    abis = list(dict.fromkeys(replay.abi for replay in run.records))
+    vm_types = list(dict.fromkeys(replay.vm_type for replay in run.records))
+    refused: Any = np.ma.MaskedArray(np.zeros((len(abis), len(vm_types))), mask=True)
+    counts: dict[tuple[int, int], int] = {}
+    for replay in run.records:
+        place = abis.index(replay.abi), vm_types.index(replay.vm_type)
+        refused[place] = replay.refused / max(replay.operations, 1) * 100
+        counts[place] = replay.refused
+    drawn = axes_for(ax, (3.6 + 1.1 * len(vm_types), max(1.6 + 0.32 * len(abis), 2.6)))
+    image = drawn.imshow(refused, cmap=FRACTION_MAP, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
+    bar = drawn.figure.colorbar(image, ax=drawn, label="operations refused (%)", shrink=0.9)
+    bar.outline.set_visible(False)
+    for (y, x), count in counts.items():
+        colour = "white" if _is_dark(image, refused[y, x]) else "black"
+        drawn.text(x, y, f"{count:,}", ha="center", va="center", fontsize=8, color=colour)
+    drawn.set_xticks(range(len(vm_types)), vm_types)
+    drawn.set_yticks(range(len(abis)), abis)
+    drawn.tick_params(length=0, labelsize=8)
+    drawn.xaxis.tick_top()
+    drawn.spines[:].set_visible(False)
+    drawn.set_title("Operations refused", loc="left", pad=12)
+    return drawn
+
+
 # ---- by name -------------------------------------------------------------------------------------------
 
 
@@ -649,7 +697,7 @@ class Picture(NamedTuple):
 
     shows: str
     of: str
-    """What it takes: a snapshot, snapshots by name, a series, series by name, a bench or a stress run."""
+    """What it takes: a snapshot, snapshots by name, a series, series by name, or a run of a kind."""
     draw: "Callable[..., Axes]"
 
 
@@ -663,5 +711,6 @@ PICTURES: Final = {
     "cube": Picture("what each cell of policy costs", "bench", bench_cube),
     "cost": Picture("speed against the size of one conversion", "bench", cost_by_range),
     "sizes": Picture("conversions by size, a line a behaviour", "stress", conversion_sizes),
+    "refusals": Picture("operations refused, by revision and VM type", "replay", refusal_map),
 }
 """Pictures by name."""

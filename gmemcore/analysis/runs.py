@@ -61,8 +61,8 @@ class BenchCell(msgspec.Struct, frozen=True):
     seconds: Seconds
     counters: dict[Name, Count]
     verified_bytes: Count
-    fragmentation: str = "uniform"
-    backing: str = "anonymous"
+    fragmentation: Name = "uniform"
+    backing: Name = "anonymous"
     huge_pages: bool = True
     threads: Count = 1
     enforce: bool = False
@@ -119,6 +119,69 @@ class StressLast(msgspec.Struct, frozen=True):
     violation: Violation | None
 
 
+class ReplayTrace(msgspec.Struct, frozen=True):
+    """What was replayed."""
+
+    name: str
+    source: str
+    operations: Count
+    memory: Count
+
+
+class ReplayFirst(msgspec.Struct, frozen=True):
+    """The first line of ``gmemcore replay --json``; ``replay`` are its options."""
+
+    trace: ReplayTrace
+    replay: dict[str, Any]
+    environment: dict[str, Any] = {}
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """Operations that were refused for one reason."""
+
+    step: Name
+    outcome: Name
+    operations: Count
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """One operation that was refused."""
+
+    operation: Count
+    step: Name
+    outcome: Name
+    gpa: Count
+    size: Count
+    attributes: Count
+    flags: Count
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """Time that counted events take by the figures of a cost file."""
+
+    seconds: Speed
+    by_event: dict[Name, Speed]
+    not_priced: dict[Name, Count]
+
+
+class Replay(msgspec.Struct, frozen=True):
+    """A line of ``gmemcore replay --json``: the trace under one revision, on one VM type."""
+
+    abi: Name
+    vm_type: Name
+    firmware: Name
+    operations: Count
+    refused: Count
+    conversions: Count
+    reasons: list[Reason]
+    first_refusals: list[Refusal]
+    counters: dict[Name, Count]
+    seconds: Speed
+    peak_memory: Count
+    launch_digest: Name | None
+    predicted: Prediction | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of run.
@@ -145,6 +208,7 @@ class Kind:
 KINDS: Final = (
     Kind("bench", frozenset({"environment", "primitives"}), BenchFirst, BenchCell),
     Kind("stress", frozenset({"environment", "spec", "spec_hash"}), StressFirst, StressGuest, StressLast),
+    Kind("replay", frozenset({"replay", "trace"}), ReplayFirst, Replay),
 )
 
 
@@ -164,7 +228,7 @@ def read_run(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Run:
     Parameters
     ----------
     path : str or Path
-        JSON Lines of ``gmemcore bench --json`` or ``gmemcore stress --json``.
+        JSON Lines of ``gmemcore bench``, ``stress`` or ``replay``.
     max_bytes : int
         A larger file is refused before it is read.
 

@@ -179,6 +179,8 @@ def _predicted(result: "Replayed", figures: "CostFile") -> "Prediction":
 def _print_json(
     trace: "Trace", options: dict[str, Any], results: "Sequence[Replayed]", figures: "CostFile | None"
 ) -> None:
+    from gmemcore.benchmark.record import environment
+
     header = trace.header
     first = {
         "trace": {
@@ -189,6 +191,7 @@ def _print_json(
             "memory": header.layout.size,
         },
         "replay": options,
+        "environment": environment(),
     }
     print(json.dumps(first))
     for result in results:

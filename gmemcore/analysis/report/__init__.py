@@ -3,11 +3,15 @@
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from gmemcore.analysis.report import bench, stress
+from gmemcore.analysis.report import bench, replay, stress
 from gmemcore.analysis.report.page import Page, to_html
 from gmemcore.analysis.runs import Run
 
-PAGES: Final[Mapping[str, Callable[[Run], Page]]] = {"bench": bench.page, "stress": stress.page}
+PAGES: Final[Mapping[str, Callable[[Run], Page]]] = {
+    "bench": bench.page,
+    "stress": stress.page,
+    "replay": replay.page,
+}
 """Kind of run -> its page."""
 
 

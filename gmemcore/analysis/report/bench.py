@@ -28,6 +28,7 @@ _DIRECTIONS: Final = {"to_private": "to private", "to_shared": "to shared"}
 _COLUMNS: Final = {
     **dict.fromkeys(("VM type", "phase", "direction", "flag", "effect"), False),
     "range": True,
+    "pages": False,
     "bytes": False,
     **dict.fromkeys(("GB/s", "a call", "p95", "cv", "n", "populate GB/s", "access GB/s"), True),
     "ratio to its primitive": False,
@@ -37,7 +38,8 @@ _LEGEND: Final = (
     "GB/s: the conversion itself, where it moves bytes; a call: its median time. populate: launch update in "
     "place (PRESERVE) or from a source, before launch; legacy: copying across. access: the new side accepts "
     "where it must, and reads everything. ratio: speed of the step that moves the bytes over that of the "
-    "memory primitive of its kind, measured in turn with it. +hole: pages that nobody had touched before."
+    "memory primitive of its kind, measured in turn with it. +hole: pages that nobody had touched before; "
+    "pages: how their state alternates."
 )
 
 
@@ -141,7 +143,8 @@ def _glance(cells: Sequence[BenchCell]) -> Cell:
     """Return one cell of policy in few words."""
     if not cells:
         return Cell("")
-    cell = max(cells, key=lambda cell: (cell.pages_allocated_before > 0, cell.range))
+    usual = [cell for cell in cells if cell.fragmentation == "uniform"] or cells
+    cell = max(usual, key=lambda cell: (cell.pages_allocated_before > 0, cell.range))
     if cell.effect is None:
         return Cell(cell.outcome, "refused")
     own_step = f" ({cell.bytes})" if cell.effect == "KEEP" and cell.bytes != "none" else ""
@@ -158,11 +161,20 @@ def _details(cells: Sequence[BenchCell]) -> list[Block]:
     """Return a table a revision with every figure."""
     numbers = frozenset(i for i, numeric in enumerate(_COLUMNS.values()) if numeric)
     blocks: list[Block] = []
-    for (abi, firmware), group in grouped(cells, lambda cell: (cell.abi, cell.firmware)).items():
+    for (abi, firmware, setting), group in grouped(cells, _heading).items():
         rows = muted([_detail(cell) for cell in group[:ROWS]], 5)
-        blocks.append(Table(tuple(_COLUMNS), rows, numbers, f"{abi}, firmware {firmware}"))
+        blocks.append(Table(tuple(_COLUMNS), rows, numbers, f"{abi}, firmware {firmware}; {setting}"))
         blocks += left_off(len(group))
     return blocks
+
+
+def _heading(cell: BenchCell) -> tuple[str, str, str]:
+    """Return what the cells of a table have in common: the revision, and the memory they were measured in."""
+    huge = "huge pages" if cell.huge_pages else "small pages"
+    memory = f"{cell.backing}, {huge}" if cell.backing == "anonymous" else cell.backing
+    threads = f"{cell.threads} thread{'s' if cell.threads != 1 else ''}"
+    enforced = "kept by mprotect" if cell.enforce else ""
+    return cell.abi, cell.firmware, ", ".join(filter(None, (memory, threads, enforced)))
 
 
 def _detail(cell: BenchCell) -> tuple[str | Cell, ...]:
@@ -172,6 +184,7 @@ def _detail(cell: BenchCell) -> tuple[str | Cell, ...]:
     return (
         *(*_place(cell), cell.flag, cell.effect or ""),
         size if cell.pages_allocated_before else f"{size}+hole",
+        cell.fragmentation,
         cell.bytes,
         *(format_number(cell.convert_gbps), format_time(seconds.median), format_time(seconds.p95)),
         Cell(noise, "noisy" if _is_noisy(cell) else ""),

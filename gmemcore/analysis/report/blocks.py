@@ -96,7 +96,7 @@ def _svg(draw: Callable[[], "Axes"]) -> bytes:
             simplefilter("ignore", UserWarning)  # characters that the font doesn't have are drawn as boxes
             figure = draw().get_figure(root=True)
             assert figure is not None
-            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+            figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     finally:
         for number in set(pyplot.get_fignums()) - before:
             pyplot.close(number)
