@@ -193,3 +193,9 @@ def test_parts_tile_the_range_at_blocks():
             assert tiles[-1][1] == end
             assert all(a[1] == b[0] and a[1] % 512 == 0 for a, b in pairwise(tiles))
             assert len(tiles) <= n
+
+
+def test_a_record_of_page_states_ends_where_numpys_do():
+    big = gmemcore.create_vm("SNP", backing="none").create_guest_memfd(16 << 40)
+    with pytest.raises(errors.UnsupportedOperationError, match=r"plane\(\) and packed_state\(\)"):
+        big.page_states()

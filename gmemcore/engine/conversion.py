@@ -181,18 +181,19 @@ def compile_rules(abi: Abi, vm_type: VmType, firmware: Firmware, phase: Phase) -
 def _compile_cell(
     abi: Abi, vm_type: VmType, firmware: Firmware, phase: Phase, direction: Direction, flag: ContentMode
 ) -> list[int]:
-    """The words of one cell: refusal, precondition, operations, fields to set, fields to clear."""
+    """The words of one cell: refusal, precondition, operations, fields to set and to clear, plainness."""
     answer = cell(abi, vm_type, firmware, phase, direction, flag)
     if answer.effect is None:
-        return [int(layout.MODE_UNSUPPORTED), 0, 0, 0, 0]
+        return [int(layout.MODE_UNSUPPORTED), 0, 0, 0, 0, 0]
     unless = Plane.ASSIGNED if answer.unless == "assigned" else Plane.NONE
     operations = pack_operations(byte_operations(answer.effect, vm_type, direction))
     raises_to = EFFECTS[answer.effect].raises_to
+    plain = not (unless or operations)
     if direction == Direction.TO_PRIVATE:
         set_ = Plane.PRIVATE | RANK_PLANES[raises_to or Rank.UNALLOCATED]
-        return [0, fields_of(unless), operations, fields_of(set_), 0]
+        return [0, fields_of(unless), operations, fields_of(set_), 0, plain]
     clear = Plane.PRIVATE | Plane.ASSIGNED | Plane.ACCEPTED
-    return [0, fields_of(unless), operations, 0, fields_of(clear)]
+    return [0, fields_of(unless), operations, 0, fields_of(clear), plain]
 
 
 def pack_operations(operations: Operations) -> int:

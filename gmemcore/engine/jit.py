@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 F = TypeVar("F", bound=Callable[..., Any])
 
 _registered: list[str] = []
+_inlined: set[str] = set()
 _compiling = threading.Lock()
 _kernels: ModuleType | None = None
 
@@ -24,6 +25,15 @@ def kernel(function: F) -> F:
     """Register a function of ``kernels.py`` for compilation; returns it unchanged."""
     _registered.append(function.__name__)
     return function
+
+
+def inlined(function: F) -> F:
+    """Register a function that becomes a part of each kernel that calls it; returns it unchanged.
+
+    A call hands over seven words an array, which costs more than a short function does.
+    """
+    _inlined.add(function.__name__)
+    return kernel(function)
 
 
 def load_kernels() -> ModuleType:
@@ -58,10 +68,12 @@ def _compile_in_place(kernels: ModuleType) -> None:
     from numba import njit
 
     from gmemcore.engine.kernel_cache import KernelCache, warn_once
+    from gmemcore.engine.prefetch import prefetch
 
+    kernels.prefetch = prefetch  # type: ignore[attr-defined]
     for name in _registered:
         function = getattr(kernels, name)
-        dispatcher = njit(**OPTIONS)(function)
+        dispatcher = njit(**OPTIONS, forceinline=name in _inlined)(function)
         try:
             dispatcher._cache = KernelCache(function)
         except OSError as error:

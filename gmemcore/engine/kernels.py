@@ -8,9 +8,9 @@ Page state of one file
 ``header``  uint64, one slot a name below: sizes and counters of the file that kernels read and write.
 ``words``   uint64, one a 2 MiB block of 512 pages: for each plane a field of ten bits, how many of the
             block's pages are set.  A count of 0 or of the whole block says everything about that plane.
-``lines``   uint64, one record a GiB: for each plane 4096 words, one bit a page.  The eight words of a block,
-            its line of that plane, are *true only while its count is neither 0 nor the whole block* (or
-            while ``header[DENSE]`` is set), so uniform memory costs eight bytes a block, whatever its size.
+``lines``   uint64, a bitmap a plane, one bit a page, shape (6, rows).  The eight words of a block, its line
+            of that plane, are *true only while its count is neither 0 nor the whole block* (or while
+            ``header[DENSE]`` is set), so uniform memory costs eight bytes a block, whatever its size.
 ``memory``  uint64, 512 a page: DRAM as the bus sees it; empty for a file that holds no bytes.
             The DRAM of a page that isn't allocated is zero.
 
@@ -23,7 +23,7 @@ signed (or float), and a signed index would cost the loops over memory their vec
 
 import numpy as np
 
-from gmemcore.engine.jit import kernel
+from gmemcore.engine.jit import inlined, kernel
 
 U0, U1, U2, U3, U4, U7, U8 = (np.uint64(n) for n in (0, 1, 2, 3, 4, 7, 8))
 U63, U64 = np.uint64(63), np.uint64(64)
@@ -42,11 +42,6 @@ FIELD_ONES = np.uint64(
 PRIVATE_FIELD, ALLOCATED_FIELD, ASSIGNED_FIELD, ACCEPTED_FIELD, PINNED_FIELD = (
     np.uint64(1023 << 10 * plane) for plane in range(5)
 )
-
-# A record: 6 planes of 4096 rows, and 4 KiB of nothing, without which equal rows of different records would
-# fall into the same sets of the caches.
-RECORD_SHIFT, RECORD_ROWS, RECORD_ROW_MASK = np.uint64(12), np.uint64(4096), np.uint64(4095)
-RECORD_WORDS = np.uint64(6 * 4096 + 512)
 
 # Slots of the header: the file's size, whether all lines are kept true, its key stream's seed and first
 # output, calls that transformed bytes, allocations left before one fails, the counter that assignment
@@ -95,13 +90,13 @@ PRIVATE_ATTRIBUTE = np.uint64(8)
 KNOWN_FLAGS, KNOWN_ATTRIBUTES, HAS_PRIVATE_MEMORY, ERROR_OFFSET_CHECKED, CELLS = (
     np.uint64(n) for n in range(5)
 )
-REFUSAL, UNLESS, OPERATIONS, SET, CLEAR = (np.uint64(n) for n in range(5))
-CELL_WORDS = np.uint64(5)
+REFUSAL, UNLESS, OPERATIONS, SET, CLEAR, PLAIN = (np.uint64(n) for n in range(6))
+CELL_WORDS = np.uint64(6)  # PLAIN: a conversion that policy always allows, and that touches no byte
 FLAG_SLOTS = np.uint64(65)  # no flag, and each of 64 bits
 
 # A step's row: what it asks of the range, what refuses it whole or by page, what stays done of it when a page
 # refuses, then bytes and planes.  Three rows a step, for the kinds of a guest's access.
-STEPS = np.uint64(4 + 2 * 65 * 5)
+STEPS = np.uint64(4 + 2 * 65 * 6)
 CONVERT = U0
 STEP_VARIANTS, STEP_COUNT = np.uint64(3), 13
 ALIGNED, SIGNED, BEYOND_END, STEP_REFUSAL, PARTIAL, TERMS = (np.uint64(n) for n in range(6))
@@ -109,7 +104,6 @@ TERM_WORDS, TERM_COUNT = np.uint64(3), 3
 STEP_OPERATIONS, STEP_SET, STEP_CLEAR, STEP_MARK = (np.uint64(n) for n in range(14, 18))
 STEP_WORDS = np.uint64(18)
 PARTIAL_REFUSED, PARTIAL_DONE = U1, U2  # what was done stays: as a refusal, or as success if there is any
-RULES_WORDS = 4 + 2 * 65 * 5 + 13 * 3 * 18
 
 # Operations on the bytes of a page, four bits for each rank of page:
 # unallocated, allocated, assigned, accepted (each includes the ones before).
@@ -117,13 +111,18 @@ NO_OPERATION, ZERO, XOR, SCRAMBLE, KEYSTREAM = (np.uint64(n) for n in range(5))
 OPERATION_BITS, OPERATION = np.uint64(4), np.uint64(15)
 
 GOLDEN = np.uint64(0x9E37_79B9_7F4A_7C15)
+AHEAD = np.uint64(32)  # requests: the memory of one that far ahead is asked for
 NEVER = np.uint64(0xFFFF_FFFF_FFFF_FFFF)  # an allocation budget that never runs out
+
+
+def prefetch(array, *index):
+    """Ask for a word that will be needed soon (`jit.py` makes an instruction of it; here it does nothing)."""
 
 
 # ---- bits ---------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def popcount(x):
     """Set bits of a word (the compiler knows this form and emits one instruction)."""
     x = x - ((x >> U1) & np.uint64(0x5555_5555_5555_5555))
@@ -132,35 +131,29 @@ def popcount(x):
     return (x * np.uint64(0x0101_0101_0101_0101)) >> np.uint64(56)
 
 
-@kernel
+@inlined
 def lowest_bit(x):
     """Index of the lowest set bit; 64 for no bit."""
     return popcount(~x & (x - U1))
 
 
-@kernel
+@inlined
 def bits_between(low, high):
     """Bits low to high of a word, high excluded; 0 <= low < high <= 64."""
     return (ONES << low) & (ONES >> (U64 - high))
 
 
-@kernel
+@inlined
 def lowest_plane(fields):
     """Number of the first plane of a mask of fields."""
     return lowest_bit(fields) // FIELD_BITS
 
 
-@kernel
+@inlined
 def pages_of_block(n_pages, block):
     """How many pages of the file lie in a block: 512, or what is left for the last."""
     left = n_pages - (block << BLOCK_SHIFT)
     return left if left < BLOCK_PAGES else BLOCK_PAGES
-
-
-@kernel
-def line_slot(plane, row):
-    """Where a row of a plane lies in lines."""
-    return (row >> RECORD_SHIFT) * RECORD_WORDS + plane * RECORD_ROWS + (row & RECORD_ROW_MASK)
 
 
 # ---- writing page state -------------------------------------------------------------------------
@@ -169,41 +162,38 @@ def line_slot(plane, row):
 @kernel
 def write_uniform_line(lines, plane, block, pages, value):
     """Make a line true that its block's word alone spoke for: value on the pages that exist."""
-    slot = line_slot(plane, block << U3)
-    for row in range(8):
-        first = np.uint64(row) << ROW_SHIFT
+    for r in range(8):
+        row = (block << U3) + np.uint64(r)
+        first = np.uint64(r) << ROW_SHIFT
         if pages >= first + U64:
-            lines[slot] = value
+            lines[plane, row] = value
         else:
-            lines[slot] = value & bits_between(U0, pages - first) if pages > first else U0
-        slot += U1
+            lines[plane, row] = value & bits_between(U0, pages - first) if pages > first else U0
 
 
-@kernel
-def write_row(lines, slot, mask, value):
+@inlined
+def write_row(lines, plane, row, mask, value):
     """Set or clear bits of one row; returns how many changed."""
-    old = lines[slot]
+    old = lines[plane, row]
     new = (old & ~mask) | (mask & value)
-    lines[slot] = new
+    lines[plane, row] = new
     return popcount(old ^ new)
 
 
-@kernel
+@inlined
 def write_rows(lines, plane, start, end, value):
     """Set (value = all ones) or clear (0) a plane over [start, end) of one block; returns what changed."""
     row, last = start >> ROW_SHIFT, (end - U1) >> ROW_SHIFT
-    slot = line_slot(plane, row)
     mask = ONES << (start & U63)
     changed = U0
     while row < last:
-        changed += write_row(lines, slot, mask, value)
+        changed += write_row(lines, plane, row, mask, value)
         mask = ONES
-        slot += U1
         row += U1
-    return changed + write_row(lines, slot, mask & (ONES >> (U63 - ((end - U1) & U63))), value)
+    return changed + write_row(lines, plane, row, mask & (ONES >> (U63 - ((end - U1) & U63))), value)
 
 
-@kernel
+@inlined
 def tally(header, results, counter, i, amount):
     """Count events of request i, and in the file's totals."""
     if amount != U0:
@@ -211,7 +201,7 @@ def tally(header, results, counter, i, amount):
         header[TOTALS + counter - COUNTERS_AT] += amount
 
 
-@kernel
+@inlined
 def tally_plane(header, results, i, plane, value, changed, split, merged):
     """Count what SPEC 10 counts about a plane of which so many pages changed."""
     if plane == PRIVATE:
@@ -226,7 +216,7 @@ def tally_plane(header, results, i, plane, value, changed, split, merged):
         tally(header, results, PAGES_ACCEPTED, i, changed & value)
 
 
-@kernel
+@inlined
 def edit_block(header, words, lines, start, end, set_, clear, results, i):
     """Set and clear whole planes over pages [start, end) of one block."""
     block = start >> BLOCK_SHIFT
@@ -287,23 +277,17 @@ def edit_whole_blocks(header, words, lines, block, end_block, set_, clear, resul
 @kernel
 def write_whole_lines(lines, row, end_row, set_, clear):
     """Keep the lines of whole blocks true."""
-    while row < end_row:
-        stop = (row | RECORD_ROW_MASK) + U1
-        stop = end_row if end_row < stop else stop
-        todo = set_ | clear
-        while todo != U0:
-            plane = lowest_plane(todo)
-            field = plane * FIELD_BITS
-            todo &= ~(FIELD << field)
-            slot = line_slot(plane, row)
-            line = lines[slot : slot + stop - row]
-            value = ONES if (set_ >> field) & U1 else U0
-            for r in range(line.shape[0]):
-                line[r] = value
-        row = stop
+    todo = set_ | clear
+    while todo != U0:
+        plane = lowest_plane(todo)
+        field = plane * FIELD_BITS
+        todo &= ~(FIELD << field)
+        value = ONES if (set_ >> field) & U1 else U0
+        for r in range(row, end_row):
+            lines[plane, r] = value
 
 
-@kernel
+@inlined
 def edit(header, words, lines, start, end, set_, clear, results, i):
     """Set and clear whole planes over pages [start, end), and count it."""
     while start < end:
@@ -322,7 +306,7 @@ def edit(header, words, lines, start, end, set_, clear, results, i):
 # ---- reading page state -------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def plane_row(words, lines, n_pages, plane, row):
     """One row of a plane: a bit a page."""
     block = row >> U3
@@ -331,10 +315,10 @@ def plane_row(words, lines, n_pages, plane, row):
         return U0
     if count == pages_of_block(n_pages, block):
         return ONES
-    return lines[line_slot(plane, row)]
+    return lines[plane, row]
 
 
-@kernel
+@inlined
 def matching_row(words, lines, n_pages, row, wanted, unwanted):
     """Bits of one row whose pages have every wanted plane set and no unwanted one."""
     match = ONES
@@ -348,7 +332,7 @@ def matching_row(words, lines, n_pages, row, wanted, unwanted):
     return match
 
 
-@kernel
+@inlined
 def block_may_match(word, pages, wanted, unwanted):
     """Whether the word of a block allows a page with the wanted planes set and the unwanted clear."""
     full = pages * FIELD_ONES
@@ -446,10 +430,9 @@ def list_runs(header, words, lines, plane, ends):
                 runs += U1
             before = value
             continue
-        slot = line_slot(plane, block << U3)
         first = block << BLOCK_SHIFT
-        for _ in range((pages + U63) >> ROW_SHIFT):
-            row = lines[slot]
+        for r in range((pages + U63) >> ROW_SHIFT):
+            row = lines[plane, (block << U3) + np.uint64(r)]
             edges = row ^ ((row << U1) | before)
             left = n_pages - first
             if left < U64:
@@ -466,7 +449,6 @@ def list_runs(header, words, lines, plane, ends):
                         ends[runs] = first + lowest_bit(edges)
                     runs += U1
                     edges &= edges - U1
-            slot += U1
             first += U64
     if runs < room:
         ends[runs] = n_pages
@@ -476,7 +458,7 @@ def list_runs(header, words, lines, plane, ends):
 # ---- bytes --------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def mix(z):
     """SplitMix64's output function."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58_476D_1CE4_E5B9)
@@ -525,7 +507,7 @@ def scramble_words(view, state):
         state += GOLDEN
 
 
-@kernel
+@inlined
 def stream_state(seed, first_word, page):
     """Generator state that makes a page's first output, in the numbering of SPEC 3."""
     return seed + (first_word + page * PAGE_WORDS + U1) * GOLDEN
@@ -555,7 +537,7 @@ def operate(header, memory, operation, start, end, results, i):
         keystream_words(view, state)
 
 
-@kernel
+@inlined
 def operation_bits(operations, operation, allocated, assigned, accepted):
     """Bits of a row whose pages' rank has this operation."""
     bits = U0
@@ -570,7 +552,7 @@ def operation_bits(operations, operation, allocated, assigned, accepted):
     return bits
 
 
-@kernel
+@inlined
 def uniform_rank(word, pages):
     """Rank of every page of a block, from its word; 4 if they differ."""
     allocated = (word >> (ALLOCATED * FIELD_BITS)) & FIELD
@@ -630,7 +612,7 @@ def transform(header, words, lines, memory, operations, start, end, results, i):
     operate(header, memory, run_operation, run_start, run_end, results, i)
 
 
-@kernel
+@inlined
 def operation_of(operations, allocated, assigned, accepted, page):
     """Operation of one page of a row."""
     rank = ((allocated >> page) & U1) + ((assigned >> page) & U1) + ((accepted >> page) & U1)
@@ -659,7 +641,7 @@ def xor_private(header, words, lines, first_word, buffer):
 # ---- conversion ---------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def refusal_of_arguments(rules, file_size, offset, size, attributes, flags, inputs):
     """Checks 3 to 10 of SPEC 5, those that look at nothing but the request; 0 if it may go on."""
     if flags & ~rules[KNOWN_FLAGS]:
@@ -696,7 +678,7 @@ def takes_allocations(header, words, lines, start, end, to_private, allocates):
     return True
 
 
-@kernel
+@inlined
 def first_pinned(header, words, lines, start, end):
     """First pinned page of [start, end); end if there is none, which the words of blocks mostly tell."""
     blocks = words[start >> BLOCK_SHIFT : ((end - U1) >> BLOCK_SHIFT) + U1]
@@ -708,14 +690,14 @@ def first_pinned(header, words, lines, start, end):
     return find_page(header, words, lines, start, end, PINNED_FIELD, U0)
 
 
-@kernel
+@inlined
 def cell_of(attributes, flags):
     """Where the rules of a direction and flag begin."""
     slot = lowest_bit(flags) + U1 if flags else U0
     return CELLS + (slot + (FLAG_SLOTS if attributes & PRIVATE_ATTRIBUTE else U0)) * CELL_WORDS
 
 
-@kernel
+@inlined
 def check_conversion(header, words, lines, rules, offset, size, attributes, flags, inputs, results, i):
     """Checks 3 to 14 of SPEC 5; whether the conversion may be done. Then nothing may fail any more."""
     if inputs[0]:
@@ -749,7 +731,7 @@ def check_conversion(header, words, lines, rules, offset, size, attributes, flag
     return True
 
 
-@kernel
+@inlined
 def convert(header, words, lines, memory, rules, offset, size, attributes, flags, inputs, results, i):
     """KVM_SET_MEMORY_ATTRIBUTES2 on one file, one request: all or nothing (SPEC 5)."""
     if not check_conversion(header, words, lines, rules, offset, size, attributes, flags, inputs, results, i):
@@ -762,7 +744,54 @@ def convert(header, words, lines, memory, rules, offset, size, attributes, flags
     finish_conversion(header, words, lines, rules, cell, start, end, results, i)
 
 
-@kernel
+@inlined
+def convert_short(header, words, lines, rules, n_whole, offset, size, attributes, flags, results, i):
+    """`convert` for what most short requests are, with hardly a branch; whether the request was one of them.
+
+    It is about one or two rows, of whole blocks whose private plane is mixed and the only one that changes,
+    and moves no byte; or a pinned page refuses it. Wherever that isn't so, or might be refused otherwise,
+    nothing was done.
+    """
+    cell = cell_of(attributes, flags)
+    wrong = (offset | size) & PAGE_MASK | attributes & ~PRIVATE_ATTRIBUTE | flags & (flags - U1)
+    start, end = offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
+    row, last = start >> ROW_SHIFT, (end - U1) >> ROW_SHIFT
+    if wrong or not rules[cell + PLAIN] or start >= end or end > n_whole or row + U1 < last:
+        return False
+    set_ = rules[cell + SET]
+    value = U0 - (set_ & U1)  # all ones to private: the direction is the one thing that nobody can predict
+    others = (set_ | rules[cell + CLEAR]) & ~PRIVATE_FIELD
+    full = BLOCK_PAGES * FIELD_ONES & set_
+    word, last_word = words[row >> U3], words[last >> U3]
+    tail = ONES >> (U63 - ((end - U1) & U63))
+    head = ONES << (start & U63)
+    head, tail = (head & tail, U0) if row == last else (head, tail)
+    if (word | last_word) & PINNED_FIELD & value:
+        pinned = plane_row(words, lines, n_whole, PINNED, row) & head
+        pinned_last = plane_row(words, lines, n_whole, PINNED, last) & tail
+        if pinned | pinned_last:
+            page = (row << ROW_SHIFT) + lowest_bit(pinned)
+            page = page if pinned else (last << ROW_SHIFT) + lowest_bit(pinned_last)
+            results[REASON, i] = PAGE_PINNED
+            results[ERROR_OFFSET, i] = page << PAGE_SHIFT
+            return True
+    is_mixed = word & BLOCK_MASK != U0 and last_word & BLOCK_MASK != U0
+    if not is_mixed or ((word ^ full) | (last_word ^ full)) & others:
+        return False
+    changed = write_row(lines, PRIVATE, row, head, value)
+    words[row >> U3] += (changed ^ ~value) - ~value
+    changed_last = write_row(lines, PRIVATE, last, tail, value)
+    words[last >> U3] += (changed_last ^ ~value) - ~value
+    results[PAGES_CHANGED, i] = changed + changed_last
+    header[TOTALS + PAGES_CHANGED - COUNTERS_AT] += changed + changed_last
+    if words[row >> U3] & BLOCK_MASK == U0 or words[last >> U3] & BLOCK_MASK == U0:
+        merged = U1 if words[row >> U3] & BLOCK_MASK == U0 else U0
+        merged += U1 if row >> U3 != last >> U3 and words[last >> U3] & BLOCK_MASK == U0 else U0
+        tally(header, results, BLOCKS_MERGED, i, merged)
+    return True
+
+
+@inlined
 def finish_conversion(header, words, lines, rules, cell, start, end, results, i):
     """What follows on the bytes: page state, and totals."""
     if rules[cell + OPERATIONS]:
@@ -775,7 +804,7 @@ def finish_conversion(header, words, lines, rules, cell, start, end, results, i)
         header[TOTALS + PAGES_ACCEPTED - COUNTERS_AT] -= accepted
 
 
-@kernel
+@inlined
 def total_bytes(header, results, i):
     """Add the bytes of a request to the file's totals: `transform` itself writes no header."""
     for counter in range(BYTES_ZEROED, BYTES_SCRAMBLED + U1):
@@ -869,27 +898,32 @@ def run(header, words, lines, memory, rules, steps, offsets, sizes, attributes, 
     each_step = U1 if steps.shape[0] > 1 else U0
     each_attributes = U1 if attributes.shape[0] > 1 else U0
     each_flags = U1 if flags.shape[0] > 1 else U0
+    n, rows = np.uint64(offsets.shape[0]), np.uint64(lines.shape[1])
+    # Pages of whole blocks, in which short requests are quick; none if there is more than usual to check.
+    is_usual = inputs[0] | inputs[1] == U0 and header[ALLOCATIONS_LEFT] == NEVER
+    n_whole = header[N_PAGES] & ~BLOCK_MASK if is_usual else U0
     for k in range(offsets.shape[0]):
         i = np.uint64(k)
-        step, flag = steps[i * each_step], flags[i * each_flags]
+        soon = i + AHEAD
+        if soon < n:
+            row = offsets[soon] >> (PAGE_SHIFT + ROW_SHIFT)
+            row = row if row < rows else U0
+            prefetch(words, row >> U3)
+            prefetch(lines, PRIVATE, row)
+            row = (offsets[soon] + sizes[soon] - U1) >> (PAGE_SHIFT + ROW_SHIFT)
+            prefetch(lines, PRIVATE, row if row < rows else U0)
+        step, offset, size, flag = steps[i * each_step], offsets[i], sizes[i], flags[i * each_flags]
         if step == CONVERT:
-            convert(
-                header,
-                words,
-                lines,
-                memory,
-                rules,
-                offsets[i],
-                sizes[i],
-                attributes[i * each_attributes],
-                flag,
-                inputs,
-                results,
-                i,
-            )
+            attribute = attributes[i * each_attributes]
+            if not convert_short(
+                header, words, lines, rules, n_whole, offset, size, attribute, flag, results, i
+            ):
+                convert(
+                    header, words, lines, memory, rules, offset, size, attribute, flag, inputs, results, i
+                )
         elif step < np.uint64(STEP_COUNT) and flag < STEP_VARIANTS:
             row = STEPS + (step * STEP_VARIANTS + flag) * STEP_WORDS
-            take_step(header, words, lines, memory, rules, row, offsets[i], sizes[i], results, i)
+            take_step(header, words, lines, memory, rules, row, offset, size, results, i)
         else:
             results[REASON, i] = INVALID
-            results[ERROR_OFFSET, i] = offsets[i]
+            results[ERROR_OFFSET, i] = offset

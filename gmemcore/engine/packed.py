@@ -101,19 +101,12 @@ Planes = dict[str, tuple[NDArray[np.uint16], NDArray[np.intp], NDArray[np.uint64
 
 
 def pack(n_pages: int, words: NDArray[np.uint64], lines: NDArray[np.uint64]) -> PackedState:
-    """Copy page state; lines as the engine keeps them, in records of a GiB."""
+    """Copy page state; lines as the engine keeps them, a bitmap a plane."""
     full = block_sizes(n_pages)
+    by_block = lines.reshape(len(PLANE_NAMES), -1, LINE_WORDS)
     mixed = [_mixed(counts, full) for counts in _fields(words)]
-    kept = [lines_of(lines, number, blocks) for number, blocks in enumerate(mixed)]
+    kept = [by_block[number, blocks] for number, blocks in enumerate(mixed)]
     return PackedState(n_pages, words.copy(), np.concatenate(kept))
-
-
-def lines_of(lines: NDArray[np.uint64], plane: int, blocks: NDArray[np.intp]) -> NDArray[np.uint64]:
-    """Copy the lines of some blocks of one plane, shape (len(blocks), 8), from the engine's records."""
-    records = lines.reshape(-1, int(layout.RECORD_WORDS))[:, : len(PLANE_NAMES) * int(layout.RECORD_ROWS)]
-    by_plane = records.reshape(len(records), len(PLANE_NAMES), -1, LINE_WORDS)
-    found: NDArray[np.uint64] = by_plane[blocks // by_plane.shape[2], plane, blocks % by_plane.shape[2]]
-    return found
 
 
 def totals(words: NDArray[np.uint64]) -> dict[str, int]:

@@ -10,22 +10,12 @@ from numpy.typing import NDArray
 from gmemcore.engine import kernels as layout
 from gmemcore.engine.backing import check_host_can_hold, lazy_words, unwritten_words
 from gmemcore.engine.jit import load_kernels
-from gmemcore.engine.packed import PLANE_NAMES, PackedState, lines_of, pack, totals
+from gmemcore.engine.packed import PLANE_NAMES, PackedState, pack, totals
+from gmemcore.errors import UnsupportedOperationError
 
 _BLOCK_PAGES = int(layout.BLOCK_PAGES)
-_RECORD_WORDS = int(layout.RECORD_WORDS)
-_RECORD_ROWS = int(layout.RECORD_ROWS)
+_BLOCK_ROWS = 8
 _FIELD_BITS = int(layout.FIELD_BITS)
-
-RECORD = np.dtype(
-    {
-        "names": PLANE_NAMES,
-        "formats": [("<u8", (_RECORD_ROWS,))] * len(PLANE_NAMES),
-        "offsets": [8 * _RECORD_ROWS * plane for plane in range(len(PLANE_NAMES))],
-        "itemsize": 8 * _RECORD_WORDS,
-    }
-)
-"""One record of `page_states`: a GiB; bit i of word w of a plane is page 64·w + i of it."""
 
 
 class Plane(IntFlag):
@@ -78,8 +68,9 @@ class PageState:
         self.header[layout.ALLOCATIONS_LEFT] = layout.NEVER
         self.header[layout.TRACKING] = tracking
         self.words = lazy_words(n_blocks)
-        n_records = -(-n_pages // (64 * _RECORD_ROWS))
-        self.lines = unwritten_words(n_records * _RECORD_WORDS)  # a line is written when it becomes true
+        n_rows = n_blocks * _BLOCK_ROWS
+        # A line is written when it becomes true, and not read before.
+        self.lines = unwritten_words(len(PLANE_NAMES) * n_rows).reshape(-1, n_rows)
         if private:
             check_host_can_hold(n_blocks * 8)  # written at once, unlike the lines
             self.words[:] = layout.BLOCK_PAGES  # of the first field, which is `private`
@@ -118,8 +109,7 @@ class PageState:
     def bitmap(self, name: str) -> NDArray[np.uint64]:
         """One plane as a bitmap, bit i of word w being page 64·w + i, shape (ceil(n_pages / 64),), a copy."""
         load_kernels().write_lines(*self._arrays())
-        rows = np.ascontiguousarray(self.lines.view(RECORD)[name]).ravel()
-        return rows[: -(-self.n_pages // 64)]
+        return self.lines[PLANE_NAMES.index(name), : -(-self.n_pages // 64)].copy()
 
     def block_counts(self, name: str) -> NDArray[np.uint64]:
         """How many pages of each 2 MiB block one plane has, shape (n_blocks,), a copy."""
@@ -127,16 +117,20 @@ class PageState:
         return (self.words >> field) & layout.FIELD
 
     def records(self) -> NDArray[Any]:
-        """Every line as a read-only structured array that stays true: from now on lines are always kept."""
-        load_kernels().write_lines(*self._arrays())
-        records = self.lines.view(RECORD)
-        rows_of_last = 8 * (len(self.words) - (len(records) - 1) * _RECORD_ROWS // 8)
-        for name in PLANE_NAMES:
-            records[name][-1, rows_of_last:] = (
-                0  # pages beyond the end of the file, which no block speaks for
+        """All bitmaps as one read-only record that stays true: lines are always kept from now on.
+
+        Raises
+        ------
+        UnsupportedOperationError
+            EOPNOTSUPP: NumPy's records end at 2 GiB, which is the page state of 10 TiB.
+        """
+        if self.lines.nbytes >= 1 << 31:
+            raise UnsupportedOperationError(
+                f"page state of {self.n_pages} pages fits no NumPy record; plane() and packed_state() have it"
             )
+        load_kernels().write_lines(*self._arrays())
         self.header[layout.DENSE] = 1
-        return readonly(self.lines, RECORD)
+        return readonly(self.lines, np.dtype([(name, "<u8", self.lines.shape[1:]) for name in PLANE_NAMES]))
 
     def runs_of_pages(self, start: int, end: int) -> list[tuple[int, int, int]]:
         """Maximal runs of pages in one state, over [start, end): first page, end page, `Plane` bits.
@@ -174,7 +168,7 @@ class PageState:
             return [(begin, end, whole)]
         states = np.full(end - begin, whole, np.uint8)
         for plane in mixed:
-            line = lines_of(self.lines, plane, np.arange(low, high)).view(np.uint8).ravel()
+            line = self.lines[plane, low * _BLOCK_ROWS : high * _BLOCK_ROWS].view(np.uint8)
             states |= np.unpackbits(line, count=end - begin, bitorder="little") << np.uint8(plane)
         edges = [0, *(np.flatnonzero(states[1:] != states[:-1]) + 1).tolist(), end - begin]
         return [(begin + at, begin + until, int(states[at])) for at, until in pairwise(edges)]

@@ -131,11 +131,16 @@ class GuestMemfd:
 
         Returns
         -------
-        ndarray, structured, read-only, shape (n_records,)
-            One record a GiB, with a field for each of private, allocated, assigned, accepted, pinned and
-            poisoned: a bitmap of 4096 uint64, bit i of word w standing for page 64·w + i of the GiB. The view
-            is live. Asking for it makes the file keep all of its page state written out from then on (384
-            bytes a block of 2 MiB), which a uniform conversion otherwise saves.
+        ndarray, structured, read-only, shape (1,)
+            One record with a field for each of private, allocated, assigned, accepted, pinned and poisoned:
+            a bitmap of uint64, shape (n_rows,), eight a block of 2 MiB, bit i of word w standing for page
+            64·w + i. The view is live. Asking for it makes the file keep all of its page state written out
+            from then on (384 bytes a block), which a uniform conversion otherwise saves.
+
+        Raises
+        ------
+        UnsupportedOperationError
+            EOPNOTSUPP: a file of more than 10 TiB, since NumPy's records end at 2 GiB.
 
         See Also
         --------
