@@ -125,7 +125,7 @@ def test_imports_say_what_they_assumed(run):
     [
         (("trace", "info", "nowhere"), "No such file or directory: nowhere"),
         (("trace", "info", "."), ".: not a regular file"),
-        (("trace", "info", "noise"), "noise: noise: no line names an event"),
+        (("trace", "info", "noise"), "trace: noise: no line names an event"),
         (("trace", "info", "damaged"), "damaged: the checksum"),
         (("trace", "info", "snapshot"), "it holds a snapshot; a trace was asked for"),
         (("trace", "record", "nobody", "a"), "'nobody'; there are snp-boot"),

@@ -393,6 +393,8 @@ def test_a_line_that_cannot_be_read_is_named(line):
     with pytest.raises(TraceError, match="line 3: ") as refused:
         import_log([*QEMU.splitlines()[:2], "at 1.000000: " + line], "t")
     assert "accepted" in str(refused.value) or "known: Normal" in str(refused.value)
+    text = line.partition(" ")[2] or line
+    assert text in str(refused.value) or "page type 'Odd'" in str(refused.value)
 
 
 def test_a_log_without_events_says_what_would_be_one():

@@ -165,9 +165,10 @@ def _memory(line: Line, name: str, start: str, length: str) -> tuple[int, int]:
     """Return gpa and size of hexadecimal fields, or say that no guest has such memory."""
     gpa, size = int(start, 16), int(length, 16)
     if not size or (gpa | size) % PAGE_SIZE or (gpa + size) >> _ADDRESS_BITS:
+        text = line.arguments.strip()[:120]
         raise TraceError(
-            f"line {line.number}: {name} {gpa:#x} len {size:#x}; multiples of {PAGE_SIZE:#x} "
-            f"within {_ADDRESS_BITS} address bits would be accepted"
+            f"line {line.number}: {line.event} {text!r}: {name} {gpa:#x} len {size:#x}; "
+            f"multiples of {PAGE_SIZE:#x} within {_ADDRESS_BITS} address bits would be accepted"
         )
     return gpa, size
 
@@ -225,7 +226,7 @@ def import_log(
     trace = record(header, _chunks(watch.pass_on(lines)))
     operations = trace.operations
     if not len(operations):
-        raise TraceError(f"{name}: no line names an event; known: {', '.join(EVENTS)}")
+        raise TraceError(f"no line names an event; known: {', '.join(EVENTS)}")
     stamped = operations["time_ns"] > 0
     if stamped.any():
         operations["time_ns"][stamped] -= operations["time_ns"][stamped].min()
