@@ -31,12 +31,15 @@ MACHINE = (
     "test_stateful.py",
 )
 ENGINE = (
+    "test_holds_mutants.py",
     "test_machine.py",
+    "test_steps.py",
     "test_conform.py",
     "test_holds_promise.py",
     "test_stateful.py",
     "test_holds_atomic.py",
 )
+STORE = ("test_enforce.py", *ENGINE, "test_holds_memory.py", "test_holds_races.py")
 # What is mutated, and which tests must notice: the quick ones first.
 TARGETS = {
     "gmemcore/policy/lookup.py": POLICY,
@@ -46,6 +49,9 @@ TARGETS = {
     "gmemcore/engine/arguments.py": MACHINE,
     "gmemcore/engine/conversion.py": ENGINE,
     "gmemcore/engine/kernels.py": ENGINE,
+    "gmemcore/engine/steps.py": ENGINE,
+    "gmemcore/engine/store.py": STORE,
+    "gmemcore/engine/host_view.py": STORE,
     "gmemcore/machine/access.py": MACHINE,
     "gmemcore/machine/memslots.py": MACHINE,
     "gmemcore/machine/guest_memfd.py": MACHINE,
