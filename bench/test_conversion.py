@@ -5,12 +5,14 @@ says otherwise; the naive way makes large ones slow.
 """
 
 import os
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 
 from gmemcore import warmup
+from gmemcore.benchmark.axes import Setting
 from gmemcore.benchmark.cases import find, table
 from gmemcore.benchmark.contents import (
     Reference,
@@ -46,7 +48,7 @@ def words_before(case):
     return np.concatenate(parts)
 
 
-# ---- three ways: each returns what prepares a run, what runs, and what reads the words afterwards ----------
+# ---- four ways: each returns what prepares a run, what runs, and what reads the words afterwards ----------
 
 
 class Naive:
@@ -112,7 +114,17 @@ class Conversion(Naive):
         return memory().side(0).words
 
 
-@pytest.mark.parametrize("way", [Naive, WithNumpy, Conversion], ids=["naive", "numpy", "kernel"])
+class OnTwoThreads(Conversion):
+    """The same call, its bytes transformed by two threads where the range is long enough for two parts."""
+
+    def __init__(self, case):
+        super().__init__(replace(case, setting=Setting(threads=2)))
+
+
+WAYS = {"naive": Naive, "numpy": WithNumpy, "kernel": Conversion, "threads": OnTwoThreads}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("effect", EFFECTS)
 def test_effect(benchmark, effect, way):
     case = case_of(effect)
