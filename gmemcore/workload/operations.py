@@ -82,9 +82,12 @@ def check_operations(operations: Operations) -> None:
     """
     if not isinstance(operations, np.ndarray) or operations.dtype != OPERATION or operations.ndim != 1:
         raise TypeError("operations are a one-dimensional array of OPERATION")
-    step, variant = operations["step"], operations["variant"]
-    exists = (step < _VARIANTS.shape[0]) & (variant < _VARIANTS.shape[1])
-    exists[exists] = _VARIANTS[step[exists], variant[exists]]
+    step, variant = (np.ascontiguousarray(operations[name]) for name in ("step", "variant"))
+    if not variant.any() and (step < len(Step)).all():
+        return
+    most = tuple(n - 1 for n in _VARIANTS.shape)
+    place = np.minimum(step, most[0]) * np.intp(_VARIANTS.shape[1]) + np.minimum(variant, most[1])
+    exists = _VARIANTS.ravel().take(place) & (step <= most[0]) & (variant <= most[1])
     if not exists.all():
         first = int(np.argmin(exists))
         raise InvalidArgumentError(

@@ -52,9 +52,13 @@ _TOUCHES: Final = (
     *(Step.CONVERT, Step.HOST_READ, Step.GUEST_READ, Step.ACCEPT),
     *(Step.ALLOCATE, Step.PUNCH_HOLE, Step.PIN, Step.UNPIN),
 )
-"""Steps that batches take; the others write contents, go on after a refusal or are the Vm's."""
 _WRITES: Final = (Step.HOST_WRITE, Step.GUEST_WRITE)
-"""Steps that batches take where there are no bytes."""
+_IN_BATCH: Final[dict[bool, NDArray[np.bool_]]] = {
+    have_bytes: np.isin(np.arange(len(Step)), _TOUCHES if have_bytes else _TOUCHES + _WRITES)
+    for have_bytes in (True, False)
+}
+"""Whether batches take a step, by whether there are bytes; other steps write contents, go on after a refusal
+or are the Vm's."""
 _CODE_OF: Final = np.array([CODES[name] for name in OUTCOMES], np.uint16)
 _SAYS_WHERE: Final = np.array(
     [
@@ -174,8 +178,9 @@ class Player:
         outcomes = np.zeros(len(operations), OUTCOME)
         slots = _Slots(self.vm)
         files, offsets = slots.locate(operations)
-        batched = () if self.vm.abi.legacy else _TOUCHES if slots.have_bytes else _TOUCHES + _WRITES
-        in_batch = np.isin(operations["step"], batched) & (files >= 0)
+        in_batch = _IN_BATCH[slots.have_bytes].take(operations["step"]) & (files >= 0)
+        if self.vm.abi.legacy:
+            in_batch[:] = False
         for start, end, batch in _stretches(in_batch):
             if batch and end - start >= _BATCH:
                 part = slice(start, end)
@@ -342,11 +347,14 @@ class _Slots:
         """File (its index in `files`; -1 unless one memslot holds all of it) and offset of each operation."""
         if not self._slots:
             return np.full(len(operations), -1), np.zeros(len(operations), np.uint64)
-        gpa, size = operations["gpa"], operations["size"]
-        slot = np.searchsorted(self._starts, gpa, side="right") - 1
-        within = gpa - self._starts[slot]  # below the first memslot this wraps, and is beyond its size
-        inside = (slot >= 0) & (within < self._sizes[slot]) & (size <= self._sizes[slot] - within)
-        return np.where(inside, self._files[slot], -1), within + self._offsets[slot]
+        gpa, size = (np.ascontiguousarray(operations[name]) for name in ("gpa", "size"))
+        slot = np.zeros(1, np.intp)
+        if len(self._slots) > 1:
+            slot = np.searchsorted(self._starts, gpa, side="right") - 1
+        within = gpa - self._starts.take(slot)  # below the first memslot this wraps, and is beyond its size
+        sizes = self._sizes.take(slot)
+        inside = (slot >= 0) & (within < sizes) & (size <= sizes - within)
+        return np.where(inside, self._files.take(slot), -1), within + self._offsets.take(slot)
 
     def pages(self, one: _One, hole: type[GmemError] | None) -> Iterator[tuple[GuestMemfd, int, int]]:
         """Tile an operation on pages; see `pieces`.
@@ -395,28 +403,33 @@ def _run_batch(
     outcomes: Outcomes,
 ) -> None:
     """Run operations of one memslot each: a batch a file, since files don't know of each other."""
+    step, gpa, size, attributes = (
+        np.ascontiguousarray(operations[name]) for name in ("step", "gpa", "size", "attributes")
+    )
+    converts = step == Step.CONVERT
+    flags = np.where(converts, operations["flags"], operations["variant"])
     for file, gmem in enumerate(slots.files):
         of_file = np.flatnonzero(files == file)
         if not len(of_file):
             continue
-        whole = len(of_file) == len(files)
-        part, offset = (operations, offsets) if whole else (operations[of_file], offsets[of_file])
-        converts = part["step"] == Step.CONVERT
-        flags = np.where(converts, part["flags"], part["variant"])
-        done = gmem.apply_many(part["step"], offset, part["size"], part["attributes"], flags)
+        part = slice(None) if len(of_file) == len(files) else of_file
+        done = gmem.apply_many(step[part], offsets[part], size[part], attributes[part], flags[part])
         outcome = done.outcome
-        refused = np.flatnonzero(outcome)
-        if not len(refused):
+        if not outcome.any():
             continue
-        why = outcome[refused]
-        says_where = _SAYS_WHERE[np.where(converts[refused], 0, 1), why]
-        beyond = np.where(says_where, done.error_offset[refused] - offset[refused], np.uint64(0))
-        outcomes["code"][of_file[refused]] = _CODE_OF[why]
-        outcomes["error_gpa"][of_file[refused]] = part["gpa"][refused] + beyond
+        refused = np.flatnonzero(outcome)
+        at, why = of_file[refused], outcome[refused]
+        says_where = _SAYS_WHERE[np.where(converts[at], 0, 1), why]
+        beyond = np.where(says_where, done.error_offset[refused] - offsets[at], np.uint64(0))
+        outcomes["code"][at] = _CODE_OF[why]
+        outcomes["error_gpa"][at] = gpa[at] + beyond
 
 
 def _stretches(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int, bool]]:
     """Runs of equal values: (start, end, value)."""
+    if mask.all():
+        yield 0, len(mask), True
+        return
     edges = (np.flatnonzero(mask[1:] != mask[:-1]) + 1).tolist()
-    for start, end in pairwise([0, *edges, len(mask)] if len(mask) else []):
+    for start, end in pairwise([0, *edges, len(mask)]):
         yield start, end, bool(mask[start])
