@@ -192,6 +192,30 @@ def test_a_guest_with_contents_is_the_same_again():
     assert results(made)[0].digest != results(other)[0].digest
 
 
+def test_memory_that_is_kept_is_cleared_for_the_next_guest():
+    """Prefaulted memory goes from guest to guest, and shows in no result."""
+    abis = ["two-caps", "legacy"]
+    fresh, kept, other = (
+        small(
+            guest__backing="anonymous",
+            guest__abis=abis,
+            guest__firmware=["cipher"],
+            guest__memory=size,
+            guest__prefault=prefault,
+            behaviour=[
+                {"name": "scatter", "parameters": {"private_flags": 0, "run": "64k"}},
+                {"name": "balloon"},
+            ],
+            faults={},
+        )
+        for size, prefault in (("4m", False), ("4m", True), ("2m", True))
+    )
+    digests = [one.digest for one in results(fresh)]
+    assert [one.digest for one in results(kept)] == digests
+    assert results(other)[0].operations == 200
+    assert [one.digest for one in results(kept)] == digests
+
+
 def test_a_launch_ends_its_guest_and_other_behaviours_begin_again():
     little = {"name": "snp-boot", "parameters": {"swiotlb": "1m", "queues": 1}}
     result = run_guest(small(behaviour=[little], operations=5000), 0)

@@ -5,7 +5,6 @@ timed is a conversion and not the page faults of the process.
 """
 
 import ctypes
-import mmap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from gmemcore.benchmark.axes import DEFAULT_SETTING, Setting
 from gmemcore.engine.backing import BACKINGS, Backing
-from gmemcore.engine.host_view import require_shared
+from gmemcore.engine.lent import Lent
 from gmemcore.errors import InvalidArgumentError, UnsupportedOperationError
 from gmemcore.machine import create_vm
 from gmemcore.uapi import PAGE_SIZE
@@ -113,35 +112,6 @@ def huge_page_share(words: NDArray[np.uint64]) -> float:
 def warm_words(size: int, setting: Setting = DEFAULT_SETTING) -> NDArray[np.uint64]:
     """Return words of memory of a kind, faulted in."""
     return new_backing(setting.backing, size, setting.huge_pages).words
-
-
-class Lent:
-    """A backing on loan: closing it leaves the owner's memory as it is."""
-
-    def __init__(self, owner: Backing, size: int) -> None:
-        self._owner = owner
-        self.words: NDArray[np.uint64] = owner.words[: size // 8]
-        self.commits_late = owner.commits_late
-
-    def release(self, offset: int, size: int) -> None:
-        """See `Backing`."""
-        self._owner.release(offset, size)
-
-    def commit(self, offset: int, size: int) -> None:
-        """See `Backing`."""
-        self._owner.commit(offset, size)
-
-    def map_again(self) -> mmap.mmap:
-        """See `SharedBacking`."""
-        return require_shared(self._owner, "of the owner").map_again()
-
-    def existing(self, offset: int, size: int) -> Iterable[tuple[int, int]]:
-        """See `SharedBacking`."""
-        return require_shared(self._owner, "of the owner").existing(offset, size)
-
-    def close(self) -> None:
-        """See `Backing`."""
-        self.words = np.zeros(0, np.uint64)
 
 
 class Memory:

@@ -67,7 +67,7 @@ class PageState:
         self.header[layout.FIRST_WORD] = (file_index << 40) * int(layout.PAGE_WORDS) & (1 << 64) - 1
         self.header[layout.ALLOCATIONS_LEFT] = layout.NEVER
         self.header[layout.TRACKING] = tracking
-        self.words = lazy_words(n_blocks)
+        self.words = (unwritten_words if private else lazy_words)(n_blocks)
         n_rows = n_blocks * _BLOCK_ROWS
         # A line is written when it becomes true, and not read before.
         self.lines = unwritten_words(len(PLANE_NAMES) * n_rows).reshape(-1, n_rows)

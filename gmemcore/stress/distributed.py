@@ -120,7 +120,8 @@ class Cluster:
         from distributed import LocalCluster
 
         environment = {
-            **config.get("distributed.nanny.pre-spawn-environ"),
+            # Without the trimming of freed memory that Dask asks for: the next guest needs it.
+            **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             # Before Numba is imported: a worker is one thread, and so is everything in it.
             "NUMBA_NUM_THREADS": "1",
             **{name: value for name, value in os.environ.items() if name.startswith("NUMBA_CACHE")},

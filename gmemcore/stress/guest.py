@@ -21,6 +21,7 @@ from gmemcore.engine.steps import Step
 from gmemcore.machine import GuestMemfd, create_vm
 from gmemcore.stress import oracle
 from gmemcore.stress.invariants import ViolationError, check_file, state_digest
+from gmemcore.stress.memory import backing_of
 from gmemcore.stress.merge import GuestResult
 from gmemcore.stress.spec import Plan, Spec
 from gmemcore.uapi import PAGE_SIZE
@@ -148,16 +149,12 @@ class GuestRun:
         self.spec, self.plan, self.at = spec, plan, 0
         self._stream = plan.stream.split(plan.behaviour.name)
         self._closely = spec.operations if closely is None else closely
-        options: dict[str, Any] = {
-            name: True for name in ("huge_pages", "prefault") if getattr(spec.guest, name)
-        }
         self.vm = create_vm(
             plan.vm_type,
             plan.abi,
             firmware=plan.firmware,
             seed=plan.stream.split("key").key,
-            backing=spec.guest.backing,
-            **options,
+            backing=backing_of(spec),
         )
         self.layout = spec.layout
         self.files = build(self.vm, self.layout)

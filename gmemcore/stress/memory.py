@@ -1,0 +1,38 @@
+"""Memory of guests with contents: what is faulted in at once is kept, and cleared for the next guest.
+
+Faulting a guest in takes many times as long as clearing it, and every guest of a fleet is as large as the one
+before. A process keeps one guest's memory at most.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from gmemcore.engine.backing import BACKINGS, Backing
+from gmemcore.engine.lent import Lent
+from gmemcore.stress.spec import Spec
+
+_kept: dict[tuple[str, int, bool], list[Backing]] = {}
+
+
+def backing_of(spec: Spec) -> Callable[[int], Backing]:
+    """What makes the memory of a fleet's next guest, or lends it what is kept."""
+    guest = spec.guest
+    options = {"huge_pages": True} if guest.huge_pages else {}
+    if not guest.prefault:
+        return partial(BACKINGS[guest.backing], **options)
+    kind = guest.backing, spec.memory, guest.huge_pages
+    if kind not in _kept:
+        _kept.clear()
+        _kept[kind] = []
+    owners, lent = _kept[kind], 0
+
+    def lend(size: int) -> Backing:
+        nonlocal lent
+        if lent == len(owners):  # `legacy` has a second side
+            owners.append(BACKINGS[guest.backing](size, prefault=True, **options))
+        owner = owners[lent]
+        lent += 1
+        owner.words[:] = 0
+        return Lent(owner, size)
+
+    return lend
