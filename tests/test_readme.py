@@ -2,10 +2,12 @@
 
 import re
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from cyclopts import CycloptsError
+import readme_picture
+from cyclopts import CycloptsError, MissingArgumentError
 
 from gmemcore.cli import COMMANDS, command_line, main
 
@@ -35,7 +37,12 @@ def test_it_has_the_two_commands_of_a_fresh_machine():
     assert "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest" in README
 
 
-PLACEHOLDERS = {"VECTORS...": "tests/vectors", "LOG": "launch.log", "MINE.toml": "mine.toml"}
+PLACEHOLDERS = {
+    "FILE": "snapshot.gmem",
+    "VECTORS...": "tests/vectors",
+    "LOG": "launch.log",
+    "MINE.toml": "mine.toml",
+}
 
 
 def commands_of(text):
@@ -51,7 +58,8 @@ def test_every_command_that_is_named_can_be_typed(page):
     for command in commands:
         words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)[1:]]
         if len(words) > 1:
-            command_line().parse_args(words, exit_on_error=False, print_error=False)
+            with suppress(MissingArgumentError):  # the name of a command, without all that it needs
+                command_line().parse_args(words, exit_on_error=False, print_error=False)
         else:
             assert words[0] in COMMANDS or words[0].startswith("--"), command
     assert commands or page.name == "CHANGELOG.md"
@@ -61,6 +69,33 @@ def test_a_command_that_is_not_there_would_be_found():
     assert commands_of("see `gmemcore policy --whyever`") == ["gmemcore policy --whyever"]
     with pytest.raises(CycloptsError):
         command_line().parse_args(["policy", "--whyever"], exit_on_error=False, print_error=False)
+
+
+def test_pictures_and_pages_that_it_shows_are_there():
+    places = re.findall(r"\]\(([^)#]+)\)", README)
+    assert any(place.endswith(".png") for place in places)
+    for place in places:
+        file = ROOT / place
+        assert file.exists(), place
+        if place.endswith(".png"):
+            assert file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+            assert file.stat().st_size < 200_000
+            assert README.index(place) < 1500, "on the first screen"
+
+
+def test_the_picture_shows_what_its_script_draws():
+    """Not its pixels, which are matplotlib's matter: the guest and the refusals behind it."""
+    from gmemcore.analysis import state_mix
+
+    fractions = {row["state"]: row["fraction"] for row in state_mix(readme_picture.guest()).records()}
+    assert fractions["accepted"] > 0.45
+    assert 0.01 < fractions["shared"] < 0.06
+    refused = {(one.abi, one.vm_type): one.refused for one in readme_picture.refusals().records}
+    assert refused["v5", "SNP"] > refused["v13", "SNP"] > refused["v4-squash", "SNP"] == 0
+
+
+def test_every_command_is_named():
+    assert all(f"`gmemcore {name}" in README for name in COMMANDS)
 
 
 def test_nothing_was_left_to_be_filled_in():
