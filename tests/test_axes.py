@@ -349,6 +349,13 @@ def test_a_picture_needs_matplotlib(monkeypatch, capsys):
     assert "gmemcore[analysis]" in capsys.readouterr().err
 
 
+def test_a_run_of_refusals_has_no_picture(tmp_path, capsys):
+    picture = tmp_path / "speed.png"
+    assert bench("--quick", "--memory", "16k", "--abi", "v13", "--vm-type", "DEFAULT", "--plot", picture) == 0
+    assert "nothing to draw" in capsys.readouterr().err
+    assert not picture.exists()
+
+
 def test_nothing_to_draw():
     from gmemcore.analysis.speed import speed_map
 

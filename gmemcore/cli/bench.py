@@ -132,8 +132,11 @@ def _picture_writer(path: Path | None) -> "Callable[[Sequence[Result]], None]":
         from gmemcore.analysis.speed import speed_map
         from gmemcore.benchmark.record import as_record
 
-        figure = speed_map([as_record(result) for result in results])
-        figure.savefig(path, dpi=150)
+        if all(result.case.refused for result in results):
+            path.unlink()
+            _say(f"no picture at {path}: policy refuses every cell, and there is nothing to draw")
+            return
+        speed_map([as_record(result) for result in results]).savefig(path, dpi=150)
 
     return write
 
