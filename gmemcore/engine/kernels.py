@@ -26,7 +26,7 @@ import numpy as np
 from gmemcore.engine.jit import inlined, kernel
 
 U0, U1, U2, U3, U4, U7, U8 = (np.uint64(n) for n in (0, 1, 2, 3, 4, 7, 8))
-U63, U64 = np.uint64(63), np.uint64(64)
+U32, U63, U64 = np.uint64(32), np.uint64(63), np.uint64(64)
 ONES = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 PAGE_SHIFT, PAGE_MASK, PAGE_WORDS = np.uint64(12), np.uint64(4095), np.uint64(512)
@@ -61,6 +61,12 @@ RESULT_ROWS = 12
 COUNTERS_AT, COUNTERS = np.uint64(2), 10
 
 PRIVATE_ATTRIBUTE = np.uint64(8)
+
+# A survey of page state: where its answers are, and what it can find.
+SURVEY_FOLDED, SURVEY_PAGE, SURVEY_MIXED, SURVEY_TOTALS = (np.uint64(n) for n in (0, 2, 3, 4))
+SURVEY_SLOTS = 10
+WRONG_COUNT, WRONG_ACCEPTED, WRONG_ASSIGNED, WRONG_PINNED = (np.uint64(n) for n in range(1, 5))
+FOLD = np.uint64(0xD6E8_FEB8_6659_FD93)  # an odd number whose bits are spread
 
 # Why a request was refused: the checks of a conversion in their order, then those of other steps; 0: done.
 (
@@ -409,6 +415,79 @@ def write_lines(header, words, lines):
             count = (words[block] >> (plane * FIELD_BITS)) & FIELD
             if count == U0 or count == pages:
                 write_uniform_line(lines, plane, block, pages, ONES if count else U0)
+
+
+@inlined
+def fold(state, value):
+    """A state that depends on all that was folded into it, in its order."""
+    state = (state ^ value) * FOLD
+    return state ^ (state >> U32)
+
+
+@kernel
+def survey(header, words, lines, out):
+    """Look at all page state: fold it into two words, count it, and find where it contradicts itself.
+
+    out: the two words, the number of the first page of a block that is wrong, private blocks that are mixed,
+    and for each plane its pages.  Returns what is wrong, see `WRONG_COUNT` and those after it; 0: nothing.
+    """
+    n_pages = header[N_PAGES]
+    low, high, mixed_blocks, plain = GOLDEN, n_pages, U0, U0
+    for b in range(words.shape[0]):
+        block = np.uint64(b)
+        word = words[block]
+        pages = pages_of_block(n_pages, block)
+        low, high = fold(low, word), fold(high, word + GOLDEN)
+        if word == U0:
+            continue
+        if word == pages:  # private and nothing else, as most of a large guest is
+            plain += pages
+            continue
+        for p in range(lines.shape[0]):
+            plane = np.uint64(p)
+            count = (word >> (plane * FIELD_BITS)) & FIELD
+            out[SURVEY_TOTALS + plane] += count
+            if count == U0 or count == pages:
+                continue
+            row, found, sum_low, sum_high = block << U3, U0, U0, U0
+            for r in range(8):
+                bits = lines[p, row + np.uint64(r)]
+                found += popcount(bits)
+                key = GOLDEN * np.uint64(2 * r + 1)
+                sum_low += (bits ^ (bits >> U32)) * key
+                sum_high += (bits ^ (bits << U7)) * (key ^ FOLD)
+            low, high = fold(low, sum_low), fold(high, sum_high)
+            if p == 0:
+                mixed_blocks += U1
+            if found != count:
+                out[SURVEY_PAGE] = block << BLOCK_SHIFT
+                return WRONG_COUNT
+        if word >> FIELD_BITS != U0:
+            wrong = contradiction(words, lines, n_pages, block)
+            if wrong != U0:
+                out[SURVEY_PAGE] = block << BLOCK_SHIFT
+                return wrong
+    out[SURVEY_TOTALS + PRIVATE] += plain
+    out[SURVEY_FOLDED], out[SURVEY_FOLDED + U1], out[SURVEY_MIXED] = low, high, mixed_blocks
+    return U0
+
+
+@kernel
+def contradiction(words, lines, n_pages, block):
+    """Which relation between planes a page of a block breaks; 0: none."""
+    for r in range((pages_of_block(n_pages, block) + U63) >> ROW_SHIFT):
+        row = (block << U3) + np.uint64(r)
+        private = plane_row(words, lines, n_pages, PRIVATE, row)
+        allocated = plane_row(words, lines, n_pages, ALLOCATED, row)
+        assigned = plane_row(words, lines, n_pages, ASSIGNED, row)
+        pinned = plane_row(words, lines, n_pages, PINNED, row)
+        if plane_row(words, lines, n_pages, ACCEPTED, row) & ~assigned:
+            return WRONG_ACCEPTED
+        if assigned & ~(allocated & private):
+            return WRONG_ASSIGNED
+        if pinned & ~(allocated & ~private):
+            return WRONG_PINNED
+    return U0
 
 
 @kernel

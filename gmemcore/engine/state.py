@@ -2,7 +2,7 @@
 
 from enum import IntFlag
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,37 @@ _FIELDS = tuple(
 def fields_of(planes: int) -> int:
     """The mask of fields that stands for some planes in kernels."""
     return _FIELDS[planes]
+
+
+class Survey(NamedTuple):
+    """All page state of a file, looked at in one pass.
+
+    Attributes
+    ----------
+    folded : int
+        128 bits that depend on every page's state: equal for equal states. No cryptography.
+    totals : dict of str to int
+        Pages set, by plane; only up to what is wrong, if anything is.
+    mixed : int
+        2 MiB blocks without one attribute.
+    wrong : str
+        What contradicts itself, or breaks accepted ⊆ assigned ⊆ allocated ∩ private or pinned ⊆ allocated ∩
+        shared; empty if nothing does.
+    """
+
+    folded: int
+    totals: dict[str, int]
+    mixed: int
+    wrong: str
+
+
+_WRONG = (
+    "",
+    "a count of pages isn't that of their bits",
+    "a page is accepted and not assigned",
+    "a page is assigned and not allocated and private",
+    "a page is pinned and not allocated and shared",
+)
 
 
 class PageState:
@@ -172,6 +203,18 @@ class PageState:
             states |= np.unpackbits(line, count=end - begin, bitorder="little") << np.uint8(plane)
         edges = [0, *(np.flatnonzero(states[1:] != states[:-1]) + 1).tolist(), end - begin]
         return [(begin + at, begin + until, int(states[at])) for at, until in pairwise(edges)]
+
+    def survey(self) -> "Survey":
+        """Look at all page state in one pass."""
+        out = np.zeros(layout.SURVEY_SLOTS, np.uint64)
+        wrong = int(load_kernels().survey(*self._arrays(), out))
+        low, high, page, mixed, *totals = out.tolist()
+        return Survey(
+            low | high << 64,
+            dict(zip(PLANE_NAMES, totals, strict=True)),
+            mixed,
+            _WRONG[wrong] and f"{_WRONG[wrong]}, in the 2 MiB from page {page:#x}",
+        )
 
     def packed(self) -> PackedState:
         """A copy of all planes, as small as they are uniform."""

@@ -41,4 +41,5 @@ def warmup() -> None:
     store.read_guest_view(0, 8)
     store.state.count(0, 2, Plane.PRIVATE)
     store.state.runs()
+    store.state.survey()
     store.state.plane("private")

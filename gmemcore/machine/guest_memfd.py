@@ -13,7 +13,7 @@ from gmemcore.engine.arguments import U64_MAX, as_int, as_u64, as_u64_array, as_
 from gmemcore.engine.conversion import OUTCOMES, BatchResult, ConversionResult, check
 from gmemcore.engine.counters import Counters
 from gmemcore.engine.packed import PLANE_NAMES, PackedState
-from gmemcore.engine.state import Plane
+from gmemcore.engine.state import Plane, Survey
 from gmemcore.engine.steps import Step
 from gmemcore.engine.store import Requests, Store
 from gmemcore.errors import (
@@ -196,6 +196,13 @@ class GuestMemfd:
             for _, _, planes in runs
         }
         return [(low, high, names[planes]) for low, high, planes in runs]
+
+    def survey(self) -> Survey:
+        """Look at all page state in one pass: a fingerprint, totals, and whether it contradicts itself."""
+        store = self._open(self._store)
+        with store.lock:
+            self._open(store)
+            return store.state.survey()
 
     def find_page(self, wanted: Sequence[str] = (), unwanted: Sequence[str] = ()) -> int | None:
         """Offset in bytes of the first page with all wanted planes and no unwanted one, or None.

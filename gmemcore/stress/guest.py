@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from gmemcore.engine.counters import Counters
-from gmemcore.engine.packed import Planes
+from gmemcore.engine.state import Survey
 from gmemcore.engine.steps import Step
 from gmemcore.machine import GuestMemfd, create_vm
 from gmemcore.stress import oracle
@@ -118,7 +118,9 @@ class _Tally:
         self.codes[0] += len(outcomes) - len(refused)
         for code, count in zip(*np.unique(refused, return_counts=True), strict=True):
             self.codes[int(code)] += int(count)
-        pages = operations["size"][operations["step"] == Step.CONVERT] >> np.uint64(12)
+        converts = operations["step"] == Step.CONVERT
+        pages = operations["size"] if converts.all() else operations["size"][converts]
+        pages = pages >> np.uint64(12)
         small = pages[pages < np.uint64(_SMALL)].astype(np.intp)
         by_pages = np.bincount(small, minlength=_SMALL)
         self.sizes[: len(_SMALL_CLASSES)] += np.add.reduceat(by_pages, _SMALL_CLASSES)
@@ -234,13 +236,12 @@ class GuestRun:
 
     # ---- checks ----------------------------------------------------------------------------------
 
-    def _check(self) -> list[Planes]:
-        """Everything that must hold after any operation; returns the planes of each file."""
+    def _check(self) -> list[Survey]:
+        """Everything that must hold after any operation; returns what was seen of each file."""
         self._checks["invariants"] += 1
-        states = [(gmem, gmem.packed_state()) for gmem in self.files]
         if self.vm.abi.legacy:  # SPEC 2 doesn't hold there
-            return [state.planes() for _, state in states]
-        return [check_file(gmem, state) for gmem, state in states]
+            return [gmem.survey() for gmem in self.files]
+        return [check_file(gmem) for gmem in self.files]
 
     def _play_and_check(self, _position: int, operation: Operations) -> None:
         """Run an operation, and look at everything after it."""
@@ -315,9 +316,9 @@ class GuestRun:
         gmem, request = self._within_a_file(operation)
         if gmem is None or request.step != Step.CONVERT:
             return self._play_one(operation)
-        before = state_digest(gmem, gmem.packed_state().planes())
+        before = state_digest(gmem, gmem.survey())
         outcome = self._play_one(operation)
-        if outcome != "OK" and state_digest(gmem, gmem.packed_state().planes()) != before:
+        if outcome != "OK" and state_digest(gmem, gmem.survey()) != before:
             raise ViolationError(
                 f"{_words(request)} was refused, {outcome}, and changed page state or contents"
             )
@@ -361,7 +362,7 @@ class GuestRun:
 
     # ---- the result --------------------------------------------------------------------------------
 
-    def _summary(self, planes: list[Planes]) -> GuestResult:
+    def _summary(self, found: list[Survey]) -> GuestResult:
         """Sum up, everything that is the same everywhere under one digest."""
         counters = self.vm.counters - self._before
         fields: dict[str, Any] = {
@@ -375,8 +376,8 @@ class GuestRun:
         }
         digest = hashlib.sha256(msgspec.json.encode(fields, order="sorted"))
         digest.update(self._tally.digest.digest())
-        for gmem, its_planes in zip(self.files, planes, strict=True):
-            digest.update(state_digest(gmem, its_planes))
+        for gmem, its_state in zip(self.files, found, strict=True):
+            digest.update(state_digest(gmem, its_state))
         return GuestResult(**fields, digest=digest.hexdigest(), seconds=time.perf_counter() - self._began)
 
 

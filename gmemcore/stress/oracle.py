@@ -9,6 +9,7 @@ Launch updates, and operations that aren't whole within one region, aren't told 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -126,6 +127,13 @@ def _need_pages(request: Request) -> None:
 # ---- conversion (sections 3, 4 and 5) ---------------------------------------------------------------
 
 
+@cache
+def _policy(machine: Machine, direction: Direction, flag: int) -> tuple[str, str | None, str | None]:
+    """Outcome, effect and precondition that policy has for one flag."""
+    row = cell(machine.abi, machine.vm_type, machine.firmware, machine.phase, direction, ContentMode(flag))
+    return row.outcome, row.effect, row.unless
+
+
 def _convert(machine: Machine, request: Request, runs: list[Run]) -> list[Run]:
     abi, flags = get_abi(machine.abi), request.flags
     known = {int(flag.bit) for flag in abi.flags}
@@ -133,16 +141,13 @@ def _convert(machine: Machine, request: Request, runs: list[Run]) -> list[Run]:
         raise _Stopped("EINVAL")
     to_private = request.attributes == 8
 
-    def asked(direction: Direction, flag: int) -> tuple[str, str | None, str | None]:
-        row = cell(abi, machine.vm_type, machine.firmware, machine.phase, direction, ContentMode(flag))
-        return row.outcome, row.effect, row.unless
-
-    if asked(Direction.TO_SHARED, 0)[0] == "EINVAL" or request.attributes not in (0, 8):
+    if _policy(machine, Direction.TO_SHARED, 0)[0] == "EINVAL" or request.attributes not in (0, 8):
         raise _Stopped("EINVAL")
-    if to_private and asked(Direction.TO_PRIVATE, 0)[0] == "EINVAL":
+    if to_private and _policy(machine, Direction.TO_PRIVATE, 0)[0] == "EINVAL":
         raise _Stopped("EINVAL")
     _need_pages(request)
-    outcome, effect, unless = asked(Direction.TO_PRIVATE if to_private else Direction.TO_SHARED, flags)
+    direction = Direction.TO_PRIVATE if to_private else Direction.TO_SHARED
+    outcome, effect, unless = _policy(machine, direction, flags)
     if outcome != "OK" or (unless and any(unless in run.planes for run in runs)):
         raise _Stopped("EOPNOTSUPP", request.offset // PAGE_SIZE)
     if not to_private:

@@ -68,7 +68,7 @@ def scatter(guest: Guest, *, run: int) -> Iterator[Operations]:
     places, rest = guest.stream.split("place"), guest.stream.split("length and direction")
     low_half, half = np.uint64(0xFFFF_FFFF), np.uint64(32)
     yield over(Step.CONVERT, guest.ranges, PRIVATE)
-    at, at_once = 0, 2 * BLOCK
+    at, at_once = 0, 5 * BLOCK
     while True:
         gpa, _ = grid[places.below(grid.count, at, at_once)]
         words = rest.words(at, at_once)
