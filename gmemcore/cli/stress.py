@@ -78,6 +78,8 @@ def stress(
         )
     except (SpecError, LogError, ClusterError, MissingExtraError) as error:
         return _say(str(error), 2)
+    except BrokenPipeError:  # whoever reads the report has seen enough
+        raise
     except (GmemError, OSError) as error:
         return _say(str(error.strerror or error) + (f": {error.filename}" if error.filename else ""), 2)
     except KeyboardInterrupt:
@@ -251,8 +253,9 @@ _FIGURES = {
     "faults": "memory_faults",
 }
 _LEGEND = """\
-operations  with faults and retries; refused: by outcome
-changed, allocated, RMP, S-EPT, accepted: pages; split, merged: blocks of 2 MiB; faults: MEMORY_FAULT exits"""
+operations with injected faults and retries; changed, allocated, RMP, S-EPT, accepted: pages;
+split, merged: blocks of 2 MiB; faults: MEMORY_FAULT exits"""
+_WIDE = 120  # columns that have room for all counters
 
 
 def _print_report(path: Path, run: "Run") -> None:
@@ -286,20 +289,31 @@ _CHECKS = {
 
 
 def _print_table(cells: "dict[str, Totals]") -> None:
+    """Print a row for each kind of guest; what was refused under it, since kinds of refusals are many."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDE)
     counted = [name for name, key in _FIGURES.items() if any(sums.counters[key] for sums in cells.values())]
-    for name in ("guests that are and do", "guests", "operations", "refused", *counted):
-        table.add_column(name, justify="left" if name in ("guests that are and do", "refused") else "right")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("guests", no_wrap=True)
+    for name in ("number", "operations", "refused", *counted[: None if console.width >= _WIDE else 2]):
+        table.add_column(name, justify="right", no_wrap=True)
     for cell, sums in cells.items():
-        refused = [f"{_big(sums.outcomes[name])} {name}" for name in sorted(sums.outcomes) if name != "OK"]
-        figures = [_big(sums.counters[_FIGURES[name]]) for name in counted]
-        table.add_row(cell, str(sums.guests), _big(sums.operations), " ".join(refused), *figures)
-    console = Console() if sys.stdout.isatty() else Console(width=200)
+        refused = sums.operations - sums.outcomes["OK"]
+        figures = [
+            sums.guests,
+            sums.operations,
+            refused,
+            *(sums.counters[_FIGURES[name]] for name in counted),
+        ]
+        table.add_row(cell, *map(_big, figures[: len(table.columns) - 1]))
     console.print(table)
+    for cell, sums in cells.items():
+        names = sorted(name for name in sums.outcomes if name != "OK")
+        if names:
+            print(f"refused, {cell}: {', '.join(f'{sums.outcomes[name]} {name}' for name in names)}")
 
 
 def _print_violation(path: Path, spec: "Spec", found: "Violation") -> int:

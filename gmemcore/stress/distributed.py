@@ -13,9 +13,10 @@ import os
 import queue
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -72,23 +73,25 @@ class Cluster:
             The cluster can't be reached, has no worker for too long, runs another gmemcore, or loses the same
             guests again and again.
         """
-        with self._client() as client:
-            yield from _Flow(client, spec, chunker, self.patience).results()
+        with self._client() as (client, revive):
+            yield from _Flow(client, spec, chunker, self.patience, revive).results()
 
     # ---- clusters ----------------------------------------------------------------------------------
 
     @contextmanager
-    def _client(self) -> Iterator[Any]:
-        """A client of the scheduler, or of processes that live as long as it."""
+    def _client(self) -> "Iterator[tuple[Any, Callable[[int], None]]]":
+        """A client of a scheduler, or of processes that live as long as it; and who hears of their number."""
         from dask import config
         from distributed import Client
 
         # A lost worker is no news here: its chunks are run again. What matters is raised.
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
         with ExitStack() as stack:
-            address = self.scheduler
+            address: Any = self.scheduler
+            revive: Callable[[int], None] = _leave
             if address is None:
                 address = stack.enter_context(self._local())
+                revive = partial(_revive, address, self.workers)
             try:
                 with config.set({"distributed.comm.timeouts.connect": self.patience}):
                     client = Client(
@@ -97,7 +100,7 @@ class Cluster:
             except (OSError, TimeoutError, ValueError, TypeError) as error:
                 raise ClusterError(f"no scheduler answers at {address}: {error}") from error
             try:
-                yield client
+                yield client, revive
             finally:
                 client.close(timeout=TICK * 10)
 
@@ -131,6 +134,8 @@ class Cluster:
             "distributed.worker.multiprocessing-method": "spawn",
             "distributed.scheduler.allowed-failures": ATTEMPTS,
             "distributed.worker.daemon": True,
+            # A worker that dies while it starts is given up by its nanny; after this it is begun anew.
+            "distributed.deploy.lost-worker-timeout": "10s",
         }
         with (
             TemporaryDirectory(prefix="gmemcore-") as folder,
@@ -146,6 +151,16 @@ class Cluster:
             ) as cluster,
         ):
             yield cluster
+
+
+def _leave(workers: int) -> None:
+    """Workers of other people's clusters are theirs."""
+
+
+def _revive(cluster: Any, wanted: int, workers: int) -> None:
+    """Begin workers of one's own anew that are gone for good."""
+    if workers < wanted:
+        cluster.scale(wanted)
 
 
 @dataclass
@@ -164,6 +179,7 @@ class _Flow:
     spec: Spec
     chunker: Chunker
     patience: float
+    revive: Callable[[int], None]
     out: dict[Any, _Chunk] = field(default_factory=dict)
     again: list[_Chunk] = field(default_factory=list)
     done: "queue.SimpleQueue[Any]" = field(default_factory=queue.SimpleQueue)
@@ -238,9 +254,11 @@ class _Flow:
     def _workers(self) -> int:
         """Workers that are connected now; none while the scheduler doesn't answer."""
         try:
-            return len(self.client.scheduler_info(n_workers=-1)["workers"])
+            count = len(self.client.scheduler_info(n_workers=-1)["workers"])
         except (OSError, TimeoutError):
             return 0
+        self.revive(count)
+        return count
 
     def _check_workers(self, quiet_since: float) -> float:
         """Give up on a cluster that has had no worker for too long; since when it has none."""

@@ -114,18 +114,22 @@ class _Tally:
     def add(self, operations: Operations, outcomes: Any) -> None:
         self.operations += len(operations)
         self.digest.update(outcomes.tobytes())
-        refused = outcomes["code"][np.flatnonzero(outcomes["code"])]
-        self.codes[0] += len(outcomes) - len(refused)
-        for code, count in zip(*np.unique(refused, return_counts=True), strict=True):
-            self.codes[int(code)] += int(count)
+        codes = np.ascontiguousarray(outcomes["code"])
+        refused = codes[np.flatnonzero(codes)]
+        self.codes[0] += len(codes) - len(refused)
+        if len(refused):
+            for code, count in zip(*np.unique(refused, return_counts=True), strict=True):
+                self.codes[int(code)] += int(count)
         converts = operations["step"] == Step.CONVERT
         pages = operations["size"] if converts.all() else operations["size"][converts]
         pages = pages >> np.uint64(12)
-        small = pages[pages < np.uint64(_SMALL)].astype(np.intp)
-        by_pages = np.bincount(small, minlength=_SMALL)
+        is_small = pages < np.uint64(_SMALL)
+        if not is_small.all():
+            for large in pages[~is_small].tolist():
+                self.sizes[min(large.bit_length(), SIZE_CLASSES) - 1] += 1
+            pages = pages[is_small]
+        by_pages = np.bincount(pages.view(np.int64), minlength=_SMALL)
         self.sizes[: len(_SMALL_CLASSES)] += np.add.reduceat(by_pages, _SMALL_CLASSES)
-        for large in pages[pages >= np.uint64(_SMALL)].tolist():
-            self.sizes[min(large.bit_length(), SIZE_CLASSES) - 1] += 1
 
 
 class GuestRun:
