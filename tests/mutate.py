@@ -33,13 +33,18 @@ MACHINE = (
 ENGINE = (
     "test_holds_mutants.py",
     "test_machine.py",
-    "test_steps.py",
     "test_conform.py",
     "test_holds_promise.py",
     "test_stateful.py",
     "test_holds_atomic.py",
 )
-STORE = ("test_enforce.py", *ENGINE, "test_holds_memory.py", "test_holds_races.py")
+STORE = (
+    "test_enforce.py",
+    "test_holds_mutants.py",
+    "test_machine.py",
+    "test_holds_atomic.py",
+    "test_holds_memory.py",
+)
 # What is mutated, and which tests must notice: the quick ones first.
 TARGETS = {
     "gmemcore/policy/lookup.py": POLICY,
