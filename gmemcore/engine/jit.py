@@ -67,10 +67,11 @@ OPTIONS: dict[str, Any] = {"nogil": True, "_nrt": False}
 def _compile_in_place(kernels: ModuleType) -> None:
     from numba import njit
 
+    from gmemcore.engine.instructions import prefetch, zero_line
     from gmemcore.engine.kernel_cache import KernelCache, warn_once
-    from gmemcore.engine.prefetch import prefetch
 
-    kernels.prefetch = prefetch  # type: ignore[attr-defined]
+    for instruction in (prefetch, zero_line):
+        setattr(kernels, instruction.__name__, instruction)
     for name in _registered:
         function = getattr(kernels, name)
         dispatcher = njit(**OPTIONS, forceinline=name in _inlined)(function)

@@ -39,7 +39,9 @@ def cache_directories(source: str) -> tuple[Path, ...]:
         There is no home directory.
     """
     options = [f"{name}={getattr(config, name, None)}" for name in OPTIONS_OF_NUMBA]
-    key = repr((os.path.abspath(source), sorted(OPTIONS.items()), options))
+    # What kernels take over from another file Numba doesn't look at either.
+    inserted = hashlib.sha256(Path(__file__).with_name("instructions.py").read_bytes()).hexdigest()
+    key = repr((os.path.abspath(source), inserted, sorted(OPTIONS.items()), options))
     name = f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if config.CACHE_DIR:  # NUMBA_CACHE_DIR: the user's choice
         return (Path(config.CACHE_DIR) / name,)

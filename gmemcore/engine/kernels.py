@@ -45,8 +45,10 @@ PRIVATE_FIELD, ALLOCATED_FIELD, ASSIGNED_FIELD, ACCEPTED_FIELD, PINNED_FIELD = (
 
 # Slots of the header: the file's size, whether all lines are kept true, its key stream's seed and first
 # output, calls that transformed bytes, allocations left before one fails, the counter that assignment
-# is counted in, and from TOTALS on the counters since creation.
-N_PAGES, DENSE, SEED, FIRST_WORD, SCRAMBLES, ALLOCATIONS_LEFT, TRACKING = (np.uint64(n) for n in range(7))
+# is counted in, whether memory begins at a cache line, and from TOTALS on the counters since creation.
+N_PAGES, DENSE, SEED, FIRST_WORD, SCRAMBLES, ALLOCATIONS_LEFT, TRACKING, LINES_ALIGNED = (
+    np.uint64(n) for n in range(8)
+)
 TOTALS = np.uint64(8)
 HEADER_SLOTS = 18
 
@@ -115,6 +117,8 @@ PARTIAL_REFUSED, PARTIAL_DONE = U1, U2  # what was done stays: as a refusal, or 
 # unallocated, allocated, assigned, accepted (each includes the ones before).
 NO_OPERATION, ZERO, XOR, SCRAMBLE, KEYSTREAM = (np.uint64(n) for n in range(5))
 OPERATION_BITS, OPERATION = np.uint64(4), np.uint64(15)
+ALL_DONE = np.uint64(16)  # no operation of any page: the end of a range
+STREAM_PAGES = np.uint64(256)  # a range of a MiB is longer than what caches should keep of it
 
 GOLDEN = np.uint64(0x9E37_79B9_7F4A_7C15)
 AHEAD = np.uint64(32)  # requests: the memory of one that far ahead is asked for
@@ -123,6 +127,11 @@ NEVER = np.uint64(0xFFFF_FFFF_FFFF_FFFF)  # an allocation budget that never runs
 
 def prefetch(array, *index):
     """Ask for a word that will be needed soon (`jit.py` makes an instruction of it; here it does nothing)."""
+
+
+def zero_line(array, index):
+    """Zero the eight words of a cache line without reading it first (`jit.py` makes an instruction of it)."""
+    array[index : index + U8] = U0
 
 
 # ---- bits ---------------------------------------------------------------------------------------
@@ -491,46 +500,50 @@ def contradiction(words, lines, n_pages, block):
 
 
 @kernel
+def most_runs(header, words, plane):
+    """How many runs of one plane there are at most, by the words of the blocks alone."""
+    field, most = plane * FIELD_BITS, U1
+    for b in range(words.shape[0]):
+        count = (words[b] >> field) & FIELD
+        fewer = count if count < BLOCK_PAGES - count else BLOCK_PAGES - count
+        most += U2 * fewer + U2
+    return most
+
+
+@kernel
 def list_runs(header, words, lines, plane, ends):
-    """Write the end page of each run of one plane into ends, as far as it reaches; returns how many."""
+    """Write the end page of each run of one plane; returns how many. ends has room for `most_runs`."""
     n_pages = header[N_PAGES]
+    field = plane * FIELD_BITS
     before = plane_row(words, lines, n_pages, plane, U0) & U1  # the page before, as the lowest bit
     runs = U0
-    room = np.uint64(ends.shape[0])
     for b in range(words.shape[0]):
         block = np.uint64(b)
-        count = (words[block] >> (plane * FIELD_BITS)) & FIELD
-        pages = pages_of_block(n_pages, block)
-        if count == U0 or count == pages:
+        first = block << BLOCK_SHIFT
+        count = (words[block] >> field) & FIELD
+        if count == U0 or count == pages_of_block(n_pages, block):
             value = U1 if count else U0
-            if value != before:
-                if runs < room:
-                    ends[runs] = block << BLOCK_SHIFT
-                runs += U1
+            ends[runs] = first
+            runs += value ^ before
             before = value
             continue
-        first = block << BLOCK_SHIFT
-        for r in range((pages + U63) >> ROW_SHIFT):
-            row = lines[plane, (block << U3) + np.uint64(r)]
+        line = lines[plane, block << U3 : (block + U1) << U3]
+        for r in range(8):
+            row = line[r]
             edges = row ^ ((row << U1) | before)
-            left = n_pages - first
-            if left < U64:
-                edges &= bits_between(U0, left)
             before = row >> U63
-            if runs + U64 <= room:
-                while edges != U0:
-                    ends[runs] = first + lowest_bit(edges)
-                    runs += U1
-                    edges &= edges - U1
-            else:
-                while edges != U0:
-                    if runs < room:
-                        ends[runs] = first + lowest_bit(edges)
-                    runs += U1
-                    edges &= edges - U1
+            # Written whether there is one or not: most rows have none or one, and nobody can predict which.
+            ends[runs] = first + lowest_bit(edges)
+            runs += U1 if edges else U0
+            edges &= edges - U1
+            while edges != U0:
+                ends[runs] = first + lowest_bit(edges)
+                runs += U1
+                edges &= edges - U1
             first += U64
-    if runs < room:
-        ends[runs] = n_pages
+    while runs and ends[runs - U1] >= n_pages:  # bits beyond the end are clear, an edge that is none
+        runs -= U1
+    ends[runs] = n_pages
     return runs + U1
 
 
@@ -550,6 +563,13 @@ def zero_words(view):
     """Zero a contiguous view (compiled to memset)."""
     for i in range(view.shape[0]):
         view[i] = U0
+
+
+@kernel
+def stream_zeros(view):
+    """Zero a view past the caches, which a long range would only push others out of."""
+    for line in range(view.shape[0] >> 3):
+        zero_line(view, line << 3)
 
 
 @kernel
@@ -592,9 +612,17 @@ def stream_state(seed, first_word, page):
     return seed + (first_word + page * PAGE_WORDS + U1) * GOLDEN
 
 
-@kernel
-def operate(header, memory, operation, start, end, results, i):
-    """Do one operation to the bytes of pages [start, end), and count it."""
+@inlined
+def expect(memory, page, operation):
+    """Ask for a page whose bytes are to be read, and that no hardware sees coming behind a gap."""
+    if (operation == XOR or operation == SCRAMBLE) and memory.shape[0]:
+        for line in range(PAGE_WORDS >> U3):
+            prefetch(memory, page * PAGE_WORDS + (line << U3))
+
+
+@inlined
+def operate(header, memory, operation, start, end, streams, results, i):
+    """Do one operation to the bytes of pages [start, end), and count it; streams: past the caches."""
     size = (end - start) << PAGE_SHIFT
     if operation == ZERO:
         results[BYTES_ZEROED, i] += size
@@ -607,7 +635,10 @@ def operate(header, memory, operation, start, end, results, i):
     view = memory[start * PAGE_WORDS : end * PAGE_WORDS]
     state = stream_state(header[SEED], header[FIRST_WORD], start)
     if operation == ZERO:
-        zero_words(view)
+        if streams:
+            stream_zeros(view)
+        else:
+            zero_words(view)
     elif operation == XOR:
         xor_words(view, state)
     elif operation == SCRAMBLE:
@@ -658,37 +689,46 @@ def transform(header, words, lines, memory, operations, start, end, results, i):
     at the same time.
     """
     n_pages = header[N_PAGES]
-    run_operation, run_start, run_end = NO_OPERATION, start, start
-    while start < end:
+    streams = header[LINES_ALIGNED] != U0 and end - start >= STREAM_PAGES
+    run_operation, run_start = NO_OPERATION, start
+    last_operation, last_start, last_end = (
+        NO_OPERATION,
+        start,
+        start,
+    )  # the run before, which is yet to be done
+    row, allocated, assigned, accepted = ONES, U0, U0, U0
+    while True:
         block = start >> BLOCK_SHIFT
-        stop = (block + U1) << BLOCK_SHIFT
-        stop = end if end < stop else stop
-        rank = uniform_rank(words[block], pages_of_block(n_pages, block))
-        if rank < U4:
-            operation = (operations >> (rank * OPERATION_BITS)) & OPERATION
-            if operation != run_operation:
-                operate(header, memory, run_operation, run_start, run_end, results, i)
-                run_operation, run_start = operation, start
-            run_end = stop
-            start = stop
-            continue
-        row = start >> ROW_SHIFT
-        stop = (row + U1) << ROW_SHIFT
-        stop = end if end < stop else stop
-        allocated = plane_row(words, lines, n_pages, ALLOCATED, row)
-        assigned = plane_row(words, lines, n_pages, ASSIGNED, row)
-        accepted = plane_row(words, lines, n_pages, ACCEPTED, row)
-        while start < stop:
-            operation = operation_of(operations, allocated, assigned, accepted, start & U63)
-            same = operation_bits(operations, operation, allocated, assigned, accepted) >> (start & U63)
-            length = lowest_bit(~same)
-            next_ = start + length if start + length < stop else stop
-            if operation != run_operation:
-                operate(header, memory, run_operation, run_start, run_end, results, i)
-                run_operation, run_start = operation, start
-            run_end = next_
-            start = next_
-    operate(header, memory, run_operation, run_start, run_end, results, i)
+        operation, stop = ALL_DONE, end
+        if start < end:
+            stop = (block + U1) << BLOCK_SHIFT
+            rank = uniform_rank(words[block], pages_of_block(n_pages, block))
+            if rank < U4:
+                operation = (operations >> (rank * OPERATION_BITS)) & OPERATION
+            else:
+                if start >> ROW_SHIFT != row:
+                    row = start >> ROW_SHIFT
+                    allocated = plane_row(words, lines, n_pages, ALLOCATED, row)
+                    assigned = plane_row(words, lines, n_pages, ASSIGNED, row)
+                    accepted = plane_row(words, lines, n_pages, ACCEPTED, row)
+                shift = start & U63
+                operation = operation_of(operations, allocated, assigned, accepted, shift)
+                same = operation_bits(operations, operation, allocated, assigned, accepted) >> shift
+                length = lowest_bit(~same)
+                stop = start + (length if length < U64 - shift else U64 - shift)
+            stop = end if end < stop else stop
+        if operation != run_operation:
+            if run_operation != NO_OPERATION or operation == ALL_DONE:
+                if last_operation != NO_OPERATION:
+                    expect(memory, run_start, run_operation)
+                    operate(header, memory, last_operation, last_start, last_end, streams, results, i)
+                last_operation, last_start, last_end = run_operation, run_start, start
+            if operation == ALL_DONE:
+                if last_operation != NO_OPERATION:
+                    operate(header, memory, last_operation, last_start, last_end, streams, results, i)
+                return
+            run_operation, run_start = operation, start
+        start = stop
 
 
 @inlined

@@ -50,6 +50,10 @@ def in_parts(
         The sum of the results.
     """
     tiles = list(parts(start, end, threads))
+    if len(tiles) == 1:
+        alone: NDArray[np.uint64] = np.zeros((layout.RESULT_ROWS, 1), np.uint64)
+        work(start, end, alone)
+        return alone
     results: NDArray[np.uint64] = np.zeros((len(tiles), layout.RESULT_ROWS, 1), np.uint64)
     futures = [_pool(threads).submit(work, *tile, own) for tile, own in zip(tiles, results, strict=True)]
     for future in futures:

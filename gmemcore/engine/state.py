@@ -15,6 +15,7 @@ from gmemcore.errors import UnsupportedOperationError
 
 _BLOCK_PAGES = int(layout.BLOCK_PAGES)
 _BLOCK_ROWS = 8
+_BLOCKS_OF_1G = 512
 _FIELD_BITS = int(layout.FIELD_BITS)
 
 
@@ -72,6 +73,13 @@ _WRONG = (
 )
 
 
+class MappableBlocks(NamedTuple):
+    """Blocks that lie whole within the file and have one attribute."""
+
+    blocks_2m: int
+    blocks_1g: int
+
+
 class PageState:
     """The six planes of a file, packed (the layout is told in ``kernels.py``).
 
@@ -117,16 +125,24 @@ class PageState:
         numbers = (start, end, fields_of(wanted), fields_of(unwanted))
         return int(load_kernels().count_pages(*self._arrays(), *map(np.uint64, numbers)))
 
+    def mappable_blocks(self) -> MappableBlocks:
+        """How many blocks of 2 MiB and of 1 GiB have one attribute."""
+        counts = self.block_counts("private")[: self.n_pages // _BLOCK_PAGES]
+        whole = len(counts) // _BLOCKS_OF_1G * _BLOCKS_OF_1G
+        of_1g = counts[:whole].reshape(-1, _BLOCKS_OF_1G)
+        totals = of_1g.sum(axis=1)
+        return MappableBlocks(
+            len(counts) - int(np.count_nonzero(counts & layout.BLOCK_MASK)),
+            int(np.count_nonzero(totals % np.uint64(_BLOCKS_OF_1G * _BLOCK_PAGES) == 0)),
+        )
+
     def runs(self, plane: str = "private") -> NDArray[np.uint64]:
         """End page of each maximal run of one plane, in order; the first run begins at page 0."""
         number = np.uint64(PLANE_NAMES.index(plane))
         kernels = load_kernels()
-        ends = np.empty(1024, np.uint64)
-        n_runs = kernels.list_runs(*self._arrays(), number, ends)
-        if n_runs > len(ends):
-            ends = np.empty(n_runs, np.uint64)
-            kernels.list_runs(*self._arrays(), number, ends)
-        return ends[:n_runs]
+        # Room for the most there can be: what isn't written costs nothing.
+        ends = lazy_words(int(kernels.most_runs(self.header, self.words, number)))
+        return ends[: kernels.list_runs(*self._arrays(), number, ends)]
 
     def xor_private(self, first_word: int, buffer: NDArray[np.uint64]) -> None:
         """Turn a copy of DRAM into the guest's view, or back: XOR the key stream into its private pages."""

@@ -19,7 +19,7 @@ from gmemcore.engine.counters import Counters, counters_of_row
 from gmemcore.engine.host_view import HostView
 from gmemcore.engine.jit import load_kernels
 from gmemcore.engine.parts import LEAST_PART, in_parts
-from gmemcore.engine.state import PageState, Plane, fields_of, readonly
+from gmemcore.engine.state import MappableBlocks, PageState, Plane, fields_of, readonly
 from gmemcore.engine.steps import (
     ACCEPTED_PLANES,
     EVERYTHING_BUT_PRIVATE,
@@ -106,6 +106,7 @@ class Store:
         self.lock = threading.RLock()
         self.closed = False
         self.threads = threads
+        self.state.header[layout.LINES_ALIGNED] = backing.words.ctypes.data % 64 == 0
         self._arrays = (self.state.header, self.state.words, self.state.lines, backing.words)
         self._request_bytes = bytearray(_REQUEST.size)
         self._result_bytes = bytearray(_RESULT.size)
@@ -113,6 +114,8 @@ class Store:
         self._request = Requests(_CONVERSION, *(request[i : i + 1] for i in range(4)))
         self._inputs = request[4:]
         self._result = np.frombuffer(self._result_bytes, np.uint64).reshape(-1, 1)
+        self._always_apart = self.host_view is not None or threads > 1
+        self._prepared_for: Rules | None = None
 
     @property
     def has_bytes(self) -> bool:
@@ -142,15 +145,19 @@ class Store:
         with self.lock:
             _REQUEST.pack_into(self._request_bytes, 0, *request)
             self._result_bytes[:] = _NOTHING_YET
-            if self.host_view is not None:
+            if self._always_apart or (self.backing.commits_late and rules.allocating):
                 self.notice_writes(*self._pages(*request[:2]))
-            late = self.backing.commits_late and rules.allocating
-            if self.host_view is not None or late or self.threads > 1:
                 self._run_apart(rules, self._request, self._inputs, self._result)
             else:
-                run = load_kernels().run
-                run(*self._arrays, rules.table, *self._request, self._inputs, self._result)
+                if self._prepared_for is not rules:
+                    self._prepare_single(rules)
+                load_kernels().run(*self._prepared)
             return _RESULT.unpack(self._result_bytes)
+
+    def _prepare_single(self, rules: Rules) -> None:
+        """Put together what single conversions hand over: doing it each time takes a tenth of a short one."""
+        self._prepared = (*self._arrays, rules.table, *self._request, self._inputs, self._result)
+        self._prepared_for = rules
 
     def run_many(self, rules: Rules, requests: Requests) -> BatchResult:
         """Run requests in order under one lock."""
@@ -161,7 +168,7 @@ class Store:
                 for offset, size in zip(requests.offsets.tolist(), requests.sizes.tolist(), strict=True):
                     self.notice_writes(*self._pages(offset, size))
             before = self._totals()
-            if self._apart(requests):
+            if self._apart(rules, requests):
                 for i in range(n):
                     result = np.zeros((layout.RESULT_ROWS, 1), np.uint64)
                     self._run_apart(rules, requests.one(i), _NO_INPUTS, result)
@@ -174,11 +181,11 @@ class Store:
         """First and end page of a byte range, as far as the file reaches."""
         return offset >> PAGE_SHIFT, min(-(-(offset + size) // PAGE_SIZE), self.n_pages)
 
-    def _apart(self, requests: Requests) -> bool:
+    def _apart(self, rules: Rules, requests: Requests) -> bool:
         """Whether requests need something done around them that kernels can't do."""
         return bool(
             self.host_view is not None
-            or self.backing.commits_late
+            or (self.backing.commits_late and (rules.allocating or requests.steps.any()))
             or (self.threads > 1 and (requests.sizes >= 2 * LEAST_PART * PAGE_SIZE).any())
             or (self.has_bytes and (requests.steps == Step.PUNCH_HOLE).any())
         )
@@ -411,6 +418,17 @@ class Store:
             self.notice_writes(0, self.n_pages)
             return self.state.plane(name)
 
+    def mappable_blocks(self) -> MappableBlocks:
+        """Blocks that have one attribute."""
+        with self.lock:
+            return self.state.mappable_blocks()
+
+    def run_ends(self, name: str) -> NDArray[np.uint64]:
+        """End page of each run of one plane; see `PageState.runs`."""
+        with self.lock:
+            self.notice_writes(0, self.n_pages)
+            return self.state.runs(name)
+
     def page_states(self) -> NDArray[Any]:
         """Page state as a read-only structured array, without a copy; see `PageState.records`."""
         with self.lock:
@@ -424,3 +442,4 @@ class Store:
             self.host_view = None
             self.backing.close()
             self._arrays = (*self._arrays[:3], self.backing.words)
+            self._prepared_for = None

@@ -13,7 +13,7 @@ from gmemcore.engine.arguments import U64_MAX, as_int, as_u64, as_u64_array, as_
 from gmemcore.engine.conversion import OUTCOMES, BatchResult, ConversionResult, check
 from gmemcore.engine.counters import Counters
 from gmemcore.engine.packed import PLANE_NAMES, PackedState
-from gmemcore.engine.state import Plane, Survey
+from gmemcore.engine.state import MappableBlocks, Plane, Survey
 from gmemcore.engine.steps import Step
 from gmemcore.engine.store import Requests, Store
 from gmemcore.errors import (
@@ -157,6 +157,40 @@ class GuestMemfd:
         """
         _plane_named(name)
         return self._open(self._store).plane(name)
+
+    def count(self, name: str) -> int:
+        """How many pages one plane has, at the cost of a look at eight bytes a 2 MiB block.
+
+        Parameters
+        ----------
+        name : str
+            A plane, as `plane` takes it.
+        """
+        return self._open(self._store).count(_plane_named(name))
+
+    def mappable_blocks(self) -> MappableBlocks:
+        """How many blocks of 2 MiB and of 1 GiB have one attribute, so that one entry could map each whole.
+
+        See Also
+        --------
+        gmemcore.analysis.mappability : of guest memory, with memslots and their alignment.
+        """
+        return self._open(self._store).mappable_blocks()
+
+    def run_ends(self, name: str = "private") -> NDArray[np.uint64]:
+        """End page of each maximal run of one plane, in order; the first run begins at page 0.
+
+        Parameters
+        ----------
+        name : str
+            A plane, as `plane` takes it.
+
+        Returns
+        -------
+        ndarray of uint64, shape (n_runs,)
+        """
+        _plane_named(name)
+        return self._open(self._store).run_ends(name)
 
     def packed_state(self, *, host: bool = False) -> PackedState:
         """Copy all planes as the engine packs them: eight bytes a 2 MiB block, 64 for each mixed plane in it.
