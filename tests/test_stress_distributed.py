@@ -66,7 +66,7 @@ def cluster(workers):
     port = free_port()
     address = f"tcp://127.0.0.1:{port}"
     with ExitStack() as stack:
-        options = ("--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
+        options = ("--host", "127.0.0.1", "--port", str(port), "--dashboard-address", "127.0.0.1:0")
         scheduler = stack.enter_context(process("distributed.cli.dask_scheduler", *options))
         assert wait_for(lambda: answers(port), scheduler)
         worker = ("distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
@@ -231,6 +231,7 @@ def kill_workers(path, digest, kills, choose):
     return done
 
 
+@pytest.mark.timeout(1800)
 def test_fifty_kills_of_workers_and_drivers(tmp_path, request):
     skip_unless_slow(request)
     path = write(tmp_path / "fleet.toml", **{**KILLED, "guests": 40, "operations": 4000})

@@ -146,6 +146,7 @@ class Cluster:
                 processes=True,
                 host="127.0.0.1",
                 dashboard_address=None,
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # of the page that says it is well
                 local_directory=folder,
                 silence_logs=logging.CRITICAL,
             ) as cluster,
