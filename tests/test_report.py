@@ -15,7 +15,7 @@ from conftest import JIT_DISABLED
 
 from gmemcore.analysis import runs
 from gmemcore.analysis.report import PAGES, report
-from gmemcore.analysis.report.blocks import LABELS, ROWS
+from gmemcore.analysis.report.blocks import COLUMNS, LABELS, ROWS
 from gmemcore.analysis.report.page import clean
 from gmemcore.analysis.runs import KINDS, RunError, read_run
 from gmemcore.cli import main
@@ -297,6 +297,18 @@ def test_more_rows_than_anybody_reads_are_left_off_and_said_so(bench, tmp_path):
     many = write_lines(tmp_path / "many", [first, *[measured] * (ROWS + 7)])
     text = report(read_run(many))
     assert "7 more rows are in the file and not here." in text
+
+
+def test_more_columns_than_anybody_reads_are_left_off_and_said_so(bench, stress, tmp_path):
+    first, *cells = lines_of(bench)
+    measured = next(cell for cell in cells if cell["effect"])
+    flags = [{**measured, "flag": f"FLAG_{i}"} for i in range(COLUMNS + 3)]
+    assert "3 more flags are" in report(read_run(write_lines(tmp_path / "flags", [first, *flags])))
+    *lines, last = lines_of(stress)
+    next(iter(last["cells"].values()))["outcomes"] = {f"E{i}": 1 for i in range(COLUMNS)}
+    others = {name for sums in last["cells"].values() for name in sums["outcomes"]}
+    text = report(read_run(write_lines(tmp_path / "outcomes", [*lines, last])))
+    assert f"{len(others) - COLUMNS} more outcomes are" in text
 
 
 def test_a_quiet_machine_gets_no_warning(bench, tmp_path):

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from gmemcore.analysis.pictures import bench_cube, cost_by_range
 from gmemcore.analysis.report.blocks import (
+    COLUMNS,
     LABELS,
     MODEL,
     PICTURES,
@@ -112,21 +113,28 @@ def _glances(run: Run) -> list[Block]:
     for number, ((abi, firmware), cells) in enumerate(by_revision.items()):
         by_flag = grouped(cells, lambda cell: cell.flag)
         refused = {flag: _refusal_everywhere(column) for flag, column in by_flag.items()}
-        flags = [flag for flag, outcome in refused.items() if outcome is None]
-        rows = [
-            (*place, *(_glance([cell for cell in row if cell.flag == flag]) for flag in flags))
-            for place, row in grouped(cells, _place).items()
+        answered = [flag for flag, outcome in refused.items() if outcome is None]
+        flags = answered[:COLUMNS]
+        rows: list[tuple[str | Cell, ...]] = [
+            (*place, *(_glance(row.get(flag, [])) for flag in flags))
+            for place, row in _by_place_and_flag(cells).items()
         ]
         caption = f"{abi}, firmware {firmware}: effect and cost of the largest range, or the refusal"
         if flags and len(rows) * len(flags) <= LABELS and number < PICTURES:
             draw = partial(bench_cube, Run(run.kind, run.first, cells), abi=abi)
             blocks += picture(draw, f"{caption}, as in the table below")
         blocks.append(Table(("VM type", "phase", "direction", *flags), muted(rows, 3), caption=caption))
+        blocks += left_off(len(answered), COLUMNS, "flags")
         blocks += [
             Text(f"{outcome} everywhere: {', '.join(flag for flag in refused if refused[flag] == outcome)}")
             for outcome in dict.fromkeys(filter(None, refused.values()))
         ]
     return blocks
+
+
+def _by_place_and_flag(cells: Sequence[BenchCell]) -> dict[tuple[str, str, str], dict[str, list[BenchCell]]]:
+    places = grouped(cells, _place).items()
+    return {place: grouped(row, lambda cell: cell.flag) for place, row in places}
 
 
 def _refusal_everywhere(cells: Sequence[BenchCell]) -> str | None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 ROWS: Final = 5000
 """Rows of one table at most; more say nothing to a reader, and a page of a million rows opens nowhere."""
+COLUMNS: Final = 64
+"""Columns that a run's own names make, at most."""
 LABELS: Final = 400
 """Things that one picture tells apart at most."""
 PICTURES: Final = 12
@@ -50,10 +52,10 @@ def muted(rows: Sequence[Sequence[str | Cell]], labels: int) -> list[list[str | 
     return shown
 
 
-def left_off(rows: int) -> list[Block]:
-    """Say how many rows a table of the first `ROWS` leaves off."""
-    text = f"{rows - ROWS} more rows are in the file and not here."
-    return [Text(text, warning=True)] if rows > ROWS else []
+def left_off(n: int, shown: int = ROWS, what: str = "rows") -> list[Block]:
+    """Say how many rows or columns a table leaves off."""
+    text = f"{n - shown} more {what} are in the file and not here."
+    return [Text(text, warning=True)] if n > shown else []
 
 
 def picture(draw: Callable[[], "Axes"], alternative: str, caption: str = "") -> list[Block]:

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from gmemcore.analysis.pictures import refusal_map
 from gmemcore.analysis.report.blocks import (
+    COLUMNS,
     LABELS,
     MODEL,
     ROWS,
@@ -122,7 +123,7 @@ def _events(replays: Sequence[Replay]) -> Table:
 
 
 def _names(replays: Sequence[Replay]) -> list[str]:
-    return list(dict.fromkeys(name for replay in replays for name in replay.counters))[:64]
+    return list(dict.fromkeys(name for replay in replays for name in replay.counters))[:COLUMNS]
 
 
 def _predicted(replays: Sequence[Replay]) -> Table:

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from gmemcore.analysis.pictures import conversion_sizes
 from gmemcore.analysis.report.blocks import (
+    COLUMNS,
     LABELS,
     MODEL,
     ROWS,
@@ -50,7 +51,7 @@ def page(run: Run) -> Page:
     sections = [
         Section("What guests are and do", [_sums(cells), Text(_LEGEND)]),
         Section("Conversions by size", _sizes(run)),
-        Section("Outcomes", [_outcomes(cells)]),
+        Section("Outcomes", _outcomes(cells)),
         Section("Checks and faults", [_checks(total.checks)]),
         Section("Every guest", [_guests(run.records), *left_off(len(run.records))]),
         Section(
@@ -98,17 +99,17 @@ def _sizes(run: Run) -> list[Block]:
     )
 
 
-def _outcomes(cells: Mapping[str, StressSums]) -> Table:
+def _outcomes(cells: Mapping[str, StressSums]) -> list[Block]:
     """Return operations by outcome, a column an outcome."""
-    names = sorted(
-        {name for sums in cells.values() for name in sums.outcomes}, key=lambda name: (name != "OK", name)
-    )
+    found = {name for sums in cells.values() for name in sums.outcomes}
+    names = sorted(found, key=lambda name: (name != "OK", name))[:COLUMNS]
     rows = [
         (cell, *(f"{sums.outcomes[name]:,}" if name in sums.outcomes else "" for name in names))
         for cell, sums in list(cells.items())[:ROWS]
     ]
     numbers = frozenset(range(1, len(names) + 1))
-    return Table(("guests that are and do", *names), rows, numbers, "Operations by outcome")
+    table = Table(("guests that are and do", *names), rows, numbers, "Operations by outcome")
+    return [table, *left_off(len(found), COLUMNS, "outcomes")]
 
 
 def _checks(checks: Mapping[str, int]) -> Table:
