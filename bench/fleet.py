@@ -250,6 +250,9 @@ def contents() -> bool:
     bare = Bare(spec, 5_000)
     rates, bytes_each = bare.rates(), bare.bytes_each
     del bare
+    began = time.perf_counter()
+    run(fleet(1, 1, guest))  # faults in the memory that guests are given one after the other
+    print(f"contents: faulting in {format_size(spec.memory)} took {time.perf_counter() - began:.1f} s")
     watch = Watch(warm=0)
     done = run(spec, watch=watch)
     checked(done)
