@@ -7,11 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from gmemcore.analysis import Series, Snapshot, diff, take
 from gmemcore.cli import main
 from gmemcore.cli.common import format_bytes
+from gmemcore.machine import create_vm
 from gmemcore.policy import ABIS
 from gmemcore.uapi import VmType
 from gmemcore.workload.container import write
+from gmemcore.workload.player import build, play
 from gmemcore.workload.trace import read_trace
 
 LAUNCH_LOG = Path(__file__).parent / "traces" / "qemu-snp-launch.log"
@@ -276,6 +279,55 @@ def test_costs_are_predicted(run):
     assert json.loads(lines[1])["predicted"]["seconds"] == 2.0
     assert json.loads(lines[1])["conversions"] == 2
     assert run("replay", "log", "--cost", "log").status == 2
+
+
+def test_page_state_is_kept_at_the_end_and_over_time(run):
+    run("trace", "record", "snp-boot", "boot.trace", "--memory", "256m")
+    total = len(read_trace("boot.trace").operations)
+    plain = run("replay", "boot.trace", "--json").out.splitlines()[1]
+    done = run("replay", "boot.trace", "--snapshot", "end", "--series", "time", "--every", 100, "--json")
+    again = json.loads(done.out.splitlines()[1])
+    assert again["counters"] == json.loads(plain)["counters"]
+    end, series = Snapshot.read("end"), Series.read("time")
+    assert [one.at for one in series] == [*range(0, total, 100), total]
+    assert end.at == total
+    assert end.counters.asdict() == again["counters"]
+    assert not diff(end, series[-1])
+    assert not diff(end, take_played("boot.trace"))
+    assert len(run("snapshot", "info", "time", "--json").out) > 0
+    run("replay", "boot.trace", "--series", "time")
+    assert 60 <= len(Series.read("time")) <= 102
+
+
+def take_played(path):
+    """The page state after a trace, by the player alone."""
+    trace = read_trace(path)
+    vm = create_vm("SNP", backing="none")
+    build(vm, trace.header.layout)
+    play(vm, trace.operations)
+    return take(vm)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--snapshot", "x", "--vm-type", "SNP,TDX"),
+            "page state of 2 replays; one revision and one VM type",
+        ),
+        (("--every", "3"), "--every is of a series; --series FILE"),
+        (("--series", "x", "--every", "0"), "1 or more would be accepted"),
+        (("--series", "x", "--every", "1"), "--every 1: too many snapshots; 2 or more would be accepted"),
+        (("--snapshot", "none/x"), "none/x: No such file or directory"),
+        (("--snapshot", "."), ".: Is a directory"),
+    ],
+)
+def test_page_state_that_cannot_be_kept_is_said_before_it_runs(run, words, message):
+    run("trace", "record", "bounce-churn", "trace", "--memory", "64m", "--limit", 5000)
+    done = run("replay", "trace", *words)
+    assert (done.status, done.out) == (2, "")
+    assert message in done.err
+    assert os.listdir() == ["trace"]
 
 
 def test_progress_is_lines_where_there_is_no_terminal(run, monkeypatch):

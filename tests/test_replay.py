@@ -153,6 +153,23 @@ def test_progress_comes_to_the_end():
     assert len(seen) >= 10
 
 
+@pytest.mark.parametrize(("every", "looks"), [(None, [150]), (60, [0, 60, 120, 150]), (75, [0, 75, 150])])
+def test_page_state_is_looked_at_where_it_was_asked_for(every, looks):
+    trace = trace_of(*[op(Step.ALLOCATE, i * P) for i in range(150)], layout=Layout([Region(0, 150 * P)]))
+    seen = []
+
+    def watch(vm, at):
+        seen.append((at, vm.files[0].allocated // P))
+
+    replay(trace, Target("v5", VmType.SNP), watch=watch, every=every)
+    assert seen == [(at, at) for at in looks]
+    empty = []
+    replay(trace_of(), Target("v5", VmType.SNP), watch=lambda _, at: empty.append(at), every=every)
+    assert empty == [0]
+    with pytest.raises(errors.InvalidArgumentError, match="every 0 operations; 1 or more"):
+        replay(trace, Target("v5", VmType.SNP), every=0)
+
+
 def test_results_follow_from_trace_and_seeds():
     rows = [op(Step.HOST_WRITE, 0, 4 * P), op(Step.CONVERT, 0, 4 * P, attributes=8), op(Step.LAUNCH_FINISH)]
     first, again = (

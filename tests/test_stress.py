@@ -18,6 +18,7 @@ from holds import run_python
 
 import gmemcore
 from gmemcore import cli
+from gmemcore.analysis import Snapshot
 from gmemcore.engine.steps import Step
 from gmemcore.stress import guest as guests
 from gmemcore.stress import oracle, spec, work
@@ -27,6 +28,7 @@ from gmemcore.stress.merge import GuestResult, Merger, NotDeterministicError
 from gmemcore.stress.run import run
 from gmemcore.stress.work import Chunker, code_id, decode_chunk, run_chunk
 from gmemcore.uapi import PAGE_SIZE
+from gmemcore.units import format_time
 from gmemcore.workload.behaviours import BEHAVIOURS
 
 CHECKED = {"oracle_every": 10, "invariants_every": 100}
@@ -644,6 +646,33 @@ def test_one_guest_again(command, tmp_path):
     assert run_guest(spec.read(path), 1).digest in out
     assert command(path, "--guest", 1, "--until", 5)[0] == 0
     assert not list(tmp_path.glob("*.log"))
+
+
+def test_the_page_state_of_one_guest_is_kept(command, tmp_path, monkeypatch):
+    path = write(tmp_path / "fleet.toml", faults={}, checks={"oracle_every": 0, "invariants_every": 50})
+    status, _, _ = command(path, "--guest", 1, "--until", 99, "--snapshot", "state")
+    kept = Snapshot.read(tmp_path / "state")
+    assert (status, kept.at, kept.label, kept.vm_type) == (0, 100, "guest 1", "SNP")
+    assert kept.counters.pages_changed > 0
+    break_after(monkeypatch, 77, lose_an_event)
+    assert command(path, "--guest", 1, "--snapshot", "broken")[0] == 1
+    assert Snapshot.read(tmp_path / "broken").at == 78
+    assert command(path, "--snapshot", "x")[0] == 2
+    assert command(path, "--guest", 1, "--snapshot", "none/x")[0] == 2
+
+
+def test_costs_are_predicted(command, tmp_path):
+    path = write(tmp_path / "fleet.toml", guest__vm_types=["SNP", "TDX"])
+    (tmp_path / "cost.toml").write_text('title = "a machine"\n[events.call]\nns = 1e9\nsource = "measured"\n')
+    calls = [sum(run_guest(spec.read(path), number).sizes) for number in range(4)]  # SNP, TDX, SNP, TDX
+    _, out, _ = command(path, "--cost", "cost.toml")
+    assert f"predicted on a machine: {format_time(sum(calls))}" in out
+    assert f"call {sum(calls):,} x 1e+09 ns  (measured)" in out
+    assert "not priced: " in out
+    (row,) = [line for line in out.splitlines() if line.startswith(" bounce-churn TDX v5 today ")]
+    assert format_time(calls[1] + calls[3]) in row
+    assert "predicted on a machine" in command(path, "--guest", 0, "--cost", "cost.toml")[1]
+    assert command(path, "--fresh", "--cost", "none.toml")[0] == 2
 
 
 def test_a_violation_is_told_with_what_shows_it_again(command, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from gmemcore.cli.common import console_for_tables, format_bytes, make_table
+from gmemcore.cli.page_states import SnapshotOption, require_place
 from gmemcore.cli.predictions import CostOption, not_priced, prediction_lines, read_cost
 from gmemcore.cli.trace import load, printable
 from gmemcore.errors import InvalidArgumentError
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 _FLAGS = ("as-recorded", "none", "preserve", "zero", "best")
 _BACKINGS = ("none", "anonymous", "memfd")
 _SHOWN = 5
+_SNAPSHOTS = 100  # of a series, unless said otherwise
+_MOST_SNAPSHOTS = 4096  # that a file has room to name
 _WIDTH = 100
 _LEGEND = """\
 A row is revisions that come to the same on a VM type, but for time.
@@ -67,6 +70,14 @@ def replay(
         int, Parameter(name="--refusals", help="Refusals to show, each with its place.")
     ] = _SHOWN,
     cost: CostOption = None,
+    snapshot: SnapshotOption = None,
+    series: Annotated[
+        Path | None, Parameter(help="Keep page state over time here, see gmemcore snapshot.")
+    ] = None,
+    every: Annotated[
+        int | None,
+        Parameter(help=f"Of a series: operations between snapshots; a {_SNAPSHOTS}th of all unless given."),
+    ] = None,
     as_json: Annotated[
         bool, Parameter(name="--json", help="Print JSON Lines: the trace, then a line a replay.")
     ] = False,
@@ -87,12 +98,15 @@ def replay(
         targets = _targets(abi, vm_type, firmware, all_abis, proposal or [])
         found = load(trace, memory=memory, launching=launching)
         options = {"seed": seed, "backing": backing, "flags": flags, "discard": not keep}
-        results = _run(found, targets, options)
+        kept = _Kept(len(found.operations), len(targets), snapshot, series, every)
+        results = _run(found, targets, options, kept.watching)
+        kept.write()
     except (ContainerError, ProposalError) as error:
         print(f"gmemcore replay: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"gmemcore replay: {error.strerror or error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"gmemcore replay: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     if as_json:
         _print_json(found, options, results, figures)
@@ -130,7 +144,47 @@ def _targets(
     return targets(abis, [VmType(each) for each in vm_types], Firmware(firmware))
 
 
-def _run(trace: "Trace", targets: "Sequence[Target]", options: dict[str, Any]) -> "list[Replayed]":
+class _Kept:
+    """Page state of a replay, for the files that are asked for; what can't be is said before it runs."""
+
+    def __init__(
+        self, operations: int, targets: int, snapshot: Path | None, series: Path | None, every: int | None
+    ) -> None:
+        self._snapshot, self._series = snapshot, series
+        wanted = [path for path in (snapshot, series) if path is not None]
+        if wanted and targets > 1:
+            raise InvalidArgumentError(
+                f"page state of {targets} replays; one revision and one VM type would be accepted"
+            )
+        if series is None and every is not None:
+            raise InvalidArgumentError("--every is of a series; --series FILE says where it goes")
+        if every is not None and every >= 1 and operations // every >= _MOST_SNAPSHOTS:
+            least = operations // _MOST_SNAPSHOTS + 1
+            raise InvalidArgumentError(
+                f"--every {every}: too many snapshots; {least} or more would be accepted"
+            )
+        for path in wanted:
+            require_place(path)
+        if series is not None and every is None:
+            every = max(-(-operations // _SNAPSHOTS), 1)
+        self.watching: dict[str, Any] = {}
+        if wanted:
+            from gmemcore.analysis import Series
+
+            self._taken = Series()
+            self.watching = {"watch": self._taken.take, "every": every}
+
+    def write(self) -> None:
+        """Write what was taken."""
+        if self._snapshot is not None:
+            self._taken[-1].write(self._snapshot)
+        if self._series is not None:
+            self._taken.write(self._series)
+
+
+def _run(
+    trace: "Trace", targets: "Sequence[Target]", options: dict[str, Any], watching: dict[str, Any]
+) -> "list[Replayed]":
     from gmemcore.engine import warmup
     from gmemcore.workload.replay import replay as run
 
@@ -139,7 +193,7 @@ def _run(trace: "Trace", targets: "Sequence[Target]", options: dict[str, Any]) -
     with _progress(len(trace.operations) * len(targets)) as advance:
         for i, target in enumerate(targets):
             passed = partial(_passed, advance, len(trace.operations) * i)
-            results.append(run(trace, target, **options, progress=passed))
+            results.append(run(trace, target, **options, **watching, progress=passed))
     return results
 
 

@@ -2,20 +2,25 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
+from gmemcore.cli.page_states import SnapshotOption, require_place
+from gmemcore.cli.predictions import CostOption, prediction_lines, read_cost
 from gmemcore.errors import GmemError
+from gmemcore.units import format_time
 
 if TYPE_CHECKING:
+    from gmemcore.machine import VmFace
     from gmemcore.stress.guest import Violation
     from gmemcore.stress.merge import Totals
     from gmemcore.stress.run import Run, Runner, Watch
     from gmemcore.stress.spec import Spec
+    from gmemcore.workload.cost import CostFile, Prediction
 
 _LINE_SECONDS = 5.0  # between two lines of progress, where there is no terminal
 _CLUSTER = Group("Where it runs", sort_key=1)
@@ -34,6 +39,7 @@ def stress(
     fresh: Annotated[bool, Parameter(negative="", help="Begin anew: the log that is there goes.")] = False,
     json: Annotated[Path | None, Parameter(help="Write JSON Lines here, a line a guest.")] = None,
     parquet: Annotated[Path | None, Parameter(help="Write Parquet here, a row a guest.")] = None,
+    cost: CostOption = None,
     workers: Annotated[int, Parameter(help="Processes on this machine.", group=_CLUSTER)] = 1,
     scheduler: Annotated[
         str | None, Parameter(help="A Dask scheduler's address, tcp:// or tls://.", group=_CLUSTER)
@@ -46,6 +52,7 @@ def stress(
     ] = 60.0,
     guest: Annotated[int | None, Parameter(help="Run this guest of the fleet alone.", group=_REPLAY)] = None,
     until: Annotated[int | None, Parameter(help="Up to this operation of it.", group=_REPLAY)] = None,
+    snapshot: Annotated[SnapshotOption, Parameter(group=_REPLAY)] = None,
 ) -> int:
     """Run a fleet of guests; every result follows from the spec alone.
 
@@ -67,14 +74,15 @@ def stress(
     try:
         if spec is None:
             raise SpecError("a spec is needed; --template prints one to start from")
-        fleet = read(spec)
-        if guest is not None or until is not None:
-            return _replay(spec, fleet, guest, until)
+        fleet, figures = read(spec), read_cost(cost)
+        if any(option is not None for option in (guest, until, snapshot)):
+            return _replay(spec, fleet, guest, until, snapshot, figures)
         _check_options(resume, fresh, workers, scheduler, (tls_ca_file, tls_cert, tls_key))
         tls = {"tls_ca_file": tls_ca_file, "tls_cert": tls_cert, "tls_key": tls_key}
         runner = _runner(workers, scheduler, patience=patience, **tls)
         return _run(
-            spec, fleet, log or spec.with_suffix(".log"), resume, fresh, runner, workers, json, parquet
+            *(spec, fleet, log or spec.with_suffix(".log"), resume, fresh, runner, workers, json, parquet),
+            figures,
         )
     except (SpecError, LogError, ClusterError, MissingExtraError) as error:
         return _say(str(error), 2)
@@ -124,6 +132,7 @@ def _run(
     workers: int,
     json: Path | None,
     parquet: Path | None,
+    figures: "CostFile | None",
 ) -> int:
     """Run the fleet and report."""
     from gmemcore.benchmark.record import environment
@@ -144,30 +153,49 @@ def _run(
             file.writelines(f"{line}\n" for line in json_lines(done, environment()))
     if parquet is not None:
         write_parquet(parquet, done)
-    _print_report(path, done)
+    _print_report(path, done, figures)
     return 0 if done.violation is None else _print_violation(path, spec, done.violation)
 
 
-def _replay(path: Path, spec: "Spec", guest: int | None, until: int | None) -> int:
+def _replay(
+    path: Path,
+    spec: "Spec",
+    guest: int | None,
+    until: int | None,
+    snapshot: Path | None,
+    figures: "CostFile | None",
+) -> int:
     """Run one guest, here."""
     from gmemcore.stress.guest import Violation, run_guest
     from gmemcore.stress.merge import Totals
     from gmemcore.stress.spec import SpecError
 
     if guest is None:
-        raise SpecError("--until is an operation of a guest; --guest says of which")
+        option = "--snapshot is the page state" if until is None else "--until is an operation"
+        raise SpecError(f"{option} of a guest; --guest says of which")
     if until is not None and until < 0:
         raise SpecError(f"--until {until}; 0 or more would be accepted")
     plan = spec.plan(guest)
-    found = run_guest(spec, guest, until=until)
+    found = run_guest(spec, guest, until=until, watch=_keeping(snapshot, f"guest {guest}"))
     if isinstance(found, Violation):
         return _print_violation(path, spec, found)
     totals = Totals()
     totals.add(found)
     print(f"guest {guest}: {plan.cell}, up to operation {until}" if until else f"guest {guest}: {plan.cell}")
-    _print_table({plan.cell: totals})
+    _print_table({plan.cell: totals}, figures)
+    _print_prediction(totals, figures)
     print(f"digest {found.digest}")
     return 0
+
+
+def _keeping(path: Path | None, label: str) -> "Callable[[VmFace, int], object] | None":
+    """What keeps the page state of a guest, if that was asked for."""
+    if path is None:
+        return None
+    from gmemcore.analysis import take
+
+    require_place(path)
+    return lambda vm, at: take(vm, at=at + 1, label=label).write(path)
 
 
 # --- progress -----------------------------------------------------------------------------------------------
@@ -258,13 +286,13 @@ split, merged: blocks of 2 MiB; faults: MEMORY_FAULT exits"""
 _WIDE = 120  # columns that have room for all counters
 
 
-def _print_report(path: Path, run: "Run") -> None:
+def _print_report(path: Path, run: "Run", figures: "CostFile | None") -> None:
     """Print a table of what guests are and do, then sums."""
     from gmemcore.units import format_size
 
     spec, sums = run.spec, run.merger.all
     print(f"{path}: {len(run.merger.results)} of {spec.total} guests of {format_size(spec.memory)}")
-    _print_table(run.merger.by_cell())
+    _print_table(run.merger.by_cell(), figures)
     print(_LEGEND)
     checks = ", ".join(f"{count} {_CHECKS.get(name, name)}" for name, count in sorted(sums.checks.items()))
     print(f"checked: {checks}")
@@ -273,6 +301,7 @@ def _print_report(path: Path, run: "Run") -> None:
     if run.operations:
         workers = f" with {run.workers} workers" if run.workers > 1 else ""
         print(f"{_big(run.operations)} operations in {run.elapsed:.1f} s{workers}: {_big(run.rate)} a second")
+    _print_prediction(sums, figures)
     print(f"digest {sums.digest}")
 
 
@@ -288,27 +317,41 @@ _CHECKS = {
 }
 
 
-def _print_table(cells: "dict[str, Totals]") -> None:
+def _print_prediction(sums: "Totals", figures: "CostFile | None") -> None:
+    """Print what it would take on other hardware, if that was asked for."""
+    if figures is not None:
+        print(*prediction_lines(_predicted(sums, figures), figures.title), sep="\n")
+
+
+def _predicted(sums: "Totals", figures: "CostFile") -> "Prediction":
+    from gmemcore.workload.cost import predict
+
+    return predict(sums.counters, figures, calls=sums.conversions)
+
+
+def _print_table(cells: "dict[str, Totals]", figures: "CostFile | None") -> None:
     """Print a row for each kind of guest; what was refused under it, since kinds of refusals are many."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDE)
+    predicted = () if figures is None else ("predicted",)
+    wide = _WIDE + 11 * len(predicted)
+    console = Console() if sys.stdout.isatty() else Console(width=wide)
     counted = [name for name, key in _FIGURES.items() if any(sums.counters[key] for sums in cells.values())]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("guests", no_wrap=True)
-    for name in ("number", "operations", "refused", *counted[: None if console.width >= _WIDE else 2]):
+    counted = counted[: None if console.width >= wide else 2]
+    for name in ("number", "operations", "refused", *predicted, *counted):
         table.add_column(name, justify="right", no_wrap=True)
     for cell, sums in cells.items():
         refused = sums.operations - sums.outcomes["OK"]
-        figures = [
-            sums.guests,
-            sums.operations,
-            refused,
-            *(sums.counters[_FIGURES[name]] for name in counted),
-        ]
-        table.add_row(cell, *map(_big, figures[: len(table.columns) - 1]))
+        table.add_row(
+            cell,
+            *map(_big, (sums.guests, sums.operations, refused)),
+            *(() if figures is None else (format_time(_predicted(sums, figures).seconds),)),
+            *(_big(sums.counters[_FIGURES[name]]) for name in counted),
+        )
     console.print(table)
     for cell, sums in cells.items():
         names = sorted(name for name in sums.outcomes if name != "OK")

@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 from gmemcore.engine.counters import Counters
 from gmemcore.engine.state import Survey
 from gmemcore.engine.steps import Step
-from gmemcore.machine import GuestMemfd, create_vm
+from gmemcore.machine import GuestMemfd, VmFace, create_vm
 from gmemcore.stress import oracle
 from gmemcore.stress.invariants import ViolationError, check_file, state_digest
 from gmemcore.stress.memory import backing_of
@@ -57,7 +58,13 @@ class Violation(msgspec.Struct, frozen=True):
     what: str
 
 
-def run_guest(spec: Spec, number: int, *, until: int | None = None) -> GuestResult | Violation:
+def run_guest(
+    spec: Spec,
+    number: int,
+    *,
+    until: int | None = None,
+    watch: Callable[[VmFace, int], object] | None = None,
+) -> GuestResult | Violation:
     """Run one guest.
 
     Parameters
@@ -68,31 +75,41 @@ def run_guest(spec: Spec, number: int, *, until: int | None = None) -> GuestResu
         Which of its guests.
     until : int or None
         Number of the last operation that is run; None: all.
+    watch : callable or None
+        Called with the guest and the number of the operation that was run last, when it ends: once more
+        where a violation is looked for again.
 
     Returns
     -------
     GuestResult or Violation
         What it did; or the first thing that did not hold, at the very operation.
     """
-    found = _attempt(spec, number, until)
+    found = _attempt(spec, number, until, watch)
     if isinstance(found, GuestResult):
         return found
     # Invariants are looked at now and then: which operation broke them is found by looking after each of the
     # last ones.
-    first = _attempt(spec, number, found.operation, closely=found.operation - spec.checks.invariants_every)
+    closely = found.operation - spec.checks.invariants_every
+    first = _attempt(spec, number, found.operation, watch, closely)
     return first if isinstance(first, Violation) else found
 
 
 def _attempt(
-    spec: Spec, number: int, until: int | None, closely: int | None = None
+    spec: Spec,
+    number: int,
+    until: int | None,
+    watch: Callable[[VmFace, int], object] | None,
+    closely: int | None = None,
 ) -> GuestResult | Violation:
-    run = GuestRun(spec, spec.plan(number), closely)
-    try:
-        return run.result(until)
-    except ViolationError as error:
-        return Violation(number, run.at, str(error))
-    finally:
-        run.close()
+    with closing(GuestRun(spec, spec.plan(number), closely)) as run:
+        found: GuestResult | Violation
+        try:
+            found = run.result(until)
+        except ViolationError as error:
+            found = Violation(number, run.at, str(error))
+        if watch is not None:
+            watch(run.vm, run.at)
+        return found
 
 
 class Event(NamedTuple):

@@ -87,6 +87,11 @@ class Totals:
         self._digest = (self._digest + int(result.digest, 16)) % _MODULUS
 
     @property
+    def conversions(self) -> int:
+        """Conversion requests, of all sizes."""
+        return sum(self.sizes)
+
+    @property
     def digest(self) -> str:
         """Sum of the guests' digests: equal for equal guests, in whatever order they came."""
         return f"{self._digest:064x}"

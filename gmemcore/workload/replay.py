@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -141,6 +142,8 @@ def replay(
     flags: Flags | str = Flags.AS_RECORDED,
     discard: bool = True,
     progress: Callable[[int], object] | None = None,
+    watch: Callable[[VmFace, int], object] | None = None,
+    every: int | None = None,
 ) -> Replayed:
     """Build a guest as a trace says and run its operations on it.
 
@@ -160,23 +163,30 @@ def replay(
         Whether the VMM discards the side that a `legacy` conversion left.
     progress : callable or None
         Called with the number of operations run, after each chunk.
+    watch : callable or None
+        Called with the guest and the number of operations run, at the end; `Series.take` of
+        `gmemcore.analysis` is one. Its time counts.
+    every : int or None
+        Operations between further calls of `watch`, the first of them before the first operation.
 
     Raises
     ------
     InvalidArgumentError
-        EINVAL: operations of several guests, or a name that doesn't exist.
+        EINVAL: operations of several guests, a name that doesn't exist, or `every` below 1.
     OutOfMemoryError
         ENOMEM: the host can't hold the guest.
     """
     if len(np.unique(trace.operations["guest"])) > 1:
         raise InvalidArgumentError("the trace is of several guests; one of one guest would be accepted")
+    if every is not None and every < 1:
+        raise InvalidArgumentError(f"every {every} operations; 1 or more would be accepted")
     with closing(create_vm(target.vm_type, target.abi, target.firmware, seed, backing)) as vm:
         operations = with_flags(trace.operations, vm, Flags(flags))
         build(vm, trace.header.layout)
         measures = _starts_measurement(vm, operations)
         player = Player(vm, seed=trace.header.seed, discard=discard)
         began = time.perf_counter()
-        found, peak = _run(player, operations, progress)
+        found, peak = _run(player, operations, progress, watch, every)
         seconds = time.perf_counter() - began
         refused = np.flatnonzero(found["code"])
         return Replayed(
@@ -196,16 +206,24 @@ def replay(
 
 
 def _run(
-    player: Player, operations: Operations, progress: Callable[[int], object] | None
+    player: Player,
+    operations: Operations,
+    progress: Callable[[int], object] | None,
+    watch: Callable[[VmFace, int], object] | None,
+    every: int | None,
 ) -> tuple[Outcomes, int]:
     """Run everything in chunks; returns the outcomes and the most memory that was seen."""
-    chunk = min(max(len(operations) // _SAMPLES, 64), _CHUNK)
-    outcomes, peak = [player.run(operations[:0])], 0
-    for start in range(0, len(operations), chunk):
-        outcomes.append(player.run(operations[start : start + chunk]))
+    total = len(operations)
+    chunk = min(max(total // _SAMPLES, 64), _CHUNK)
+    looks = {total, *(range(0, total, every) if every else ())}
+    outcomes, peak = [], 0
+    for start, end in pairwise([0, *sorted(looks | set(range(0, total, chunk)))]):
+        outcomes.append(player.run(operations[start:end]))
         peak = max(peak, sum(gmem.allocated for gmem in player.vm.files))
         if progress is not None:
-            progress(player.done)
+            progress(end)
+        if watch is not None and end in looks:
+            watch(player.vm, end)
     return np.concatenate(outcomes), peak
 
 
