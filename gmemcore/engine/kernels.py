@@ -868,8 +868,8 @@ def convert_short(header, words, lines, rules, n_whole, offset, size, attributes
     """`convert` for what most short requests are, with hardly a branch; whether the request was one of them.
 
     It is about one or two rows, of whole blocks whose private plane is mixed and the only one that changes,
-    and moves no byte; or a pinned page refuses it. Wherever that isn't so, or might be refused otherwise,
-    nothing was done.
+    and moves no byte; or nothing changes, or a pinned page refuses it. Wherever that isn't so, or might be
+    refused otherwise, nothing was done.
     """
     cell = cell_of(attributes, flags)
     wrong = (offset | size) & PAGE_MASK | attributes & ~PRIVATE_ATTRIBUTE | flags & (flags - U1)
@@ -894,9 +894,10 @@ def convert_short(header, words, lines, rules, n_whole, offset, size, attributes
             results[REASON, i] = PAGE_PINNED
             results[ERROR_OFFSET, i] = page << PAGE_SHIFT
             return True
+    differ = (word ^ full) | (last_word ^ full)
     is_mixed = word & BLOCK_MASK != U0 and last_word & BLOCK_MASK != U0
-    if not is_mixed or ((word ^ full) | (last_word ^ full)) & others:
-        return False
+    if not is_mixed or differ & others:
+        return differ & (others | PRIVATE_FIELD) == U0  # nothing is left to do where all is as it should be
     changed = write_row(lines, PRIVATE, row, head, value)
     words[row >> U3] += (changed ^ ~value) - ~value
     changed_last = write_row(lines, PRIVATE, last, tail, value)
@@ -1031,6 +1032,10 @@ def run(header, words, lines, memory, rules, steps, offsets, sizes, attributes, 
             prefetch(lines, PRIVATE, row)
             row = (offsets[soon] + sizes[soon] - U1) >> (PAGE_SHIFT + ROW_SHIFT)
             prefetch(lines, PRIVATE, row if row < rows else U0)
+            # Whether pins are to be looked at is known when the word is there: from half as far away.
+            row = offsets[i + AHEAD // U2] >> (PAGE_SHIFT + ROW_SHIFT)
+            row = row if row < rows else U0
+            prefetch(lines, PINNED if words[row >> U3] & PINNED_FIELD else PRIVATE, row)
         step, offset, size, flag = steps[i * each_step], offsets[i], sizes[i], flags[i * each_flags]
         if step == CONVERT:
             attribute = attributes[i * each_attributes]

@@ -141,7 +141,7 @@ class PageState:
         number = np.uint64(PLANE_NAMES.index(plane))
         kernels = load_kernels()
         # Room for the most there can be: what isn't written costs nothing.
-        ends = lazy_words(int(kernels.most_runs(self.header, self.words, number)))
+        ends = np.empty(int(kernels.most_runs(self.header, self.words, number)), np.uint64)
         return ends[: kernels.list_runs(*self._arrays(), number, ends)]
 
     def xor_private(self, first_word: int, buffer: NDArray[np.uint64]) -> None:
