@@ -6,6 +6,7 @@ raises what a refused one deserves.
 """
 
 import errno
+import struct
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -210,26 +211,31 @@ def tracking_column(vm_type: VmType) -> int:
     return int(layout.RMP_UPDATES) if tracking is None else TRACKING_COLUMNS[tracking]
 
 
+RESULT = struct.Struct(f"={layout.RESULT_ROWS}Q")
+"""One result as kernels write it: reason, error_offset, counters."""
+_DONE = bytes(8)
+
+
 class ConversionResult:
     """What one accepted conversion did.
 
     Parameters
     ----------
-    counters : Counters or tuple of int
-        The events, or the result row that holds them: naming them costs more than a short conversion does,
-        so it waits until somebody asks.
+    counters : Counters or bytes
+        The events, or the result that holds them (see `RESULT`): naming them costs more than a short
+        conversion does, so it waits until somebody asks.
     """
 
     __slots__ = ("_counters",)
 
-    def __init__(self, counters: Counters | tuple[int, ...]) -> None:
+    def __init__(self, counters: Counters | bytes) -> None:
         self._counters = counters
 
     @property
     def counters(self) -> Counters:
         """The events of this call alone."""
-        if isinstance(self._counters, tuple):
-            self._counters = counters_of_row(self._counters)
+        if isinstance(self._counters, bytes):
+            self._counters = counters_of_row(RESULT.unpack(self._counters))
         return self._counters
 
     def __eq__(self, other: object) -> bool:
@@ -299,17 +305,18 @@ class BatchResult:
         return dict(zip(ENGINE_COUNTERS, self._rows[int(layout.COUNTERS_AT) :], strict=True))
 
 
-def check(rules: Rules, file_size: int, request: tuple[int, ...], row: tuple[int, ...]) -> ConversionResult:
-    """Return the result of one request, or raise what its refusal deserves.
+def check(rules: Rules, file_size: int, request: tuple[int, ...], result: bytes) -> ConversionResult:
+    """Return what one request did, or raise what its refusal deserves.
 
     Raises
     ------
     GmemError
         As ``REFUSALS`` says for the kernel's reason; ``error_offset`` is set where the interface writes it.
     """
-    if row[0] == 0:
-        return ConversionResult(row)
-    refusal = REFUSALS[row[0]]
+    if result.startswith(_DONE):
+        return ConversionResult(result)
+    reason, error_offset = RESULT.unpack(result)[:2]
+    refusal = REFUSALS[reason]
     offset, size, attributes, flags = request[:4]
     detail = refusal.message.format(
         flags=flags,
@@ -317,11 +324,11 @@ def check(rules: Rules, file_size: int, request: tuple[int, ...], row: tuple[int
         attributes=attributes,
         known_attributes=rules.known_attributes,
         file_size=file_size,
-        error_offset=row[1],
+        error_offset=error_offset,
         names=flag_name(ContentMode(flags), rules.abi),
         phase=rules.phase,
     )
     raise refusal.error(
         f"conversion of {offset:#x}+{size:#x}: {detail}",
-        error_offset=row[1] if refusal.reports_offset else None,
+        error_offset=error_offset if refusal.reports_offset else None,
     )

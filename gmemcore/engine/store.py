@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gmemcore.engine import kernels as layout
 from gmemcore.engine.backing import Backing
-from gmemcore.engine.conversion import BatchResult, Rules
+from gmemcore.engine.conversion import RESULT, BatchResult, Rules
 from gmemcore.engine.counters import Counters, counters_of_row
 from gmemcore.engine.host_view import HostView
 from gmemcore.engine.jit import load_kernels
@@ -31,8 +31,7 @@ from gmemcore.errors import OutOfMemoryError
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE
 
 _REQUEST = struct.Struct("=6Q")  # offset, size, attributes, flags, error_offset, reserved words
-_RESULT = struct.Struct(f"={layout.RESULT_ROWS}Q")
-_NOTHING_YET = bytes(_RESULT.size)
+_NOTHING_YET = bytes(RESULT.size)
 _U0, _REASON, _ERROR_OFFSET = np.uint64(0), int(layout.REASON), int(layout.ERROR_OFFSET)
 _CONVERSION: NDArray[np.uint64] = np.zeros(1, np.uint64)
 _NO_INPUTS: NDArray[np.uint64] = np.zeros(2, np.uint64)
@@ -109,12 +108,11 @@ class Store:
         self.state.header[layout.LINES_ALIGNED] = backing.words.ctypes.data % 64 == 0
         self._arrays = (self.state.header, self.state.words, self.state.lines, backing.words)
         self._request_bytes = bytearray(_REQUEST.size)
-        self._result_bytes = bytearray(_RESULT.size)
+        self._result_bytes = bytearray(RESULT.size)
         request = np.frombuffer(self._request_bytes, np.uint64)
         self._request = Requests(_CONVERSION, *(request[i : i + 1] for i in range(4)))
         self._inputs = request[4:]
         self._result = np.frombuffer(self._result_bytes, np.uint64).reshape(-1, 1)
-        self._always_apart = self.host_view is not None or threads > 1
         self._prepared_for: Rules | None = None
 
     @property
@@ -134,29 +132,38 @@ class Store:
 
     # ---- requests ------------------------------------------------------------------------------
 
-    def convert_one(self, rules: Rules, request: tuple[int, ...]) -> tuple[int, ...]:
-        """Run one conversion (six u64: offset, size, attributes, flags, error_offset, reserved words).
+    def convert_one(self, rules: Rules, request: tuple[int, ...]) -> bytes:
+        """Run one conversion, for a caller who holds the lock.
+
+        Parameters
+        ----------
+        request : tuple of int
+            Six u64: offset, size, attributes, flags, error_offset, reserved words.
 
         Returns
         -------
-        tuple of int
-            Reason, error_offset and counters.
+        bytes
+            The result, see `conversion.RESULT`.
         """
-        with self.lock:
-            _REQUEST.pack_into(self._request_bytes, 0, *request)
-            self._result_bytes[:] = _NOTHING_YET
-            if self._always_apart or (self.backing.commits_late and rules.allocating):
-                self.notice_writes(*self._pages(*request[:2]))
-                self._run_apart(rules, self._request, self._inputs, self._result)
-            else:
-                if self._prepared_for is not rules:
-                    self._prepare_single(rules)
-                load_kernels().run(*self._prepared)
-            return _RESULT.unpack(self._result_bytes)
+        _REQUEST.pack_into(self._request_bytes, 0, *request)
+        self._result_bytes[:] = _NOTHING_YET
+        if self._prepared_for is not rules:
+            self._prepare_single(rules)
+        if self._runs_apart:
+            self.notice_writes(*self._pages(*request[:2]))
+            self._run_apart(rules, self._request, self._inputs, self._result)
+        else:
+            load_kernels().run(*self._prepared)
+        return bytes(self._result_bytes)
 
     def _prepare_single(self, rules: Rules) -> None:
         """Put together what single conversions hand over: doing it each time takes a tenth of a short one."""
         self._prepared = (*self._arrays, rules.table, *self._request, self._inputs, self._result)
+        self._runs_apart = (
+            self.host_view is not None
+            or self.threads > 1
+            or (self.backing.commits_late and bool(rules.allocating))
+        )
         self._prepared_for = rules
 
     def run_many(self, rules: Rules, requests: Requests) -> BatchResult:

@@ -32,9 +32,10 @@ def warmup() -> None:
     """Compile every kernel (or load it from the cache), so that nothing after it waits for a compiler."""
     vm = VmType.SNP
     rules = compile_rules(get_abi("two-caps"), vm, Firmware.CIPHER, Phase.RUNNING)
-    store = Store(2, _Scratch(), private=True, seed=0, file_index=0, tracking=tracking_column(vm))
-    for store.threads, attributes in ((1, 0), (2, 8)):
-        store.convert_one(rules, (0, 4096, attributes, int(ContentMode.PRESERVE), 0, 0))
+    column = tracking_column(vm)
+    for threads in (2, 1):  # a long range in parts, and whole
+        store = Store(2, _Scratch(), private=True, seed=0, file_index=0, tracking=column, threads=threads)
+        store.convert_one(rules, (0, 4096, 8, int(ContentMode.PRESERVE), 0, 0))
     store.accept(0, 2, READ_AS_ZEROS)
     store.punch_hole(1, 2)
     store.find(0, 2, Plane.PRIVATE)

@@ -327,8 +327,8 @@ class GuestMemfd:
         with store.lock:
             self._open(store)
             rules = self.vm.rules  # under the lock, which the end of the launch takes too
-            row = store.convert_one(rules, request)
-        return check(rules, self.size, request, row)
+            result = store.convert_one(rules, request)
+        return check(rules, self.size, request, result)
 
     def set_memory_attributes_many(
         self,
