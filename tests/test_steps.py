@@ -54,8 +54,8 @@ def random_steps(seed, abi, n=STEPS):
 
 
 def single(vm, gmem, step, offset, size, attributes, flags, contents):
-    """The step through its own call; with contents None accesses can only be asked about."""
-    data = np.zeros(size, np.uint8)
+    """The step through its own call; without contents an access moves no data."""
+    data = np.zeros(size if contents else 0, np.uint8)
     calls = {
         Step.CONVERT: lambda: gmem.set_memory_attributes(offset, size, attributes, flags),
         Step.HOST_READ: lambda: gmem.host_read(offset, size),
@@ -67,9 +67,14 @@ def single(vm, gmem, step, offset, size, attributes, flags, contents):
         Step.PUNCH_HOLE: lambda: gmem.fallocate(3, offset, size),
         Step.PIN: lambda: gmem.pin(offset, size),
         Step.UNPIN: lambda: gmem.unpin(offset, size),
-        Step.POISON: lambda: [gmem.poison(offset + at) for at in range(0, size or 1, P)],
+        Step.POISON: lambda: gmem.poison(offset),
         Step.POPULATE: lambda: vm.launch_update(offset, size),
     }
+    if not contents:
+        calls |= dict.fromkeys((Step.HOST_READ, Step.HOST_WRITE), lambda: gmem.host_touch(offset, size))
+        calls |= dict.fromkeys(
+            (Step.GUEST_READ, Step.GUEST_WRITE), lambda: vm.guest_touch(offset, size, PRIVATE[flags])
+        )
     try:
         calls[Step(step)]()
     except errors.GmemError as error:
@@ -94,6 +99,43 @@ def test_a_batch_is_the_same_steps_one_by_one(kind):
         assert batch_vm.counters == one_vm.counters
         for name in ("private", "allocated", "assigned", "accepted", "pinned", "poisoned"):
             assert (batch_gmem.plane(name) == one_gmem.plane(name)).all(), name
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
+def test_beyond_the_end_and_the_numbers_a_batch_agrees_too(kind):
+    """Pages before the end of the file refuse first, and a launch update does those that it can."""
+    steps = [step for step in Step if step not in (Step.CONVERT, Step.POISON, Step.LAUNCH_FINISH)]
+    last = (PAGES - 4) * P
+    top = 1 << 64
+    ranges = [
+        (last, 6 * P),
+        (last, top - last),
+        (last, top - P),
+        (PAGES * P, P),
+        (top - P, P),
+        (top - P, 2 * P),
+    ]
+    prepared = [
+        ([Step.CONVERT, Step.ALLOCATE, Step.POISON], [last, last, last + P], [2 * P, 2 * P, P]),
+        ([Step.CONVERT, Step.ACCEPT], [last, last], [4 * P, 2 * P]),
+        ([Step.CONVERT], [last], [4 * P]),
+        ([], [], []),
+    ]
+    for before in prepared:
+        for step in steps:
+            for offset, size in ranges:
+                for access in range(3 if step in (Step.GUEST_READ, Step.GUEST_WRITE) else 1):
+                    batch_vm, batch_gmem = machine(*kind, backing="none")
+                    one_vm, one_gmem = machine(*kind, backing="none")
+                    for gmem in (batch_gmem, one_gmem):
+                        gmem.apply_many(*before, 8)
+                    result = batch_gmem.apply_many(step, [offset], [size], 0, [access])
+                    outcome, where = single(one_vm, one_gmem, step, offset, size, 0, access, contents=False)
+                    found = OUTCOMES[result.outcome[0]]
+                    assert found == outcome, (step, access, hex(offset), hex(size))
+                    assert where is None or result.error_offset[0] == where
+                    assert batch_vm.counters == one_vm.counters
+                    assert batch_gmem.survey() == one_gmem.survey()
 
 
 @pytest.mark.parametrize("backing", ["memfd", "none"])

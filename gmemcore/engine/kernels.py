@@ -107,10 +107,10 @@ FLAG_SLOTS = np.uint64(65)  # no flag, and each of 64 bits
 STEPS = np.uint64(4 + 2 * 65 * 6)
 CONVERT = U0
 STEP_VARIANTS, STEP_COUNT = np.uint64(3), 13
-ALIGNED, SIGNED, BEYOND_END, STEP_REFUSAL, PARTIAL, TERMS = (np.uint64(n) for n in range(6))
+ALIGNED, SIGNED, WRAPS, BEYOND_END, STEP_REFUSAL, PARTIAL, TERMS = (np.uint64(n) for n in range(7))
 TERM_WORDS, TERM_COUNT = np.uint64(3), 3
-STEP_OPERATIONS, STEP_SET, STEP_CLEAR, STEP_MARK = (np.uint64(n) for n in range(14, 18))
-STEP_WORDS = np.uint64(18)
+STEP_OPERATIONS, STEP_SET, STEP_CLEAR, STEP_MARK = (np.uint64(n) for n in range(15, 19))
+STEP_WORDS = np.uint64(19)
 PARTIAL_REFUSED, PARTIAL_DONE = U1, U2  # what was done stays: as a refusal, or as success if there is any
 
 # Operations on the bytes of a page, four bits for each rank of page:
@@ -935,15 +935,14 @@ def total_bytes(header, results, i):
 
 
 @kernel
-def refusal_of_range(rules, row, file_size, offset, size):
+def refusal_of_range(rules, row, offset, size):
     """Whether a step's range can be one at all; 0 if it may go on."""
-    wraps = offset + size < offset
     if size == U0 or (rules[row + SIGNED] and (offset | size) >> U63):
         return INVALID
-    if rules[row + ALIGNED] and (wraps or (offset | size) & PAGE_MASK):
+    if offset + size - U1 < offset:
+        return rules[row + WRAPS]
+    if rules[row + ALIGNED] and (offset | size) & PAGE_MASK:
         return INVALID
-    if wraps or offset + size > file_size:
-        return rules[row + BEYOND_END]
     return U0
 
 
@@ -951,13 +950,15 @@ def refusal_of_range(rules, row, file_size, offset, size):
 def take_step(header, words, lines, memory, rules, row, offset, size, results, i):
     """A step that isn't a conversion: what refuses it by page, then bytes by rank, then planes."""
     n_pages = header[N_PAGES]
-    reason = refusal_of_range(rules, row, n_pages << PAGE_SHIFT, offset, size)
+    reason = refusal_of_range(rules, row, offset, size)
     if reason:
         results[REASON, i] = reason
         results[ERROR_OFFSET, i] = offset
         return
     start, end = offset >> PAGE_SHIFT, ((offset + size - U1) >> PAGE_SHIFT) + U1
-    end = end if end < n_pages else n_pages
+    if end > n_pages:  # a page that doesn't exist refuses too, if none before it does
+        end = n_pages if start < n_pages else start
+        reason = rules[row + BEYOND_END]
     stop = end  # the first page that refuses
     if rules[row + STEP_REFUSAL]:
         reason, stop = rules[row + STEP_REFUSAL], start

@@ -114,8 +114,10 @@ class StepRow:
     ----------
     aligned, signed : bool
         The range must be whole pages; its numbers are signed 64 bits. EINVAL else.
+    wraps : str
+        Outcome of a range that wraps 2^64.
     beyond_end : str or None
-        Outcome of a range beyond the end of the file; None cuts it there.
+        Why the first page beyond the end of the file refuses; None cuts the range there.
     refusal : str or None
         Outcome whatever the range.
     partial : int
@@ -134,6 +136,7 @@ class StepRow:
     operations: int = KEEP_BYTES
     aligned: bool = False
     signed: bool = False
+    wraps: str = "EINVAL"
     beyond_end: str | None = "EINVAL"
     refusal: str | None = None
     partial: int = 0
@@ -150,6 +153,7 @@ class StepRow:
         return [
             int(self.aligned),
             int(self.signed),
+            int(REASONS[self.wraps]),
             0 if self.beyond_end is None else int(REASONS[self.beyond_end]),
             0 if self.refusal is None else int(REASONS[self.refusal]),
             self.partial,
@@ -169,7 +173,7 @@ ACCESS_KINDS = (None, False, True)
 def step_rows(abi: Abi, vm_type: VmType, phase: Phase) -> dict[Step, tuple[StepRow, ...]]:
     """Every step but the conversion, which policy rules: a row a variant, or one row for all of them."""
     platform = PLATFORMS[vm_type]
-    host = StepRow(HOST_TERMS, Plane.ALLOCATED, beyond_end="SIGBUS")
+    host = StepRow(HOST_TERMS, Plane.ALLOCATED, wraps="SIGBUS", beyond_end="SIGBUS")
     guest = tuple(_guest_access(platform, kind) for kind in ACCESS_KINDS)
     return {
         Step.HOST_READ: (host,),

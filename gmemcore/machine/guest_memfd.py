@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gmemcore.engine.arguments import U64_MAX, as_int, as_u64, as_u64_array, as_u64s
+from gmemcore.engine.arguments import as_int, as_u64, as_u64_array, as_u64s, check_aligned
 from gmemcore.engine.conversion import OUTCOMES, BatchResult, ConversionResult, check
 from gmemcore.engine.counters import Counters
 from gmemcore.engine.packed import PLANE_NAMES, PackedState
@@ -236,6 +236,7 @@ class GuestMemfd:
         store = self._open(self._store)
         with store.lock:
             self._open(store)
+            store.notice_writes(0, store.n_pages)
             return store.state.survey()
 
     def find_page(self, wanted: Sequence[str] = (), unwanted: Sequence[str] = ()) -> int | None:
@@ -376,7 +377,7 @@ class GuestMemfd:
         """Take many steps of any kind, in order: what hosts, guests and VMMs do, in one kernel call.
 
         The same page state, outcomes and counters as the single calls, by offset in the file instead of by
-        gpa; an access touches its pages and moves no data.
+        gpa, and with nothing beyond its end; an access touches its pages and moves no data.
 
         Parameters
         ----------
@@ -683,11 +684,7 @@ class GuestMemfd:
 
     def _pages(self, offset: int, size: int, what: str) -> tuple[int, int]:
         offset, size = as_u64(offset, "offset"), as_u64(size, "size")
-        if size == 0 or offset + size > U64_MAX or (offset | size) % PAGE_SIZE:
-            raise InvalidArgumentError(
-                f"{what} of {offset:#x}+{size:#x} is empty, wraps or isn't page aligned; "
-                f"multiples of {PAGE_SIZE:#x} would be accepted"
-            )
+        check_aligned(offset, size, what)
         return offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
 
 
@@ -734,9 +731,10 @@ class HostMapping:
         """Read as the host does; see `GuestMemfd.host_read`."""
         return self.gmem.host_read(self.offset + self._within(offset, size), size)
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | bytearray | memoryview | NDArray[np.uint8]) -> None:
         """Write as the host does; see `GuestMemfd.host_read`."""
-        self.gmem.host_write(self.offset + self._within(offset, len(data)), data)
+        view = as_bytes(data)
+        self.gmem.host_write(self.offset + self._within(offset, len(view)), view)
 
     @property
     def array(self) -> NDArray[np.uint8]:
