@@ -369,6 +369,12 @@ def test_what_the_host_wrote_raw_is_there_for_everyone(backing):
     assert gmem.find_page(["allocated"]) == 5 * P
     array[14 * P] = 1
     assert gmem.state_runs(14 * P, P) == [(14, 15, ("allocated",))]
+    array[15 * P] = 1
+    assert gmem.count("allocated") == 8
+    array[16 * P] = 1
+    assert gmem.allocated == 9 * P
+    array[17 * P] = 1
+    assert gmem.survey().totals["allocated"] == 10
     array[11 * P] = 1
     gmem.poison(11 * P)
     gmem.fallocate(3, 5 * P, P)

@@ -291,6 +291,10 @@ def test_mappings_read_and_write_within_themselves():
     mapping.write(5, b"hello")
     assert gmem.host_read(P + 5, 5) == b"hello" == mapping.read(5, 5)
     assert outcome(mapping.read, 2 * P, 1) == "EFAULT"
+    words = np.ones(2, np.uint64)  # bytes count, not elements
+    mapping.write(2 * P - 16, words)
+    assert outcome(mapping.write, 2 * P - 8, words) == "EFAULT"
+    assert gmem.host_read(3 * P, 8) == bytes(8)
     assert outcome(gmem.mmap, 0, 0) == "EINVAL"
     assert outcome(gmem.mmap, 1, P) == "EINVAL"
 

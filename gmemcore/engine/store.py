@@ -349,6 +349,7 @@ class Store:
     def count(self, wanted: Plane, unwanted: Plane = Plane.NONE) -> int:
         """How many pages have all wanted planes and no unwanted one."""
         with self.lock:
+            self.notice_writes(0, self.n_pages)
             return self.state.count(0, self.n_pages, wanted, unwanted)
 
     def _apply(
