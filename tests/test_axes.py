@@ -356,13 +356,6 @@ def test_a_run_of_refusals_has_no_picture(tmp_path, capsys):
     assert not picture.exists()
 
 
-def test_nothing_to_draw():
-    from gmemcore.analysis.speed import speed_map
-
-    with pytest.raises(ValueError, match="nothing to draw"):
-        speed_map([])
-
-
 @needs_speed
 def test_two_threads_do_the_same_and_the_primitives_with_them():
     size = 16 << 20

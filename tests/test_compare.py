@@ -163,7 +163,7 @@ def test_wrong_contents_are_exit_status_1(monkeypatch, capsys):
 
 
 def test_a_picture_of_ways():
-    from gmemcore.analysis.speed import memory_of_ways
+    from gmemcore.analysis.pictures import memory_of_ways
 
     figure = memory_of_ways({"launch, SNP": {"in place": [(0.0, 1 << 20), (1.0, 2 << 20)]}}, 1 << 20)
     (ax,) = figure.axes

@@ -15,10 +15,8 @@ from gmemcore.analysis import STATES, Series, mappability, page_map, run_lengths
 from gmemcore.analysis.hilbert import hilbert
 from gmemcore.analysis.pictures import (
     PICTURES,
-    bench_cube,
     cell_size,
     conversion_sizes,
-    cost_by_range,
     fractions,
     mappability_over_time,
     memory_over_time,
@@ -27,6 +25,7 @@ from gmemcore.analysis.pictures import (
     state_stream,
 )
 from gmemcore.analysis.runs import BenchCell, BenchFirst, Replay, Run, Seconds, StressLast, StressSums
+from gmemcore.analysis.speed import bench_axes, bench_cube, cost_by_range
 from gmemcore.analysis.style import STATE_COLOURS
 
 
@@ -356,8 +355,49 @@ def test_one_setting_is_drawn():
     assert cost_by_range(only).get_lines()[0].get_ydata().tolist() == [3.0]
 
 
+def test_work_over_all_axes():
+    slow = Seconds(1.0, 1.0, 0, 1)
+    run = bench_run(
+        cell(range=4096, seconds=Seconds(50e-9, 50e-9, 0, 3)),
+        cell(),
+        cell("PRESERVE", phase="launching", seconds=Seconds(15.36e-6, 1.0, 0, 3)),
+        cell(fragmentation="alternating-allocated", seconds=Seconds(10.24e-6, 1.0, 0, 3)),
+        cell("ZERO", effect="ZERO", bytes="zero", convert_gbps=40.96, populate_gbps=4.096, primitive="xor"),
+        cell("CIPHER", "EINVAL", None),
+        cell(abi="legacy", pages_allocated_before=0, populate_gbps=2.048, seconds=slow),
+        cell(backing="memfd", huge_pages=False, bytes="random", convert_gbps=8.192, seconds=slow),
+    )
+    ax = bench_axes(run)
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "anonymous, huge pages: ZERO to shared (zero)",
+        "anonymous, huge pages: populate in place",
+        "anonymous, huge pages: legacy to shared, copied across",
+        "anonymous, huge pages: SNP to shared, attributes",
+        "anonymous, huge pages: SNP to shared, legacy, with the discard",
+        "memfd, small pages: KEEP to shared (random)",
+    ]
+    columns = ["4 KiB", "2 MiB", "2 MiB\nalternating-allocated", "2 MiB\nunallocated"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == columns
+    costs = ax.get_images()[0].get_array()
+    assert costs.tolist() == [
+        [None, pytest.approx(100), None, None],
+        [None, pytest.approx(1000), None, None],
+        [None, None, None, pytest.approx(2000)],
+        [pytest.approx(50), pytest.approx(20), pytest.approx(20), None],
+        [None, None, None, pytest.approx(1e9 / 512)],
+        [None, pytest.approx(500), None, None],
+    ]
+    assert {text.get_position(): text.get_text() for text in ax.texts}[0, 3] == "50"
+    assert [label.get_text() for label in bench_axes(run, abi="legacy").get_yticklabels()] == [
+        "legacy to shared, copied across",
+        "SNP to shared, legacy, with the discard",
+    ]
+    with pytest.raises(ValueError, match="every cell was refused"):
+        bench_axes(bench_run(cell("ZERO", "EINVAL", None)))
+
+
 def test_runs_that_can_not_be_drawn():
-    for draw in (bench_cube, cost_by_range):
+    for draw in (bench_cube, bench_axes, cost_by_range):
         with pytest.raises(ValueError, match="a run of stress; the JSON Lines of gmemcore bench"):
             draw(Run("stress", None, []))
         with pytest.raises(ValueError, match="no cell"):

@@ -19,9 +19,7 @@ from gmemcore.analysis.distributions import (
 )
 from gmemcore.analysis.pictures import (
     PICTURES,
-    bench_cube,
     conversion_sizes,
-    cost_by_range,
     mappability_over_time,
     memory_over_time,
     page_map,
@@ -32,6 +30,7 @@ from gmemcore.analysis.pictures import (
 from gmemcore.analysis.runs import Run, read_run
 from gmemcore.analysis.series import Series, watch
 from gmemcore.analysis.snapshot import Snapshot, take
+from gmemcore.analysis.speed import bench_axes, bench_cube, cost_by_range
 from gmemcore.analysis.tables import Table
 
 __all__ = [
@@ -42,6 +41,7 @@ __all__ = [
     "Series",
     "Snapshot",
     "Table",
+    "bench_axes",
     "bench_cube",
     "by_region",
     "by_slot",

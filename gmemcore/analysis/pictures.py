@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from textwrap import fill
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -19,9 +18,10 @@ from gmemcore.analysis.distributions import (
     states_of,
 )
 from gmemcore.analysis.hilbert import hilbert
-from gmemcore.analysis.runs import BenchCell, Run
+from gmemcore.analysis.runs import Run
 from gmemcore.analysis.series import Series
 from gmemcore.analysis.snapshot import Snapshot, as_snapshot
+from gmemcore.analysis.speed import bench_axes, bench_cube, cost_by_range
 from gmemcore.analysis.style import (
     FRACTION_MAP,
     STATE_COLOURS,
@@ -31,12 +31,15 @@ from gmemcore.analysis.style import (
     line_style,
     size_axis,
     size_words,
+    text_colour,
 )
 from gmemcore.engine.packed import BLOCK_PAGES
 from gmemcore.uapi import PAGE_SIZE
+from gmemcore.units import format_time
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MAX_CELLS: Final = 1 << 20
 """Cells of a page map; a guest of more pages is shown by the fraction that is private in each cell."""
@@ -351,6 +354,41 @@ def memory_over_time(runs: Mapping[str, Series], ax: "Axes | None" = None) -> "A
     return drawn
 
 
+def memory_of_ways(
+    works: Mapping[str, Mapping[str, Sequence[tuple[float, int]]]], guest_bytes: int
+) -> "Figure":
+    """Draw measured memory over time: in place against two backings, a panel a work.
+
+    Parameters
+    ----------
+    works : mapping of str to mapping of str to sequence of (float, int)
+        Of each work, of each way to do it: seconds, and resident bytes then.
+    guest_bytes : int
+        Size of the guest, a line to compare with.
+
+    Returns
+    -------
+    matplotlib Figure
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.4 + 2.6 * len(works)), layout="constrained")
+    unit, unit_name = binary_unit(guest_bytes)
+    for ax, (work, ways) in zip(figure.subplots(len(works), squeeze=False)[:, 0], works.items(), strict=True):
+        for number, (way, points) in enumerate(ways.items()):
+            at = [seconds for seconds, _ in points]
+            label = f"{way}, {format_time(at[-1])}"
+            used = [resident / unit for _, resident in points]
+            ax.plot(at, used, label=label, **line_style(number, marks=len(points)))
+        ax.axhline(guest_bytes / unit, color="0.5", linewidth=1, label="size of the guest", zorder=0)
+        ax.set_ylim(bottom=0)
+        ax.set_title(work, loc="left")
+        ax.set_ylabel(f"resident ({unit_name})")
+        ax.set_xlabel("seconds of work")
+        legend_beside(ax)
+    return figure
+
+
 def _times(series: Series, what: str) -> NDArray[np.float64]:
     if len(series) < 2:
         raise ValueError(f"{what} of {len(series)} snapshots; at least two are needed")
@@ -364,240 +402,6 @@ def _time_axis(ax: "Axes", series: Series, at: NDArray[np.float64]) -> None:
     ax.set_xlabel("time (s)" if series.unit == "s" else series.unit)
     if series.unit != "s" and at.max() >= 10_000:
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-
-# ---- what conversions cost -------------------------------------------------------------------------------
-
-
-def bench_cube(
-    run: Run, ax: "Axes | None" = None, *, abi: str | None = None, size: int | None = None
-) -> "Axes":
-    """Draw what each cell of policy costs, or that it is refused: flags across, the rest down.
-
-    Parameters
-    ----------
-    run : Run
-        Of ``gmemcore bench --json``, read by `gmemcore.analysis.runs.read_run`.
-    ax : matplotlib Axes or None
-    abi : str or None
-        Revision; None: the first of the run.
-    size : int or None
-        Bytes of one conversion; None: each cell's largest.
-
-    Notes
-    -----
-    The figure is the conversion's alone, per page of 4 KiB, on a logarithmic scale; populate and copying have
-    columns of their own in the run. Of a run of several settings (backing, huge pages, threads) the first is
-    drawn, of several fragmentations uniform memory.
-    """
-    cells = _cells_of(run, abi)
-    unknown = _unknown_flags(cells)
-    cells = [cell for cell in cells if cell.flag not in unknown]
-    chosen = _one_a_cell(cells, size)
-    rows = list(dict.fromkeys(_row_of(cell) for cell in cells))
-    flags = list(dict.fromkeys(cell.flag for cell in cells))
-    costs: Any = np.ma.MaskedArray(np.zeros((len(rows), len(flags))), mask=True)
-    for (row, flag), cell in chosen.items():
-        if cell.effect is not None and cell.seconds.median is not None:
-            costs[rows.index(row), flags.index(flag)] = cell.seconds.median / cell.range * PAGE_SIZE * 1e9
-    drawn = axes_for(ax, (max(3.4 + 1.3 * len(flags), 6.5), max(1.6 + 0.28 * len(rows), 3.8)))
-    image = _draw_costs(drawn, costs)
-    for (row, flag), cell in chosen.items():
-        _mark_cell(drawn, image, flags.index(flag), rows.index(row), cell, costs)
-    drawn.set_xticks(range(len(flags)), [flag.replace("PRESERVE_", "PRESERVE_\n") for flag in flags])
-    drawn.set_yticks(range(len(rows)), [" ".join(row) for row in rows])
-    drawn.tick_params(length=0, labelsize=8)
-    drawn.xaxis.tick_top()
-    drawn.spines[:].set_visible(False)
-    for y in range(1, len(rows)):
-        drawn.axhline(y - 0.5, color="black", linewidth=1.2 if rows[y][0] != rows[y - 1][0] else 0)
-    if unknown:
-        names = fill(", ".join(unknown), 25 * max(len(flags), 2), break_long_words=False)
-        drawn.set_xlabel(f"unknown there, EINVAL everywhere:\n{names}", fontsize=8, loc="left")
-    of_size = "the largest range" if size is None else f"ranges of {size_words(size)}"
-    title = f"{cells[0].abi}, firmware {cells[0].firmware}: {of_size}"
-    drawn.set_title(title, loc="left", pad=24 if any("PRESERVE_" in flag for flag in flags) else 12)
-    return drawn
-
-
-def _unknown_flags(cells: Sequence[BenchCell]) -> list[str]:
-    """Flags that the revision doesn't know: a column of EINVAL says no more than their names."""
-    outcomes: dict[str, set[str]] = defaultdict(set)
-    for cell in cells:
-        outcomes[cell.flag].add(cell.outcome)
-    return [flag for flag, own in outcomes.items() if own == {"EINVAL"}]
-
-
-def _draw_costs(ax: "Axes", costs: Any) -> Any:
-    """Draw the cells that have a cost, and the scale; returns the image."""
-    from matplotlib.colors import LogNorm
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    positive = costs.compressed()
-    low, high = positive.min(), positive.max()
-    norm = LogNorm(low, max(high, low * 1.01))
-    image = ax.imshow(costs, cmap=FRACTION_MAP, norm=norm, aspect="auto", interpolation="nearest")
-    bar = ax.figure.colorbar(image, ax=ax, label="cost of the conversion (ns a 4 KiB page)", shrink=0.9)
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    bar.ax.yaxis.set_minor_formatter(NullFormatter())
-    return image
-
-
-def _mark_cell(ax: "Axes", image: Any, x: int, y: int, cell: BenchCell, costs: Any) -> None:
-    """Write into a cell what happens there: the effect and its cost, or the refusal over hatching."""
-    from matplotlib.patches import Rectangle
-
-    where: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7.5}
-    if cell.effect is not None:
-        colour = "white" if _is_dark(image, costs[y, x]) else "black"
-        ax.text(x, y, f"{cell.effect} {_cost_words(costs[y, x])}", color=colour, **where)
-        return
-    hatched = Rectangle(
-        (x - 0.5, y - 0.5), 1, 1, facecolor="white", hatch="////", edgecolor="0.75", linewidth=0
-    )
-    ax.add_patch(hatched)
-    box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "linewidth": 0}
-    ax.text(x, y, cell.outcome, color="0.35", bbox=box, **where)
-
-
-def cost_by_range(run: Run, ax: "Axes | None" = None, *, abi: str | None = None) -> "Axes":
-    """Draw the speed of what moves bytes against the size of one conversion, below the primitives of the run.
-
-    A line is the median over the cells of one operation on bytes, and its band reaches from the slowest to
-    the fastest; in `legacy` it is copying from one backing to the other.
-
-    Parameters
-    ----------
-    run : Run
-        Of ``gmemcore bench --json``.
-    ax : matplotlib Axes or None
-    abi : str or None
-        Revision; None: all of the run.
-    """
-    from matplotlib.ticker import LogFormatter
-
-    cells = run_cells(run) if abi is None else _cells_of(run, abi)
-    speeds: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for cell in cells:
-        if cell.convert_gbps is not None:
-            speeds[_OPERATIONS.get(cell.bytes, cell.bytes)][cell.range].append(cell.convert_gbps)
-        elif cell.abi == "legacy" and cell.populate_gbps is not None:
-            speeds["copy across (legacy)"][cell.range].append(cell.populate_gbps)
-    if not speeds:
-        raise ValueError("no cell of the run moves bytes; bench with two-caps or legacy has some that do")
-    drawn = axes_for(ax)
-    for number, (operation, by_range) in enumerate(speeds.items()):
-        ranges = sorted(by_range)
-        style = line_style(number)
-        middle = [float(np.median(by_range[size])) for size in ranges]
-        drawn.plot(ranges, middle, label=operation, **style)
-        if len(ranges) > 1:
-            low, high = ([pick(by_range[size]) for size in ranges] for pick in (min, max))
-            drawn.fill_between(ranges, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    every = sorted({size for by_range in speeds.values() for size in by_range})
-    drawn.set_yscale("log")
-    for (name, speed), height in _spread(run.first.primitives, drawn).items():
-        drawn.axhline(speed, color="0.4", linewidth=1, linestyle=(0, (1, 1)), zorder=0)
-        place: dict[str, Any] = {
-            "xycoords": ("axes fraction", "data"),
-            "va": "center",
-            "fontsize": 9,
-            "color": "0.4",
-        }
-        drawn.annotate(f" {name} {speed:.3g}", (1, height), annotation_clip=False, **place)
-    drawn.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    drawn.yaxis.set_minor_formatter(LogFormatter())  # numbers in plain text, where there is room
-    size_axis(drawn.xaxis)
-    drawn.set_xticks(every, [size_words(size) for size in every])
-    drawn.set_xticks([], minor=True)
-    drawn.set_xlabel("size of one conversion")
-    drawn.set_ylabel("speed (GB/s, 1e9 bytes of guest memory)")
-    drawn.set_title("Cost against size, and the memory primitives as ceilings", loc="left")
-    drawn.legend(
-        loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False
-    )  # names are at the right
-    return drawn
-
-
-def _spread(speeds: Mapping[str, float], ax: "Axes") -> dict[tuple[str, float], float]:
-    """Heights for the names of speeds on a logarithmic axis, such that none lies over another."""
-    low, high = ax.get_ylim()
-    apart = (max(high, *speeds.values()) / low) ** 0.05
-    heights: dict[tuple[str, float], float] = {}
-    below = 0.0
-    for name, speed in sorted(speeds.items(), key=lambda item: item[1]):
-        below = heights[name, speed] = max(speed, below * apart)
-    return heights
-
-
-_OPERATIONS: Final = {"zero": "zero", "xor": "XOR with the key stream", "random": "scramble"}
-"""Operations on bytes, in words."""
-
-
-def run_cells(run: Run) -> list[BenchCell]:
-    """The cells of a bench run: of its first setting, and of uniform memory where it has any.
-
-    Raises
-    ------
-    ValueError
-        A run of another kind, or one without a cell.
-    """
-    if run.kind != "bench":
-        raise ValueError(f"a run of {run.kind}; the JSON Lines of gmemcore bench would be accepted")
-    if not run.records:
-        raise ValueError("the run has no cell")
-    return _of_one_setting(run.records)
-
-
-def _of_one_setting(cells: Sequence[BenchCell]) -> list[BenchCell]:
-    """Cells that refuse, and of the others those of the first one's setting."""
-    measured = [cell for cell in cells if cell.effect is not None]
-    shapes = {cell.fragmentation for cell in measured}
-    shape = "uniform" if "uniform" in shapes else measured[0].fragmentation if measured else ""
-    wanted = {(*_setting(cell), shape) for cell in measured[:1]}
-    return [cell for cell in cells if cell.effect is None or (*_setting(cell), cell.fragmentation) in wanted]
-
-
-def _setting(cell: BenchCell) -> tuple[str, bool, int, bool]:
-    return cell.backing, cell.huge_pages, cell.threads, cell.enforce
-
-
-def _cells_of(run: Run, abi: str | None) -> list[BenchCell]:
-    """Cells of one revision and firmware, of the first where none is asked for."""
-    cells = run_cells(run)
-    wanted = cells[0].abi if abi is None else abi
-    own = [cell for cell in cells if cell.abi == wanted]
-    if not own:
-        known = ", ".join(dict.fromkeys(cell.abi for cell in cells))
-        raise ValueError(f"the run has no cell of {wanted!r}; it has {known}")
-    return [cell for cell in own if cell.firmware == own[0].firmware]
-
-
-def _row_of(cell: BenchCell) -> tuple[str, str, str]:
-    return cell.vm_type, cell.phase, cell.direction.replace("_", " ")
-
-
-def _one_a_cell(
-    cells: Sequence[BenchCell], size: int | None
-) -> dict[tuple[tuple[str, str, str], str], BenchCell]:
-    """The measurement that stands for each cell: without holes where there is a choice, and the largest."""
-    chosen: dict[tuple[tuple[str, str, str], str], BenchCell] = {}
-    for cell in sorted(cells, key=lambda cell: (cell.pages_allocated_before > 0, cell.range)):
-        if size is None or cell.effect is None or cell.range == size:
-            chosen[_row_of(cell), cell.flag] = cell
-    if not any(cell.effect is not None for cell in chosen.values()):
-        sizes = ", ".join(size_words(size) for size in sorted({cell.range for cell in cells}))
-        raise ValueError(f"no cell was measured at that size; there are {sizes}")
-    return chosen
-
-
-def _cost_words(nanoseconds: float) -> str:
-    return f"{nanoseconds:.0f}" if nanoseconds >= 10 else f"{nanoseconds:.2g}"
-
-
-def _is_dark(image: Any, value: float) -> bool:
-    red, green, blue, _ = image.cmap(image.norm(value))
-    return bool(0.299 * red + 0.587 * green + 0.114 * blue < 0.5)
 
 
 # ---- what fleets ask for ---------------------------------------------------------------------------------
@@ -678,7 +482,7 @@ def refusal_map(run: Run, ax: "Axes | None" = None) -> "Axes":
     bar = drawn.figure.colorbar(image, ax=drawn, label="operations refused (%)", shrink=0.9)
     bar.outline.set_visible(False)
     for (y, x), count in counts.items():
-        colour = "white" if _is_dark(image, refused[y, x]) else "black"
+        colour = text_colour(image, refused[y, x])
         drawn.text(x, y, f"{count:,}", ha="center", va="center", fontsize=8, color=colour)
     drawn.set_xticks(range(len(vm_types)), vm_types)
     drawn.set_yticks(range(len(abis)), abis)
@@ -709,6 +513,7 @@ PICTURES: Final = {
     "mappable": Picture("what large entries could map over time", "series", mappability_over_time),
     "memory": Picture("memory in use over time, a line a file", "several series", memory_over_time),
     "cube": Picture("what each cell of policy costs", "bench", bench_cube),
+    "axes": Picture("what work costs over all axes that were measured", "bench", bench_axes),
     "cost": Picture("speed against the size of one conversion", "bench", cost_by_range),
     "sizes": Picture("conversions by size, a line a behaviour", "stress", conversion_sizes),
     "refusals": Picture("operations refused, by revision and VM type", "replay", refusal_map),

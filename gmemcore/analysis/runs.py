@@ -66,6 +66,7 @@ class BenchCell(msgspec.Struct, frozen=True):
     huge_pages: bool = True
     threads: Count = 1
     enforce: bool = False
+    primitive: Name | None = None
 
 
 class StressFirst(msgspec.Struct, frozen=True):

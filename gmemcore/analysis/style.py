@@ -122,3 +122,9 @@ def size_words(size: int) -> str:
     """A size in words: ``4 KiB``, ``1.5 GiB``."""
     unit, name = binary_unit(size)
     return f"{size / unit:.3g} {name}" if size >= 1 << 10 else f"{size} B"
+
+
+def text_colour(image: Any, value: float) -> str:
+    """The colour of text that can be read over a value of an image: black or white."""
+    red, green, blue, _ = image.cmap(image.norm(value))
+    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"

@@ -45,7 +45,7 @@ def bench(
     axes: Annotated[Path | None, Parameter(help="TOML file with values of the options above.")] = None,
     axes_template: Annotated[bool, Parameter(negative="", help="Print such a file, commented.")] = False,
     json: Annotated[Path | None, Parameter(help="Write JSON Lines here, a line a cell.")] = None,
-    plot: Annotated[Path | None, Parameter(help="Draw a heat map here (needs the analysis extra).")] = None,
+    plot: Annotated[Path | None, Parameter(help="Draw it here, over its axes (analysis extra).")] = None,
     cost: CostOption = None,
     quick: Annotated[
         bool,
@@ -129,14 +129,19 @@ def _picture_writer(path: Path | None) -> "Callable[[Sequence[Result]], None]":
     require_picture(path)
 
     def write(results: "Sequence[Result]") -> None:
-        from gmemcore.analysis.speed import speed_map
-        from gmemcore.benchmark.record import as_record
+        import msgspec
+
+        from gmemcore.analysis.runs import BenchCell, Run
+        from gmemcore.analysis.speed import bench_axes
+        from gmemcore.benchmark.record import cell_line
 
         if all(result.case.refused for result in results):
             path.unlink()
             _say(f"no picture at {path}: policy refuses every cell, and there is nothing to draw")
             return
-        speed_map([as_record(result) for result in results]).savefig(path, dpi=150)
+        cells = [msgspec.json.decode(cell_line(result), type=BenchCell) for result in results]
+        figure: Any = bench_axes(Run("bench", None, cells)).figure
+        figure.savefig(path, dpi=150)
 
     return write
 

@@ -115,7 +115,7 @@ def _picture_writer(path: Path | None) -> "Callable[[list[dict[Job, list[Measure
     require_picture(path)
 
     def write(results: "list[dict[Job, list[Measured]]]") -> None:
-        from gmemcore.analysis.speed import memory_of_ways
+        from gmemcore.analysis.pictures import memory_of_ways
 
         works = {
             f"{first.work}, {first.vm_type}": {

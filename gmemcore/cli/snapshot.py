@@ -84,7 +84,7 @@ def plot(
     /,
     *,
     picture: Annotated[
-        str | None, Parameter(help="map, hilbert, runs, stream, mappable, memory; of bench cube, cost.")
+        str | None, Parameter(help="map, hilbert, runs, stream, mappable, memory; of bench cube, axes, cost.")
     ] = None,
     output: Annotated[
         Path | None, Parameter(name=("--output", "-o"), help="PNG, SVG or PDF; PICTURE.png.")

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from gmemcore.analysis.pictures import bench_cube, cost_by_range
 from gmemcore.analysis.report.blocks import (
     COLUMNS,
     LABELS,
@@ -23,6 +22,7 @@ from gmemcore.analysis.report.blocks import (
 )
 from gmemcore.analysis.report.page import Block, Cell, Facts, Page, Section, Table, Text
 from gmemcore.analysis.runs import BenchCell, Run
+from gmemcore.analysis.speed import bench_cube, cost_by_range
 from gmemcore.units import NOISY, format_number, format_ratio, format_size, format_time
 
 _DIRECTIONS: Final = {"to_private": "to private", "to_shared": "to shared"}
