@@ -1,13 +1,14 @@
 """Which layout should page state have?  The measurement behind DESIGN.md's answer.
 
-Converts random ranges of 1 to 64 pages to private and back, attributes only, over three layouts:
+Converts random ranges of 1 to 64 pages to private and back, attributes only, over five layouts:
 
 flat       one packed bitmap a plane, planes apart
 rows       one 64-byte row a 64 pages, holding every plane
 rows+word  the same rows, and one summary word a 2 MiB block: the count of set pages of each plane
-counts     the same words, and a 384-byte record a block: a 64-byte line a plane, true only while mixed
+records    the same words, and a 384-byte record a block: a 64-byte line a plane, true only while mixed
+bitmaps    the same words and lines, the lines of a plane side by side (the engine's)
 
-The last two also answer a uniform conversion of the whole guest from the words alone.
+The last three also answer a uniform conversion of the whole guest from the words alone.
 
 Run: ``python bench/page_state_layouts.py [--ranges N]``
 """
@@ -151,56 +152,71 @@ def convert_words(words, rows, starts, ends, to_private):
 
 
 @jit
-def set_line(words, lines, block, plane, start, end, value):
-    """Set or clear one plane over pages [start, end) of one block; returns how many changed."""
-    field = U10 * plane
-    word = words[block]
-    count = (word >> field) & np.uint64(1023)
-    target = U512 if value else U0
-    if count == target:
-        return U0
-    if end - start == U512:
-        words[block] = (word & ~(np.uint64(1023) << field)) | (target << field)
-        return target - count if value else count
-    base = block * np.uint64(48) + plane * np.uint64(8)
-    if count in (U0, U512):
-        for i in range(base, base + np.uint64(8)):
-            lines[i] = ONES if count else U0
-    changed = U0
-    row, last = start >> U6, (end - U1) >> U6
-    mask = ONES << (start & U63)
-    while row <= last:
-        if row == last:
-            mask &= ONES >> (U63 - ((end - U1) & U63))
-        slot = base + (row & np.uint64(7))
-        old = lines[slot]
-        new = old | mask if value else old & ~mask
-        lines[slot] = new
-        changed += popcount(old ^ new)
-        mask = ONES
-        row += U1
-    words[block] = word + (changed << field) if value else word - (changed << field)
-    return changed
+def slot_of_records(plane, row, n_rows):
+    return (row >> np.uint64(3)) * np.uint64(48) + plane * np.uint64(8) + (row & np.uint64(7))
 
 
 @jit
-def convert_counts(words, lines, starts, ends, to_private):
-    changed = U0
-    for i in range(starts.shape[0]):
-        start, end = starts[i], ends[i]
-        first, last = start >> U9, (end - U1) >> U9
-        blocked = U0
-        for block in range(first, last + U1):
-            blocked |= words[block] >> np.uint64(40) & np.uint64(1023)
-        if blocked and to_private:
-            continue  # the sweep that would look for the pinned page itself
-        for block in range(first, last + U1):
-            low, high = max(start, block * U512), min(end, (block + U1) * U512)
-            changed += set_line(words, lines, block, U0, low, high, to_private)
-            if not to_private:
-                set_line(words, lines, block, np.uint64(2), low, high, False)
-                set_line(words, lines, block, np.uint64(3), low, high, False)
-    return changed
+def slot_of_bitmaps(plane, row, n_rows):
+    return plane * n_rows + row
+
+
+def converter(slot_of):
+    """The conversion over counts and lines, wherever a line lies."""
+
+    @jit
+    def set_line(words, lines, block, plane, start, end, value):
+        """Set or clear one plane over pages [start, end) of one block; returns how many changed."""
+        field = U10 * plane
+        word = words[block]
+        count = (word >> field) & np.uint64(1023)
+        target = U512 if value else U0
+        if count == target:
+            return U0
+        if end - start == U512:
+            words[block] = (word & ~(np.uint64(1023) << field)) | (target << field)
+            return target - count if value else count
+        n_rows = np.uint64(words.shape[0]) << np.uint64(3)
+        if count in (U0, U512):
+            base = slot_of(plane, block << np.uint64(3), n_rows)
+            for i in range(base, base + np.uint64(8)):
+                lines[i] = ONES if count else U0
+        changed = U0
+        row, last = start >> U6, (end - U1) >> U6
+        mask = ONES << (start & U63)
+        while row <= last:
+            if row == last:
+                mask &= ONES >> (U63 - ((end - U1) & U63))
+            slot = slot_of(plane, row, n_rows)
+            old = lines[slot]
+            new = old | mask if value else old & ~mask
+            lines[slot] = new
+            changed += popcount(old ^ new)
+            mask = ONES
+            row += U1
+        words[block] = word + (changed << field) if value else word - (changed << field)
+        return changed
+
+    @jit
+    def convert(words, lines, starts, ends, to_private):
+        changed = U0
+        for i in range(starts.shape[0]):
+            start, end = starts[i], ends[i]
+            first, last = start >> U9, (end - U1) >> U9
+            blocked = U0
+            for block in range(first, last + U1):
+                blocked |= words[block] >> np.uint64(40) & np.uint64(1023)
+            if blocked and to_private:
+                continue  # the sweep that would look for the pinned page itself
+            for block in range(first, last + U1):
+                low, high = max(start, block * U512), min(end, (block + U1) * U512)
+                changed += set_line(words, lines, block, U0, low, high, to_private)
+                if not to_private:
+                    set_line(words, lines, block, np.uint64(2), low, high, False)
+                    set_line(words, lines, block, np.uint64(3), low, high, False)
+        return changed
+
+    return convert
 
 
 def layouts(n_pages):
@@ -213,7 +229,8 @@ def layouts(n_pages):
         "flat": (convert_flat, flat),
         "rows": (convert_rows, (rows,)),
         "rows+word": (convert_words, (words, rows)),
-        "counts": (convert_counts, (words.copy(), np.ones(n_blocks * 48, np.uint64) * 0)),
+        "records": (converter(slot_of_records), (words.copy(), np.ones(n_blocks * 48, np.uint64) * 0)),
+        "bitmaps": (converter(slot_of_bitmaps), (words.copy(), np.ones(n_blocks * 48, np.uint64) * 0)),
     }
 
 
