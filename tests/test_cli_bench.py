@@ -1,6 +1,7 @@
 """``gmemcore bench``, called in this process."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -157,11 +158,29 @@ def test_wrong_contents_are_exit_status_1(monkeypatch, capsys, tmp_path):
     assert "wrong contents" in capsys.readouterr().err
 
 
-def test_a_terminal_gets_a_bar_and_a_narrow_one_no_counters(monkeypatch, capsys):
+def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "120")
     assert bench("--quick", "--memory", "16k", "--abi", "v5", "--vm-type", "PKVM") == 0
-    captured = capsys.readouterr()
-    assert "counters" not in captured.out.partition("convert   ")[0]
-    assert "cases done; now" not in captured.err
+    assert "cases done; now" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("columns", "named", "counters"),
+    [
+        (90, "PKVM, launching, to private, NONE: OK KEEP", False),
+        (160, " PKVM     launching", False),
+        (240, " PKVM     launching", True),
+    ],
+)
+def test_no_figure_is_cut_on_a_narrow_terminal(monkeypatch, capsys, columns, named, counters):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    options = ("--abi", "v5", "--vm-type", "PKVM", "--fragmentation", "uniform,random-half")
+    assert bench("--quick", "--memory", "16k", *options) == 0
+    table, _, legend = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).partition("refused, ")
+    assert named in table
+    assert "…" not in table
+    assert max(map(len, table.splitlines())) <= columns
+    assert ("counters of a range" in table) is counters
+    assert ("Counters of a range are shown where there is room" in legend) is not counters
+    assert "pages     how their state alternates" in legend

@@ -33,7 +33,13 @@ def bench(
     range_: Annotated[
         str | None, Parameter(name="--range", help="Sizes of one conversion; 4k,2m and all of the memory.")
     ] = None,
-    fragmentation: Annotated[str | None, Parameter(help="How page state alternates; uniform.")] = None,
+    fragmentation: Annotated[
+        str | None,
+        Parameter(
+            help="How page state alternates: uniform unless given, alternating-allocated, "
+            "alternating-accepted, random-half, 2m-with-holes."
+        ),
+    ] = None,
     backing: Annotated[str | None, Parameter(help="anonymous, memfd, guest_memfd.")] = None,
     huge_pages: Annotated[
         str | None, Parameter(help="on, off: transparent huge pages for anonymous memory.")

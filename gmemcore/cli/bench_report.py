@@ -5,13 +5,16 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from gmemcore.cli.predictions import not_priced
 from gmemcore.uapi import PAGE_SIZE, Direction, Phase
 from gmemcore.units import format_number, format_ratio, format_size, format_time
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from gmemcore.benchmark import Case
     from gmemcore.benchmark.axes import Setting
     from gmemcore.benchmark.primitives import Primitives
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from gmemcore.workload.cost import CostFile
 
 _WIDE = 240  # columns for a table that no terminal limits
-_COUNTERS_FROM = 150  # columns of a terminal that has room for the counters
+_LABELS = 5  # columns that say which cell it is
 
 _COLUMNS: "dict[str, Literal['left', 'right']]" = {
     "VM type": "left",
@@ -42,16 +45,16 @@ _COLUMNS: "dict[str, Literal['left', 'right']]" = {
 }
 _WORDS = {Direction.TO_PRIVATE: "to private", Direction.TO_SHARED: "to shared"}
 _LEGEND = """\
-convert   the conversion itself: GB/s where it moves bytes, else the time of a call (legacy: with the discard)
-populate  GB/s: launch update in place (PRESERVE) or from a source, before launch; legacy: copying across
+convert   GB/s where the conversion moves bytes, else the time of a call (legacy: with the discard)
+populate  GB/s: launch update in place (PRESERVE) or from a source; legacy: copying across
 access    GB/s: the new side accepts where it must, and reads everything
-ratio     speed of the step that moves the bytes over that of the primitive named, measured in turn with it
+ratio     speed of the step that moves bytes over the primitive's that is named, measured in turn
 range     all: the whole memory; +hole: pages that nobody has touched before
-pages     how their state alternates (gmemcore bench --axes-template); GB/s are of bytes that the step touches
-n         samples of 50 ms where time allows, a warm-up dropped; =: those of the first row that does the same
-GB = 1e9 bytes of guest memory, counted once. Ranges below the whole are converted in batches, neighbours in
-turn; populate, access and all of legacy take a call a range, which is what they cost at 4k. ENCRYPT and
-DECRYPT are a key stream at the speed of XOR: a cost model, not encryption."""
+pages     how their state alternates, see --axes-template; GB/s are of bytes that the step touches
+n         samples, of 50 ms where time allows; =: those of the first row that does the same
+GB = 1e9 bytes of guest memory, counted once. Ranges below the whole are converted in batches,
+neighbours in turn; populate, access and all of legacy take a call a range, which is what they cost
+at 4k. ENCRYPT and DECRYPT are a key stream at the speed of XOR: a cost model, not encryption."""
 
 
 def print_report(
@@ -66,14 +69,19 @@ def print_report(
     print(f"primitives over {format_size(primitives.size)}:")
     for name, speed in primitives.gbps().items():
         print(f"  {name:7} {format_number(speed):>5} GB/s  (the best is {primitives.names[name]})")
+    columns = _columns(console, results, cost)
     for (setting, abi, firmware), group in groupby(results, key=_heading):
         own = list(group)
         print(f"\n{abi}, firmware {firmware}: {own[0].case.abi.title}{_apart(setting, first.setting)}")
-        if any(not result.case.refused for result in own):
-            measured = [result for result in own if not result.case.refused]
-            console.print(_table(measured, cost, with_counters=console.width >= _COUNTERS_FROM))
+        measured = [result for result in own if not result.case.refused]
+        if measured and columns:
+            console.print(_table(measured, cost, columns))
+        elif measured:
+            _print_narrow(measured, cost)
         _print_refused([result.case for result in own if result.case.refused])
-    print(f"\n{_LEGEND}")
+    print(f"\n{_legend(results)}")
+    if "counters of a range" not in columns:
+        print("Counters of a range are shown where there is room, and written by --json.")
     if cost is not None:
         print(_legend_of_cost(results, cost))
     _print_summary(results, seconds)
@@ -90,6 +98,12 @@ def _apart(setting: "Setting", first: "Setting") -> str:
     return "" if setting == first else f"; {setting}"
 
 
+def _legend(results: "Sequence[Result]") -> str:
+    """Return what the columns are, without those that no table has."""
+    hidden = _always_hidden(results, None)
+    return "\n".join(line for line in _LEGEND.splitlines() if line.split()[0] not in hidden)
+
+
 def _legend_of_cost(results: "Sequence[Result]", cost: "CostFile") -> str:
     """Return what the predicted times are, and which events they are short of."""
     from gmemcore.workload.cost import predict
@@ -102,27 +116,68 @@ def _legend_of_cost(results: "Sequence[Result]", cost: "CostFile") -> str:
     return f"{legend}; {not_priced(total)}" if total else legend
 
 
-def _table(results: "Sequence[Result]", cost: "CostFile | None", *, with_counters: bool) -> Any:
+# --- tables -------------------------------------------------------------------------------------------------
+def _always_hidden(results: "Sequence[Result]", cost: "CostFile | None") -> set[str]:
+    """Return the columns that would be empty."""
+    uniform = all(result.case.uniform for result in results)
+    return ({"pages"} if uniform else set()) | ({"predicted"} if cost is None else set())
+
+
+def _columns(console: "Console", results: "Sequence[Result]", cost: "CostFile | None") -> tuple[str, ...]:
+    """Return the columns that fit in all tables; none: a cell's name needs a line of its own."""
+    measured = [result for result in results if not result.case.refused]
+    hidden = _always_hidden(results, cost)
+    unbounded = console.options.update(max_width=10_000)
+    for left_out in (set[str](), {"counters of a range"}):
+        columns = tuple(name for name in _COLUMNS if name not in hidden | left_out)
+        if console.measure(_table(measured, cost, columns), options=unbounded).maximum <= console.width:
+            return columns
+    return ()
+
+
+def _table(results: "Sequence[Result]", cost: "CostFile | None", columns: Sequence[str]) -> "Table":
     """Return the table of the cells that aren't refused."""
     from rich import box
     from rich.table import Table
 
     lines = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    hidden = set() if any(not result.case.uniform for result in results) else {"pages"}
-    hidden |= set() if with_counters else {"counters of a range"}
-    hidden |= {"predicted"} if cost is None else set()
-    for name, justify in _COLUMNS.items():
-        if name not in hidden:
-            lines.add_column(name, justify=justify, no_wrap=True)
-    before: tuple[str, ...] = ("",) * 5
+    for name in columns:
+        lines.add_column(name, justify=_COLUMNS[name], no_wrap=True)
+    before = ("",) * _LABELS
     for result in results:
         label = _label(result.case)
         # Words that repeat are left out, as long as all before them repeat too.
-        first = next((i for i, (own, other) in enumerate(zip(label, before, strict=True)) if own != other), 5)
+        pairs = enumerate(zip(label, before, strict=True))
+        first = next((i for i, (own, other) in pairs if own != other), _LABELS)
         texts = zip(_COLUMNS, [*[""] * first, *label[first:], *_figures(result, cost)], strict=True)
-        lines.add_row(*(text for name, text in texts if name not in hidden))
+        lines.add_row(*(text for name, text in texts if name in columns))
         before = label
     return lines
+
+
+def _print_narrow(results: "Sequence[Result]", cost: "CostFile | None") -> None:
+    """Print a line for a cell's name and one for each range of it, without counters."""
+    hidden = _always_hidden(results, cost) | {"counters of a range"}
+    names = list(_COLUMNS)[_LABELS:]
+    kept = [i for i, name in enumerate(names) if name not in hidden]
+    rows = [[_figures(result, cost)[i] for i in kept] for result in results]
+    heads = [names[i] for i in kept]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+
+    def line(texts: Sequence[str]) -> str:
+        padded = (
+            text.ljust(width) if _COLUMNS[head] == "left" else text.rjust(width)
+            for text, width, head in zip(texts, widths, heads, strict=True)
+        )
+        return f"  {'  '.join(padded)}".rstrip()
+
+    print(f"\n{line(heads)}\n{'─' * (sum(widths) + 2 * len(widths))}")
+    labelled = zip((_label(result.case) for result in results), rows, strict=True)
+    for (vm_type, phase, direction, flag, outcome), group in groupby(labelled, key=lambda pair: pair[0]):
+        print(f"{vm_type}, {phase}, {direction}, {flag}: {outcome}")
+        for _, texts in group:
+            print(line(texts))
+    print()
 
 
 def _label(case: "Case") -> tuple[str, ...]:
