@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -250,6 +251,17 @@ def test_tables_name_every_flow_and_vm_type(form, capsys):
     assert status == 0
     assert all(name in out for name in (*FLOWS, *VmType))
     assert "back to shared: EOPNOTSUPP" in out
+
+
+def test_no_word_is_broken_on_a_terminal_of_100_columns(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    _, out, _ = run([], capsys)
+    lines = re.sub(r"\x1b\[[\d;]*m", "", out).splitlines()
+    table = [line for line in lines if line.startswith(" ")]
+    assert max(map(len, table)) <= 100
+    words = {word.rstrip(",;:") for line in lines for word in line.split()}
+    assert {*FLOWS, *VmType, *ALL_ABIS, "EOPNOTSUPP", "NOT_OFFERED", "CONTENTS"} <= words
 
 
 def test_abis_that_come_equally_far_share_a_line(capsys):

@@ -136,17 +136,20 @@ def _text(result: "FlowResult") -> str:
 
 
 def _print_rich(rows: list[_Row]) -> None:
-    """Print the table for people."""
+    """Print the table for people; flows are headings in the column of abis, for it to fit 100 columns."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)
     table = Table(box=box.SIMPLE, collapse_padding=True, pad_edge=False)
-    for i, name in enumerate(rows[0]):
-        table.add_column(name, overflow="fold", no_wrap=not i)
-    for row in rows[1:]:
-        if row[0]:
+    flows, *columns = zip(*rows, strict=True)
+    for i, texts in enumerate(columns):
+        words = " ".join(texts if i else (*texts, *flows[1:])).split()
+        table.add_column(texts[0], overflow="fold", min_width=max(map(len, words)))
+    for flow, *cells in rows[1:]:
+        if flow:
             table.add_section()
-        table.add_row(*row)
+            table.add_row(f"[bold]{flow}[/bold]")
+        table.add_row(*cells)
     console.print(table)
     print(_LEGEND)
 
