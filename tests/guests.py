@@ -1,4 +1,4 @@
-"""Guests in random states, through the public interface alone, for tests of what is seen of them."""
+"""Guests in random states, through the public interface alone; what calls on them come to."""
 
 import numpy as np
 
@@ -48,3 +48,12 @@ def random_guest(vm_type, abi, seed, *, pages=(1500, 700), steps=150):
         except gmemcore.GmemError:
             pass
     return vm
+
+
+def outcome(call, *arguments):
+    """What a call comes to: OK, or the errno or exit, and the offset where it stopped."""
+    try:
+        call(*arguments)
+    except gmemcore.GmemError as error:
+        return error.outcome, error.error_offset
+    return "OK", None

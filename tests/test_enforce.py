@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import JIT_DISABLED
+from guests import outcome
 from holds import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,14 +81,6 @@ def mappings_of(array):
 
 def protections_are_attributes(gmem, array):
     assert (inaccessible(array) == gmem.plane("private")).all()
-
-
-def outcome(call, *arguments):
-    try:
-        call(*arguments)
-    except GmemError as error:
-        return error.outcome, error.error_offset
-    return "OK", None
 
 
 # ---- touches, in a child -------------------------------------------------------------------------

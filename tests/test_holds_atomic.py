@@ -11,10 +11,11 @@ from itertools import count, product
 import numpy as np
 import policy_by_hand as hand
 import pytest
+from guests import outcome
 
 import gmemcore
 from gmemcore.engine.backing import AnonymousBacking
-from gmemcore.errors import GmemError, OutOfMemoryError
+from gmemcore.errors import OutOfMemoryError
 
 P = 4096
 PAGES = 64
@@ -87,14 +88,6 @@ def cells(abi):
             continue
         for flag in ("NONE", *hand.KNOWN_FLAGS[abi]):
             yield vm_type, firmware, phase, attributes, hand.FLAGS[flag]
-
-
-def outcome(call, *arguments):
-    try:
-        call(*arguments)
-    except GmemError as error:
-        return error.outcome, error.error_offset
-    return "OK", None
 
 
 def fail_each_step(abi, cell, pins):

@@ -466,7 +466,7 @@ def test_refusals_stand_at_their_revision_and_vm_type():
     assert {text.get_text() for text in ax.texts} == {"3", "0", "100"}
     with pytest.raises(ValueError, match="replayed nowhere"):
         refusal_map(replay_run())
-    with pytest.raises(ValueError, match="a run of bench; one of replay"):
+    with pytest.raises(ValueError, match="a run of bench; the JSON Lines of gmemcore replay"):
         refusal_map(bench_run())
 
 
@@ -480,7 +480,7 @@ def test_conversions_by_size_are_summed_over_what_guests_are():
     assert {size: n for size, n in counts.items() if not np.isnan(n)} == {4096: 4, 16384: 900}
     with pytest.raises(ValueError, match="no guest asked"):
         conversion_sizes(stress_run({"kexec SNP v5 today": []}))
-    with pytest.raises(ValueError, match="a run of bench; one of stress"):
+    with pytest.raises(ValueError, match="a run of bench; the JSON Lines of gmemcore stress"):
         conversion_sizes(bench_run())
 
 

@@ -423,8 +423,7 @@ def conversion_sizes(run: Run, ax: "Axes | None" = None) -> "Axes":
     """
     from matplotlib.ticker import EngFormatter, NullFormatter
 
-    if run.kind != "stress":
-        raise ValueError(f"a run of {run.kind}; one of stress would be accepted")
+    run.require("stress")
     counts: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(64))
     for cell, sums in run.last.cells.items():
         counts[cell.partition(" ")[0]][: len(sums.sizes)] += sums.sizes
@@ -465,8 +464,7 @@ def refusal_map(run: Run, ax: "Axes | None" = None) -> "Axes":
     ValueError
         A run of another kind, or one without a replay.
     """
-    if run.kind != "replay":
-        raise ValueError(f"a run of {run.kind}; one of replay would be accepted")
+    run.require("replay")
     if not run.records:
         raise ValueError("the trace was replayed nowhere")
     abis = list(dict.fromkeys(replay.abi for replay in run.records))

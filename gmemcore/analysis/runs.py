@@ -222,6 +222,11 @@ class Run:
     records: list[Any]
     last: Any = None
 
+    def require(self, kind: str) -> None:
+        """Make sure that it is a run of a kind; a ValueError if not."""
+        if self.kind != kind:
+            raise ValueError(f"a run of {self.kind}; the JSON Lines of gmemcore {kind} would be accepted")
+
 
 def read_run(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Run:
     """Read a file of results.

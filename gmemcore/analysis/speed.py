@@ -296,8 +296,7 @@ def _all_cells(run: Run) -> list[BenchCell]:
     ValueError
         A run of another kind, or one without a cell.
     """
-    if run.kind != "bench":
-        raise ValueError(f"a run of {run.kind}; the JSON Lines of gmemcore bench would be accepted")
+    run.require("bench")
     if not run.records:
         raise ValueError("the run has no cell")
     return run.records

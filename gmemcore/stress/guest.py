@@ -310,27 +310,31 @@ class GuestRun:
 
     def _pin_page(self, position: int, operation: Operations) -> None:
         """A page of the range has an unexpected reference while the operation runs."""
-        page = self._some_page(position, operation)
-        if page is None or self._has_plane(page, "pinned"):
-            self._play_one(operation)
-            return
-        pinned = self._play_one(_one(Step.PIN, page)) == "OK"
-        outcome = self._all_or_nothing(operation)
-        if pinned:
-            self._play_one(_one(Step.UNPIN, page))
-        self._retry("pin", operation, outcome, "EAGAIN")
+        self._with_a_page(position, operation, "pinned", (Step.PIN, Step.UNPIN), ("pin", "EAGAIN"))
 
     def _poison_page(self, position: int, operation: Operations) -> None:
         """A page of the range has failed; afterwards it is discarded."""
+        steps = Step.POISON, Step.PUNCH_HOLE
+        self._with_a_page(position, operation, "poisoned", steps, ("poison", "EHWPOISON"))
+
+    def _with_a_page(
+        self,
+        position: int,
+        operation: Operations,
+        plane: str,
+        steps: tuple[Step, Step],
+        fault: tuple[str, str],
+    ) -> None:
+        """Run an operation while a page of its range is in a plane: what brings it there, and out again."""
         page = self._some_page(position, operation)
-        if page is None or self._has_plane(page, "poisoned"):
+        if page is None or self._has_plane(page, plane):
             self._play_one(operation)
             return
-        poisoned = self._play_one(_one(Step.POISON, page)) == "OK"
+        done = self._play_one(_one(steps[0], page)) == "OK"
         outcome = self._all_or_nothing(operation)
-        if poisoned:
-            self._play_one(_one(Step.PUNCH_HOLE, page))
-        self._retry("poison", operation, outcome, "EHWPOISON")
+        if done:
+            self._play_one(_one(steps[1], page))
+        self._retry(fault[0], operation, outcome, fault[1])
 
     def _all_or_nothing(self, operation: Operations) -> str:
         """Run an operation under a fault; a conversion that is refused must have changed nothing."""
