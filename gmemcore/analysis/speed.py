@@ -51,7 +51,7 @@ def bench_cube(
         if cell.effect is not None and cell.seconds.median is not None:
             costs[rows.index(row), flags.index(flag)] = cell.seconds.median / cell.range * PAGE_SIZE * 1e9
     drawn = axes_for(ax, (max(3.4 + 1.3 * len(flags), 6.5), max(1.6 + 0.28 * len(rows), 3.8)))
-    image = _draw_costs(drawn, costs)
+    image = _draw_costs(drawn, costs, "cost of the conversion")
     for (row, flag), cell in chosen.items():
         _mark_cell(drawn, image, flags.index(flag), rows.index(row), cell, costs)
     names = [flag.replace("PRESERVE_", "PRESERVE_\n") for flag in flags]
@@ -112,7 +112,7 @@ def bench_axes(run: Run, ax: "Axes | None" = None, *, abi: str | None = None) ->
     for (row, column), own in figures.items():
         costs[rows.index(row), columns.index(column)] = median(own)
     drawn = axes_for(ax, (max(5.5 + 0.8 * len(columns), 6.5), max(1.8 + 0.28 * len(rows), 3.8)))
-    image = _draw_costs(drawn, costs)
+    image = _draw_costs(drawn, costs, "cost")
     for y, x in np.argwhere(~np.ma.getmaskarray(costs)).tolist():
         colour = text_colour(image, costs[y, x])
         drawn.text(x, y, _cost_words(costs[y, x]), color=colour, **_IN_CELL)
@@ -172,7 +172,7 @@ def _label_cells(ax: "Axes", columns: Sequence[str], rows: Sequence[str]) -> Non
     ax.spines[:].set_visible(False)
 
 
-def _draw_costs(ax: "Axes", costs: Any) -> Any:
+def _draw_costs(ax: "Axes", costs: Any, what: str) -> Any:
     """Draw the cells that have a cost, and the scale; returns the image."""
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -181,7 +181,7 @@ def _draw_costs(ax: "Axes", costs: Any) -> Any:
     low, high = positive.min(), positive.max()
     norm = LogNorm(low, max(high, low * 1.01))
     image = ax.imshow(costs, cmap=FRACTION_MAP, norm=norm, aspect="auto", interpolation="nearest")
-    bar = ax.figure.colorbar(image, ax=ax, label="cost (ns a 4 KiB page)", shrink=0.9)
+    bar = ax.figure.colorbar(image, ax=ax, label=f"{what} (ns a 4 KiB page)", shrink=0.9)
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
     return image
