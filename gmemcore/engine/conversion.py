@@ -1,8 +1,8 @@
 """Conversion: KVM_SET_MEMORY_ATTRIBUTES2 on one file, from policy to result.
 
 `compile_rules` turns what policy says for one VM and phase into the small array that the kernel reads;
-`Store.run_one` and `run_many` (store.py) take the file's lock and run the kernel over the requests; `check`
-raises what a refused one deserves.
+`Store.convert_one` and `run_many` (store.py) take the file's lock and run the kernel over the requests;
+`check` raises what a refused one deserves.
 """
 
 import errno

@@ -4,6 +4,7 @@ Kernels run without the GIL and write nothing but the bytes of their own part an
 the bytes are the same whatever the number of threads.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -65,3 +66,6 @@ def in_parts(
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "gmemcore")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
