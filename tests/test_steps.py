@@ -1,5 +1,7 @@
 """A batch of steps of every kind is the same steps one by one; threads change nothing but the time."""
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -154,6 +156,32 @@ def test_backings_agree(kind, backing):
         assert (gmem.memory == other.memory).all()
 
 
+def test_what_is_refused_takes_no_memory_and_lack_of_it_is_told_last(monkeypatch):
+    """A sealed memfd has holes: pages that come into being are committed, others aren't."""
+    _vm, gmem = machine("v5", "SNP", "today", True, backing="memfd")
+    backing = gmem._store.backing
+    asked = []
+    monkeypatch.setattr(backing, "commit", lambda offset, size: asked.append((offset // P, size // P)))
+    gmem.apply_many(Step.CONVERT, [10 * P], [P], 8)
+    steps = [Step.HOST_WRITE, Step.PIN, Step.ACCEPT, Step.ALLOCATE, Step.GUEST_READ, Step.POPULATE]
+    result = gmem.apply_many([*steps, 99], [8 * P] * 7, [4 * P] * 3 + [gmem.size] + [4 * P] * 3)
+    names = ["SIGBUS", "EFAULT", "MEMORY_FAULT", "EINVAL", "NOT_VALIDATED", "EIO", "EINVAL"]
+    assert [OUTCOMES[outcome] for outcome in result.outcome] == names
+    assert asked == [(10, 1)]  # the page that a private access brings into being
+    asked.clear()
+    gmem.apply_many([Step.HOST_WRITE, Step.UNPIN, Step.ALLOCATE], [P] * 3, [P, P, 3 * P])
+    assert asked == [(1, 1), (2, 2)]
+
+    def refuse(offset, size):
+        raise errors.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(backing, "commit", refuse)
+    before = gmem.survey()
+    result = gmem.apply_many([Step.HOST_WRITE, Step.HOST_WRITE, Step.PIN], [8 * P, 20 * P, 0], [4 * P, P, P])
+    assert [OUTCOMES[outcome] for outcome in result.outcome] == ["SIGBUS", "ENOMEM", "ENOMEM"]
+    assert gmem.survey() == before
+
+
 def test_every_step_has_a_row_and_says_why_not():
     vm, gmem = machine("v5", "SNP", "today", False)
     result = gmem.apply_many(list(Step), [0] * len(Step), [P] * len(Step), 8)
@@ -231,6 +259,25 @@ def test_threads_refuse_alike_and_change_nothing():
             gmemcore.create_vm("SNP", threads=threads)
     with pytest.raises(TypeError):
         gmemcore.create_vm("SNP", threads=1.0)
+
+
+def test_a_child_of_a_fork_has_threads_of_its_own():
+    """In a process of its own, since this one may have threads that no fork should meet."""
+    script = """
+import os, signal, warnings
+import gmemcore
+warnings.simplefilter("ignore", DeprecationWarning)
+gmem = gmemcore.create_vm("SW_PROTECTED", threads=2).create_guest_memfd(16 << 20, flags=3)
+gmem.fallocate(1, 0, gmem.size)
+gmem.set_memory_attributes(0, gmem.size, 8)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    gmem.set_memory_attributes(0, gmem.size, 0)
+    os._exit(int(gmem.plane("private").any()))
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_parts_tile_the_range_at_blocks():

@@ -934,6 +934,12 @@ def total_bytes(header, results, i):
 # ---- other steps --------------------------------------------------------------------------------
 
 
+@inlined
+def row_of(step, variant):
+    """Where the rules of a step and variant begin."""
+    return STEPS + (step * STEP_VARIANTS + variant) * STEP_WORDS
+
+
 @kernel
 def refusal_of_range(rules, row, offset, size):
     """Whether a step's range can be one at all; 0 if it may go on."""
@@ -946,16 +952,20 @@ def refusal_of_range(rules, row, offset, size):
     return U0
 
 
-@kernel
-def take_step(header, words, lines, memory, rules, row, offset, size, results, i):
-    """A step that isn't a conversion: what refuses it by page, then bytes by rank, then planes."""
+@inlined
+def check_step(header, words, lines, rules, row, offset, size, results, i):
+    """Look what refuses a step; returns the end page of what of it is to be done, the first page if nothing.
+
+    Changes no page state.
+    """
     n_pages = header[N_PAGES]
+    start = offset >> PAGE_SHIFT
     reason = refusal_of_range(rules, row, offset, size)
     if reason:
         results[REASON, i] = reason
         results[ERROR_OFFSET, i] = offset
-        return
-    start, end = offset >> PAGE_SHIFT, ((offset + size - U1) >> PAGE_SHIFT) + U1
+        return start
+    end = ((offset + size - U1) >> PAGE_SHIFT) + U1
     if end > n_pages:  # a page that doesn't exist refuses too, if none before it does
         end = n_pages if start < n_pages else start
         reason = rules[row + BEYOND_END]
@@ -968,13 +978,22 @@ def take_step(header, words, lines, memory, rules, row, offset, size, results, i
             page = find_page(header, words, lines, start, stop, rules[term], rules[term + U1])
             if page < stop:
                 reason, stop = rules[term + U2], page
-    if reason:
-        if rules[row + PARTIAL] != PARTIAL_DONE or stop == start:
-            results[REASON, i] = reason
-            results[ERROR_OFFSET, i] = stop << PAGE_SHIFT
-        if reason == NOT_VALIDATED:
-            edit(header, words, lines, stop, stop + U1, rules[row + STEP_MARK], U0, results, i)
-        end = stop if rules[row + PARTIAL] else start
+    if reason == U0:
+        return end
+    if rules[row + PARTIAL] != PARTIAL_DONE or stop == start:
+        results[REASON, i] = reason
+        results[ERROR_OFFSET, i] = stop << PAGE_SHIFT
+    return stop if rules[row + PARTIAL] else start
+
+
+@kernel
+def take_step(header, words, lines, memory, rules, row, offset, size, results, i):
+    """A step that isn't a conversion: what refuses it by page, then bytes by rank, then planes."""
+    start = offset >> PAGE_SHIFT
+    end = check_step(header, words, lines, rules, row, offset, size, results, i)
+    if results[REASON, i] == NOT_VALIDATED:
+        page = results[ERROR_OFFSET, i] >> PAGE_SHIFT
+        edit(header, words, lines, page, page + U1, rules[row + STEP_MARK], U0, results, i)
     if start < end:
         apply_checked(
             header,
@@ -1047,7 +1066,7 @@ def run(header, words, lines, memory, rules, steps, offsets, sizes, attributes, 
                     header, words, lines, memory, rules, offset, size, attribute, flag, inputs, results, i
                 )
         elif step < np.uint64(STEP_COUNT) and flag < STEP_VARIANTS:
-            row = STEPS + (step * STEP_VARIANTS + flag) * STEP_WORDS
+            row = row_of(step, flag)
             take_step(header, words, lines, memory, rules, row, offset, size, results, i)
         else:
             results[REASON, i] = INVALID

@@ -206,22 +206,20 @@ class Store:
         if start >= end:
             load_kernels().run(*self._arrays, rules.table, *request, inputs, result)
             return
-        converts = step == Step.CONVERT
-        view = self._view_to_change(start, end, attributes) if converts else None
-        allocates = (attributes, flags) in rules.allocating if converts else step not in NEVER_ALLOCATE
-        prepared = view is None or view.split(start, end)
-        if prepared and allocates:
-            prepared = self._is_promised(start, end)
-        try:
-            if converts:
+        if step == Step.CONVERT:
+            view = self._view_to_change(start, end, attributes)
+            prepared = view is None or view.split(start, end)
+            if prepared and (attributes, flags) in rules.allocating:
+                prepared = self._is_promised(start, end)
+            try:
                 self._convert(rules, request, inputs, result, view, prepared)
-            elif prepared:
-                load_kernels().run(*self._arrays, rules.table, *request, inputs, result)
-            else:
-                result[_REASON], result[_ERROR_OFFSET] = layout.NO_MEMORY, offset
-        finally:
-            if view is not None:
-                view.join(start, end)
+            finally:
+                if view is not None:
+                    view.join(start, end)
+        elif self._is_step_promised(rules, request):
+            load_kernels().run(*self._arrays, rules.table, *request, inputs, result)
+        else:
+            result[_REASON], result[_ERROR_OFFSET] = layout.NO_MEMORY, offset
         if step == Step.PUNCH_HOLE and self.has_bytes and not result[_REASON]:
             self.backing.release(offset, (end << PAGE_SHIFT) - offset)
 
@@ -231,6 +229,23 @@ class Store:
         if self.host_view is None or self.find(start, end, *changes) is None:
             return None
         return self.host_view
+
+    def _is_step_promised(self, rules: Rules, request: Requests) -> bool:
+        """Promise the pages that a step will bring into being; what refuses it comes first."""
+        step, offset, size, _, variant = (column[0] for column in request)
+        if not self.backing.commits_late or int(step) in NEVER_ALLOCATE:
+            return True
+        if step >= layout.STEP_COUNT or variant >= layout.STEP_VARIANTS:
+            return True  # and the kernel refuses it
+        kernels, state = load_kernels(), self._arrays[:3]
+        found: NDArray[np.uint64] = np.zeros((layout.RESULT_ROWS, 1), np.uint64)
+        row = np.uint64(kernels.row_of(step, variant))
+        start = int(offset) >> PAGE_SHIFT
+        end = int(kernels.check_step(*state, rules.table, row, offset, size, found, _U0))
+        if found[_REASON] == layout.NOT_VALIDATED:  # the page that refuses comes into being
+            start = int(found[_ERROR_OFFSET, 0]) >> PAGE_SHIFT
+            end = start + 1
+        return start >= end or self._is_promised(start, end)
 
     def _is_promised(self, start: int, end: int) -> bool:
         try:
