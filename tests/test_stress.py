@@ -181,6 +181,23 @@ def test_all_behaviours_hold_on_all_vm_types():
         assert checks[kind] > 0, kind
 
 
+def test_faults_that_found_no_page_are_not_counted():
+    """A private page can't be pinned: EFAULT, and nothing was injected."""
+    made = small(
+        guests=1,
+        operations=200,
+        behaviour=[{"name": "fragmentation"}],
+        guest__vm_types=["SNP"],
+        faults__allocation_failure_every=0,
+        faults__poison_every=0,
+        faults__pin_every=10,
+    )
+    [result] = results(made)
+    refused = result.outcomes.get("EFAULT", 0)
+    assert refused > 0
+    assert result.checks.get("pin", 0) + refused == 20
+
+
 def test_every_abi_holds_and_legacy_runs():
     abis = ["legacy", "v4", "v4-squash", "v13", "before-launch", "after-launch", "pre-cap", "tracking"]
     made = small(guests=1, operations=60, guest__abis=abis, guest__vm_types=["SNP", "PKVM", "DEFAULT"])

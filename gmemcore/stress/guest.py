@@ -306,6 +306,7 @@ class GuestRun:
         outcome = self._all_or_nothing(operation)
         for gmem in self.files:
             gmem.fail_allocations_after(None)
+        self._checks["allocation_failure"] += 1
         self._retry("allocation_failure", operation, outcome, "ENOMEM")
 
     def _pin_page(self, position: int, operation: Operations) -> None:
@@ -332,7 +333,8 @@ class GuestRun:
             return
         done = self._play_one(_one(steps[0], page)) == "OK"
         outcome = self._all_or_nothing(operation)
-        if done:
+        if done:  # a private page can't be pinned, nor one poisoned that doesn't exist
+            self._checks[fault[0]] += 1
             self._play_one(_one(steps[1], page))
         self._retry(fault[0], operation, outcome, fault[1])
 
@@ -351,7 +353,6 @@ class GuestRun:
 
     def _retry(self, fault: str, operation: Operations, outcome: str, refusal: str) -> None:
         """Once the fault is gone, what it refused must be refused no more, or for another reason."""
-        self._checks[fault] += 1
         if outcome != refusal:
             return
         self._checks[f"{fault}_met"] += 1
