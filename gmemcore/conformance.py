@@ -330,7 +330,9 @@ def read_vectors(path: Path) -> VectorFile:
     """
     try:
         vectors = msgspec.json.decode(path.read_bytes(), type=VectorFile)
-    except (OSError, msgspec.MsgspecError) as error:
+    except OSError as error:
+        raise VectorError(f"{path}: {error.strerror}") from error
+    except msgspec.MsgspecError as error:
         raise VectorError(f"{path}: {error}") from error
     if vectors.abi not in {*ABIS, *ALIASES}:
         raise VectorError(f"{path}: unknown abi {vectors.abi!r}; known: {', '.join([*ABIS, *ALIASES])}")

@@ -75,6 +75,15 @@ def format_size(size: int) -> str:
     return "0"
 
 
+def format_bytes(size: int) -> str:
+    """Return a size as it is typed where that is short, else rounded in the unit next to it."""
+    typed = format_size(size)
+    if len(typed) <= 5:
+        return typed
+    power, letter = next(unit for unit in ((40, "t"), (30, "g"), (20, "m"), (10, "k")) if size >> unit[0])
+    return f"{size / (1 << power):.4g}{letter}"
+
+
 def format_sizes(sizes: Sequence[int]) -> str:
     """Return sizes as a comma-separated list."""
     return ",".join(map(format_size, sizes))

@@ -138,7 +138,7 @@ def test_nothing_but_refusals(capsys):
         (("--firmware", "tomorrow"), "unknown firmware"),
         (("--backing", "none", "--memory", "64k"), "known: anonymous"),
         (("--memory", "4096t"), "are available"),
-        (("--json", "/nonexistent/file"), "No such file"),
+        (("--json", "/nonexistent/file"), "/nonexistent/file: No such file"),
         (("--nonsense",), "nonsense"),
     ],
 )

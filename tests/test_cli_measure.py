@@ -208,7 +208,8 @@ def test_a_malformed_update_is_an_error_with_its_line(run, arguments):
     done = run(f"kvm_sev_init\n{SHORT_LOG.splitlines()[0]}\nhost: kvm_sev_snp_launch_update{arguments}\n")
     assert done.status == 2
     assert done.out == ""
-    assert done.err.startswith("gmemcore measure: line 3: ")
+    assert done.err.startswith("gmemcore measure: ")
+    assert ".log: line 3: " in done.err
     assert len(done.err.splitlines()) == 1
 
 

@@ -126,7 +126,7 @@ def test_imports_say_what_they_assumed(run):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("trace", "info", "nowhere"), "No such file or directory: nowhere"),
+        (("trace", "info", "nowhere"), "nowhere: No such file or directory"),
         (("trace", "info", "."), ".: not a regular file"),
         (("trace", "info", "noise"), "trace: noise: no line names an event"),
         (("trace", "info", "damaged"), "damaged: the checksum"),

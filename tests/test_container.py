@@ -13,7 +13,16 @@ import pytest
 from holds import skip_unless_slow
 
 from gmemcore.workload import container
-from gmemcore.workload.container import CHECKSUM_SIZE, DTYPES, MAGIC, ContainerError, checksum, read, write
+from gmemcore.workload.container import (
+    CHECKSUM_SIZE,
+    DTYPES,
+    MAGIC,
+    ContainerError,
+    checksum,
+    read,
+    replace_file,
+    write,
+)
 from gmemcore.workload.operations import empty_operations
 
 PREFIX = struct.Struct("<8sII")
@@ -389,3 +398,10 @@ def test_what_a_header_claims_takes_no_memory(tmp_path):
 def test_writing_copies_no_section(tmp_path):
     values = np.ones(1 << 20, "<u8")
     assert peak_of(lambda: write(tmp_path / "f", "trace", {}, {"a": values})) < values.nbytes // 2
+
+
+def test_a_place_that_is_not_there_is_named_as_it_was_given(tmp_path):
+    place = tmp_path / "missing" / "file.gmem"
+    with pytest.raises(FileNotFoundError) as refused:
+        replace_file(place, [b""])
+    assert refused.value.filename == str(place)

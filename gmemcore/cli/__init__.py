@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"gmemcore: {error}", file=sys.stderr)
         sys.exit(2)
     except GmemError as error:
-        print(f"gmemcore: {error}", file=sys.stderr)
+        print(f"gmemcore {words[0]}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(0)

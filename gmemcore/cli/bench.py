@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from cyclopts import Parameter
 
+from gmemcore.cli.common import complaint
 from gmemcore.cli.predictions import CostOption, read_cost
 from gmemcore.errors import GmemError
 from gmemcore.units import parse_size
@@ -102,7 +103,7 @@ def bench(
         print("gmemcore bench: interrupted; the JSON file has what was done", file=sys.stderr)
         return 130
     except (GmemError, OSError) as error:
-        print(f"gmemcore bench: {error.strerror or error}", file=sys.stderr)
+        print(f"gmemcore bench: {complaint(error)}", file=sys.stderr)
         return 2
     print_report(primitives, results, time.monotonic() - began, figures)
     return 0

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gmemcore.errors import InvalidArgumentError
-from gmemcore.units import format_size
+from gmemcore.units import format_bytes as format_bytes
 
 
 def assignments_of(assignments: Sequence[str]) -> dict[str, str]:
@@ -22,13 +22,10 @@ def assignments_of(assignments: Sequence[str]) -> dict[str, str]:
     return given
 
 
-def format_bytes(size: int) -> str:
-    """Return a size as it is typed where that is short, else in the unit next to it."""
-    typed = format_size(size)
-    if len(typed) <= 5:
-        return typed
-    power, letter = next(unit for unit in ((40, "t"), (30, "g"), (20, "m"), (10, "k")) if size >> unit[0])
-    return f"{size / (1 << power):.4g}{letter}"
+def complaint(error: OSError) -> str:
+    """Return what is wrong with what, in a line: the file, where there is one, and the reason."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
 
 
 def make_table(*names: str, right: Sequence[int] = ()) -> Table:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
+from gmemcore.cli.common import complaint
 from gmemcore.errors import GmemError, UnsupportedOperationError
 from gmemcore.units import format_number, format_ratio, format_size, format_time, parse_size
 
@@ -57,7 +58,7 @@ def compare(
         print("gmemcore compare: interrupted; the JSON file has what was done", file=sys.stderr)
         return 130
     except (GmemError, OSError) as error:
-        print(f"gmemcore compare: {error.strerror or error}", file=sys.stderr)
+        print(f"gmemcore compare: {complaint(error)}", file=sys.stderr)
         return 2
     _print_report(results)
     return 0

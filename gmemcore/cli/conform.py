@@ -6,12 +6,16 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from gmemcore.errors import InvalidArgumentError
+
+_BACKINGS = ("anonymous", "memfd", "guest_memfd")
+
 
 def conform(
     paths: Annotated[list[Path], Parameter(help="Vector files, or folders of them (*.json).")],
     /,
     *,
-    backing: Annotated[str, Parameter(help="anonymous, memfd or guest_memfd")] = "anonymous",
+    backing: Annotated[str, Parameter(help="anonymous, memfd or guest_memfd.")] = "anonymous",
     quiet: Annotated[bool, Parameter(help="Print only what is wrong, and the sum.")] = False,
 ) -> int:
     """Run behaviour vectors: a line a case.
@@ -20,8 +24,10 @@ def conform(
     """
     from gmemcore.conformance import VectorError, read_vectors, run_vectors
 
+    if backing not in _BACKINGS:
+        raise InvalidArgumentError(f"--backing {backing!r}; known: {', '.join(_BACKINGS)}")
     cases = wrong = unreadable = steps = 0
-    for path in _files(paths):
+    for path in vector_files(paths):
         try:
             vectors = read_vectors(path)
             for case, first in run_vectors(vectors, backing):
@@ -38,6 +44,18 @@ def conform(
     return 2 if unreadable or not cases else int(wrong > 0)
 
 
-def _files(paths: list[Path]) -> list[Path]:
-    """Files as named; folders as their *.json, not their folders'."""
-    return [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
+def vector_files(paths: list[Path]) -> list[Path]:
+    """Files as named; folders as their *.json, not their folders'.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: a folder that has none.
+    """
+    files: list[Path] = []
+    for path in paths:
+        found = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if not found:
+            raise InvalidArgumentError(f"{path}: no vectors there; a folder of *.json would be accepted")
+        files += found
+    return files

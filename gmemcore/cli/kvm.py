@@ -59,6 +59,7 @@ def conform(
     Exit status 0: every step that was run came out as written, or as is known; 1: one did not; 2: a file that
     can't be read, no KVM, or nothing that could be run.
     """
+    from gmemcore.cli.conform import vector_files
     from gmemcore.conformance import VectorError
     from gmemcore.kvm import KernelTransport
     from gmemcore.kvm import probe as probe_host
@@ -67,7 +68,7 @@ def conform(
     try:
         with KernelTransport() as transport:
             host = probe_host(transport)
-            for path in _files(paths):
+            for path in vector_files(paths):
                 try:
                     for vectors, case, result in _run(path, transport, host):
                         tally.add(path, vectors, case, result)
@@ -230,8 +231,3 @@ def _called(there: bool) -> str:
 def _no_kvm(error: GmemError) -> int:
     print(f"gmemcore kvm: {error.strerror}", file=sys.stderr)
     return 2
-
-
-def _files(paths: list[Path]) -> list[Path]:
-    """Files as named; folders as their *.json, not their folders'."""
-    return [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]

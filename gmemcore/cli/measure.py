@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from gmemcore.cli.common import complaint
 from gmemcore.uapi import PAGE_SIZE, PageType
 from gmemcore.workload.contents import generated_page
 from gmemcore.workload.importers import (
@@ -46,12 +47,14 @@ def measure(
     Exit status 0: a digest was printed; 2: the log, an image or an option can't be used.
     """
     try:
-        with log.open(encoding="utf-8", errors="replace") as lines:
-            launch = read_launch(lines)
+        launch = _read_log(log)
         sources = Sources(source_seed, [read_image(text) for text in image])
         result = measured(launch, sources, [read_vmsa(path) for path in vmsa])
-    except (LaunchLogError, TraceError, OSError) as error:
+    except LaunchLogError as error:
         print(f"gmemcore measure: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"gmemcore measure: {complaint(error)}", file=sys.stderr)
         return 2
     print(json.dumps({"log": str(log), **result}, indent=2) if as_json else _as_text(str(log), result))
     return 0
@@ -94,6 +97,14 @@ def read_launch(lines: Iterable[str]) -> Launch:
         elif updates:
             raise LaunchLogError(f"line {line.number}: a launch starts before the one before it is finished")
     return _launch(updates, None)
+
+
+def _read_log(log: Path) -> Launch:
+    try:
+        with log.open(encoding="utf-8", errors="replace") as lines:
+            return read_launch(lines)
+    except (LaunchLogError, TraceError) as error:
+        raise LaunchLogError(f"{log}: {error}") from error
 
 
 def _launch(updates: list[Update], finish_line: int | None) -> Launch:

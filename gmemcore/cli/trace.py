@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from gmemcore.cli.common import assignments_of, console_for_tables, format_bytes, make_table
+from gmemcore.cli.common import assignments_of, complaint, console_for_tables, format_bytes, make_table
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.units import format_time, parse_size
 
@@ -124,9 +124,7 @@ class _errors_told:  # noqa: N801  # read as a verb, in a with statement
 
         if not isinstance(error, (ContainerError, OSError)):
             return False
-        text = str(error)
-        if isinstance(error, OSError):
-            text = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        text = complaint(error) if isinstance(error, OSError) else str(error)
         print(f"gmemcore trace: {text}", file=sys.stderr)
         self.status = 2
         return True

@@ -192,7 +192,10 @@ def replace_file(path: str | os.PathLike[str], parts: Iterable[Buffer]) -> None:
     """
     place = Path(path)
     beside = place.with_name(f".{place.name}.{os.urandom(8).hex()}.tmp")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:  # names the place, not what was to be beside it
+        raise OSError(error.errno, error.strerror, str(place)) from error
     try:
         with open(descriptor, "wb") as file:
             for part in parts:
