@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import matplotlib
 import pytest
@@ -148,9 +149,44 @@ def test_plot(files, names, options, begins, monkeypatch, capsys):
     assert f"gmemcore snapshot: {place}: " in capsys.readouterr().err
 
 
+def test_plot_of_every_kind_of_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("fleet.toml").write_text(
+        'guests = 1\noperations = 64\n[guest]\nmemory = "1m"\n[[behaviour]]\nname = "scatter"\n'
+    )
+    with pytest.raises(SystemExit):
+        main(["stress", "fleet.toml", "--json", "stress.jsonl"])
+    with pytest.raises(SystemExit):
+        main(["trace", "record", "scatter", "trace.jsonl", "--memory", "1m", "--limit", "64"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["replay", "trace.jsonl", "--json"])
+    Path("replay.jsonl").write_text(capsys.readouterr().out)
+    for kind, picture in (("stress", "sizes"), ("replay", "refusals")):
+        assert run("plot", f"{kind}.jsonl") == 0
+        assert Path(f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+        assert run("plot", f"{kind}.jsonl", "--picture", "cube") == 2
+        assert f"a run of {kind}; the JSON Lines of gmemcore bench" in capsys.readouterr().err
+
+
+def test_the_map_says_which_file_it_is_of(files, monkeypatch):
+    directory, vm = files
+    assert len(vm.files) > 1
+    titles = []
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.set_title", lambda self, text, **_: titles.append(text), raising=True
+    )
+    monkeypatch.chdir(directory)
+    assert run("plot", "before.gms") == 0
+    assert run("plot", "before.gms", "--picture", "hilbert", "--file", "1") == 0
+    assert [f", file {i} of {len(vm.files)}: SNP" in title for i, title in enumerate(titles)] == [True, True]
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
+        (["plot", "before.gms", "--file", "7"], "no file 7 in the snapshot; there are 0, 1"),
+        (["plot", "series.gms", "--file", "1"], "stream has no --file; it is of series"),
         (["info", "nothing.gms"], "nothing.gms: No such file"),
         (["info", "bench.jsonl"], "not a gmemcore container"),
         (["info", "series.gms", "--number", "2"], "no snapshot 2; it holds 2"),

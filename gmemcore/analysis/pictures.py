@@ -20,7 +20,7 @@ from gmemcore.analysis.distributions import (
 from gmemcore.analysis.hilbert import hilbert
 from gmemcore.analysis.runs import Run
 from gmemcore.analysis.series import Series
-from gmemcore.analysis.snapshot import Snapshot, as_snapshot
+from gmemcore.analysis.snapshot import FileState, Snapshot, as_snapshot
 from gmemcore.analysis.speed import bench_axes, bench_cube, cost_by_range
 from gmemcore.analysis.style import (
     FRACTION_MAP,
@@ -110,7 +110,7 @@ def page_map(
     else:
         _draw_fractions(drawn, grid, cell_pages)
     _label_map(drawn, order, chosen.size, grid.shape, cell_pages)
-    drawn.set_title(_map_title(snapshot, chosen.size), loc="left")
+    drawn.set_title(_map_title(snapshot, chosen), loc="left")
     return drawn
 
 
@@ -216,9 +216,10 @@ def _label_map(ax: "Axes", order: str, size: int, shape: tuple[int, int], cell_p
     ax.set_ylabel(f"offset in the file ({down_name})")
 
 
-def _map_title(snapshot: Snapshot, size: int) -> str:
+def _map_title(snapshot: Snapshot, file: FileState) -> str:
     what = snapshot.label or f"{snapshot.vm_type}, {snapshot.abi}, {snapshot.phase}"
-    return f"Page states of {size_words(size)}: {what}"
+    which = f", file {file.index} of {len(snapshot.files)}" if len(snapshot.files) > 1 else ""
+    return f"Page states of {size_words(file.size)}{which}: {what}"
 
 
 def _percent(fraction: float) -> str:

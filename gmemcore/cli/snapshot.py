@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import cyclopts
 from cyclopts import Parameter
 
-from gmemcore.units import format_number, format_size
+from gmemcore.cli.common import complaint
+from gmemcore.units import format_bytes, format_number, format_size
 
 if TYPE_CHECKING:
     from gmemcore.analysis import Diff, Series, Snapshot, Table
@@ -79,26 +80,34 @@ def diff(
 @app.command
 def plot(
     files: Annotated[
-        tuple[Path, ...], Parameter(help="Files of snapshots, or JSON Lines of bench.", negative="")
+        tuple[Path, ...],
+        Parameter(help="Files of snapshots, or JSON Lines of bench, stress or replay.", negative=""),
     ],
     /,
     *,
     picture: Annotated[
-        str | None, Parameter(help="map, hilbert, runs, stream, mappable, memory; of bench cube, axes, cost.")
+        str | None,
+        Parameter(
+            help="map, hilbert, runs, stream, mappable, memory; of bench cube, axes, cost; of stress sizes; "
+            "of replay refusals."
+        ),
     ] = None,
     output: Annotated[
         Path | None, Parameter(name=("--output", "-o"), help="PNG, SVG or PDF; PICTURE.png.")
     ] = None,
     number: _Number = -1,
+    file: Annotated[
+        int | None, Parameter(help="Of map and hilbert: which file of the guest; its first.")
+    ] = None,
     abi: Annotated[str | None, Parameter(help="Of bench: one revision; its first, or all.")] = None,
 ) -> None:
-    """Draw a picture; without a name, the map of a snapshot, the stream of a series, the cube of a bench run.
+    """Draw a picture; without a name, the map of a snapshot, the stream of a series, the first of a run's.
 
     Exit status 0: drawn; 2: a picture that doesn't exist or that these files can't give, or no matplotlib.
     """
     with _one_line_errors("plot"):
         name = picture or _usual_picture(files)
-        figure = _drawn(name, files, number, abi).figure
+        figure = _drawn(name, files, number, file=file, abi=abi).figure
         place = output or Path(f"{name}.png")
         figure.savefig(place)
         print(f"gmemcore snapshot: {place}: {place.stat().st_size:,} bytes", file=sys.stderr)
@@ -113,15 +122,14 @@ def _one_line_errors(command: str) -> Iterator[None]:
     except BrokenPipeError:
         raise  # the reader has seen enough, and `main` knows
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        complaint = f"{where}{error.strerror or error}"
+        text = complaint(error)
     except KeyError as error:
-        complaint = str(error.args[0])
+        text = str(error.args[0])
     except (ValueError, ImportError) as error:
-        complaint = str(error)
+        text = str(error)
     else:
         return
-    print(f"gmemcore snapshot {command}: {complaint}", file=sys.stderr)
+    print(f"gmemcore snapshot {command}: {text}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -138,15 +146,17 @@ def _chosen(series: "Series", number: int, path: Path) -> "Snapshot":
 
 
 def _usual_picture(files: Sequence[Path]) -> str:
+    from gmemcore.analysis import PICTURES, read_run
     from gmemcore.workload.container import is_container
 
     if not is_container(files[0]):
-        return "cube"
+        kind = read_run(files[0]).kind
+        return next(name for name, picture in PICTURES.items() if picture.of == kind)
     return "stream" if len(_read(files)[0][1]) > 1 else "map"
 
 
 # --- pictures -----------------------------------------------------------------------------------------------
-def _drawn(name: str, files: Sequence[Path], number: int, abi: str | None) -> Any:
+def _drawn(name: str, files: Sequence[Path], number: int, **options: Any) -> Any:
     from gmemcore.analysis import PICTURES, read_run
 
     if name not in PICTURES:
@@ -155,8 +165,10 @@ def _drawn(name: str, files: Sequence[Path], number: int, abi: str | None) -> An
     chosen = PICTURES[name]
     if len(files) > 1 and chosen.of not in ("snapshots", "several series"):
         raise ValueError(f"{name} of {len(files)} files; one is accepted")
-    if chosen.of == "bench":
-        return chosen.draw(read_run(files[0]), abi=abi)
+    given = {option: value for option, value in options.items() if value is not None}
+    accepted = {"snapshot": {"file"}, "bench": {"abi"}}.get(chosen.of, set())
+    if surplus := sorted(given.keys() - accepted):
+        raise ValueError(f"{name} has no --{surplus[0]}; it is of {chosen.of}")
     prepared: dict[str, Callable[[], Any]] = {
         "snapshot": lambda: _chosen(_read(files)[0][1], number, files[0]),
         "snapshots": lambda: {
@@ -165,7 +177,8 @@ def _drawn(name: str, files: Sequence[Path], number: int, abi: str | None) -> An
         "series": lambda: _read(files)[0][1],
         "several series": lambda: {_name_of(path, series): series for path, series in _read(files)},
     }
-    return chosen.draw(prepared[chosen.of]())
+    prepare = prepared.get(chosen.of, lambda: read_run(files[0]))
+    return chosen.draw(prepare(), **given)
 
 
 def _name_of(path: Path, series: "Series") -> str:
@@ -206,7 +219,7 @@ def _print_info(path: Path, series: "Series", snapshot: "Snapshot") -> None:
     label = f" {snapshot.label!r}" if snapshot.label else ""
     guest = f"{snapshot.vm_type}, {snapshot.abi}, firmware {snapshot.firmware}, {snapshot.phase}"
     print(f"{path}:{label} {guest}{of}")
-    in_use = format_size(snapshot.memory_pages << 12)
+    in_use = format_bytes(snapshot.memory_pages << 12)
     print(f"files: {len(snapshot.files)}, of {format_size(snapshot.size)}; memory in use: {in_use}\n")
     for name, table in _tables(snapshot).items():
         if name != "by_region" or len(snapshot.slots) > 1:
@@ -269,7 +282,7 @@ def _print_table(table: "Table", *, hide_zeros: bool = False) -> None:
     records = [record for record in table.records() if not hide_zeros or record["pages"]]
     for record in records[:ROWS]:
         # Text, not markup: names are the user's.
-        drawn.add_row(*(Text(_word(value, table.units.get(name))) for name, value in record.items()))
+        drawn.add_row(*(Text(_word(name, value, table.units.get(name))) for name, value in record.items()))
     if records:
         Console(width=None if sys.stdout.isatty() else 160).print(drawn)
     print()
@@ -277,9 +290,11 @@ def _print_table(table: "Table", *, hide_zeros: bool = False) -> None:
         print(f"and {len(records) - ROWS:,} more rows; --json has them\n")
 
 
-def _word(value: Any, unit: str | None) -> str:
+def _word(name: str, value: Any, unit: str | None) -> str:
+    if name == "gpa":
+        return f"{value:#x}"
     if unit == "bytes":
-        return format_size(value) if value % 4096 == 0 and value < 1 << 52 else f"{value:#x}"
+        return format_bytes(value) if value % 4096 == 0 and value < 1 << 52 else f"{value:#x}"
     if isinstance(value, bool):
         return "set" if value else "cleared"
     if isinstance(value, int):
