@@ -486,6 +486,7 @@ def test_cells_show_what_is_wrong(capsys):
         "| PRESERVE | running | to shared | lie | SNP (today), SNP (cipher), TDX (today), TDX (cipher) |"
         in out
     )
+    assert "lie: believed, and refused" in out
     _, out, _ = run(["--cells", "--abi", "by-direction"], capsys)
     assert out.strip() == "by-direction: 0 lies, 0 hidden, 0 broken; 0 VM-type, 0 phase, 0 direction checks"
 

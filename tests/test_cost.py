@@ -241,6 +241,16 @@ def test_lines_without_calls_and_long_runs_say_so(capsys, tmp_path, file):
     assert "calls: 60 of 60 lines don't count them; theirs are not priced" in out
 
 
+def test_pages_that_nobody_had_touched_are_told_apart(capsys, tmp_path, file):
+    path = tmp_path / "run.jsonl"
+    lines = [
+        {"range": 2 << 20, "pages_allocated_before": n, "counters": {"rmp_updates": 1}} for n in (512, 0)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    _, out, _ = run(capsys, "predict", file, path)
+    assert [line.split()[0] for line in out.splitlines()[3:5]] == ["2m", "2m+hole"]
+
+
 def test_predict_reads_runs_line_by_line_and_adds_them_up(capsys, tmp_path, file):
     lines = [
         {"environment": {}},

@@ -15,7 +15,7 @@ from conftest import JIT_DISABLED
 
 from gmemcore.analysis import runs
 from gmemcore.analysis.report import PAGES, report
-from gmemcore.analysis.report.blocks import COLUMNS, LABELS, ROWS
+from gmemcore.analysis.report.blocks import COLUMNS, LABELS, ROWS, counted
 from gmemcore.analysis.report.page import clean
 from gmemcore.analysis.runs import KINDS, RunError, read_run
 from gmemcore.cli import main
@@ -250,6 +250,11 @@ def test_a_stress_run_that_was_cut_off_is_refused(stress, tmp_path):
     for lines in ([first], [first, *guests]):
         with pytest.raises(RunError, match="line"):
             read_run(write_lines(tmp_path / "cut", lines))
+
+
+def test_counters_are_in_figures_that_can_be_read():
+    counters = {"pages_changed": 64808170, "bytes_zeroed": 117_064_171_520, "pages_accepted": 0}
+    assert counted(counters) == "pages_changed 64,808,170, bytes_zeroed 109g"
 
 
 def test_every_kind_has_a_page_and_a_test():

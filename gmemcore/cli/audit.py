@@ -23,6 +23,10 @@ broken: answered ok, and the new side does not read what the old side wrote; lie
 hidden: not believed, and answered ok; kept: (VM, phase, direction) where some flag keeps contents
 caps, bits: capabilities about flags, and the bits that their answers ever set: the cost"""
 
+_LEGEND_OF_CELLS = """\
+lie: believed, and refused; hidden: not believed, and answered ok
+broken: answered ok, and the new side does not read what the old side wrote"""
+
 _Row = tuple[str, ...]
 
 
@@ -63,6 +67,8 @@ def audit(
     elif cells:
         for row in rows:
             print_table(f"{row.abi}: {_in_words(row)}", [_WRONG_COLUMNS, *_wrong(row)])
+        if any(_wrong(row) for row in rows):
+            print(_LEGEND_OF_CELLS)
     else:
         print_table("", [_COLUMNS, *map(_as_row, rows)])
         print(_LEGEND)

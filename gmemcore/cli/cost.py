@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 app = cyclopts.App(name="cost", help="Turn counted events into predicted time, by figures with a source.")
 
 _LABELS = ("abi", "vm_type", "firmware", "phase", "direction", "flag", "range", "behaviour", "guest", "cell")
+_HOLE = "pages_allocated_before"  # of bench: 0 where nobody had touched the pages
 _SHOWN = 50  # lines of a run that are shown one by one
 
 _Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
@@ -89,7 +90,7 @@ def predict(file: Path, run: Path, /, *, as_json: _Json = False) -> int:
     names = [name for name in _LABELS if any(name in label for label, _ in rows)]
     table = make_table(*names, "predicted", "mostly", "not priced", right=(len(names),))
     for label, prediction in rows[:_SHOWN]:
-        words = [_word(name, label.get(name, "")) for name in names]
+        words = [_word(name, label) for name in names]
         missing = ", ".join(prediction.not_priced)
         table.add_row(*words, format_time(prediction.seconds), _mostly(prediction), missing)
     console_for_tables().print(table)
@@ -148,10 +149,8 @@ def _rows(run: Path, cost: "CostFile", uncounted: list[int]) -> "Iterator[tuple[
             raise InvalidArgumentError(f"{run}: line {number}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
             raise InvalidArgumentError(f"{run}: line {number}: not JSON: {error}") from error
-        yield (
-            {"line": number, "calls": calls} | {name: record[name] for name in _LABELS if name in record},
-            prediction,
-        )
+        own = {name: record[name] for name in (*_LABELS, _HOLE) if name in record}
+        yield {"line": number, "calls": calls} | own, prediction
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -186,8 +185,11 @@ def _mostly(prediction: "Prediction") -> str:
     return f"{name} {part.seconds / prediction.seconds:.0%}"
 
 
-def _word(name: str, value: Any) -> str:
-    return format_size(value) if name == "range" and isinstance(value, int) else str(value)
+def _word(name: str, label: dict[str, Any]) -> str:
+    value = label.get(name, "")
+    if name == "range" and isinstance(value, int):
+        return format_size(value) + ("" if label.get(_HOLE, 1) else "+hole")
+    return str(value)
 
 
 def _write(text: str, output: Path | None) -> int:

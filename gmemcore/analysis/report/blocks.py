@@ -10,8 +10,7 @@ import msgspec
 
 from gmemcore.analysis.report.page import Block, Cell, Picture, Table, Text
 from gmemcore.analysis.tables import extra
-from gmemcore.uapi import PAGE_SIZE
-from gmemcore.units import format_number, format_size
+from gmemcore.units import format_bytes, format_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,7 +107,7 @@ def _svg(draw: Callable[[], "Axes"]) -> bytes:
 def counted(counters: Mapping[str, int]) -> str:
     """Return the counters that counted anything; bytes as sizes."""
     return ", ".join(
-        f"{name} {format_size(figure) if name.startswith('bytes_') and figure % PAGE_SIZE == 0 else figure}"
+        f"{name} {format_bytes(figure) if name.startswith('bytes_') else f'{figure:,}'}"
         for name, figure in counters.items()
         if figure
     )

@@ -68,18 +68,22 @@ def _target(replay: Replay) -> tuple[str, str, str]:
 
 
 def _summary(replays: Sequence[Replay]) -> Table:
-    rows = [
+    shown = sorted(replays[:ROWS], key=lambda replay: replay.vm_type)
+    digests = [(replay.launch_digest or "")[:16] for replay in shown]
+    measured = any(digests)
+    rows: list[tuple[str | Cell, ...]] = [
         (
             *_target(replay),
             f"{replay.refused:,}",
             Cell(_reasons(replay), "long"),
             f"{replay.conversions:,}",
             *(f"{format_number(replay.peak_memory / 1e6)} MB", format_time(replay.seconds)),
-            (replay.launch_digest or "")[:16],
+            *([digest] if measured else []),
         )
-        for replay in sorted(replays[:ROWS], key=lambda replay: replay.vm_type)
+        for replay, digest in zip(shown, digests, strict=True)
     ]
-    columns = (*_TARGET, "refused", "why", "conversions", "memory at most", "took", "launch digest")
+    last = ["launch digest"] if measured else []
+    columns = (*_TARGET, "refused", "why", "conversions", "memory at most", "took", *last)
     return Table(columns, muted(rows, 2), frozenset({3, 5, 6, 7}), "What came of it, revision by revision")
 
 
