@@ -5,11 +5,13 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from gmemcore.analysis import Series, Snapshot, diff, take
 from gmemcore.cli import main
 from gmemcore.cli.common import format_bytes
+from gmemcore.engine.steps import Step
 from gmemcore.machine import create_vm
 from gmemcore.policy import ABIS
 from gmemcore.uapi import VmType
@@ -62,6 +64,20 @@ def test_behaviours_without_end_are_cut(run):
     assert len(read_trace("a.trace").operations) == 500
     run("trace", "record", "bounce-churn", "a.trace", "--memory", "256m")
     assert len(read_trace("a.trace").operations) == 100_000
+
+
+@pytest.mark.parametrize("words", [[], ["--launching"]])
+def test_a_behaviour_without_a_launch_is_that_of_a_guest_that_runs(run, words):
+    """PRESERVE is refused to SNP after launch: a replay in the wrong phase would say that it is allowed."""
+    run("trace", "record", "bounce-churn", "churn", "--memory", "64m", "--limit", 40, *words)
+    steps = read_trace("churn").operations["step"]
+    assert (steps[0] == Step.LAUNCH_FINISH) == (not words)
+    assert np.count_nonzero(steps == Step.LAUNCH_FINISH) == (not words)
+    done = run("replay", "churn", "--vm-type", "SNP", "--abi", "v5", "--flags", "preserve", "--json")
+    first = json.loads(done.out.splitlines()[-1])["first_refusals"][0]
+    assert (first["attributes"] == 8) == (not words)  # before launch, to private is allowed
+    run("trace", "record", "snp-boot", "boot", "--memory", "256m", *words)
+    assert np.count_nonzero(read_trace("boot").operations["step"] == Step.LAUNCH_FINISH) == 1
 
 
 def test_forms_convert_without_loss(run):

@@ -24,7 +24,7 @@ _REGIONS_SHOWN = 8
 _Output = Annotated[Path, Parameter(help="Where it goes: .jsonl is text, all else the binary form.")]
 _Memory = Annotated[str | None, Parameter(help="Memory of the guest, laid out as QEMU's q35 does.")]
 _Seed = Annotated[int, Parameter(help="Of contents, and of a behaviour.")]
-_Launching = Annotated[bool, Parameter(help="A log that shows no launch was taken before the guest ran.")]
+_Launching = Annotated[bool, Parameter(help="The guest doesn't run yet, though no launch is shown.")]
 
 
 @app.command
@@ -55,7 +55,8 @@ def record(
 
     with _errors_told() as told:
         if what in BEHAVIOURS:
-            trace = _of_behaviour(what, memory or "4g", seed, limit, assignments_of(assignments or []))
+            given = assignments_of(assignments or [])
+            trace = _of_behaviour(what, memory or "4g", seed, limit, given, launching)
         else:
             if not Path(what).exists():
                 raise InvalidArgumentError(
@@ -161,16 +162,20 @@ def _note(text: str) -> None:
     print(f"gmemcore: {text}", file=sys.stderr)
 
 
-def _of_behaviour(name: str, memory: str, seed: int, limit: int | None, given: dict[str, str]) -> "Trace":
+def _of_behaviour(
+    name: str, memory: str, seed: int, limit: int | None, given: dict[str, str], launching: bool
+) -> "Trace":
     from gmemcore.workload.behaviours import get_behaviour
     from gmemcore.workload.layout import Layout
     from gmemcore.workload.streams import limit as limited
+    from gmemcore.workload.streams import running
     from gmemcore.workload.trace import Header
     from gmemcore.workload.trace import record as record_stream
 
     behaviour = get_behaviour(name)
     layout = Layout.pc(parse_size(memory))
     stream = behaviour.operations(layout, seed, **dict[str, Any](given))
+    stream = stream if launching else running(stream)
     if limit is not None or not behaviour.ends:
         stream = limited(stream, _ENDLESS if limit is None else limit)
     words = [f"{parameter}={value}" for parameter, value in given.items()]

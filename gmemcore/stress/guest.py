@@ -28,7 +28,7 @@ from gmemcore.stress.spec import Plan, Spec
 from gmemcore.uapi import PAGE_SIZE
 from gmemcore.workload.behaviours import BEHAVIOURS
 from gmemcore.workload.layout import Layout
-from gmemcore.workload.operations import Operations, empty_operations
+from gmemcore.workload.operations import Operations, empty_operations, shows_launch
 from gmemcore.workload.outcomes import NAMES
 from gmemcore.workload.player import Player, build
 from gmemcore.workload.seeds import Stream
@@ -424,7 +424,7 @@ def stream_of(spec: Spec, plan: Plan, layout: Layout) -> tuple[Iterator[Operatio
     """
     rounds = _rounds(spec, plan, layout)
     first = next(rounds)
-    boots = bool(np.isin(first["step"], (Step.POPULATE, Step.LAUNCH_FINISH)).any())
+    boots = shows_launch(first)
     return _limited(first, rounds, spec.operations, boots), boots
 
 

@@ -17,7 +17,15 @@ from gmemcore.engine.steps import Step
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, MemoryAttribute, PageType
 from gmemcore.workload.container import ContainerError, open_regular
 from gmemcore.workload.layout import Layout, Region, spans
-from gmemcore.workload.operations import FROM_SOURCE, OPERATION, Access, Operations, empty_operations
+from gmemcore.workload.operations import (
+    FROM_SOURCE,
+    OPERATION,
+    Access,
+    Operations,
+    end_of_launch,
+    join_operations,
+    shows_launch,
+)
 from gmemcore.workload.trace import Header, Trace, TraceError, record
 
 LAUNCH_START, LAUNCH_UPDATE, LAUNCH_FINISH = (
@@ -230,15 +238,12 @@ def import_log(
     stamped = operations["time_ns"] > 0
     if stamped.any():
         operations["time_ns"][stamped] -= operations["time_ns"][stamped].min()
-    in_launch = np.isin(operations["step"], (Step.POPULATE, Step.LAUNCH_FINISH)).any()
-    assume = not (in_launch or launching)
+    assume = not (shows_launch(operations) or launching)
     chosen = layout or guessed_layout(operations)
     if assume:
-        finish = empty_operations(1)
-        finish["step"] = Step.LAUNCH_FINISH
-        operations = np.concatenate([finish, operations])
+        operations = join_operations([end_of_launch(), operations])
     header = Header(header.name, header.source, chosen, seed)
-    return Imported(Trace(header, operations), len(trace.operations), watch.lost, bool(assume))
+    return Imported(Trace(header, operations), len(trace.operations), watch.lost, assume)
 
 
 def read_log(path: str | os.PathLike[str]) -> Iterator[str]:

@@ -56,6 +56,18 @@ def join_operations(parts: Sequence[Operations]) -> Operations:
     return np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts]).view(OPERATION)
 
 
+def shows_launch(operations: Operations) -> bool:
+    """Whether a launch, or the end of one, is among the operations."""
+    return bool(np.isin(operations["step"], (Step.POPULATE, Step.LAUNCH_FINISH)).any())
+
+
+def end_of_launch() -> Operations:
+    """Return the one operation that comes before all others of a guest that runs already."""
+    finish = empty_operations(1)
+    finish["step"] = Step.LAUNCH_FINISH
+    return finish
+
+
 def as_words(operations: Operations) -> NDArray[np.uint64]:
     """View contiguous operations as 64-bit words, shape (n, 6), which NumPy moves as they are."""
     return operations.view(np.uint64).reshape(len(operations), -1)

@@ -13,7 +13,13 @@ import numpy as np
 
 from gmemcore.engine.arguments import as_int
 from gmemcore.errors import InvalidArgumentError
-from gmemcore.workload.operations import Operations, empty_operations, join_operations
+from gmemcore.workload.operations import (
+    Operations,
+    empty_operations,
+    end_of_launch,
+    join_operations,
+    shows_launch,
+)
 from gmemcore.workload.seeds import Stream
 
 CHUNK: Final = 8192
@@ -54,6 +60,16 @@ def limit(stream: Iterable[Operations], n: int) -> Iterator[Operations]:
 def concatenate(*streams: Iterable[Operations]) -> Iterator[Operations]:
     """Yield one stream after the other."""
     for stream in streams:
+        yield from stream
+
+
+def running(stream: Iterable[Operations]) -> Iterator[Operations]:
+    """Yield the stream of a guest that runs already: its launch has ended, unless it begins with one."""
+    stream = iter(stream)
+    for first in stream:
+        if not shows_launch(first):
+            yield end_of_launch()
+        yield first
         yield from stream
 
 
