@@ -79,11 +79,23 @@ def test_info_as_json(files, capsys):
 
 def test_many_rows_are_cut(tmp_path, capsys):
     vm = gmemcore.create_vm("SNP", backing="none")
-    gmem = vm.create_guest_memfd(1 << 20)
-    series = Series([take(gmem, at=at) for at in range(40)])
-    series.write(tmp_path / "long.gms")
-    assert run("info", tmp_path / "long.gms") == 0
+    gmem = vm.create_guest_memfd(1 << 20, flags=3)
+    take(gmem).write(tmp_path / "before.gms")
+    for page in range(40):
+        gmem.set_memory_attributes(page * 8192, 4096, 8)
+    take(gmem).write(tmp_path / "after.gms")
+    assert run("diff", tmp_path / "before.gms", tmp_path / "after.gms", "--plane", "private") == 0
     assert "and 16 more rows; --json has them" in capsys.readouterr().out
+
+
+def test_of_a_series_only_what_was_split_or_merged_is_shown(files, capsys):
+    directory, _ = files
+    assert run("info", directory / "series.gms") == 0
+    table = capsys.readouterr().out.partition("split and merged\n")[2].partition("\n\n")[0]
+    rows = [tuple(map(int, line.split())) for line in table.splitlines()[2:]]
+    expected = analysis.splits_and_merges(Series.read(directory / "series.gms")).records()
+    assert rows == [tuple(row.values()) for row in expected if row["split"] or row["merged"]]
+    assert rows
 
 
 @pytest.mark.parametrize("names", [("series.gms",), ("before.gms", "after.gms")])

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.types import PositiveInt
 from rich.console import Console
 
 from gmemcore.cli.common import assignments_of, console_for_tables, format_bytes, make_table
@@ -36,7 +37,7 @@ def behaviours(
     ] = None,
     seed: Annotated[int, Parameter(help="Decides whatever is random.")] = 0,
     limit: Annotated[
-        int | None, Parameter(help=f"Operations at most; {_ENDLESS:,} for streams without end.")
+        PositiveInt | None, Parameter(help=f"Operations at most; {_ENDLESS:,} for streams without end.")
     ] = None,
     vm_type: Annotated[str, Parameter(help=f"Who runs it: {', '.join(VmType)}.")] = "SNP",
     abi: Annotated[str, Parameter(help="Under which revision.")] = "v5",

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 _USUAL: "tuple[tuple[str, str], ...]" = (("launch", "SNP"), ("round trip", "SNP"), ("round trip", "PKVM"))
 _LEGEND = """\
-A guest's memory goes to the other side range by range, and all that was written must be read there: every
-byte is. In place: a conversion (and launch update) that preserves. legacy: the attribute, a copy across, and
-the old side discarded, or kept. Each way ran in processes of its own, in turn with the others.
+A guest's memory goes to the other side range by range, and all that was written must be read there:
+every byte is. In place: a conversion (and launch update) that preserves. legacy: the attribute, a
+copy across, and the old side discarded, or kept. Each way ran in processes of its own, in turn.
 time      of all memory to the other side, median; x: time of a run over that of in place, paired
 peak      resident memory at its highest (VmHWM), over what the process had before the guest
 faults    page faults within that time: memory that had to be allocated first, or again"""
@@ -137,17 +137,19 @@ def _say(text: str) -> None:
 
 # --- the report ---------------------------------------------------------------------------------------------
 def _print_report(results: "Sequence[dict[Job, list[Measured]]]") -> None:
-    """Print a table of all ways, and the series' reason in a sentence a work."""
+    """Print a table of all ways, works as headings, and the series' reason in a sentence a work."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("work", "way", "revision"):
+    for name in ("way", "revision"):
         table.add_column(name, no_wrap=True)
     for name in ("time", "GB/s", "x", "peak", "x guest", "faults"):
         table.add_column(name, justify="right", no_wrap=True)
     for taken in results:
+        job = next(iter(taken))
+        table.add_row(f"[bold]{job.work}, {job.vm_type}[/bold]")
         for row in _rows(taken):
             table.add_row(*row)
         table.add_section()
@@ -163,12 +165,11 @@ def _rows(taken: "dict[Job, list[Measured]]") -> Iterator[list[str]]:
     """Yield the row of each way."""
     from gmemcore.benchmark.summary import quantile
 
-    for number, (job, runs) in enumerate(taken.items()):
+    for job, runs in taken.items():
         seconds = quantile([leg for run in runs for leg in run.seconds], 0.5)
         peak = quantile([run.peak_bytes for run in runs], 0.5)
         ratio = _times_in_place(taken, job)
         yield [
-            f"{job.work}, {job.vm_type}" if number == 0 else "",
             job.way,
             f"{job.abi}, {job.firmware}",
             format_time(seconds),

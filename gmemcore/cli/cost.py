@@ -87,13 +87,7 @@ def predict(file: Path, run: Path, /, *, as_json: _Json = False) -> int:
         for label, prediction in rows:
             print(json.dumps(label | {"prediction": prediction.asdict()}))
         return 0
-    names = [name for name in _LABELS if any(name in label for label, _ in rows)]
-    table = make_table(*names, "predicted", "mostly", "not priced", right=(len(names),))
-    for label, prediction in rows[:_SHOWN]:
-        words = [_word(name, label) for name in names]
-        missing = ", ".join(prediction.not_priced)
-        table.add_row(*words, format_time(prediction.seconds), _mostly(prediction), missing)
-    console_for_tables().print(table)
+    _print_rows(rows)
     if len(rows) > _SHOWN:
         print(f"… and {len(rows) - _SHOWN} more lines (--json has all of them)")
     for line in prediction_lines(_sum(rows), cost.title):
@@ -161,6 +155,24 @@ def _lines(path: Path) -> Iterator[str]:
         raise InvalidArgumentError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
+def _print_rows(rows: "list[tuple[dict[str, Any], Prediction]]") -> None:
+    """Print a row a line of the run; what is the same in all of them stands above."""
+    names = [name for name in _LABELS if any(name in label for label, _ in rows)]
+    words = {name: [_word(name, label) for label, _ in rows] for name in names}
+    alike = [name for name in names if len(rows) > 1 and len(set(words[name])) == 1]
+    if alike:
+        print(f"all: {', '.join(f'{name} {words[name][0]}' for name in alike)}")
+    own = [name for name in names if name not in alike]
+    table = make_table(*own, "predicted", "mostly", "not priced", right=(len(own), len(own) + 2))
+    for i, (_, prediction) in enumerate(rows[:_SHOWN]):
+        texts = (format_time(prediction.seconds), _mostly(prediction), str(len(prediction.not_priced) or ""))
+        table.add_row(*(words[name][i] for name in own), *texts)
+    for column in table.columns:
+        column.no_wrap = column.header != "mostly"
+    console_for_tables().print(table)
+    print("mostly: the event that takes most of it; not priced: how many kinds of events have no figure")
+
+
 def _sum(rows: "list[tuple[dict[str, Any], Prediction]]") -> "Prediction":
     """Return the predictions of all lines as one."""
     from gmemcore.workload.cost import EVENTS, Part, Prediction
@@ -178,11 +190,12 @@ def _sum(rows: "list[tuple[dict[str, Any], Prediction]]") -> "Prediction":
 
 
 def _mostly(prediction: "Prediction") -> str:
-    """Return the event that takes most of the time, and its share."""
+    """Return the event that takes most of the time, and its share if others have one."""
     if not prediction.seconds:
         return ""
     name, part = max(prediction.parts.items(), key=lambda each: each[1].seconds)
-    return f"{name} {part.seconds / prediction.seconds:.0%}"
+    share = f"{part.seconds / prediction.seconds:.0%}"
+    return name if share == "100%" else f"{name} {share}"
 
 
 def _word(name: str, label: dict[str, Any]) -> str:

@@ -223,9 +223,9 @@ def _print_info(path: Path, series: "Series", snapshot: "Snapshot") -> None:
     print(f"files: {len(snapshot.files)}, of {format_size(snapshot.size)}; memory in use: {in_use}\n")
     for name, table in _tables(snapshot).items():
         if name != "by_region" or len(snapshot.slots) > 1:
-            _print_table(table, hide_zeros=name in ("state_mix", "by_slot", "by_region"))
+            _print_table(table, counting=("pages",) if name in ("state_mix", "by_slot", "by_region") else ())
     if len(series) > 1:
-        _print_table(splits_and_merges(series))
+        _print_table(splits_and_merges(series), counting=("split", "merged"))
     _print_counters(snapshot.counters.asdict())
 
 
@@ -267,19 +267,19 @@ def _print_counters(counters: dict[str, int]) -> None:
     print("counters: " + (", ".join(f"{name} {figure:,}" for name, figure in counted.items()) or "none"))
 
 
-def _print_table(table: "Table", *, hide_zeros: bool = False) -> None:
-    """Print a table for people; hide_zeros leaves out rows of no pages."""
+def _print_table(table: "Table", *, counting: Sequence[str] = ()) -> None:
+    """Print a table for people; counting: columns of which one is not 0 in a row worth showing."""
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    print(table.title + ("" if len(table) else ": none"))
+    records = [row for row in table.records() if not counting or any(row[name] for name in counting)]
+    print(table.title + ("" if records else ": none"))
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in table.columns:
         numeric = table.rows.dtype[name].kind in "iuf"
         drawn.add_column(name, justify="right" if numeric else "left", no_wrap=True)
-    records = [record for record in table.records() if not hide_zeros or record["pages"]]
     for record in records[:ROWS]:
         # Text, not markup: names are the user's.
         drawn.add_row(*(Text(_word(name, value, table.units.get(name))) for name, value in record.items()))

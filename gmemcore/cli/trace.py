@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
+from cyclopts.types import PositiveInt
 
 from gmemcore.cli.common import assignments_of, complaint, console_for_tables, format_bytes, make_table
 from gmemcore.errors import InvalidArgumentError
@@ -39,7 +40,7 @@ def record(
     ] = None,
     seed: _Seed = 0,
     limit: Annotated[
-        int | None, Parameter(help=f"Operations at most; {_ENDLESS:,} for behaviours without end.")
+        PositiveInt | None, Parameter(help=f"Operations at most; {_ENDLESS:,} for behaviours without end.")
     ] = None,
     launching: _Launching = False,
 ) -> int:
