@@ -8,9 +8,11 @@ from gmemcore.policy.abi import Abi
 from gmemcore.policy.lookup import Cell, CellKey, cells, flag_name
 from gmemcore.uapi import ContentMode, Direction, Firmware, Phase
 
-LEGEND: Final = "- is EOPNOTSUPP; ok is KEEP, an effect in capitals another one; (cipher): with that firmware"
+_REFUSED: Final = "- is EOPNOTSUPP"
+_EFFECTS_ARE: Final = "ok is KEEP, an effect in capitals another one; (cipher): with that firmware"
+LEGEND: Final = f"{_REFUSED}; {_EFFECTS_ARE}"
 """What words of an answer mean."""
-TABLE_LEGEND: Final = f"to private | to shared; pre, post: before, after launch; {LEGEND}"
+TABLE_LEGEND: Final = f"to private | to shared; pre, post: before, after launch; {_REFUSED}\n{_EFFECTS_ARE}"
 """What cells of the table mean."""
 
 _PHASE_PREFIX = {Phase.LAUNCHING: "pre", Phase.RUNNING: "post"}
