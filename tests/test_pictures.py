@@ -26,7 +26,7 @@ from gmemcore.analysis.pictures import (
 )
 from gmemcore.analysis.runs import BenchCell, BenchFirst, Replay, Run, Seconds, StressLast, StressSums
 from gmemcore.analysis.speed import bench_axes, bench_cube, cost_by_range
-from gmemcore.analysis.style import STATE_COLOURS
+from gmemcore.analysis.style import STATE_COLOURS, size_words
 
 
 @pytest.fixture(autouse=True)
@@ -490,3 +490,8 @@ def test_without_matplotlib(monkeypatch):
         ImportError, match=r"matplotlib, which isn't installed; pip install 'gmemcore\[analysis\]'"
     ):
         run_length_cdf({})
+
+
+def test_sizes_of_hostile_requests_have_words():
+    words = [size_words(size) for size in (4096, 3 << 19, 5 << 50, 1 << 62)]
+    assert words == ["4 KiB", "1.5 MiB", "5 PiB", "4 EiB"]

@@ -111,8 +111,8 @@ def size_axis(axis: "Axis") -> None:
 
 
 def binary_unit(size: float) -> tuple[int, str]:
-    """The largest of KiB, MiB, GiB and TiB of which a size has at least one, and its bytes."""
-    for shift, name in ((40, "TiB"), (30, "GiB"), (20, "MiB")):
+    """The largest of KiB, MiB … EiB of which a size has at least one, and its bytes."""
+    for shift, name in ((60, "EiB"), (50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB")):
         if size >= 1 << shift:
             return 1 << shift, name
     return 1 << 10, "KiB"
