@@ -161,6 +161,7 @@ def test_imports_say_what_they_assumed(run):
         (("replay", LAUNCH_LOG, "--firmware", "old"), "--firmware 'old'; known: today, cipher"),
         (("replay", LAUNCH_LOG, "--flags", "all"), "--flags 'all'; known: as-recorded"),
         (("replay", LAUNCH_LOG, "--backing", "disk"), "--backing 'disk'; known: none"),
+        (("replay", LAUNCH_LOG, "--threads", "0"), "threads 0; 1 to 1024"),
         (("replay", LAUNCH_LOG, "--proposal", LAUNCH_LOG), "qemu-snp-launch.log"),
     ],
 )
@@ -182,6 +183,8 @@ def test_a_replay_says_what_was_done_and_measured(run):
     assert "SNP under v5, firmware today: all 9 operations done" in done.out
     assert "memory at most 4220k" in done.out
     assert "launch digest 0fcd936788e846ab" in done.out
+    threads = run("replay", LAUNCH_LOG, "--backing", "anonymous", "--threads", 2)
+    assert "launch digest 0fcd936788e846ab" in threads.out
 
 
 def test_refusals_are_shown_with_their_place(run):
@@ -230,7 +233,8 @@ def test_all_abis_is_every_revision_on_every_vm_type_in_100_columns(run):
     lines = run("replay", "log", "--all-abis", "--flags", "preserve", "--json").out.splitlines()
     first, *rest = map(json.loads, lines)
     assert first["trace"]["operations"] == 3
-    assert first["replay"] == {"seed": 0, "backing": "none", "flags": "preserve", "discard": True}
+    options = {"seed": 0, "backing": "none", "flags": "preserve", "discard": True, "threads": 1}
+    assert first["replay"] == options
     assert {(each["abi"], each["vm_type"]) for each in rest} == {
         (abi, kind.value) for abi in ABIS for kind in VmType
     }

@@ -1,5 +1,6 @@
 """Replays: what a trace costs and where it is refused, under every revision."""
 
+from dataclasses import replace as changed
 from itertools import product
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from sevsnpmeasure.gctx import GCTX
 
 import gmemcore
 from gmemcore import errors
+from gmemcore.engine import parts
 from gmemcore.engine.steps import Step
 from gmemcore.policy import ABIS
 from gmemcore.uapi import Direction, Firmware, Phase, VmType
@@ -177,6 +179,25 @@ def test_results_follow_from_trace_and_seeds():
     )
     assert first.counters == again.counters
     assert first.counters.bytes_scrambled == 4 * P
+
+
+def test_nothing_but_time_depends_on_the_number_of_threads(monkeypatch):
+    rows = [op(Step.HOST_WRITE, 0, 16 << 20), op(Step.CONVERT, 0, 16 << 20, attributes=8)]
+    asked, pool = [], parts._pool
+    monkeypatch.setattr(parts, "_pool", lambda threads: asked.append(threads) or pool(threads))
+    trace, kept = trace_of(*rows, layout=Layout.single(16 << 20)), {}
+    target = Target("v5", VmType.SW_PROTECTED)
+
+    def watch(vm, _):
+        kept[threads] = [(gmem.memory.tobytes(), gmem.survey()) for gmem in vm.files]
+
+    found = {}
+    for threads in (1, 3):
+        done = replay(trace, target, backing="anonymous", threads=threads, watch=watch)
+        found[threads] = changed(done, seconds=0.0)
+    assert set(asked) == {3}
+    assert found[1] == found[3]
+    assert kept[1] == kept[3]
 
 
 def test_an_empty_trace_and_one_of_many_guests():

@@ -5,7 +5,7 @@ import random
 import re
 import tomllib
 from collections import Counter
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import permutations
@@ -19,7 +19,9 @@ from holds import run_python
 import gmemcore
 from gmemcore import cli
 from gmemcore.analysis import Snapshot
+from gmemcore.engine import parts
 from gmemcore.engine.steps import Step
+from gmemcore.machine import GuestMemfd
 from gmemcore.stress import guest as guests
 from gmemcore.stress import oracle, spec, work
 from gmemcore.stress.guest import GuestRun, Violation, run_guest
@@ -99,6 +101,7 @@ def test_the_template_is_a_spec_that_names_every_key():
         ({"behaviour": [{"name": "scatter", "parameters": {"chunk": 1}}]}, r"\$\.behaviour\[0\]\.parameters"),
         ({"checks__oracle_every": -1}, r"\$\.checks\.oracle_every"),
         ({"faults__pin_every": 1.5}, r"\$\.faults\.pin_every"),
+        ({"guest__threads": 0}, r"0 - at `\$\.guest\.threads`; 1 to 1024"),
         ({"chunks__seconds": 0.0}, r"\$\.chunks\.seconds"),
         ({"chunks__guests": -1}, r"\$\.chunks\.guests"),
     ],
@@ -181,21 +184,100 @@ def test_all_behaviours_hold_on_all_vm_types():
         assert checks[kind] > 0, kind
 
 
-def test_faults_that_found_no_page_are_not_counted():
-    """A private page can't be pinned: EFAULT, and nothing was injected."""
+FAULTED = fleet(
+    guests=1,
+    operations=900,
+    behaviour=[{"name": "vfio-pin"}, {"name": "migration-sweep"}, {"name": "bounce-churn"}],
+    guest__vm_types=["SNP", "SW_PROTECTED"],
+    guest__memory="1g",
+    faults__allocation_failure_every=60,
+    faults__pin_every=60,
+    faults__poison_every=60,
+)
+
+
+def test_faults_meet_what_can_fail():
+    """Nearly as often as asked for; what is counted as met was refused, changed nothing, and was retried."""
+    for result in results(spec.check(FAULTED)):
+        for kind in FAULTS:
+            kind = kind.removesuffix("_every")
+            due, met = result.checks[f"{kind}_due"], result.checks[f"{kind}_met"]
+            assert due == 15, (result.cell, kind)
+            assert 0.9 * due <= met <= due, (result.cell, kind)
+        counted = result.checks
+        assert result.outcomes["EAGAIN"] >= counted["pin_met"]
+        assert result.outcomes["ENOMEM"] == counted["allocation_failure_met"]
+        refused = result.outcomes.get("EHWPOISON", 0) + result.outcomes.get("SIGBUS", 0)
+        assert refused >= counted["poison_met"]
+
+
+def test_faults_that_wait_for_nothing_meet_little(monkeypatch):
+    """At any operation that comes, as if it could fail: a fault more often than not meets nothing."""
+    monkeypatch.setattr(guests, "_LOOKS", 1)
+    monkeypatch.setattr(guests.Fault, "candidates", lambda self, operations: np.arange(len(operations)))
+    checks = Counter()
+    for result in results(spec.check(FAULTED)):
+        checks.update(result.checks)
+    for kind in ("allocation_failure", "pin", "poison"):
+        assert checks[f"{kind}_due"] == 90
+        assert checks[f"{kind}_met"] < 90 / 2, kind
+
+
+def test_a_fault_that_nothing_can_meet_is_due_and_not_met():
+    """A private page can't be pinned, and no conversion there is of a shared one."""
+    made = small(guests=1, behaviour=[{"name": "balloon"}], faults__pin_every=10)
+    [result] = results(made)
+    assert result.checks["pin_due"] == 20
+    assert "pin_met" not in result.checks
+    assert "EAGAIN" not in result.outcomes
+
+
+def test_faults_are_the_same_in_any_cut_of_the_stream(monkeypatch):
+    made = spec.check(FAULTED | {"operations": 300})
+    whole = [run_guest(made, number) for number in range(2)]
+    assert all(result.checks["pin_met"] for result in whole)
+    monkeypatch.setattr(guests, "_CHUNK", 37)
+    assert [run_guest(made, number).digest for number in range(2)] == [result.digest for result in whole]
+
+
+def test_the_digest_of_a_fleet_is_this_one():
+    """Elsewhere too: on another Python or NumPy, without the compiler, under another hash seed.
+
+    A change of what the same spec gives is meant to change it, with the version that the spec's hash has.
+    """
     made = small(
         guests=1,
-        operations=200,
-        behaviour=[{"name": "fragmentation"}],
-        guest__vm_types=["SNP"],
-        faults__allocation_failure_every=0,
-        faults__poison_every=0,
-        faults__pin_every=10,
+        operations=100,
+        behaviour=[{"name": name} for name in ("bounce-churn", "hostile", "vfio-pin")],
+        guest__vm_types=["SNP", "SW_PROTECTED"],
+        guest__firmware=["cipher"],
+        guest__memory="2m",
+        guest__backing="anonymous",
     )
-    [result] = results(made)
-    refused = result.outcomes.get("EFAULT", 0)
-    assert refused > 0
-    assert result.checks.get("pin", 0) + refused == 20
+    assert digest_of(made) == "811f4f7fe818d8a7a5a00faa6f97269180c96fa993cb4600b14c4e5879391463"
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_the_same_digest_with_any_number_of_threads(monkeypatch, threads):
+    def made(threads):
+        return small(
+            guests=1,
+            operations=40,
+            behaviour=[{"name": "migration-sweep"}, {"name": "kexec"}],
+            guest__vm_types=["SNP", "SW_PROTECTED"],
+            guest__firmware=["cipher"],
+            guest__memory="32m",
+            guest__backing="anonymous",
+            guest__threads=threads,
+        )
+
+    asked, pool = [], parts._pool
+    monkeypatch.setattr(parts, "_pool", lambda threads: asked.append(threads) or pool(threads))
+    alone = digest_of(made(1))
+    assert asked == []
+    assert digest_of(made(threads)) == alone
+    assert set(asked) == {threads}
+    assert made(threads).hash == made(1).hash
 
 
 def test_every_abi_holds_and_legacy_runs():
@@ -337,7 +419,7 @@ def test_the_oracle_would_find_a_page_too_many(monkeypatch, step):
         outcome = play(self, operation)
         row = operation[0]
         after = int(row["gpa"] + row["size"])
-        if row["step"] == step and outcome == "OK" and 0 < after < self.files[0].size:
+        if row["step"] == step and outcome.outcome == "OK" and 0 < after < self.files[0].size:
             self.files[0].fallocate(1, after, PAGE_SIZE)
         return outcome
 
@@ -353,9 +435,8 @@ def test_a_refused_conversion_that_changed_something_is_found(monkeypatch):
 
     def leaky(self, operation):
         outcome = play(self, operation)
-        if outcome == "ENOMEM":
-            free = self.files[0].find_page(unwanted=["allocated"])
-            self.files[0].fallocate(1, free, PAGE_SIZE)
+        if outcome.outcome == "ENOMEM":
+            damaged(self.files[0], poisoned=self.files[0].n_pages // 2)  # far from the range, and uncounted
         return outcome
 
     monkeypatch.setattr(GuestRun, "_play_one", leaky)
@@ -364,9 +445,30 @@ def test_a_refused_conversion_that_changed_something_is_found(monkeypatch):
 
 def test_a_fault_that_never_goes_is_found(monkeypatch):
     made = small(guests=1, operations=400, checks={"oracle_every": 0, "invariants_every": 0})
-    monkeypatch.setattr(GuestRun, "_all_or_nothing", lambda self, operation: "ENOMEM")
-    monkeypatch.setattr(GuestRun, "_play_one", lambda self, operation: "ENOMEM")
-    assert "is still refused, ENOMEM" in run_guest(made, 0).what
+    set_budget = GuestMemfd.fail_allocations_after
+    monkeypatch.setattr(GuestMemfd, "fail_allocations_after", lambda gmem, n: n is None or set_budget(gmem, n))
+    assert "answer ENOMEM; the oracle says OK" in run_guest(made, 0).what
+
+
+@pytest.mark.parametrize("fault", ["allocation_failure", "pin", "poison"])
+def test_a_fault_that_nothing_notices_is_found(monkeypatch, fault):
+    made = small(guests=1, operations=400, checks={"oracle_every": 0, "invariants_every": 0})
+    monkeypatch.setattr(GuestRun, "_planted", lambda self, *_: nullcontext())
+    row = {kind: of for kind, of in guests.FAULTS.items() if kind == fault}
+    monkeypatch.setattr(guests, "FAULTS", row)
+    assert "the oracle says E" in run_guest(made, 0).what
+
+
+def test_a_refusal_that_says_another_page_is_found(monkeypatch):
+    made = small(guests=1, operations=400, faults={"pin_every": 20})
+    play = GuestRun._play_one
+
+    def astray(self, operation):
+        ended = play(self, operation)
+        return ended._replace(gpa=ended.gpa + PAGE_SIZE) if ended.outcome == "EAGAIN" else ended
+
+    monkeypatch.setattr(GuestRun, "_play_one", astray)
+    assert "stopped at page" in run_guest(made, 0).what
 
 
 PLANES = ("private", "allocated", "assigned", "accepted", "pinned", "poisoned")

@@ -59,6 +59,9 @@ def replay(
     ] = "as-recorded",
     backing: Annotated[str, Parameter(help="none (attributes only), anonymous or memfd.")] = "none",
     seed: Annotated[int, Parameter(help="The guest's; contents are of the trace's own.")] = 0,
+    threads: Annotated[
+        int, Parameter(help="Of one long range of a guest with bytes; nothing but time depends on it.")
+    ] = 1,
     keep: Annotated[
         bool, Parameter(name="--keep-other-side", help="legacy: without the discard after each conversion.")
     ] = False,
@@ -97,7 +100,7 @@ def replay(
         figures = read_cost(cost)
         targets = _targets(abi, vm_type, firmware, all_abis, proposal or [])
         found = load(trace, memory=memory, launching=launching)
-        options = {"seed": seed, "backing": backing, "flags": flags, "discard": not keep}
+        options = {"seed": seed, "backing": backing, "flags": flags, "discard": not keep, "threads": threads}
         kept = _Kept(len(found.operations), len(targets), snapshot, series, every)
         results = _run(found, targets, options, kept.watching)
         kept.write()

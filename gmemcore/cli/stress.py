@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -294,8 +294,7 @@ def _print_report(path: Path, run: "Run", figures: "CostFile | None") -> None:
     print(f"{path}: {len(run.merger.results)} of {spec.total} guests of {format_size(spec.memory)}")
     _print_table(run.merger.by_cell(), figures)
     print(_LEGEND)
-    checks = ", ".join(f"{count} {_CHECKS.get(name, name)}" for name, count in sorted(sums.checks.items()))
-    print(f"checked: {checks}")
+    print(f"checked: {', '.join(_check_words(sums.checks))}")
     if run.resumed:
         print(f"{run.resumed} guests were in the log")
     if run.operations:
@@ -305,16 +304,20 @@ def _print_report(path: Path, run: "Run", figures: "CostFile | None") -> None:
     print(f"digest {sums.digest}")
 
 
-_CHECKS = {
-    "oracle": "operations by the oracle",
-    "invariants": "looks at all page state",
-    "allocation_failure": "allocations failed",
-    "allocation_failure_met": "met by a conversion",
-    "pin": "pages pinned",
-    "pin_met": "met by a conversion",
-    "poison": "pages poisoned",
-    "poison_met": "met by an access",
+_CHECKS = {"oracle": "operations by the oracle", "invariants": "looks at all page state"}
+_FAULTS = {
+    "allocation_failure": "allocation failures met by a conversion",
+    "pin": "pins met by a conversion to private",
+    "poison": "failed pages met by an access",
 }
+
+
+def _check_words(checks: Mapping[str, int]) -> Iterator[str]:
+    """What was looked at, and how many of the faults that were due were injected and met."""
+    yield from (f"{checks[name]} {words}" for name, words in _CHECKS.items() if name in checks)
+    for name, words in _FAULTS.items():
+        if due := checks.get(f"{name}_due"):
+            yield f"{checks.get(f'{name}_met', 0)} of {due} {words}"
 
 
 def _print_prediction(sums: "Totals", figures: "CostFile | None") -> None:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ from gmemcore.uapi import (
     VmType,
 )
 
+MAX_THREADS: Final = 1024
 _Member = TypeVar("_Member", bound=StrEnum)
 
 
@@ -638,8 +639,8 @@ class _CheckedAccess:
 
 
 def _thread_count(threads: int) -> int:
-    if not 1 <= as_int(threads, "threads") <= 1024:
-        raise InvalidArgumentError(f"threads {threads}; 1 to 1024 would be accepted")
+    if not 1 <= as_int(threads, "threads") <= MAX_THREADS:
+        raise InvalidArgumentError(f"threads {threads}; 1 to {MAX_THREADS} would be accepted")
     return int(threads)
 
 

@@ -9,12 +9,13 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from gmemcore.engine.counters import Counters
 from gmemcore.engine.state import Survey
@@ -25,7 +26,7 @@ from gmemcore.stress.invariants import ViolationError, check_file, state_digest
 from gmemcore.stress.memory import backing_of
 from gmemcore.stress.merge import GuestResult
 from gmemcore.stress.spec import Plan, Spec
-from gmemcore.uapi import PAGE_SIZE
+from gmemcore.uapi import PAGE_SIZE, MemoryAttribute
 from gmemcore.workload.behaviours import BEHAVIOURS
 from gmemcore.workload.layout import Layout
 from gmemcore.workload.operations import Operations, empty_operations, shows_launch
@@ -37,6 +38,7 @@ SIZE_CLASSES: Final = 40
 """Places of the histogram of conversions by size: up to 2^40 pages."""
 _SMALL: Final = 4096  # pages of a conversion up to which sizes are counted by the array
 _SMALL_CLASSES: Final = 1 << np.arange(12)
+_LOOKS: Final = 64  # operations at which a fault is tried before it is given up
 _CHUNK: Final = 1 << 16  # operations held at a time; a batch of conversions takes 150 bytes each
 
 
@@ -113,10 +115,56 @@ def _attempt(
 
 
 class Event(NamedTuple):
-    """Something that happens at an operation: a key of `_EVENTS`."""
+    """Something that is to happen at an operation.
 
-    position: int
+    Attributes
+    ----------
+    kind : str
+        A key of `_EVENTS`, or of `FAULTS`.
+    due : int
+        Of a fault: from which operation on it waits for one that meets it.
+    """
+
     kind: str
+    due: int
+
+
+class Fault(NamedTuple):
+    """What is made to fail, and which operations can meet it.
+
+    Attributes
+    ----------
+    steps : tuple of Step
+        What can meet it.
+    to_private : bool
+        Whether conversions to shared can't.
+    plants : tuple of Step or None
+        What brings it to a page, and what takes it away; None: an allocation that fails.
+    plane : str
+        What the page is then.
+    bears : callable
+        Whether a page that an operation would leave with the second planes can be given it, by its first.
+    """
+
+    steps: tuple[Step, ...]
+    to_private: bool
+    plants: tuple[Step, Step] | None
+    plane: str
+    bears: Callable[[oracle.Planes, oracle.Planes], bool]
+
+    def candidates(self, operations: Operations) -> NDArray[np.intp]:
+        """Places of operations that may meet it, whatever the pages are."""
+        may = np.isin(operations["step"], self.steps) & (operations["size"] > 0)
+        if self.to_private:
+            may &= operations["attributes"] == np.uint64(MemoryAttribute.PRIVATE)
+        return np.flatnonzero(may)
+
+
+class Ended(NamedTuple):
+    """What came of one operation: its outcome's name, and where it stopped."""
+
+    outcome: str
+    gpa: int
 
 
 @dataclass(slots=True)
@@ -178,6 +226,7 @@ class GuestRun:
             firmware=plan.firmware,
             seed=plan.stream.split("key").key,
             backing=backing_of(spec),
+            threads=spec.guest.threads,
         )
         self.layout = spec.layout
         self.files = build(self.vm, self.layout)
@@ -188,6 +237,8 @@ class GuestRun:
         self._before = self.vm.counters
         self._tally = _Tally()
         self._checks: Counter[str] = Counter()
+        self._waiting: dict[str, tuple[int, int]] = {}  # by fault: since when, and looks that are left
+        self._met: dict[str, int] = {}  # by fault: since when the one waited that was met last
 
     def close(self) -> None:
         """Give its memory back."""
@@ -216,11 +267,16 @@ class GuestRun:
     def _run_chunk(self, base: int, operations: Operations) -> None:
         """Run operations number base and on: batches between events, events one by one."""
         done = 0
-        for position, kind in self._events(base, base + len(operations)):
+        for position, events in self._events(base, operations):
+            waiting = [event for event in events if self._met.get(event.kind) != event.due]
+            if not waiting:
+                continue
             here = position - base
             self._play(base + done, operations[done:here])
             self.at, done = position, here + 1
-            _EVENTS[kind](self, position, operations[here:done])
+            operation = operations[here:done]
+            if not any(self._happens(event, operation) for event in waiting):
+                self._play_one(operation)
             if position >= self._closely:
                 self._check()
         self._play(base + done, operations[done:])
@@ -234,26 +290,50 @@ class GuestRun:
         self._tally.add(operations, outcomes)
         return outcomes
 
-    def _play_one(self, operation: Operations) -> str:
-        """Run one operation; its outcome's name."""
-        return NAMES[int(self._play(self.at, operation)["code"][0])]
+    def _play_one(self, operation: Operations) -> Ended:
+        """Run one operation."""
+        code, gpa = self._play(self.at, operation)[0].tolist()
+        return Ended(NAMES[code], gpa)
 
-    def _events(self, start: int, end: int) -> list[Event]:
-        """What happens at operations start to end, in order; one thing at an operation."""
-        kinds = {}
-        for kind, every in (
-            ("oracle", self.spec.checks.oracle_every),
-            ("poison", self.spec.faults.poison_every),
-            ("pin", self.spec.faults.pin_every),
-            ("allocation_failure", self.spec.faults.allocation_failure_every),
+    def _events(self, base: int, operations: Operations) -> list[tuple[int, list[Event]]]:
+        """What is to happen at operations number base and on, in order; the first at one that can happens."""
+        end, checks = base + len(operations), self.spec.checks
+        events: dict[int, list[Event]] = {}
+        for kind in FAULTS:
+            for position, due in self._looks(kind, base, operations):
+                events.setdefault(position, []).append(Event(kind, due))
+        every = checks.invariants_every
+        last_ones = range((base // every + 1) * every - 1, end, every) if every else ()
+        for kind, positions in (
+            ("oracle", _places(self._stream.split("oracle"), checks.oracle_every, base, end)),
+            ("invariants", (*last_ones, *range(max(base, self._closely), end))),
         ):
-            for position in _places(self._stream.split(kind), every, start, end):
-                kinds[position] = kind
-        every = self.spec.checks.invariants_every
-        last_ones = range((start // every + 1) * every - 1, end, every) if every else ()
-        for position in (*last_ones, *range(max(start, self._closely), end)):
-            kinds.setdefault(position, "invariants")
-        return [Event(position, kinds[position]) for position in sorted(kinds)]
+            for position in positions:
+                events.setdefault(position, []).append(Event(kind, position))
+        return sorted(events.items())
+
+    def _looks(self, kind: str, base: int, operations: Operations) -> Iterator[tuple[int, int]]:
+        """Operations at which a fault is tried, and since which one it waits; a new one ends the wait."""
+        every, end = getattr(self.spec.faults, f"{kind}_every"), base + len(operations)
+        if not every or self.vm.abi.legacy:  # the oracle doesn't tell what must come of it there
+            return
+        dues = _places(self._stream.split(kind), every, base, end)
+        self._checks[f"{kind}_due"] += len(dues)
+        candidates = FAULTS[kind].candidates(operations) + base
+        first, (due, left) = base, self._waiting.get(kind, (0, 0))
+        for until in (*dues, end):
+            low, high = np.searchsorted(candidates, (first, until))
+            tried = candidates[low:high][:left].tolist()
+            yield from ((position, due) for position in tried)
+            self._waiting[kind] = due, left - len(tried)
+            first, due, left = until, until, _LOOKS
+
+    def _happens(self, event: Event, operation: Operations) -> bool:
+        """Run an operation with what is to happen at it; False: it can't, and nothing was run."""
+        if event.kind in FAULTS:
+            return self._inject(event, operation)
+        _EVENTS[event.kind](self, operation)
+        return True
 
     # ---- checks ----------------------------------------------------------------------------------
 
@@ -264,30 +344,46 @@ class GuestRun:
             return [gmem.survey() for gmem in self.files]
         return [check_file(gmem) for gmem in self.files]
 
-    def _play_and_check(self, _position: int, operation: Operations) -> None:
+    def _play_and_check(self, operation: Operations) -> None:
         """Run an operation, and look at everything after it."""
         self._play_one(operation)
         self._check()
 
-    def _repeat_by_oracle(self, _position: int, operation: Operations) -> None:
+    def _repeat_by_oracle(self, operation: Operations) -> None:
         """Run an operation, and say independently what must come of it."""
-        gmem, request = self._within_a_file(operation)
-        if gmem is None or self.vm.abi.legacy or request.step not in oracle.STEPS:
+        if self._told(operation):
+            self._compared(operation)
+            self._checks["oracle"] += 1
+        else:
             self._play_one(operation)
-            return
-        machine = oracle.Machine(self.plan.vm_type, self.plan.abi, self.plan.firmware, self.vm.phase)
+
+    def _told(self, operation: Operations) -> bool:
+        """Whether the oracle tells what must come of an operation."""
+        gmem, request = self._within_a_file(operation)
+        return gmem is not None and not self.vm.abi.legacy and request.step in oracle.STEPS
+
+    @property
+    def _machine(self) -> oracle.Machine:
+        return oracle.Machine(self.plan.vm_type, self.plan.abi, self.plan.firmware, self.vm.phase)
+
+    def _compared(self, operation: Operations, expected: oracle.Answer | None = None) -> None:
+        """Run an operation that is told, and compare what came of it; None: what the oracle says."""
+        gmem, request = self._within_a_file(operation)
+        assert gmem is not None
         first, end = _touched(request)
         window = _window(gmem, first, end)
         runs, counters = _runs(gmem, *window), self.vm.counters
         inside = _clipped(runs, first, end)
-        expected = oracle.answer(machine, request, inside)
-        outcome = self._play_one(operation)
+        expected = expected or oracle.answer(self._machine, request, inside)
+        ended = self._play_one(operation)
         wanted = [*_clipped(runs, window[0], first), *expected.runs, *_clipped(runs, end, window[1])]
-        _compare(request, "answer", outcome, expected.outcome)
+        _compare(request, "answer", ended.outcome, expected.outcome)
+        if expected.page is not None and expected.outcome != "SIGBUS":  # which doesn't say where
+            start = int(operation["gpa"][0]) - request.offset
+            _compare(request, "stopped at page", (ended.gpa - start) // PAGE_SIZE, expected.page)
         after = _runs(gmem, *window)
         _compare(request, "page state", _plain(after), _plain(oracle.joined(wanted)))
         self._compare_counters(request, self.vm.counters - counters, oracle.events(inside, expected.runs))
-        self._checks["oracle"] += 1
 
     def _compare_counters(self, request: oracle.Request, seen: Counters, wanted: dict[str, int]) -> None:
         got = {
@@ -299,67 +395,75 @@ class GuestRun:
 
     # ---- faults ----------------------------------------------------------------------------------
 
-    def _fail_allocation(self, _position: int, operation: Operations) -> None:
-        """The next allocation of a conversion fails; afterwards the same operation is asked for again."""
-        for gmem in self.files:
-            gmem.fail_allocations_after(0)
-        outcome = self._all_or_nothing(operation)
-        for gmem in self.files:
-            gmem.fail_allocations_after(None)
-        self._checks["allocation_failure"] += 1
-        self._retry("allocation_failure", operation, outcome, "ENOMEM")
+    def _inject(self, event: Event, operation: Operations) -> bool:
+        """Let an operation that would succeed meet a fault; False: it wouldn't, and nothing was run.
 
-    def _pin_page(self, position: int, operation: Operations) -> None:
-        """A page of the range has an unexpected reference while the operation runs."""
-        self._with_a_page(position, operation, "pinned", (Step.PIN, Step.UNPIN), ("pin", "EAGAIN"))
-
-    def _poison_page(self, position: int, operation: Operations) -> None:
-        """A page of the range has failed; afterwards it is discarded."""
-        steps = Step.POISON, Step.PUNCH_HOLE
-        self._with_a_page(position, operation, "poisoned", steps, ("poison", "EHWPOISON"))
-
-    def _with_a_page(
-        self,
-        position: int,
-        operation: Operations,
-        plane: str,
-        steps: tuple[Step, Step],
-        fault: tuple[str, str],
-    ) -> None:
-        """Run an operation while a page of its range is in a plane: what brings it there, and out again."""
-        page = self._some_page(position, operation)
-        if page is None or self._has_plane(page, plane):
-            self._play_one(operation)
-            return
-        done = self._play_one(_one(steps[0], page)) == "OK"
-        outcome = self._all_or_nothing(operation)
-        if done:  # a private page can't be pinned, nor one poisoned that doesn't exist
-            self._checks[fault[0]] += 1
-            self._play_one(_one(steps[1], page))
-        self._retry(fault[0], operation, outcome, fault[1])
-
-    def _all_or_nothing(self, operation: Operations) -> str:
-        """Run an operation under a fault; a conversion that is refused must have changed nothing."""
+        It must be refused as the oracle says and change nothing; once the fault is gone, what comes of it is
+        the oracle's to say again.
+        """
+        fault = FAULTS[event.kind]
+        if not self._told(operation):
+            return False
         gmem, request = self._within_a_file(operation)
-        if gmem is None or request.step != Step.CONVERT:
-            return self._play_one(operation)
-        before = state_digest(gmem, gmem.survey())
-        outcome = self._play_one(operation)
-        if outcome != "OK" and state_digest(gmem, gmem.survey()) != before:
-            raise ViolationError(
-                f"{_words(request)} was refused, {outcome}, and changed page state or contents"
-            )
-        return outcome
+        assert gmem is not None
+        runs = _runs(gmem, *_touched(request))
+        page = self._page_for(event, request, runs)
+        if page is None:
+            return False
+        if fault.plants is None:
+            refused = oracle.Answer("ENOMEM", runs[0].start, runs)
+        else:
+            planted = _planted(runs, page, fault.plane)
+            refused = oracle.answer(self._machine, request, planted)
+            if refused.outcome == "OK":
+                return False
+        self._met[event.kind] = event.due
+        at = _one(Step.CONVERT, int(operation["gpa"][0]) - request.offset + page * PAGE_SIZE)
+        with self._planted(fault, gmem, at):
+            before = state_digest(gmem, gmem.survey())
+            self._compared(operation, refused)
+            if state_digest(gmem, gmem.survey()) != before:
+                raise ViolationError(
+                    f"{_words(request)} was refused, {refused.outcome}, and changed page state or contents"
+                )
+        self._compared(operation)
+        self._checks[f"{event.kind}_met"] += 1
+        return True
 
-    def _retry(self, fault: str, operation: Operations, outcome: str, refusal: str) -> None:
-        """Once the fault is gone, what it refused must be refused no more, or for another reason."""
-        if outcome != refusal:
+    @contextmanager
+    def _planted(self, fault: Fault, gmem: GuestMemfd, page: Operations) -> Iterator[None]:
+        """A fault while it lasts."""
+        if fault.plants is None:
+            gmem.fail_allocations_after(0)
+            yield
+            gmem.fail_allocations_after(None)
             return
-        self._checks[f"{fault}_met"] += 1
-        again = self._play_one(operation)
-        if again == refusal:
-            _, request = self._within_a_file(operation)
-            raise ViolationError(f"{_words(request)} is still refused, {refusal}, after the fault is gone")
+        for step in fault.plants:
+            page["step"] = step
+            self._compared(page)
+            if step == fault.plants[0]:
+                yield
+
+    def _page_for(self, event: Event, request: oracle.Request, runs: list[oracle.Run]) -> int | None:
+        """A page of a request that can be given a fault, drawn by its place; None: there is none."""
+        answer = oracle.answer(self._machine, request, runs)
+        if answer.outcome != "OK":
+            return None
+        bears = FAULTS[event.kind].bears
+        able = [
+            (start, end)
+            for start, end, before, after in oracle.side_by_side(runs, answer.runs)
+            if bears(before, after)
+        ]
+        pages = sum(end - start for start, end in able)
+        if not pages:
+            return None
+        drawn = int(self._stream.split("page", event.kind).below(pages, event.due, 1)[0])
+        for start, end in able:
+            if drawn < end - start:
+                break
+            drawn -= end - start
+        return start + drawn
 
     # ---- where operations are -----------------------------------------------------------------------
 
@@ -372,19 +476,6 @@ class GuestRun:
             if region.gpa <= gpa and gpa + max(size, 1) <= region.end:
                 return gmem, oracle.Request(step, variant, gpa - region.gpa, size, attributes, flags)
         return None, oracle.Request(step, variant, gpa, size, attributes, flags)
-
-    def _some_page(self, position: int, operation: Operations) -> int | None:
-        """Guest physical address of a page of an operation, drawn by its place; None where none is whole."""
-        gmem, request = self._within_a_file(operation)
-        if gmem is None or not request.size:
-            return None
-        first, end = _touched(request)
-        page = int(self._stream.split("page").below(end - first, position, 1)[0])
-        return int(operation["gpa"][0]) // PAGE_SIZE * PAGE_SIZE + page * PAGE_SIZE
-
-    def _has_plane(self, gpa: int, plane: str) -> bool:
-        gmem, request = self._within_a_file(_one(Step.PIN, gpa))
-        return gmem is None or plane in gmem.state_runs(request.offset, PAGE_SIZE)[0][2]
 
     # ---- the result --------------------------------------------------------------------------------
 
@@ -407,13 +498,25 @@ class GuestRun:
         return GuestResult(**fields, digest=digest.hexdigest(), seconds=time.perf_counter() - self._began)
 
 
-_EVENTS: Final[dict[str, Callable[[GuestRun, int, Operations], None]]] = {
-    "invariants": GuestRun._play_and_check,
+_EVENTS: Final[dict[str, Callable[[GuestRun, Operations], None]]] = {
     "oracle": GuestRun._repeat_by_oracle,
-    "allocation_failure": GuestRun._fail_allocation,
-    "pin": GuestRun._pin_page,
-    "poison": GuestRun._poison_page,
+    "invariants": GuestRun._play_and_check,
 }
+
+_ACCESSES: Final = (Step.HOST_READ, Step.HOST_WRITE, Step.GUEST_READ, Step.GUEST_WRITE, Step.ACCEPT)
+FAULTS: Final = {
+    "allocation_failure": Fault(
+        (Step.CONVERT,), False, None, "", lambda before, after: "private" in before ^ after
+    ),
+    "pin": Fault(
+        (Step.CONVERT,), True, (Step.PIN, Step.UNPIN), "pinned", lambda before, _: "private" not in before
+    ),
+    "poison": Fault(
+        *(_ACCESSES, False, (Step.POISON, Step.PUNCH_HOLE), "poisoned"),
+        lambda before, _: "allocated" in before and "poisoned" not in before,
+    ),
+}
+"""What can be made to fail, by its key in a spec less ``_every``; of two at one operation the first is."""
 
 
 def stream_of(spec: Spec, plan: Plan, layout: Layout) -> tuple[Iterator[Operations], bool]:
@@ -465,6 +568,13 @@ def _places(stream: Stream, every: int, start: int, end: int) -> list[int]:
     places = stream.below(every, first, last - first).tolist()
     at = [(first + i) * every + place for i, place in enumerate(places)]
     return [place for place in at if start <= place < end]
+
+
+def _planted(runs: list[oracle.Run], page: int, plane: str) -> list[oracle.Run]:
+    """Runs after a page of them was allocated and given a plane."""
+    [of] = _clipped(runs, page, page + 1)
+    given = of._replace(planes=of.planes | {"allocated", plane})
+    return [*_clipped(runs, runs[0].start, page), given, *_clipped(runs, page + 1, runs[-1].end)]
 
 
 def _one(step: Step, gpa: int) -> Operations:

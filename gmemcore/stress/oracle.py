@@ -262,15 +262,16 @@ STEPS: Final = frozenset(_RULES)
 def events(before: list[Run], after: list[Run]) -> dict[str, int]:
     """Pages that changed between two lists of runs over the same pages, as counters count them."""
     counts = dict.fromkeys(("pages_changed", "pages_allocated", "assignments"), 0)
-    for pages, old, new in _side_by_side(before, after):
+    for start, end, old, new in side_by_side(before, after):
+        pages = end - start
         counts["pages_changed"] += pages * ("private" in (old ^ new))
         counts["pages_allocated"] += pages * ("allocated" in (new - old))
         counts["assignments"] += pages * ("assigned" in (old ^ new))
     return counts
 
 
-def _side_by_side(before: list[Run], after: list[Run]) -> list[tuple[int, Planes, Planes]]:
-    """Pieces of pages with the state of both: (pages, planes before, planes after)."""
+def side_by_side(before: list[Run], after: list[Run]) -> list[tuple[int, int, Planes, Planes]]:
+    """Pieces of pages with the state of both: (start, end, planes before, planes after)."""
     cuts = sorted({edge for run in (*before, *after) for edge in (run.start, run.end)})
     pieces, i, j = [], 0, 0
     for start, end in pairwise(cuts):
@@ -278,5 +279,5 @@ def _side_by_side(before: list[Run], after: list[Run]) -> list[tuple[int, Planes
             i += 1
         while after[j].end <= start:
             j += 1
-        pieces.append((end - start, before[i].planes, after[j].planes))
+        pieces.append((start, end, before[i].planes, after[j].planes))
     return pieces

@@ -18,6 +18,7 @@ import msgspec
 
 from gmemcore.engine.backing import BACKINGS
 from gmemcore.errors import GmemError
+from gmemcore.machine.vm import MAX_THREADS
 from gmemcore.policy import get_abi
 from gmemcore.uapi import PAGE_SIZE, Firmware, VmType
 from gmemcore.units import format_size, parse_size
@@ -30,7 +31,7 @@ MAX_BYTES: Final = 1 << 20
 MAX_GUESTS: Final = 10_000_000
 MAX_OPERATIONS: Final = 1 << 40
 MAX_MEMORY: Final = 1 << 50
-_HASH_VERSION: Final = 1  # of the meaning of a spec: a new one whenever the same spec gives other guests
+_HASH_VERSION: Final = 2  # of the meaning of a spec: a new one whenever the same spec gives other guests
 
 
 class SpecError(ValueError):
@@ -50,6 +51,8 @@ class GuestTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
         ``none`` keeps attributes only; ``anonymous`` and ``memfd`` hold bytes.
     huge_pages, prefault : bool
         Passed to the backing.
+    threads : int
+        That work on one long range of a guest with bytes; no result depends on it.
     """
 
     vm_types: tuple[VmType, ...] = (VmType.SNP,)
@@ -59,6 +62,7 @@ class GuestTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     backing: str = "none"
     huge_pages: bool = False
     prefault: bool = False
+    threads: int = 1
 
 
 class BehaviourTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -86,14 +90,17 @@ class ChecksTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
 class FaultsTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """``[faults]``: one operation of every so many is made to meet one; 0 is never.
 
+    A fault waits, from its place on, for an operation that meets it: one that would succeed without it. It is
+    given up after some that don't, or when the next one is due.
+
     Attributes
     ----------
     allocation_failure_every : int
-        The next allocation of a conversion fails.
+        An allocation of a conversion fails.
     pin_every : int
-        A page of the range has an unexpected reference.
+        A shared page of a conversion to private has an unexpected reference.
     poison_every : int
-        A page of the range has failed.
+        A page that is accessed or accepted has failed.
     """
 
     allocation_failure_every: int = 0
@@ -155,7 +162,7 @@ class Spec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     def hash(self) -> str:
         """Hexadecimal digest of everything that decides results."""
         deciding = msgspec.to_builtins(self)
-        del deciding["chunks"]
+        del deciding["chunks"], deciding["guest"]["threads"]
         deciding["guest"]["memory"] = self.memory  # 64g and 65536m are one size
         text = msgspec.json.encode([_HASH_VERSION, deciding], order="sorted")
         return hashlib.sha256(text).hexdigest()
@@ -296,6 +303,7 @@ def _check_figures(spec: Spec) -> None:
             for table in ("checks", "faults")
             for name in getattr(spec, table).__struct_fields__
         ),
+        ("$.guest.threads", spec.guest.threads, 1, MAX_THREADS),
         ("$.chunks.guests", spec.chunks.guests, 0, MAX_GUESTS),
         ("$.chunks.seconds", spec.chunks.seconds, 0.01, 3600),
     )

@@ -141,6 +141,7 @@ def replay(
     backing: str = "none",
     flags: Flags | str = Flags.AS_RECORDED,
     discard: bool = True,
+    threads: int = 1,
     progress: Callable[[int], object] | None = None,
     watch: Callable[[VmFace, int], object] | None = None,
     every: int | None = None,
@@ -161,6 +162,8 @@ def replay(
         What conversions ask for.
     discard : bool
         Whether the VMM discards the side that a `legacy` conversion left.
+    threads : int
+        That work on one long range of a guest with bytes; nothing but time depends on it.
     progress : callable or None
         Called with the number of operations run, after each chunk.
     watch : callable or None
@@ -180,7 +183,7 @@ def replay(
         raise InvalidArgumentError("the trace is of several guests; one of one guest would be accepted")
     if every is not None and every < 1:
         raise InvalidArgumentError(f"every {every} operations; 1 or more would be accepted")
-    with closing(create_vm(target.vm_type, target.abi, target.firmware, seed, backing)) as vm:
+    with closing(create_vm(target.vm_type, target.abi, target.firmware, seed, backing, threads=threads)) as vm:
         operations = with_flags(trace.operations, vm, Flags(flags))
         build(vm, trace.header.layout)
         measures = _starts_measurement(vm, operations)

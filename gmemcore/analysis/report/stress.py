@@ -23,12 +23,12 @@ from gmemcore.units import format_time
 _CHECKS: Final = {
     "oracle": "operations repeated by a naive model",
     "invariants": "looks at all page state",
-    "allocation_failure": "allocations made to fail",
-    "allocation_failure_met": "of them met by a conversion",
-    "pin": "pages pinned",
-    "pin_met": "of them met by a conversion",
-    "poison": "pages poisoned",
-    "poison_met": "of them met by an access",
+    "allocation_failure_due": "allocation failures due",
+    "allocation_failure_met": "of them injected and met by a conversion",
+    "pin_due": "pins due",
+    "pin_met": "of them injected and met by a conversion to private",
+    "poison_due": "poisoned pages due",
+    "poison_met": "of them injected and met by an access",
 }
 _LEGEND: Final = (
     "The digest is that of every operation's outcome, all counters, and the final page state and contents: "
