@@ -446,7 +446,9 @@ def test_a_refused_conversion_that_changed_something_is_found(monkeypatch):
 def test_a_fault_that_never_goes_is_found(monkeypatch):
     made = small(guests=1, operations=400, checks={"oracle_every": 0, "invariants_every": 0})
     set_budget = GuestMemfd.fail_allocations_after
-    monkeypatch.setattr(GuestMemfd, "fail_allocations_after", lambda gmem, n: n is None or set_budget(gmem, n))
+    monkeypatch.setattr(
+        GuestMemfd, "fail_allocations_after", lambda gmem, n: n is None or set_budget(gmem, n)
+    )
     assert "answer ENOMEM; the oracle says OK" in run_guest(made, 0).what
 
 
@@ -728,6 +730,11 @@ def test_a_run_ends_with_a_table_a_digest_and_files(command, tmp_path):
     assert status == 0
     assert "bounce-churn SNP v5 today" in out
     assert "4 of 4 guests of 64m" in out
+    checks = Counter()
+    for result in results(spec.read(path)):
+        checks.update(result.checks)
+    assert f"injected: {checks['allocation_failure_met']} of 40 allocation failures, " in out
+    assert f", {checks['pin_met']} of 40 pins, {checks['poison_met']} of {checks['poison_due']} failed" in out
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["guest"] for line in lines[1:-1]] == [0, 1, 2, 3]
     assert lines[0]["spec_hash"] == spec.read(path).hash

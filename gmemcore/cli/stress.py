@@ -294,7 +294,9 @@ def _print_report(path: Path, run: "Run", figures: "CostFile | None") -> None:
     print(f"{path}: {len(run.merger.results)} of {spec.total} guests of {format_size(spec.memory)}")
     _print_table(run.merger.by_cell(), figures)
     print(_LEGEND)
-    print(f"checked: {', '.join(_check_words(sums.checks))}")
+    print(f"checked: {', '.join(f'{sums.checks[name]} {words}' for name, words in _CHECKS.items())}")
+    if faults := ", ".join(_fault_words(sums.checks)):
+        print(f"injected: {faults}")
     if run.resumed:
         print(f"{run.resumed} guests were in the log")
     if run.operations:
@@ -306,15 +308,14 @@ def _print_report(path: Path, run: "Run", figures: "CostFile | None") -> None:
 
 _CHECKS = {"oracle": "operations by the oracle", "invariants": "looks at all page state"}
 _FAULTS = {
-    "allocation_failure": "allocation failures met by a conversion",
-    "pin": "pins met by a conversion to private",
-    "poison": "failed pages met by an access",
+    "allocation_failure": "allocation failures",
+    "pin": "pins",
+    "poison": "failed pages",
 }
 
 
-def _check_words(checks: Mapping[str, int]) -> Iterator[str]:
-    """What was looked at, and how many of the faults that were due were injected and met."""
-    yield from (f"{checks[name]} {words}" for name, words in _CHECKS.items() if name in checks)
+def _fault_words(checks: Mapping[str, int]) -> Iterator[str]:
+    """How many of the faults that were due were injected and met."""
     for name, words in _FAULTS.items():
         if due := checks.get(f"{name}_due"):
             yield f"{checks.get(f'{name}_met', 0)} of {due} {words}"

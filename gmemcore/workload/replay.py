@@ -183,7 +183,9 @@ def replay(
         raise InvalidArgumentError("the trace is of several guests; one of one guest would be accepted")
     if every is not None and every < 1:
         raise InvalidArgumentError(f"every {every} operations; 1 or more would be accepted")
-    with closing(create_vm(target.vm_type, target.abi, target.firmware, seed, backing, threads=threads)) as vm:
+    with closing(
+        create_vm(target.vm_type, target.abi, target.firmware, seed, backing, threads=threads)
+    ) as vm:
         operations = with_flags(trace.operations, vm, Flags(flags))
         build(vm, trace.header.layout)
         measures = _starts_measurement(vm, operations)
