@@ -516,7 +516,7 @@ def list_runs(header, words, lines, plane, ends):
     n_pages = header[N_PAGES]
     field = plane * FIELD_BITS
     before = plane_row(words, lines, n_pages, plane, U0) & U1  # the page before, as the lowest bit
-    runs = U0
+    runs, rows = U0, lines[plane]
     for b in range(words.shape[0]):
         block = np.uint64(b)
         first = block << BLOCK_SHIFT
@@ -527,9 +527,8 @@ def list_runs(header, words, lines, plane, ends):
             runs += value ^ before
             before = value
             continue
-        line = lines[plane, block << U3 : (block + U1) << U3]
-        for r in range(8):
-            row = line[r]
+        for r in range(block << U3, (block + U1) << U3):
+            row = rows[r]
             edges = row ^ ((row << U1) | before)
             before = row >> U63
             # Written whether there is one or not: most rows have none or one, and nobody can predict which.
