@@ -175,6 +175,12 @@ def test_a_cluster_without_workers_is_given_up():
         run(small(), runner=Cluster(scheduler=address, patience=1))
 
 
+@pytest.mark.parametrize("address", ["foo", "host:8786", "tcp://host", "http://host:80", ""])
+def test_an_address_that_is_none_is_refused_at_once(address):
+    with pytest.raises(ClusterError, match="tcp:// or tls://HOST:PORT would be accepted"):
+        Cluster(scheduler=address)
+
+
 def test_a_scheduler_that_goes_away_ends_the_run():
     made = small(**{**SPEC, "guests": 50, "operations": 2000})
     with cluster(1) as (address, scheduler, _):

@@ -11,6 +11,7 @@ cluster of one's own listens on 127.0.0.1 alone; for others there is TLS, whose 
 import logging
 import os
 import queue
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -31,6 +32,8 @@ TICK: Final = 0.5
 """Seconds between two looks at a cluster that sends nothing."""
 ATTEMPTS: Final = 5
 """How often a chunk is tried, in smaller and smaller parts."""
+
+_ADDRESS: Final = re.compile(r"(tcp|tls)://.+:\d+")
 
 
 class ClusterError(RuntimeError):
@@ -63,6 +66,9 @@ class Cluster:
     def __post_init__(self) -> None:
         if find_spec("distributed") is None:
             raise ClusterError("Dask isn't installed; pip install 'gmemcore[distributed]'")
+        if self.scheduler is not None and not _ADDRESS.fullmatch(self.scheduler):
+            # A client of Dask that was given what it can't read takes two minutes to end, and a traceback.
+            raise ClusterError(f"scheduler {self.scheduler!r}; tcp:// or tls://HOST:PORT would be accepted")
 
     def __call__(self, spec: Spec, chunker: Chunker) -> Iterator[ChunkResult]:
         """Run what a chunker hands out; see `gmemcore.stress.run.Runner`.
