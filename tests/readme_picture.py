@@ -40,12 +40,13 @@ def guest():
 
 
 def refusals():
-    """The trace of the worked examples under every revision, conversions asking for PRESERVE."""
+    """The trace of the worked examples under every revision, asking for PRESERVE of a firmware that could."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "replay.jsonl"
         with path.open("w") as file, redirect_stdout(file):
             try:
-                main(["replay", str(TRACE), "--all-abis", "--flags", "preserve", "--json"])
+                asked = ["--all-abis", "--flags", "preserve", "--firmware", "cipher"]
+                main(["replay", str(TRACE), *asked, "--json"])
             except SystemExit as stopped:
                 if stopped.code:
                     raise
@@ -61,7 +62,7 @@ def draw():
         False
     )
     refusal_map(refusals(), right).set_title(
-        "Operations refused: bounce buffers that ask for PRESERVE", loc="left", pad=12
+        "Operations refused: PRESERVE, and a firmware that could", loc="left", pad=12
     )
     return figure
 

@@ -92,6 +92,7 @@ def test_the_picture_shows_what_its_script_draws():
     assert 0.01 < fractions["shared"] < 0.06
     refused = {(one.abi, one.vm_type): one.refused for one in readme_picture.refusals().records}
     assert refused["v5", "SNP"] == refused["v4-squash", "SNP"] > 0, "the guest runs"
+    assert refused["two-caps", "TDX"] == refused["pre-cap", "SNP"] == 0, "the firmware can"
     assert refused["tracking", "SNP"] == refused["v5", "PKVM"] == 0 < refused["v13", "PKVM"]
 
 
