@@ -167,7 +167,7 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("columns", "named", "counters"),
     [
-        (90, "PKVM, launching, to private, NONE: OK KEEP", False),
+        (100, "PKVM, launching, to private, NONE: OK KEEP", False),
         (160, " PKVM     launching", False),
         (240, " PKVM     launching", True),
     ],
