@@ -126,14 +126,54 @@ def test_a_log_of_another_run_is_refused_and_kept(path, header, message):
 def test_what_is_there_goes_only_when_asked_and_only_if_it_is_a_log(path, tmp_path):
     with pytest.raises(LogError, match="--resume goes on"):
         Log(path, HEADER)
+    before = path.read_bytes()
+    path.chmod(0o640)
     with Log(path, HEADER, fresh=True) as log:
         assert list(log.take_guests()) == []
+    assert path.read_bytes() == before  # until there is something in its place
+    with Log(path, HEADER, fresh=True) as log:
+        log.append(GUESTS[2])
+        with pytest.raises(LogError, match="in use"):
+            Log(path, HEADER, resume=True)
+        log.append(GUESTS[0])
+    assert taken(path) == (GUESTS[2] + GUESTS[0], 0)
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
     other = tmp_path / "letter"
     other.write_text("Dear log,\n")
     for options in ({}, {"resume": True}, {"fresh": True}):
         with pytest.raises(LogError):
             Log(other, HEADER, **options)
         assert other.read_text() == "Dear log,\n"
+
+
+def test_a_log_that_cant_be_begun_anew_is_kept(path, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    before = path.read_bytes()
+    with Log(path, HEADER, fresh=True) as log:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", full)
+            with pytest.raises(OSError, match="no space"):
+                log.append(GUESTS[0])
+        assert path.read_bytes() == before
+        assert [each.name for each in tmp_path.iterdir()] == [path.name]
+        log.append(GUESTS[1])
+    assert taken(path) == (GUESTS[1], 0)
+
+
+def test_a_file_that_was_replaced_while_it_was_opened_is_refused(path, tmp_path, monkeypatch):
+    lock = logs.fcntl.flock
+
+    def replaced_before(fd, how):
+        lock(fd, how)
+        (tmp_path / "new").write_bytes(path.read_bytes())
+        os.replace(tmp_path / "new", path)
+
+    monkeypatch.setattr(logs.fcntl, "flock", replaced_before)
+    with pytest.raises(LogError, match="just begun it anew"):
+        Log(path, HEADER, resume=True)
 
 
 def test_two_runs_dont_write_to_one_log(path):

@@ -12,13 +12,16 @@ record is one ``write`` of a whole line.
 **What may be lost.** A process that is killed loses nothing that it wrote: the kernel has it. A machine that
 loses power loses what wasn't synchronised, which happens once a second and at the end. A last line without
 its end is dropped, and its guests are run again; any other line with a wrong sum is damage, and refused. One
-run at a time writes to a log: it holds a lock on the file, which goes with the process.
+run at a time writes to a log: it holds a lock on the file, which goes with the process. A log that is begun
+anew takes the place of the old one with its first results, so that a run that never gets any loses nothing.
 """
 
 import errno
 import fcntl
 import hashlib
 import os
+import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,7 +82,7 @@ class Log:
     resume : bool
         Whether to go on with the file that is there, if there is one; otherwise there must be none.
     fresh : bool
-        Whether a log that is there is emptied.
+        Whether a new log takes the place of one that is there, with its first results.
 
     Attributes
     ----------
@@ -99,13 +102,18 @@ class Log:
         self.path, self.dropped = path, 0
         self._sum = _START
         self._synced = time.monotonic()
+        self._header_to_replace_by: Header | None = None
+        self._guests: list[dict[str, Any]] = []
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND
         self._fd = os.open(path, flags, 0o600)
         try:
             self._lock()
-            if fresh:
-                self._empty()
-            if not resume and os.fstat(self._fd).st_size:
+            holds = os.fstat(self._fd).st_size > 0
+            if fresh and holds:
+                self._require_log()
+                self._header_to_replace_by = header
+                return
+            if not resume and holds:
                 raise LogError(f"{path} holds results; --resume goes on with them, --fresh begins anew")
             self._guests = self._read(header)
         except BaseException:
@@ -133,7 +141,12 @@ class Log:
         OSError
             They can't be written (a full disk); the log is as it was.
         """
-        self._append(msgspec.json.encode(_Record(guests)))
+        record = msgspec.json.encode(_Record(guests))
+        if self._header_to_replace_by is None:
+            self._append(record)
+        else:
+            self._replace(msgspec.json.encode(self._header_to_replace_by), record)
+            self._header_to_replace_by = None
 
     def close(self) -> None:
         """Synchronise and close."""
@@ -149,13 +162,34 @@ class Log:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LogError(f"{self.path} is in use: another run writes to it") from None
+        if not os.path.samestat(os.fstat(self._fd), os.stat(self.path)):
+            raise LogError(f"{self.path} is in use: another run has just begun it anew")
 
-    def _empty(self) -> None:
-        """Let the results go, if that is what the file holds."""
+    def _require_log(self) -> None:
+        """Refuse to let go what isn't results."""
         begin = os.pread(self._fd, 2 * _HEAD_LENGTH, 0)
         if begin and f'"format":"{FORMAT[:18]}'.encode() not in begin:
-            raise LogError(f"{self.path} is no log of a stress run, and isn't emptied")
-        os.ftruncate(self._fd, 0)
+            raise LogError(f"{self.path} is no log of a stress run, and isn't replaced")
+
+    def _replace(self, header: bytes, record: bytes) -> None:
+        """Put a log with its first results in the place of the old one, which stays if that fails."""
+        path, old = self.path.resolve(), self._fd
+        self._fd, beside = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, os.O_APPEND)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            os.fchmod(self._fd, stat.S_IMODE(os.fstat(old).st_mode))
+            self._append(header)
+            self._append(record)
+            os.fsync(self._fd)
+            os.replace(beside, path)
+        except BaseException:
+            os.close(self._fd)
+            self._fd, self._sum = old, _START
+            Path(beside).unlink(missing_ok=True)
+            raise
+        os.close(old)
+        self._synchronise(path.parent)
 
     def _read(self, header: Header) -> list[dict[str, Any]]:
         """Check every line, cut off a torn last one, and return the results; begins a new file."""
