@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from gmemcore.errors import ERRNO_NUMBERS, GmemError
+from gmemcore.errors import ERRNO_NUMBERS, GmemError, with_known
 from gmemcore.machine import create_vm
 from gmemcore.policy import ABIS, ALIASES, capability
 from gmemcore.uapi import Capability, Firmware, PageType, VmType
@@ -333,7 +333,7 @@ def read_vectors(path: Path) -> VectorFile:
     except OSError as error:
         raise VectorError(f"{path}: {error.strerror}") from error
     except msgspec.MsgspecError as error:
-        raise VectorError(f"{path}: {error}") from error
+        raise VectorError(f"{path}: {with_known(error, VectorFile)}") from error
     if vectors.abi not in {*ABIS, *ALIASES}:
         raise VectorError(f"{path}: unknown abi {vectors.abi!r}; known: {', '.join([*ABIS, *ALIASES])}")
     for case in vectors.cases:

@@ -25,7 +25,10 @@ Values of a wrong Python type are ``TypeError``, as everywhere in Python.
 """
 
 import errno
-from typing import Any, ClassVar
+import re
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 ERRNO_NAMES = {
     getattr(errno, name): name
@@ -213,3 +216,40 @@ class HwPoisonExit(GuestExit):
 
     number = 133
     outcome = "EHWPOISON"
+
+
+def with_known(error: Exception, kind: type) -> str:
+    """Return what is wrong with a file that is read strictly, with the names that would be accepted.
+
+    Parameters
+    ----------
+    error : Exception
+        As msgspec has it: ``… - at `$.guest.vm_types[0]` ``.
+    kind : type
+        The struct that was to be read.
+    """
+    text = str(error)
+    found = re.search(r"Invalid enum value .* - at `\$(.*)`", text)
+    if found is None:
+        return text
+    leaves: list[Any] = [kind]
+    for name in re.findall(r"\.(\w+)", found[1]):
+        hints = (get_type_hints(leaf) for leaf in leaves if hasattr(leaf, "__struct_fields__"))
+        leaves = [leaf for hint in hints if name in hint for leaf in _leaves(hint[name])]
+    known = [name for leaf in leaves for name in _names(leaf)]
+    return f"{text}; known: {', '.join(map(str, known))}" if known else text
+
+
+def _leaves(hint: Any) -> Iterator[Any]:
+    """Yield the types that containers and unions are of."""
+    if get_origin(hint) is Literal or not get_args(hint):
+        yield hint
+    else:
+        for each in get_args(hint):
+            yield from _leaves(each)
+
+
+def _names(leaf: Any) -> tuple[Any, ...]:
+    if isinstance(leaf, type) and issubclass(leaf, Enum):
+        return tuple(member.value for member in leaf)
+    return get_args(leaf)

@@ -266,7 +266,7 @@ def test_options_win_over_the_file(tmp_path):
         ("memory = true", r"at `\$.memory`"),
         ("threads = [1, '2']", r"Expected `int`, got `str` - at `\$.threads\[1\]`"),
         ("threads = [0]", r"at `\$.threads\[0\]`"),
-        ("fragmentation = ['none']", r"at `\$.fragmentation\[0\]`"),
+        ("fragmentation = ['none']", r"at `\$.fragmentation\[0\]`; known: uniform, .*--axes-template"),
         ("huge_pages = [1]", r"Expected `bool`, got `int` - at `\$.huge_pages\[0\]`"),
         ("abi = []", r"length >= 1 - at `\$.abi`"),
         ("abi = [", "no TOML"),

@@ -9,7 +9,7 @@ import msgspec
 
 from gmemcore.benchmark.axes import Fragmentation, settings
 from gmemcore.benchmark.cases import Case, table
-from gmemcore.errors import GmemError, InvalidArgumentError
+from gmemcore.errors import GmemError, InvalidArgumentError, with_known
 from gmemcore.units import parse_size
 
 MAX_BYTES: Final = 64 << 10
@@ -133,7 +133,7 @@ def read_axes(path: Path | None, options: Mapping[str, Any]) -> Axes:
         return msgspec.convert({**chosen, **options}, Axes, dec_hook=_size)
     except msgspec.ValidationError as error:
         raise InvalidArgumentError(
-            f"{where}{error}; gmemcore bench --axes-template shows what would be accepted"
+            f"{where}{with_known(error, Axes)}; gmemcore bench --axes-template shows what would be accepted"
         ) from None
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from gmemcore.engine.backing import BACKINGS
-from gmemcore.errors import GmemError
+from gmemcore.errors import GmemError, with_known
 from gmemcore.machine.vm import MAX_THREADS
 from gmemcore.policy import get_abi
 from gmemcore.uapi import PAGE_SIZE, Firmware, VmType
@@ -286,7 +286,7 @@ def check(tree: Any) -> Spec:
     try:
         spec = msgspec.convert(tree, Spec)
     except msgspec.ValidationError as error:
-        raise SpecError(str(error)) from error
+        raise SpecError(with_known(error, Spec)) from error
     _check_figures(spec)
     _check_names(spec)
     return spec

@@ -15,6 +15,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
+from gmemcore.errors import with_known
 from gmemcore.policy import ABIS, ALIASES, ASSIGNED, EFFECTS, Abi, Flag, FlagsCapability, Rule
 from gmemcore.uapi import Capability, ContentMode, Direction, Firmware, Phase, VmType
 
@@ -109,7 +110,7 @@ def parse_proposal(data: bytes, name: str) -> Abi:
     try:
         proposal = msgspec.toml.decode(data, type=Proposal)
     except (ValueError, RecursionError) as error:
-        raise ProposalError(f"{name}: {error}") from error
+        raise ProposalError(f"{name}: {with_known(error, Proposal)}") from error
     for path, problem in _problems(proposal):
         raise ProposalError(f"{name}: {problem} - at `$.{path}`")
     return _abi_of(proposal)

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from gmemcore.engine.counters import COUNTER_NAMES, Counters
-from gmemcore.errors import InvalidArgumentError
+from gmemcore.errors import InvalidArgumentError, with_known
 from gmemcore.units import format_size
 
 MAX_BYTES: Final = 1 << 20
@@ -202,7 +202,7 @@ def parse_cost(data: bytes, name: str) -> CostFile:
     try:
         cost = msgspec.toml.decode(data, type=CostFile)
     except (ValueError, RecursionError) as error:
-        raise InvalidArgumentError(f"{name}: {error}") from error
+        raise InvalidArgumentError(f"{name}: {with_known(error, CostFile)}") from error
     for path, problem in _problems(cost):
         raise InvalidArgumentError(f"{name}: {problem} - at `$.events.{path}`")
     return cost
