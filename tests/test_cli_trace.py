@@ -361,3 +361,15 @@ def test_progress_is_lines_where_there_is_no_terminal(run, monkeypatch):
 def test_progress_is_a_bar_on_a_terminal(run, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     assert run("replay", LAUNCH_LOG).status == 0
+
+
+def test_an_interrupted_replay_says_so(run, monkeypatch):
+    from gmemcore.workload import replay as replays
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    run("trace", "record", "bounce-churn", "churn", "--memory", "64m", "--limit", 40)
+    monkeypatch.setattr(replays, "replay", interrupted)
+    done = run("replay", "churn")
+    assert (done.status, done.out, done.err) == (130, "", "gmemcore replay: interrupted\n")

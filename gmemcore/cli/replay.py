@@ -107,6 +107,9 @@ def replay(
     except (ContainerError, ProposalError) as error:
         print(f"gmemcore replay: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("gmemcore replay: interrupted", file=sys.stderr)
+        return 130
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"gmemcore replay: {where}{error.strerror or error}", file=sys.stderr)
