@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import sys
 import tomllib
 from collections import Counter
 from contextlib import nullcontext, suppress
@@ -87,7 +88,7 @@ def test_the_template_is_a_spec_that_names_every_key():
         ({"seeds": [-1]}, r"-1 - at `\$\.seeds\[0\]`"),
         ({"seeds": [1 << 64]}, r"\$\.seeds"),
         ({"guests": 10_000_000, "seeds": [1, 2]}, r"20000000 guests"),
-        ({"guest__vm_types": ["SEV"]}, r"Invalid enum value 'SEV' - at `\$\.guest\.vm_types\[0\]`"),
+        ({"guest__vm_types": ["SEV"]}, r"'SEV' - at `\$\.guest\.vm_types\[0\]`; known: .*SNP, TDX"),
         ({"guest__abis": ["v5", "v99"]}, r"unknown abi 'v99'.*at `\$\.guest\.abis\[1\]`"),
         ({"guest__memory": "64 GiB"}, r"not a size.*at `\$\.guest\.memory`"),
         ({"guest__memory": "4097t"}, r"4097t - at `\$\.guest\.memory`; 4k to 1024t"),
@@ -747,6 +748,43 @@ def test_a_run_ends_with_a_table_a_digest_and_files(command, tmp_path):
     assert "4 guests were in the log" in again
     assert lines[-1]["total"]["digest"] in again
     assert command(path, "--fresh")[0] == 0
+
+
+def test_an_address_that_nobody_answers_costs_no_results(command, tmp_path):
+    pytest.importorskip("distributed")
+    path = write(tmp_path / "fleet.toml")
+    assert command(path)[0] == 0
+    before = (tmp_path / "fleet.log").read_bytes()
+    nobody = ("--scheduler", "tcp://127.0.0.1:1", "--patience", "0.2")
+    status, _, err = command(path, "--fresh", *nobody)
+    assert (status, "no scheduler answers" in err) == (2, True)
+    assert (tmp_path / "fleet.log").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("columns", "heads", "legend"),
+    [
+        (130, "guests number operations refused changed allocated RMP", "RMP, S-EPT, accepted: pages"),
+        (80, "number operations refused changed allocated RMP", "RMP, S-EPT, accepted: pages"),
+        (40, "number operations refused changed", "retries\nchanged: pages\n"),
+    ],
+)
+def test_figures_that_fit_are_shown_and_explained(command, tmp_path, monkeypatch, columns, heads, legend):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    path = write(tmp_path / "fleet.toml", guest__vm_types=["SNP", "TDX"])
+    out = re.sub(r"\x1b\[[\d;]*m", "", command(path)[1])
+    table, _, rest = out.partition("\nrefused, ")
+    table = table.partition("without room: ")[0]
+    shown = next(line.split() for line in table.splitlines() if "operations" in line)
+    assert shown[: len(heads.split())] == heads.split()
+    assert "…" not in table
+    assert max(map(len, table.splitlines()[1:])) <= columns
+    assert legend in out
+    explained = re.findall(r"[\w-]+", rest.partition("retries\n")[2].partition("checked:")[0])
+    for name in ("changed", "allocated", "RMP", "S-EPT", "accepted", "split", "merged", "faults"):
+        assert (name in explained) is (name in shown), name
+    assert ("without room: " in out) is (columns == 40)
 
 
 def test_parquet_has_a_row_a_guest(command, tmp_path):

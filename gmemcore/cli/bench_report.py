@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
+from gmemcore.cli.common import aligned_lines
 from gmemcore.cli.predictions import not_priced
 from gmemcore.uapi import PAGE_SIZE, Direction, Phase
 from gmemcore.units import format_number, format_ratio, format_size, format_time
@@ -162,21 +163,14 @@ def _print_narrow(results: "Sequence[Result]", cost: "CostFile | None") -> None:
     kept = [i for i, name in enumerate(names) if name not in hidden]
     rows = [[_figures(result, cost)[i] for i in kept] for result in results]
     heads = [names[i] for i in kept]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-
-    def line(texts: Sequence[str]) -> str:
-        padded = (
-            text.ljust(width) if _COLUMNS[head] == "left" else text.rjust(width)
-            for text, width, head in zip(texts, widths, heads, strict=True)
-        )
-        return f"  {'  '.join(padded)}".rstrip()
-
-    print(f"\n{line(heads)}\n{'─' * (sum(widths) + 2 * len(widths))}")
-    labelled = zip((_label(result.case) for result in results), rows, strict=True)
+    left = [i for i, head in enumerate(heads) if _COLUMNS[head] == "left"]
+    head, rule, *lines = aligned_lines(heads, rows, left=left, gap=2)
+    print(f"\n{head}\n{rule}")
+    labelled = zip((_label(result.case) for result in results), lines, strict=True)
     for (vm_type, phase, direction, flag, outcome), group in groupby(labelled, key=lambda pair: pair[0]):
         print(f"{vm_type}, {phase}, {direction}, {flag}: {outcome}")
-        for _, texts in group:
-            print(line(texts))
+        for _, line in group:
+            print(line)
     print()
 
 

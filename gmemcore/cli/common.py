@@ -39,3 +39,28 @@ def make_table(*names: str, right: Sequence[int] = ()) -> Table:
 def console_for_tables(width: int = 160) -> Console:
     """Return the console that tables are printed to; width: where there is no terminal to have one."""
     return Console() if sys.stdout.isatty() else Console(width=width)
+
+
+def aligned_lines(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (), gap: int = 1
+) -> list[str]:
+    """Return a head, a rule and a line a row, indented: figures below names that have no room beside them.
+
+    Parameters
+    ----------
+    heads, rows : sequence
+        Texts, a column each.
+    left : sequence of int
+        Columns of words; the others are figures.
+    gap : int
+        Blanks between columns.
+    """
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+
+    def line(texts: Sequence[str]) -> str:
+        pairs = enumerate(zip(texts, widths, strict=True))
+        padded = (text.ljust(width) if i in left else text.rjust(width) for i, (text, width) in pairs)
+        return f"  {(' ' * gap).join(padded)}".rstrip()
+
+    rule = "─" * (2 + sum(widths) + gap * (len(widths) - 1))
+    return [line(heads), rule, *map(line, rows)]

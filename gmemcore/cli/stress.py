@@ -2,13 +2,14 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
+from gmemcore.cli.common import aligned_lines, console_for_tables, make_table
 from gmemcore.cli.page_states import SnapshotOption, require_place
 from gmemcore.cli.predictions import CostOption, prediction_lines, read_cost
 from gmemcore.errors import GmemError
@@ -36,11 +37,17 @@ def stress(
         Path | None, Parameter(help="Where results are kept; SPEC with .log unless given.")
     ] = None,
     resume: Annotated[bool, Parameter(negative="", help="Go on with the log that is there.")] = False,
-    fresh: Annotated[bool, Parameter(negative="", help="Begin anew: the log that is there goes.")] = False,
+    fresh: Annotated[bool, Parameter(negative="", help="Begin anew: first results replace the log.")] = False,
     json: Annotated[Path | None, Parameter(help="Write JSON Lines here, a line a guest.")] = None,
     parquet: Annotated[Path | None, Parameter(help="Write Parquet here, a row a guest.")] = None,
     cost: CostOption = None,
-    workers: Annotated[int, Parameter(help="Processes on this machine.", group=_CLUSTER)] = 1,
+    workers: Annotated[
+        int,
+        Parameter(
+            help="Processes on this machine; more than 1 need the extra distributed, as a scheduler does.",
+            group=_CLUSTER,
+        ),
+    ] = 1,
     scheduler: Annotated[
         str | None, Parameter(help="A Dask scheduler's address, tcp:// or tls://.", group=_CLUSTER)
     ] = None,
@@ -280,10 +287,12 @@ _FIGURES = {
     "merged": "blocks_2m_merged",
     "faults": "memory_faults",
 }
-_LEGEND = """\
-operations with injected faults and retries; changed, allocated, RMP, S-EPT, accepted: pages;
-split, merged: blocks of 2 MiB; faults: MEMORY_FAULT exits"""
-_WIDE = 120  # columns that have room for all counters
+_MEANINGS = {
+    "pages": ("changed", "allocated", "RMP", "S-EPT", "accepted"),
+    "blocks of 2 MiB": ("split", "merged"),
+    "MEMORY_FAULT exits": ("faults",),
+}
+_WIDE = 120  # columns for a table that no terminal limits
 
 
 def _print_report(path: Path, run: "Run", figures: "CostFile | None") -> None:
@@ -292,8 +301,8 @@ def _print_report(path: Path, run: "Run", figures: "CostFile | None") -> None:
 
     spec, sums = run.spec, run.merger.all
     print(f"{path}: {len(run.merger.results)} of {spec.total} guests of {format_size(spec.memory)}")
-    _print_table(run.merger.by_cell(), figures)
-    print(_LEGEND)
+    shown = _print_table(run.merger.by_cell(), figures)
+    print(_legend(shown))
     print(f"checked: {', '.join(f'{sums.checks[name]} {words}' for name, words in _CHECKS.items())}")
     if faults := ", ".join(_fault_words(sums.checks)):
         print(f"injected: {faults}")
@@ -333,34 +342,68 @@ def _predicted(sums: "Totals", figures: "CostFile") -> "Prediction":
     return predict(sums.counters, figures, calls=sums.conversions)
 
 
-def _print_table(cells: "dict[str, Totals]", figures: "CostFile | None") -> None:
-    """Print a row for each kind of guest; what was refused under it, since kinds of refusals are many."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+def _legend(shown: Sequence[str]) -> str:
+    """Return what the columns that are shown count."""
+    lines = ["operations with injected faults and retries"]
+    for meaning, names in _MEANINGS.items():
+        if own := [name for name in names if name in shown]:
+            lines.append(f"{', '.join(own)}: {meaning}")
+    return "\n".join(lines)
 
+
+def _print_table(cells: "dict[str, Totals]", figures: "CostFile | None") -> list[str]:
+    """Print the figures of each kind of guest, and what was refused under it; returns the columns shown."""
+    names = _columns(cells)
+    rows = [_row(sums, names, figures) for sums in cells.values()]
     predicted = () if figures is None else ("predicted",)
-    wide = _WIDE + 11 * len(predicted)
-    console = Console() if sys.stdout.isatty() else Console(width=wide)
-    counted = [name for name, key in _FIGURES.items() if any(sums.counters[key] for sums in cells.values())]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("guests", no_wrap=True)
-    counted = counted[: None if console.width >= wide else 2]
-    for name in ("number", "operations", "refused", *predicted, *counted):
-        table.add_column(name, justify="right", no_wrap=True)
+    heads = ["number", "operations", "refused", *predicted, *names]
+    console = console_for_tables(_WIDE + 11 * len(predicted))
+    table = make_table("guests", *heads, right=range(1, len(heads) + 1))
+    for cell, row in zip(cells, rows, strict=True):
+        table.add_row(cell, *row)
+    unbounded = console.options.update(max_width=10_000)
+    if console.measure(table, options=unbounded).maximum <= console.width:
+        console.print(table)
+    else:
+        heads = _print_narrow(cells, heads, rows, console.width)
     for cell, sums in cells.items():
-        refused = sums.operations - sums.outcomes["OK"]
-        table.add_row(
-            cell,
-            *map(_big, (sums.guests, sums.operations, refused)),
-            *(() if figures is None else (format_time(_predicted(sums, figures).seconds),)),
-            *(_big(sums.counters[_FIGURES[name]]) for name in counted),
-        )
-    console.print(table)
-    for cell, sums in cells.items():
-        names = sorted(name for name in sums.outcomes if name != "OK")
-        if names:
-            print(f"refused, {cell}: {', '.join(f'{sums.outcomes[name]} {name}' for name in names)}")
+        kinds = sorted(name for name in sums.outcomes if name != "OK")
+        if kinds:
+            print(f"refused, {cell}: {', '.join(f'{sums.outcomes[name]} {name}' for name in kinds)}")
+    return heads
+
+
+def _columns(cells: "dict[str, Totals]") -> list[str]:
+    """Return the counters that counted anything."""
+    return [name for name, key in _FIGURES.items() if any(sums.counters[key] for sums in cells.values())]
+
+
+def _row(sums: "Totals", names: Sequence[str], figures: "CostFile | None") -> list[str]:
+    """Return the figures of a kind of guest, a text a column."""
+    return [
+        *map(_big, (sums.guests, sums.operations, sums.operations - sums.outcomes["OK"])),
+        *(() if figures is None else (format_time(_predicted(sums, figures).seconds),)),
+        *(_big(sums.counters[_FIGURES[name]]) for name in names),
+    ]
+
+
+def _print_narrow(
+    cells: "dict[str, Totals]", heads: list[str], rows: list[list[str]], width: int
+) -> list[str]:
+    """Print a line for what guests are and one for their figures; returns the columns that fit."""
+    fitting = len(heads)
+    while fitting > 1:
+        head, rule, *lines = aligned_lines(heads[:fitting], [row[:fitting] for row in rows])
+        if len(rule) <= width:
+            break
+        fitting -= 1
+    print(f"\n{head}\n{rule}")
+    for cell, line in zip(cells, lines, strict=True):
+        print(f"{cell}\n{line}")
+    print()
+    if fitting < len(heads):
+        print(f"without room: {', '.join(heads[fitting:])}; --json has all of them")
+    return heads[:fitting]
 
 
 def _print_violation(path: Path, spec: "Spec", found: "Violation") -> int:
