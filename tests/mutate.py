@@ -32,6 +32,7 @@ MACHINE = (
 )
 ENGINE = (
     "test_holds_mutants.py",
+    "test_steps.py",
     "test_machine.py",
     "test_conform.py",
     "test_holds_promise.py",
@@ -42,6 +43,7 @@ STORE = (
     "test_enforce.py",
     "test_holds_mutants.py",
     "test_machine.py",
+    "test_steps.py",
     "test_holds_atomic.py",
     "test_holds_memory.py",
 )
