@@ -296,3 +296,20 @@ def test_a_record_of_page_states_ends_where_numpys_do():
     big = gmemcore.create_vm("SNP", backing="none").create_guest_memfd(16 << 40)
     with pytest.raises(errors.UnsupportedOperationError, match=r"plane\(\) and packed_state\(\)"):
         big.page_states()
+
+
+@pytest.mark.parametrize("attributes", [1, 2, 8, 9])
+@pytest.mark.parametrize("abi", ["v5", "v13"])
+def test_a_vm_without_private_memory_knows_no_attribute(abi, attributes):
+    _, gmem = machine(abi, "DEFAULT", "today", False)
+    with pytest.raises(errors.InvalidArgumentError):
+        gmem.set_memory_attributes(0, P, attributes)
+
+
+@pytest.mark.parametrize(
+    ("abi", "named"), [("v5", "known here: ZERO=0x1"), ("v13", "known here: none, must be 0")]
+)
+def test_a_refusal_says_which_flags_there_are(abi, named):
+    _, gmem = machine(abi, "SNP", "today", False)
+    with pytest.raises(errors.InvalidArgumentError, match=named):
+        gmem.set_memory_attributes(0, P, 8, 1 << 20)
