@@ -38,7 +38,7 @@ class Step(IntEnum):
     UNPIN = 9
     POISON = 10
     POPULATE = 11
-    """A launch update, in place."""
+    """A launch update; in a batch, of what is in place."""
     LAUNCH_FINISH = 12
 
 
