@@ -89,7 +89,7 @@ def test_conform_of_all_vectors(run, mappable):
     record = json.loads(result.out)
     assert result.status == 0, result.out
     assert record["different"] == 0
-    assert record["run"] == record["passed"] + record["known"] > 200
+    assert record["run"] == record["passed"] + record["known"] > 100
     assert record["passed"] == sum(case["passed"] for case in record["cases"])
     assert record["skipped"] == sum(len(case["skipped"]) for case in record["cases"])
     assert record["skipped"] == sum(record["skip_reasons"].values())
@@ -112,7 +112,7 @@ def test_a_line_a_case_and_the_sum(run, mappable, vectors):
 
 @has_kvm
 def test_a_known_difference_is_told_and_is_no_failure(run, mappable, vectors):
-    path = vectors({"op": "fallocate", "mode": 3, "offset": (1 << 63) - P, "size": P})
+    path = vectors({"op": "mmap", "offset": (1 << 63) - P, "size": P})
     result = run("conform", path)
     assert result.status == 0
     assert "1 known to differ, 0 different" in result.out

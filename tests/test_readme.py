@@ -14,6 +14,7 @@ from gmemcore.cli import COMMANDS, command_line, main
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / name for name in ("README.md", "DESIGN.md", "CHANGELOG.md", "notebooks/EXAMPLES.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 
 @pytest.mark.parametrize("command", ["policy --markdown", "audit --markdown"])

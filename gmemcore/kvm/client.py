@@ -23,6 +23,7 @@ from gmemcore.errors import (
     UnknownIoctlError,
     UnsupportedOperationError,
 )
+from gmemcore.kvm.own_memory import Placement, place
 from gmemcore.kvm.structs import (
     CAPABILITIES,
     CREATE_GUEST_MEMFD_STRUCT,
@@ -35,7 +36,8 @@ from gmemcore.kvm.structs import (
     USER_MEMORY_REGION2_STRUCT,
     VM_TYPE_NUMBERS,
 )
-from gmemcore.kvm.transport import Guest, Transport
+from gmemcore.kvm.transport import Transport, Vcpu
+from gmemcore.machine.legacy import PrivateFrames
 from gmemcore.uapi import (
     KVM_SET_MEMORY_ATTRIBUTES,
     KVM_SET_MEMORY_ATTRIBUTES2,
@@ -43,9 +45,11 @@ from gmemcore.uapi import (
     MEMORY_ATTRIBUTES2_RESERVED_WORDS,
     MEMORY_ATTRIBUTES2_STRUCT,
     MEMORY_ATTRIBUTES_STRUCT,
+    PAGE_SHIFT,
     PAGE_SIZE,
     FallocateMode,
     GuestMemfdFlag,
+    MemoryAttribute,
     VmType,
 )
 
@@ -122,7 +126,9 @@ class KvmVm:
         self.two_backings = two_backings
         self.files: list[KvmFile] = []
         self.memslots: dict[int, Slot] = {}
-        self._guest: Guest | None = None
+        self._vcpu: Vcpu | None = None
+        self._own: Placement | None = None
+        self._private = PrivateFrames()
         if vm_type not in VM_TYPE_NUMBERS:
             raise InvalidArgumentError(f"KVM has no VM type {vm_type}; known: {', '.join(VM_TYPE_NUMBERS)}")
         kvm = transport.open()
@@ -152,18 +158,36 @@ class KvmVm:
         return gmem
 
     def add_memslot(
-        self, slot: int, gpa: int, size: int, gmem: "KvmFile | None", gmem_offset: int = 0
+        self,
+        slot: int,
+        gpa: int,
+        size: int,
+        gmem: "KvmFile | None",
+        gmem_offset: int = 0,
+        *,
+        userspace_address: int | None = None,
     ) -> None:
-        """KVM_SET_USER_MEMORY_REGION2 with a guest_memfd; see `gmemcore.machine.Vm.add_memslot`."""
+        """KVM_SET_USER_MEMORY_REGION2 with a guest_memfd; see `gmemcore.machine.Vm.add_memslot`.
+
+        Parameters
+        ----------
+        userspace_address : int or None
+            Where this process has the memory mapped; None: where the file is mapped, 0 if it isn't.
+        """
         fd = gmem.fd if gmem is not None and not gmem.closed else -1
-        address = 0 if gmem is None else gmem.userspace_address(gmem_offset, size)
+        if userspace_address is None:
+            userspace_address = 0 if gmem is None else gmem.userspace_address(gmem_offset, size)
+        self._make_way(gpa, size, slot)
         with _refusals():
-            self._set_region(slot, KVM_MEM_GUEST_MEMFD, gpa, size, address, gmem_offset, fd & 0xFFFFFFFF)
+            self._set_region(
+                *(slot, KVM_MEM_GUEST_MEMFD, gpa, size, userspace_address, gmem_offset, fd & 0xFFFFFFFF)
+            )
         assert gmem is not None, "the kernel took a memslot without a file"
         self.memslots[slot] = Slot(gpa, size, gmem, gmem_offset)
 
     def delete_memslot(self, slot: int) -> None:
         """KVM_SET_USER_MEMORY_REGION2 with size 0."""
+        self._make_way(0, 0, slot)
         with _refusals():
             self._set_region(slot, 0, 0, 0, 0, 0, 0)
         self.memslots.pop(slot, None)
@@ -174,41 +198,86 @@ class KvmVm:
 
     def set_memory_attributes(self, address: int, size: int, attributes: int, flags: int = 0) -> None:
         """KVM_SET_MEMORY_ATTRIBUTES on the VM fd; see `gmemcore.machine.Vm.set_memory_attributes`."""
-        argument = bytearray(MEMORY_ATTRIBUTES_STRUCT.pack(address, size, attributes, flags))
+        self._make_way(address, size)
         with _refusals():
-            self.transport.ioctl(self.fd, KVM_SET_MEMORY_ATTRIBUTES, argument)
+            self._set_attributes(address, size, attributes, flags)
+        self._note_attributes(address, size, attributes)
+
+    def _set_attributes(self, *fields: int) -> None:
+        argument = bytearray(MEMORY_ATTRIBUTES_STRUCT.pack(*fields))
+        self.transport.ioctl(self.fd, KVM_SET_MEMORY_ATTRIBUTES, argument)
+
+    def _note_attributes(self, address: int, size: int, attributes: int) -> None:
+        private = bool(attributes & MemoryAttribute.PRIVATE)
+        self._private.set(address >> PAGE_SHIFT, (address + size) >> PAGE_SHIFT, private)
 
     def ioctl(self, request: int, argument: bytearray | bytes | None) -> None:
         """An ioctl of the VM fd as it stands; None is an unreadable pointer."""
+        readable = argument is not None and len(argument) >= MEMORY_ATTRIBUTES_STRUCT.size
+        if request != KVM_SET_MEMORY_ATTRIBUTES or not readable:
+            with _refusals():
+                self.transport.raw_ioctl(self.fd, request, argument)
+            return
+        address, size, attributes, _ = MEMORY_ATTRIBUTES_STRUCT.unpack_from(argument or b"")
+        self._make_way(address, size)
         with _refusals():
             self.transport.raw_ioctl(self.fd, request, argument)
+        self._note_attributes(address, size, attributes)
+
+    # ---- the guest -----------------------------------------------------------------------------------------
 
     def guest_read(self, gpa: int, size: int, private: bool | None = None) -> bytes:
         """Read as the guest does, on a vCPU. The kind follows the attribute, and private is ignored."""
         with _refusals():
-            return self.guest.read(gpa, size, self._occupied())
+            return self._vcpu_beside(gpa, size).read(gpa, size)
 
     def guest_write(self, gpa: int, data: bytes, private: bool | None = None) -> None:
         """Write as the guest does; see `guest_read`."""
         with _refusals():
-            self.guest.write(gpa, data, self._occupied())
+            self._vcpu_beside(gpa, len(data)).write(gpa, data)
 
     @property
-    def guest(self) -> Guest:
-        """The guest, made at its first use."""
-        if self._guest is None:
+    def vcpu(self) -> Vcpu:
+        """The vCPU, created at its first use."""
+        if self._vcpu is None:
             with _refusals():
-                self._guest = self.transport.guest(self.fd)
-        return self._guest
+                self._vcpu = self.transport.vcpu(self.fd)
+        return self._vcpu
 
-    def _occupied(self) -> list[tuple[int, int]]:
-        return [(slot.gpa, slot.size) for slot in self.memslots.values()]
+    def _vcpu_beside(self, gpa: int, size: int) -> Vcpu:
+        """The vCPU, with its own memory where the access doesn't go."""
+        vcpu = self.vcpu
+        self._make_way(gpa, size)
+        if self._own is None:
+            runs = self._private.runs(0, 1 << vcpu.address_bits - PAGE_SHIFT)
+            own = place(
+                vcpu.own_size,
+                slots=self.memslots,
+                occupied=[*((slot.gpa, slot.size) for slot in self.memslots.values()), (gpa, size)],
+                private=[(start << PAGE_SHIFT, (end - start) << PAGE_SHIFT) for start, end in runs],
+                address_bits=vcpu.address_bits,
+                slot_limit=self.check_cap("NR_MEMSLOTS"),
+            )
+            for start, length in own.borrowed:
+                self._set_attributes(start, length, 0, 0)
+            self._own = own
+            vcpu.place(own.slot, own.gpa)
+        return vcpu
+
+    def _make_way(self, gpa: int, size: int, slot: int | None = None) -> None:
+        """Take the vCPU's own memory away from a range, or a slot id, that a request is about."""
+        own = self._own
+        if own is not None and (own.slot == slot or own.meets(gpa, size)):
+            self.vcpu.withdraw()
+            self._own = None
+            for start, length in own.borrowed:
+                self._set_attributes(start, length, MemoryAttribute.PRIVATE, 0)
 
     def close(self) -> None:
-        """Close guest, files and VM. Closing twice is allowed."""
-        if self._guest is not None:
-            self._guest.close()
-            self._guest = None
+        """Close vCPU, files and VM. Closing twice is allowed."""
+        if self._vcpu is not None:
+            self._vcpu.close()
+            self._vcpu = self._own = None
         for gmem in self.files:
             gmem.close()
         if self.fd >= 0:
@@ -269,14 +338,10 @@ class KvmFile:
 
         KVM itself reads and writes through this address where it has to emulate the guest's instruction.
         """
-        if not self.mappable or self.closed or offset % PAGE_SIZE or offset + size > self.size:
+        if offset % PAGE_SIZE or offset + size > self.size:
             return 0
-        if self._address is None:
-            try:
-                self._address = self._transport.map(self._host, 0, self.size)
-            except OSError:  # a file larger than an address space; the kernel takes a memslot without, too
-                return 0
-        return self._address + offset
+        whole = self._whole()
+        return 0 if whole is None else whole + offset
 
     def set_memory_attributes(
         self,
@@ -316,13 +381,39 @@ class KvmFile:
 
     def host_read(self, offset: int, size: int) -> bytes:
         """Read through a mapping; see `gmemcore.machine.GuestMemfd.host_read`."""
-        with _refusals():
-            return self._transport.read(self._host, offset, size)
+        with _refusals(), self._mapped(offset, size) as address:
+            return self._transport.load(address, size)
 
     def host_write(self, offset: int, data: bytes) -> None:
         """Write through a mapping; see `host_read`."""
-        with _refusals():
-            self._transport.write(self._host, offset, data)
+        with _refusals(), self._mapped(offset, len(data)) as address:
+            self._transport.store(address, data)
+
+    @contextmanager
+    def _mapped(self, offset: int, size: int) -> Iterator[int]:
+        """The address of a range: in the mapping that the memslots have, or in one of its own.
+
+        One mapping lives through conversions, so that a page which the kernel forgot to unmap shows.
+        """
+        if offset + size <= self.size and (whole := self._whole()) is not None:
+            yield whole + offset
+            return
+        start = offset & -PAGE_SIZE
+        length = offset + size - start
+        address = self._transport.map(self._host, start, length)
+        try:
+            yield address + offset - start
+        finally:
+            self._transport.unmap(address, length)
+
+    def _whole(self) -> int | None:
+        """The address of the mapping of the whole file, or None where it can't be mapped."""
+        if self._address is None and self.mappable and not self.closed:
+            try:
+                self._address = self._transport.map(self._host, 0, self.size)
+            except OSError:  # larger than an address space
+                return None
+        return self._address
 
     def mmap(self, offset: int, size: int, shared: bool = True) -> None:
         """Map a range of the guest_memfd, and unmap it again."""
@@ -352,7 +443,8 @@ class KvmFile:
             with _refusals():
                 for page in range(offset, offset + size, PAGE_SIZE):
                     if page not in self._pins:
-                        taken[page] = self._transport.pin(self._host, page)
+                        with self._mapped(page, PAGE_SIZE) as address:
+                            taken[page] = self._transport.pin(address)
         except GmemError:
             for reference in taken.values():
                 self._transport.close(reference)

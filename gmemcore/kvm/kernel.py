@@ -6,25 +6,19 @@ import fcntl
 import mmap
 import os
 import platform
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
-from gmemcore.errors import HostAccessError
 from gmemcore.kvm import touch
-from gmemcore.kvm.guest import KernelGuest
 from gmemcore.kvm.structs import KVM_CREATE_GUEST_MEMFD
-from gmemcore.kvm.transport import Guest, KvmUnavailableError
+from gmemcore.kvm.transport import KvmUnavailableError, Vcpu
+from gmemcore.kvm.vcpu import KernelVcpu
 from gmemcore.uapi import PAGE_SIZE
 
 DEVICE = "/dev/kvm"
 
 
 class KernelTransport:
-    """The host's kernel. A context manager; close it to end its helper process.
+    """The host's kernel. A context manager, which closes what it opened for itself.
 
     Parameters
     ----------
@@ -36,7 +30,7 @@ class KernelTransport:
         self.release = os.uname().release
         self._device = DEVICE if device is None else device
         self._libc = touch.libc()
-        self._toucher: _Toucher | None = None
+        self._touch: touch.HostTouch | None = None
 
     def __enter__(self) -> "KernelTransport":
         return self
@@ -45,10 +39,10 @@ class KernelTransport:
         self.shut_down()
 
     def shut_down(self) -> None:
-        """End the helper process. Open files stay open."""
-        if self._toucher is not None:
-            self._toucher.close()
-            self._toucher = None
+        """Close what was opened for host accesses. Files and VMs stay open."""
+        if self._touch is not None:
+            self._touch.close()
+            self._touch = None
 
     # ---- files ---------------------------------------------------------------------------------------------
 
@@ -108,46 +102,49 @@ class KernelTransport:
         """See `Transport`."""
         return touch.map_file(self._libc, fd, offset, size, shared)
 
+    def memory(self, size: int) -> int:
+        """See `Transport`."""
+        return touch.map_file(self._libc, -1, 0, size, shared=False)
+
     def unmap(self, address: int, size: int) -> None:
         """See `Transport`."""
         self._libc.munmap(address, size)
 
-    def read(self, fd: int, offset: int, size: int) -> bytes:
+    def load(self, address: int, size: int) -> bytes:
         """See `Transport`."""
-        return self._helper().touch(fd, offset, size, None)
+        return self._host.load(address, size)
 
-    def write(self, fd: int, offset: int, data: bytes) -> None:
+    def store(self, address: int, data: bytes) -> None:
         """See `Transport`."""
-        self._helper().touch(fd, offset, len(data), data)
+        self._host.store(address, data)
 
-    def pin(self, fd: int, offset: int) -> int:
-        """See `Transport`. A pipe that the page was spliced into holds the reference, as in the selftests."""
-        address = self.map(fd, offset, PAGE_SIZE)
+    def pin(self, address: int) -> int:
+        """See `Transport`. A pipe that the page is spliced into holds the reference, as in the selftests."""
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
             vector = (ctypes.c_size_t * 2)(address, PAGE_SIZE)  # struct iovec
             if self._libc.vmsplice(writer, ctypes.byref(vector), 1, 0) != PAGE_SIZE:
                 number = ctypes.get_errno()
                 os.close(reader)
-                raise OSError(number, f"vmsplice of the page at {offset:#x}: {os.strerror(number)}")
+                raise OSError(number, f"vmsplice of the page at {address:#x}: {os.strerror(number)}")
         finally:
             os.close(writer)
-            self.unmap(address, PAGE_SIZE)
         return reader
 
-    def _helper(self) -> "_Toucher":
-        if self._toucher is None:
-            self._toucher = _Toucher()
-        return self._toucher
+    @property
+    def _host(self) -> touch.HostTouch:
+        if self._touch is None:
+            self._touch = touch.HostTouch(self._libc)
+        return self._touch
 
     # ---- guests --------------------------------------------------------------------------------------------
 
-    def guest(self, vm: int) -> Guest:
+    def vcpu(self, vm: int) -> Vcpu:
         """See `Transport`."""
         machine = platform.machine()
         if machine not in ("x86_64", "AMD64"):
             raise KvmUnavailableError(f"the guest program is for x86-64, and this host is {machine}")
-        return KernelGuest(self, vm)
+        return KernelVcpu(self, vm)
 
 
 class _BoundedBytes:
@@ -173,45 +170,3 @@ class _BoundedBytes:
 
     def __exit__(self, *_: object) -> None:
         self._map.close()
-
-
-class _Toucher:
-    """The helper process of touch.py, and the talk with it."""
-
-    def __init__(self) -> None:
-        self._channel, other = socket.socketpair()
-        with other:
-            # The script runs alone (-I -S): it needs nothing of this process's packages, and starts sooner.
-            self._process = subprocess.Popen(  # noqa: S603  # this interpreter, and a file of this package
-                [sys.executable, "-I", "-S", str(Path(touch.__file__)), str(other.fileno())],
-                pass_fds=[other.fileno()],
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-
-    def touch(self, fd: int, offset: int, size: int, written: bytes | None) -> bytes:
-        """Touch a range of a file; see `Transport.read` and `Transport.write`."""
-        request = touch.REQUEST.pack(written is not None, offset, size)
-        socket.send_fds(self._channel, [request], [fd])
-        if written is not None:
-            self._channel.sendall(written)
-        kind, number = touch.REPLY.unpack(self._receive(touch.REPLY.size))
-        if kind == touch.SIGNALLED:
-            name = signal.Signals(number).name
-            if name != "SIGBUS":
-                raise RuntimeError(f"a touch of {offset:#x}+{size:#x} was ended by {name}")
-            raise HostAccessError(f"host access to {offset:#x}+{size:#x}: the kernel sent SIGBUS")
-        if kind == touch.REFUSED:
-            raise OSError(number, f"mapping {offset:#x}+{size:#x}: {os.strerror(number)}")
-        return self._receive(number)
-
-    def _receive(self, size: int) -> bytes:
-        data = touch.receive(self._channel, size)
-        if len(data) != size:
-            raise RuntimeError("the helper process that touches memory is gone")
-        return data
-
-    def close(self) -> None:
-        """Hang up, which ends the process."""
-        self._channel.close()
-        self._process.wait()

@@ -1,5 +1,6 @@
 """What this host's KVM offers: found by asking, and where numbers moved, by calling."""
 
+import errno
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from gmemcore.policy import PLATFORMS
 from gmemcore.uapi import PAGE_SIZE, ContentMode, GuestMemfdFlag, MemoryAttribute, VmType
 
 NO_FIRMWARE_LAUNCH = "its guests need a launch by the platform's firmware, which isn't done here"
+UNREACHED = "guest accesses don't reach guest_memfd: KVM emulates them, at the memslot's userspace address"
 _MODULES = Path("/sys/module")
 _PROBE_GPA = 4 << 30
 _FLAG_BITS = 64
@@ -37,7 +39,7 @@ class VmOffer:
     abi : str
         The revision that this is, by what calls answered; ``legacy`` where nothing is converted in place.
     guest : str or None
-        Why no guest can be run; None if one was, and saw its memory.
+        Why no guest can be run; None if one was run, and reached the memory of its guest_memfd.
     guest_address_bits : int
         Bits of a guest physical address; 0 without a guest.
     pins : str or None
@@ -201,35 +203,53 @@ def _probe_use(
         gmem.unpin(0, PAGE_SIZE)
         if platform.coco:
             return NO_FIRMWARE_LAUNCH, 0, pins
-        guest = _why_not(lambda: _run_guest(vm, gmem, private=platform.private_memory))
-        bits = vm.guest.address_bits if guest is None else 0
+        guest = _why_not(lambda: _run_guest(transport, vm, gmem, private=platform.private_memory))
+        bits = vm.vcpu.address_bits if guest is None else 0
     return guest, bits, pins
 
 
-def _run_guest(vm: KvmVm, gmem: KvmFile, *, private: bool) -> None:
-    """Let a guest see what the host wrote, and write what it then reads; the latter in private memory too."""
-    vm.add_memslot(1, _PROBE_GPA, PAGE_SIZE, gmem)
-    gmem.host_write(1, b"\x5a")
-    _expect(vm.guest_read(_PROBE_GPA + 1, 1), b"\x5a", "a guest reads other bytes than the host wrote")
-    vm.guest_write(_PROBE_GPA, b"\xa5")
-    _expect(gmem.host_read(0, 2), b"\xa5\x5a", "the host reads other bytes than a guest wrote")
-    if private:
-        if vm.two_backings:
-            vm.set_memory_attributes(_PROBE_GPA, PAGE_SIZE, MemoryAttribute.PRIVATE)
-        else:
-            gmem.set_memory_attributes(0, PAGE_SIZE, MemoryAttribute.PRIVATE)
-        vm.guest_write(_PROBE_GPA, b"\xc3")
-        _expect(vm.guest_read(_PROBE_GPA, 1), b"\xc3", "a guest doesn't read what it wrote privately")
+def _run_guest(transport: Transport, vm: KvmVm, gmem: KvmFile, *, private: bool) -> None:
+    """Let a guest read what the host wrote, and the host what the guest wrote; in private memory too.
+
+    The memslot's userspace address is that of other memory: a KVM that emulates the guest's instructions
+    reads and writes there, and never reaches the file. With two backings, shared memory belongs there.
+    """
+    address = transport.memory(PAGE_SIZE)
+    try:
+        vm.add_memslot(1, _PROBE_GPA, PAGE_SIZE, gmem, userspace_address=address)
+        if not vm.two_backings:
+            gmem.host_write(1, b"\x5a")
+            _expect(vm.guest_read(_PROBE_GPA + 1, 1), b"\x5a", UNREACHED)
+            vm.guest_write(_PROBE_GPA, b"\xa5")
+            _expect(gmem.host_read(0, 2), b"\xa5\x5a", UNREACHED)
+        if private:
+            if vm.two_backings:
+                vm.set_memory_attributes(_PROBE_GPA, PAGE_SIZE, MemoryAttribute.PRIVATE)
+            else:
+                gmem.set_memory_attributes(0, PAGE_SIZE, MemoryAttribute.PRIVATE)
+            vm.guest_write(_PROBE_GPA, b"\xc3")
+            _expect(vm.guest_read(_PROBE_GPA, 1), b"\xc3", "a guest doesn't read what it wrote privately")
+        _expect(transport.load(address, 2), bytes(2), UNREACHED)
+    finally:
+        transport.unmap(address, PAGE_SIZE)
+
+
+class _Unexpected(GmemError):
+    """ENODEV: a guest ran, and other bytes were found than those written."""
+
+    number = errno.ENODEV
 
 
 def _expect(found: bytes, expected: bytes, why: str) -> None:
     if found != expected:
-        raise InvalidArgumentError(f"{why}: {found.hex()} for {expected.hex()}")
+        raise _Unexpected(why)
 
 
 def _why_not(call: Callable[[], None]) -> str | None:
     try:
         call()
+    except _Unexpected as error:
+        return error.strerror
     except GmemError as error:
         return f"tried, and got {error.outcome}: {error.strerror}"
     return None

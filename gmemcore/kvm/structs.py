@@ -58,6 +58,9 @@ CPUID_ENTRY_STRUCT = struct.Struct("<7I12x")
 CPUID_ADDRESS_SIZES = 0x80000008
 """CPUID function whose low byte of eax is the number of physical address bits."""
 
+SIGNAL_MASK_STRUCT = struct.Struct("<I")
+"""``struct kvm_signal_mask`` without its set of signals: the bytes of that."""
+
 RUN_IMMEDIATE_EXIT_AT = 1
 RUN_EXIT_REASON_AT = 8
 RUN_EXIT_AT = 32
@@ -79,6 +82,7 @@ KVM_RUN = _none(0x80)
 KVM_SET_REGS = _write(0x82, REGS_STRUCT.size)
 KVM_GET_SREGS = _read(0x83, SREGS_SIZE)
 KVM_SET_SREGS = _write(0x84, SREGS_SIZE)
+KVM_SET_SIGNAL_MASK = _write(0x8B, SIGNAL_MASK_STRUCT.size)
 KVM_SET_CPUID2 = _write(0x90, CPUID_HEADER_STRUCT.size)
 KVM_CREATE_GUEST_MEMFD = _read_write(0xD4, CREATE_GUEST_MEMFD_STRUCT.size)
 

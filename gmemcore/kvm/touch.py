@@ -1,113 +1,109 @@
-"""A process that touches mapped memory for another, so that SIGBUS is an answer and no crash.
+"""Touches of mapped memory in which a page that can't be touched is an answer, not a signal.
 
-Run as a script by `gmemcore.kvm.kernel`, with nothing but the standard library: it stays small, has one
-thread and can therefore fork for every touch. The file comes with the request (SCM_RIGHTS); the forked child
-maps it, touches it and answers. If a signal ends the child, its parent answers in its place.
+A load or store instruction on such a page ends the process with SIGBUS. The kernel's own copy from or to the
+same address fails with EFAULT instead. So memory is read by writing it into a pipe, and written by reading it
+from one.
 """
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
-import resource
-import socket
-import struct
-import sys
 
-REQUEST = struct.Struct("<?QQ")
-"""Whether to write, offset, size; what is to be written follows."""
-REPLY = struct.Struct("<BQ")
-"""How it ended, and a number: bytes that follow, the signal, or the errno."""
-DONE, SIGNALLED, REFUSED = range(3)
+from gmemcore.errors import HostAccessError
 
 MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 def libc() -> ctypes.CDLL:
-    """The C library, with the calls that Python has no (or a more careful) form of."""
+    """Load the C library, with the calls that Python lacks or checks more strictly."""
     library = ctypes.CDLL(None, use_errno=True)
     library.mmap.restype = ctypes.c_void_p
     library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
     library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     library.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     library.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    for call in (library.read, library.write):
+        call.restype = ctypes.c_ssize_t
+        call.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
     return library
 
 
 def map_file(library: ctypes.CDLL, fd: int, offset: int, size: int, shared: bool) -> int:
-    """mmap(2), which lets a mapping go beyond the end of the file, where Python's refuses.
+    """mmap(2). Unlike Python's, a mapping can go beyond the end of the file. fd -1: ordinary memory.
 
     Raises
     ------
     OSError
         As the system call.
     """
-    address = library.mmap(
-        *(None, size, mmap.PROT_READ | mmap.PROT_WRITE),
-        *(mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE, fd, offset),
-    )
+    flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
+    flags |= mmap.MAP_ANONYMOUS if fd < 0 else 0
+    address = library.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, offset)
     if address == MAP_FAILED:
         number = ctypes.get_errno()
         raise OSError(number, f"mmap of {offset:#x}+{size:#x}: {os.strerror(number)}")
     return int(address)
 
 
-def receive(channel: socket.socket, size: int) -> bytes:
-    """Receive exactly size bytes, or none if the other side is gone."""
-    data = bytearray()
-    while len(data) < size:
-        part = channel.recv(min(size - len(data), 1 << 20))
-        if not part:
-            return b""
-        data += part
-    return bytes(data)
+class HostTouch:
+    """Reads and writes mapped memory through a pipe of its own.
 
+    Parameters
+    ----------
+    library : ctypes.CDLL
+        From `libc`.
+    """
 
-def touch(fd: int, offset: int, size: int, written: bytes | None) -> bytes:
-    """Read or write a byte range of a file through a mapping; a page that can't be touched is a signal."""
-    start = offset & -mmap.PAGESIZE
-    address = map_file(libc(), fd, start, offset + size - start, shared=True)
-    for page in range(address, address + (offset - start) + size, mmap.PAGESIZE):
-        ctypes.string_at(page, 1)
-    if written is None:
-        return ctypes.string_at(address + offset - start, size)
-    ctypes.memmove(address + offset - start, written, size)
-    return b""
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self._out, self._in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._room = fcntl.fcntl(self._in, fcntl.F_GETPIPE_SZ)
 
+    def close(self) -> None:
+        """Close the pipe."""
+        os.close(self._out)
+        os.close(self._in)
 
-def answer(channel: socket.socket, fd: int, offset: int, size: int, written: bytes | None) -> None:
-    """Touch, and say what came of it."""
-    try:
-        data = touch(fd, offset, size, written)
-    except OSError as error:
-        channel.sendall(REPLY.pack(REFUSED, error.errno or 0))
-    else:
-        channel.sendall(REPLY.pack(DONE, len(data)) + data)
+    def load(self, address: int, size: int) -> bytes:
+        """See `Transport.load`."""
+        self._touch_pages(address, size)
+        if size <= self._room:
+            return self._take(address, size)
+        end = address + size
+        parts = range(address, end, self._room)
+        return b"".join(self._take(at, min(self._room, end - at)) for at in parts)
 
+    def store(self, address: int, data: bytes) -> None:
+        """See `Transport.store`."""
+        self._touch_pages(address, len(data))
+        for start in range(0, len(data), self._room):
+            part = data[start : start + self._room]
+            os.write(self._in, part)
+            if self._library.read(self._out, address + start, len(part)) != len(part):
+                number = ctypes.get_errno()
+                os.read(self._out, self._room)
+                raise self._refusal(address + start, number)
 
-def serve(channel: socket.socket) -> None:
-    """Touch what the other side asks for, until it hangs up."""
-    while True:
-        head, fds, _, _ = socket.recv_fds(channel, REQUEST.size, 1)
-        if len(head) < REQUEST.size or not fds:
+    def _touch_pages(self, address: int, size: int) -> None:
+        """Touch a byte of each page, where there are several: an access that is refused moves no data."""
+        end = address + size
+        if (address ^ (end - 1)) < mmap.PAGESIZE:
             return
-        write, offset, size = REQUEST.unpack(head)
-        written = receive(channel, size) if write else None
-        child = os.fork()
-        if not child:
-            status = 1
-            try:
-                answer(channel, fds[0], offset, size, written)
-                status = 0
-            finally:
-                os._exit(status)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        os.close(fds[0])
-        if status:
-            channel.sendall(REPLY.pack(SIGNALLED, -status) if status < 0 else REPLY.pack(REFUSED, errno.EIO))
+        for page in range(address & -mmap.PAGESIZE, end, mmap.PAGESIZE):
+            self._take(max(page, address), 1)
 
+    def _take(self, address: int, size: int) -> bytes:
+        written = self._library.write(self._in, address, size)
+        if written == size:
+            return os.read(self._out, size)
+        number = ctypes.get_errno()
+        if written > 0:
+            os.read(self._out, written)
+        raise self._refusal(address, errno.EFAULT if written > 0 else number)
 
-if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with socket.socket(fileno=int(sys.argv[1])) as other:
-        serve(other)
+    def _refusal(self, address: int, number: int) -> OSError:
+        if number == errno.EFAULT:
+            return HostAccessError(f"host access to address {address:#x}: the page can't be touched (SIGBUS)")
+        return OSError(number, f"copy at address {address:#x}: {os.strerror(number)}")

@@ -1,12 +1,11 @@
-"""What the client needs of a kernel. `KernelTransport` is the real one; a test's may be the model.
+"""What the client needs from a kernel. `KernelTransport` is the real one; a test can put the model there.
 
-Everything is done to integers that stand for open files, as file descriptors do. Refusals are ``OSError``
-with the kernel's errno; a host touch that would be a signal is `HostAccessError`, and a guest access that
-can't go on the `GuestExit` that ``KVM_RUN`` reports.
+Open files are integers, as file descriptors are, and so are addresses of mapped memory. A refusal is an
+``OSError`` with the kernel's errno; a host access that would be a signal is a `HostAccessError`, and a guest
+access that can't go on is the `GuestExit` that ``KVM_RUN`` reports.
 """
 
 import errno
-from collections.abc import Sequence
 from typing import Protocol
 
 from gmemcore.errors import GmemError
@@ -18,27 +17,35 @@ class KvmUnavailableError(GmemError):
     number = errno.ENODEV
 
 
-class Guest(Protocol):
-    """A vCPU that reads and writes guest memory, with memory of its own beside the memslots."""
+class Vcpu(Protocol):
+    """A vCPU that reads and writes guest memory. It needs memory of its own in the guest to run at all."""
 
     address_bits: int
     """Bits of a guest physical address."""
+    own_size: int
+    """Bytes of its own memory."""
 
-    def read(self, gpa: int, size: int, occupied: Sequence[tuple[int, int]]) -> bytes:
-        """Read as the guest; occupied are the (gpa, size) of all memslots."""
+    def place(self, slot: int, gpa: int) -> None:
+        """Bind its own memory as a memslot."""
 
-    def write(self, gpa: int, data: bytes, occupied: Sequence[tuple[int, int]]) -> None:
-        """Write as the guest."""
+    def withdraw(self) -> None:
+        """Delete that memslot."""
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """Read as the guest; its own memory must be placed, and not where this access goes."""
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """Write as the guest; see `read`."""
 
     def close(self) -> None:
         """Give the vCPU back."""
 
 
 class Transport(Protocol):
-    """The system calls, and what only a process can do: touch mapped memory and run a guest."""
+    """The system calls, and what takes a process to do: touch mapped memory and run a guest."""
 
     release: str
-    """Release of the kernel, as ``uname -r`` says it."""
+    """Release of the kernel, as ``uname -r`` prints it."""
 
     def open(self) -> int:
         """Open /dev/kvm.
@@ -58,26 +65,35 @@ class Transport(Protocol):
     def raw_ioctl(self, fd: int, request: int, argument: bytearray | bytes | None) -> None:
         """ioctl(2) with a pointer to exactly these bytes: reading or writing beyond them is EFAULT."""
 
-    def read(self, fd: int, offset: int, size: int) -> bytes:
-        """Read through a shared mapping."""
-
-    def write(self, fd: int, offset: int, data: bytes) -> None:
-        """Write through a shared mapping; every page is touched before a byte moves."""
-
     def map(self, fd: int, offset: int, size: int, shared: bool = True) -> int:
-        """mmap(2) for reading and writing; returns the address, and touches nothing."""
+        """mmap(2) for reading and writing; return the address. Nothing is touched."""
+
+    def memory(self, size: int) -> int:
+        """Map ordinary memory of this process alone, all zeros; return the address."""
 
     def unmap(self, address: int, size: int) -> None:
         """munmap(2)."""
 
+    def load(self, address: int, size: int) -> bytes:
+        """Read mapped memory: every page is touched before a byte moves.
+
+        Raises
+        ------
+        HostAccessError
+            SIGBUS: a page can't be touched.
+        """
+
+    def store(self, address: int, data: bytes) -> None:
+        """Write mapped memory; see `load`."""
+
+    def pin(self, address: int) -> int:
+        """Take a reference on the mapped page that lasts until the returned file is closed."""
+
     def fallocate(self, fd: int, mode: int, offset: int, size: int) -> None:
         """fallocate(2)."""
 
-    def pin(self, fd: int, offset: int) -> int:
-        """Take a reference on the page there that lasts until the returned file is closed."""
-
     def shared_memory(self, size: int) -> int:
-        """Ordinary memory of the host, as a file."""
+        """Return ordinary memory of the host, as a file."""
 
-    def guest(self, vm: int) -> Guest:
-        """Make the guest of a VM; one a VM."""
+    def vcpu(self, vm: int) -> Vcpu:
+        """Create the vCPU of a VM; one per VM."""

@@ -1,9 +1,9 @@
 """The smallest guest: one vCPU in 64-bit mode that copies a few bytes and halts.
 
 Real mode would not reach the addresses of the vectors (4 GiB and above), so KVM is handed a vCPU that is
-already in 64-bit mode, with page tables that map two things: the guest's own memory at virtual address 0, and
-a window of a few pages onto the physical range of the access. The own memory is a memslot that is there only
-while the vCPU runs; deleting it makes KVM forget everything that it cached of the page tables.
+already in 64-bit mode, with page tables that map two things: the vCPU's own memory at virtual address 0, and
+a window of a few pages onto the physical range of the access. The own memory is a memslot that stays where it
+is from one access to the next.
 
 References
 ----------
@@ -14,18 +14,18 @@ Manual, volume 2, 5.3 (long-mode page translation) and 14 (processor initializat
 import ctypes
 import errno
 import mmap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable
+from typing import Final
 
 from gmemcore.errors import GuestExit, HwPoisonExit, MemoryFaultExit, MmioExit
+from gmemcore.kvm.alarm import Alarm
 from gmemcore.kvm.structs import (
-    CAPABILITIES,
     CONTROL_AT,
     CONTROL_STRUCT,
     CPUID_ADDRESS_SIZES,
     CPUID_ENTRY_STRUCT,
     CPUID_HEADER_STRUCT,
-    KVM_CHECK_EXTENSION,
     KVM_CREATE_VCPU,
     KVM_EXIT_HLT,
     KVM_EXIT_MEMORY_FAULT,
@@ -36,6 +36,7 @@ from gmemcore.kvm.structs import (
     KVM_RUN,
     KVM_SET_CPUID2,
     KVM_SET_REGS,
+    KVM_SET_SIGNAL_MASK,
     KVM_SET_SREGS,
     KVM_SET_USER_MEMORY_REGION2,
     MEMORY_FAULT_EXIT_STRUCT,
@@ -45,31 +46,40 @@ from gmemcore.kvm.structs import (
     RUN_EXIT_REASON_AT,
     RUN_IMMEDIATE_EXIT_AT,
     SEGMENT_STRUCT,
+    SIGNAL_MASK_STRUCT,
     SREGS_SIZE,
     SREGS_TR,
     USER_MEMORY_REGION2_STRUCT,
 )
+from gmemcore.kvm.touch import libc
+from gmemcore.kvm.transport import Transport
 from gmemcore.uapi import PAGE_SIZE
-
-if TYPE_CHECKING:
-    from gmemcore.kvm.kernel import KernelTransport
 
 EHWPOISON = HwPoisonExit.number
 
 PROGRAM = (
     b"\x0f\x20\xd8"  # mov rax, cr3
     b"\x0f\x22\xd8"  # mov cr3, rax: forget translations of an earlier window
+    b"\x4d\x85\xc9"  # test r9, r9: pages left to touch
+    b"\x74\x0f"  # jz to the copy
+    b"\x41\x8a\x00"  # mov al, [r8]
+    b"\x49\x81\xc0\x00\x10\x00\x00"  # add r8, 4096
+    b"\x49\xff\xc9"  # dec r9
+    b"\xeb\xec"  # jmp to the test
     b"\xf3\xa4"  # rep movsb: rcx bytes from [rsi] to [rdi]
     b"\xf4"  # hlt
 )
+"""Touch every page of the range first: an access that is refused moves no data."""
 
-# Pages of the guest's own memory.
+# Pages of the own memory.
 CODE, ROOT, DIRECTORY_POINTERS, DIRECTORY, OWN_TABLE, WINDOW_TABLE, BUFFER = range(7)
 BUFFER_PAGES = 16
 OWN_PAGES = BUFFER + BUFFER_PAGES
 OWN_SIZE = OWN_PAGES * PAGE_SIZE
 WINDOW = 1 << 21
 """Virtual address of the window: the second entry of the page directory."""
+RUN_SECONDS: Final = 10.0
+"""KVM_RUN ends after this long, whatever the guest does. An access takes microseconds."""
 
 _PRESENT_WRITABLE = 3
 _CR0 = 0x80050033  # paging, protection, write protection, and what every processor wants set
@@ -90,112 +100,116 @@ class GuestStoppedExit(GuestExit):
         super().__init__(message, gpa, size)
 
 
-class KernelGuest:
-    """A vCPU of a VM; see `Guest`.
+class KernelVcpu:
+    """A vCPU of a VM; see `Vcpu`.
 
     Parameters
     ----------
-    transport : KernelTransport
+    transport : Transport
         Of the VM's kernel.
     vm : int
         File descriptor of the VM.
     """
 
-    def __init__(self, transport: "KernelTransport", vm: int) -> None:
+    def __init__(self, transport: Transport, vm: int) -> None:
+        self.own_size = OWN_SIZE
         self._transport = transport
+        self._ioctl = transport.ioctl
         self._vm = vm
         kvm = transport.open()
         try:
-            self._cpuid, self.address_bits = _supported_cpuid(transport, kvm)
+            self._cpuid, self.address_bits = _supported_cpuid(transport.ioctl, kvm)
             run_size = transport.ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE)
-            self._slot = transport.ioctl(kvm, KVM_CHECK_EXTENSION, CAPABILITIES["NR_MEMSLOTS"]) - 1
         finally:
             transport.close(kvm)
+        self._slot: int | None = None
         self._vcpu = transport.ioctl(vm, KVM_CREATE_VCPU, 0)
         self._run = mmap.mmap(self._vcpu, run_size)
         self._own = mmap.mmap(-1, OWN_SIZE, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
-        transport.ioctl(self._vcpu, KVM_SET_CPUID2, self._cpuid)
+        self._ioctl(self._vcpu, KVM_SET_CPUID2, self._cpuid)
+        self._alarm = Alarm(libc())
+        mask = self._alarm.mask
+        self._ioctl(self._vcpu, KVM_SET_SIGNAL_MASK, bytearray(SIGNAL_MASK_STRUCT.pack(len(mask)) + mask))
 
     def close(self) -> None:
-        """See `Guest`."""
+        """See `Vcpu`."""
+        self._alarm.close()
         self._run.close()
         self._own.close()
         self._transport.close(self._vcpu)
 
+    # ---- own memory ----------------------------------------------------------------------------------------
+
+    def place(self, slot: int, gpa: int) -> None:
+        """See `Vcpu`."""
+        self.withdraw()
+        view = ctypes.c_char.from_buffer(self._own)
+        self._set_region(slot, gpa, OWN_SIZE, ctypes.addressof(view))
+        del view
+        self._slot = slot
+        self._own[: len(PROGRAM)] = PROGRAM
+        for table, entries in (
+            (ROOT, [gpa + DIRECTORY_POINTERS * PAGE_SIZE]),
+            (DIRECTORY_POINTERS, [gpa + DIRECTORY * PAGE_SIZE]),
+            (DIRECTORY, [gpa + OWN_TABLE * PAGE_SIZE, gpa + WINDOW_TABLE * PAGE_SIZE]),
+            (OWN_TABLE, [gpa + page * PAGE_SIZE for page in range(OWN_PAGES)]),
+        ):
+            self._write_table(table, entries)
+        self._set_special_registers(gpa + ROOT * PAGE_SIZE)
+
+    def withdraw(self) -> None:
+        """See `Vcpu`."""
+        if self._slot is not None:
+            self._set_region(self._slot, 0, 0, 0)
+            self._slot = None
+
+    def _set_region(self, slot: int, gpa: int, size: int, address: int) -> None:
+        region = USER_MEMORY_REGION2_STRUCT.pack(slot, 0, gpa, size, address, *[0] * (2 + 1 + 14))
+        self._ioctl(self._vm, KVM_SET_USER_MEMORY_REGION2, bytearray(region))
+
+    def _write_table(self, table: int, addresses: list[int]) -> None:
+        packed = b"".join((address | _PRESENT_WRITABLE).to_bytes(8, "little") for address in addresses)
+        self._own[table * PAGE_SIZE : (table + 1) * PAGE_SIZE] = packed.ljust(PAGE_SIZE, b"\0")
+
+    def _set_special_registers(self, root: int) -> None:
+        sregs = bytearray(SREGS_SIZE)
+        self._ioctl(self._vcpu, KVM_GET_SREGS, sregs)
+        for i, segment in enumerate([_CODE_SEGMENT, *[_DATA_SEGMENT] * (SREGS_TR - 1), _TASK_SEGMENT]):
+            SEGMENT_STRUCT.pack_into(sregs, i * SEGMENT_STRUCT.size, *segment)
+        CONTROL_STRUCT.pack_into(sregs, CONTROL_AT, _CR0, 0, root, _CR4_PAE, 0, _EFER_LONG_MODE)
+        self._ioctl(self._vcpu, KVM_SET_SREGS, sregs)
+
     # ---- accesses ------------------------------------------------------------------------------------------
 
-    def read(self, gpa: int, size: int, occupied: Sequence[tuple[int, int]]) -> bytes:
-        """See `Guest`."""
-        self._touch_pages(gpa, size, occupied)
+    def read(self, gpa: int, size: int) -> bytes:
+        """See `Vcpu`."""
         parts = []
         for start, length in _chunks(gpa, size):
-            self._copy(start, length, occupied, write=False)
+            self._copy(start, length, write=False)
             parts.append(self._own[BUFFER * PAGE_SIZE :][:length])
         return b"".join(parts)
 
-    def write(self, gpa: int, data: bytes, occupied: Sequence[tuple[int, int]]) -> None:
-        """See `Guest`."""
-        self._touch_pages(gpa, len(data), occupied)
-        for start, length in _chunks(gpa, len(data)):
+    def write(self, gpa: int, data: bytes) -> None:
+        """See `Vcpu`."""
+        chunks = _chunks(gpa, len(data))
+        if len(chunks) > 1:  # what one page refuses shall move no data, beyond the window too
+            for start, length in chunks:
+                self._copy(start, length, write=False)
+        for start, length in chunks:
             at = BUFFER * PAGE_SIZE
             self._own[at : at + length] = data[start - gpa :][:length]
-            self._copy(start, length, occupied, write=True)
+            self._copy(start, length, write=True)
 
-    def _touch_pages(self, gpa: int, size: int, occupied: Sequence[tuple[int, int]]) -> None:
-        """Read a byte of each page first, where there are several: what one refuses shall move no data."""
-        end = gpa + size
-        if gpa // PAGE_SIZE == (end - 1) // PAGE_SIZE:
-            return
-        for page in range(gpa & -PAGE_SIZE, end, PAGE_SIZE):
-            self._copy(max(page, gpa), 1, occupied, write=False)
-
-    def _copy(self, gpa: int, size: int, occupied: Sequence[tuple[int, int]], *, write: bool) -> None:
+    def _copy(self, gpa: int, size: int, *, write: bool) -> None:
         """Let the guest copy between its buffer and the range; the whole range lies in one window."""
-        base = _free_range([*occupied, (gpa, size)])
-        self._place(base, gpa, size)
+        pages = range(gpa & -PAGE_SIZE, gpa + size, PAGE_SIZE)
+        self._write_table(WINDOW_TABLE, list(pages))
         window, buffer = WINDOW + gpa % PAGE_SIZE, BUFFER * PAGE_SIZE
         source, target = (buffer, window) if write else (window, buffer)
-        self._bind(base, OWN_SIZE)
-        try:
-            self._set_registers(base, source, target, size)
-            self._enter(gpa, size)
-        finally:
-            self._bind(0, 0)
-
-    def _place(self, base: int, gpa: int, size: int) -> None:
-        """Write program and page tables for own memory at base, and a window onto the range."""
-        own = self._own
-        own[: len(PROGRAM)] = PROGRAM
-        for table, entries in (
-            (ROOT, [base + DIRECTORY_POINTERS * PAGE_SIZE]),
-            (DIRECTORY_POINTERS, [base + DIRECTORY * PAGE_SIZE]),
-            (DIRECTORY, [base + OWN_TABLE * PAGE_SIZE, base + WINDOW_TABLE * PAGE_SIZE]),
-            (OWN_TABLE, [base + page * PAGE_SIZE for page in range(OWN_PAGES)]),
-            (WINDOW_TABLE, list(range(gpa & -PAGE_SIZE, gpa + size, PAGE_SIZE))),
-        ):
-            packed = b"".join((entry | _PRESENT_WRITABLE).to_bytes(8, "little") for entry in entries)
-            own[table * PAGE_SIZE : (table + 1) * PAGE_SIZE] = packed.ljust(PAGE_SIZE, b"\0")
-
-    def _bind(self, base: int, size: int) -> None:
-        """Make own memory a memslot; size 0 deletes it."""
-        view = ctypes.c_char.from_buffer(self._own)
-        region = USER_MEMORY_REGION2_STRUCT.pack(
-            *(self._slot, 0, base, size, ctypes.addressof(view)), *[0] * (2 + 1 + 14)
-        )
-        del view
-        self._transport.ioctl(self._vm, KVM_SET_USER_MEMORY_REGION2, bytearray(region))
-
-    def _set_registers(self, base: int, source: int, target: int, count: int) -> None:
-        sregs = bytearray(SREGS_SIZE)
-        self._transport.ioctl(self._vcpu, KVM_GET_SREGS, sregs)
-        for i, segment in enumerate([_CODE_SEGMENT, *[_DATA_SEGMENT] * (SREGS_TR - 1), _TASK_SEGMENT]):
-            SEGMENT_STRUCT.pack_into(sregs, i * SEGMENT_STRUCT.size, *segment)
-        control = (_CR0, 0, base + ROOT * PAGE_SIZE, _CR4_PAE, 0, _EFER_LONG_MODE)
-        CONTROL_STRUCT.pack_into(sregs, CONTROL_AT, *control)
-        self._transport.ioctl(self._vcpu, KVM_SET_SREGS, sregs)
-        rcx, rsi, rdi = count, source, target
-        regs = REGS_STRUCT.pack(0, 0, rcx, 0, rsi, rdi, *[0] * 10, CODE * PAGE_SIZE, _RFLAGS)
-        self._transport.ioctl(self._vcpu, KVM_SET_REGS, bytearray(regs))
+        rcx, rsi, rdi, r8, r9 = size, source, target, window, len(pages)
+        regs = REGS_STRUCT.pack(0, 0, rcx, 0, rsi, rdi, 0, 0, r8, r9, *[0] * 6, CODE * PAGE_SIZE, _RFLAGS)
+        self._ioctl(self._vcpu, KVM_SET_REGS, bytearray(regs))
+        self._enter(gpa, size)
 
     # ---- KVM_RUN -------------------------------------------------------------------------------------------
 
@@ -207,14 +221,17 @@ class KernelGuest:
         GuestExit
             It couldn't go on.
         """
+        deadline = time.monotonic() + RUN_SECONDS
         while True:
             try:
-                self._transport.ioctl(self._vcpu, KVM_RUN)
+                self._ioctl(self._vcpu, KVM_RUN)
                 break
             except OSError as error:
-                if error.errno in (errno.EINTR, errno.EAGAIN):
-                    continue
-                self._raise_failed_run(error, gpa, size)
+                if error.errno not in (errno.EINTR, errno.EAGAIN):
+                    self._raise_failed_run(error, gpa, size)
+            self._alarm.take()
+            if time.monotonic() > deadline:
+                raise GuestStoppedExit(f"KVM_RUN didn't end in {RUN_SECONDS:g} s", gpa, size, "TIMEOUT")
         reason = self._exit_reason()
         if reason == KVM_EXIT_HLT:
             return
@@ -237,11 +254,11 @@ class KernelGuest:
         return int.from_bytes(self._run[RUN_EXIT_REASON_AT : RUN_EXIT_REASON_AT + 4], "little")
 
     def _finish_instruction(self) -> None:
-        """Let KVM complete what waits for an answer to MMIO, without running on."""
+        """Let KVM complete the instruction that waits for an answer to MMIO, and run no further."""
         self._run[RUN_IMMEDIATE_EXIT_AT] = 1
         try:
-            while True:
-                self._transport.ioctl(self._vcpu, KVM_RUN)
+            for _ in range(PAGE_SIZE):  # an instruction needs a handful of answers at most
+                self._ioctl(self._vcpu, KVM_RUN)
         except OSError as error:
             if error.errno != errno.EINTR:
                 raise
@@ -250,25 +267,16 @@ class KernelGuest:
 
 
 def _chunks(gpa: int, size: int) -> list[tuple[int, int]]:
-    """Cut a range into pieces of the buffer's size."""
+    """Cut a range into pieces that fit the buffer, and the window wherever they begin."""
     step = BUFFER_PAGES * PAGE_SIZE
     return [(start, min(step, gpa + size - start)) for start in range(gpa, gpa + size, step)]
 
 
-def _free_range(occupied: Sequence[tuple[int, int]]) -> int:
-    """A base for own memory that overlaps nothing: low, or where one of the ranges ends."""
-    ends = sorted(-(-(start + size) // PAGE_SIZE) * PAGE_SIZE for start, size in occupied)
-    for base in (OWN_SIZE, *ends):
-        if all(base + OWN_SIZE <= start or start + size <= base for start, size in occupied):
-            return base
-    raise AssertionError("nothing lies beyond the last end")
-
-
-def _supported_cpuid(transport: "KernelTransport", kvm: int) -> tuple[bytearray, int]:
+def _supported_cpuid(ioctl: Callable[[int, int, bytearray], int], kvm: int) -> tuple[bytearray, int]:
     """What KVM can show a guest of the processor, and its number of physical address bits."""
     cpuid = bytearray(CPUID_HEADER_STRUCT.size + _CPUID_ENTRIES * CPUID_ENTRY_STRUCT.size)
     CPUID_HEADER_STRUCT.pack_into(cpuid, 0, _CPUID_ENTRIES, 0)
-    transport.ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid)
+    ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid)
     count, _ = CPUID_HEADER_STRUCT.unpack_from(cpuid)
     end = CPUID_HEADER_STRUCT.size + count * CPUID_ENTRY_STRUCT.size
     entries = CPUID_ENTRY_STRUCT.iter_unpack(cpuid[CPUID_HEADER_STRUCT.size : end])

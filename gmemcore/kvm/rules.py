@@ -1,0 +1,203 @@
+"""Which steps of a case a kernel isn't asked to do, and why: the table ``RULES``."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gmemcore.conformance import OPERATIONS
+from gmemcore.kvm.client import KvmFile
+from gmemcore.kvm.missed import Step, size_of
+from gmemcore.kvm.probe import VmOffer
+from gmemcore.kvm.structs import CAPABILITIES
+from gmemcore.uapi import (
+    KVM_SET_MEMORY_ATTRIBUTES,
+    KVM_SET_MEMORY_ATTRIBUTES2,
+    PAGE_SIZE,
+    GuestMemfdFlag,
+)
+
+if TYPE_CHECKING:
+    from gmemcore.kvm.machine import KvmMachine
+
+MOST_PINS = 256
+"""Pages of a pin step; each costs a file descriptor."""
+GUEST_OPS = frozenset({"guest_read", "guest_write"})
+_IN_PLACE_FLAGS = GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the rules look at."""
+
+    machine: "KvmMachine"
+    offer: VmOffer
+    step: Step
+
+    @property
+    def same_abi(self) -> bool:
+        """Whether the vectors are about the revision that this kernel has."""
+        return self.machine.abi.name == self.offer.abi
+
+    @property
+    def expected(self) -> str:
+        """The outcome in the vectors."""
+        return str(self.step.get("expect", "OK"))
+
+    @property
+    def file(self) -> KvmFile | None:
+        """The file that the step names, if it exists."""
+        return self.machine.files.get(self.step.get("gmem", "g"))
+
+    @property
+    def files_behind(self) -> list[KvmFile]:
+        """The files behind the step's guest memory."""
+        names = {each.name for each in self.machine.ranges(self.step)}
+        return [gmem for name, gmem in self.machine.files.items() if name in names]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Steps that aren't done, and why."""
+
+    ops: frozenset[str]
+    applies: Callable[[Context], bool]
+    why: str | Callable[[Context], str]
+
+
+def _rule(ops: str, applies: Callable[[Context], bool], why: str | Callable[[Context], str]) -> Rule:
+    return Rule(frozenset(ops.split()), applies, why)
+
+
+def _always(_: Context) -> bool:
+    return True
+
+
+def _private_memory(context: Context) -> bool:
+    return context.machine.platform.private_memory
+
+
+def _asks_of_other_revision(context: Context) -> bool:
+    """A conversion, by either form: its answer differs between revisions."""
+    step = context.step
+    asks = step["op"] == "set" or (step["fd"] != "vm" and step["request"] == KVM_SET_MEMORY_ATTRIBUTES2)
+    return asks and not context.same_abi
+
+
+def _refused(context: Context) -> bool:
+    return context.expected != "OK"
+
+
+def _other_revision(context: Context) -> str:
+    if not context.offer.in_place:
+        return "this kernel has no KVM_SET_MEMORY_ATTRIBUTES2 (called: ENOTTY)"
+    return f"the vectors are about {context.machine.abi.name}, this kernel's interface is {context.offer.abi}"
+
+
+def _needs_vm_attributes(context: Context) -> bool:
+    """An attribute request to the VM fd, where it has none."""
+    step = context.step
+    asks = step["op"] == "vm_set" or (step["fd"] == "vm" and step["request"] == KVM_SET_MEMORY_ATTRIBUTES)
+    return bool(asks) and not context.offer.vm_attributes
+
+
+def _other_vm_request(context: Context) -> bool:
+    known = (KVM_SET_MEMORY_ATTRIBUTES, KVM_SET_MEMORY_ATTRIBUTES2)
+    return context.step["fd"] == "vm" and context.step["request"] not in known
+
+
+def _unoffered_flags(context: Context) -> bool:
+    flags = context.step["flags"] & ~(context.offer.creation_flags or 0)
+    return not context.same_abi and bool(flags & _IN_PLACE_FLAGS)
+
+
+def _legacy_elsewhere(context: Context) -> bool:
+    return context.machine.abi.legacy and context.offer.in_place
+
+
+def _legacy_with_mmap(context: Context) -> bool:
+    files = context.files_behind if context.step["op"] in GUEST_OPS else [context.file]
+    mapped = any(gmem is not None and gmem.flags & GuestMemfdFlag.MMAP for gmem in files)
+    return context.machine.abi.legacy and mapped
+
+
+def _attributes_elsewhere(context: Context) -> bool:
+    return not context.machine.abi.legacy and not context.offer.in_place and _private_memory(context)
+
+
+def _other_memory_behind(context: Context) -> bool:
+    in_place = context.machine.abi.legacy or context.offer.in_place
+    return not in_place and not all(gmem.mappable for gmem in context.files_behind)
+
+
+def _unmappable(context: Context) -> bool:
+    return context.file is not None and not context.file.mappable
+
+
+def _deletes(context: Context) -> bool:
+    return context.step["size"] == 0 and context.step["slot"] in context.machine.vm.memslots
+
+
+def _beyond_guest(context: Context) -> bool:
+    return bool(context.step["gpa"] + size_of(context.step) > 1 << context.offer.guest_address_bits)
+
+
+def _unsent(context: Context) -> str | None:
+    """The field of a step that the system call has no room for."""
+    for field, (low, high) in FIELDS.items():
+        value, signed = context.step.get(field), SIGNED.get(context.step["op"], ())
+        if isinstance(value, int) and field not in signed and not low <= value < high:
+            return f"{field} {value:#x} doesn't fit into the field of the system call"
+    return None
+
+
+def _pin_refused_by_us(context: Context) -> bool:
+    refusals = ("OK", "EFAULT") if context.step["op"] == "pin" else ("OK",)
+    return context.expected not in refusals
+
+
+_U64 = (0, 1 << 64)
+FIELDS = {
+    **dict.fromkeys(("offset", "size", "attributes", "flags", "address", "gpa", "gmem_offset"), _U64),
+    "error_offset_in": _U64,
+    "slot": (0, 1 << 32),
+    "request": (0, 1 << 32),
+    "mode": (-(1 << 31), 1 << 31),
+}
+"""Bounds of the numbers that a system call takes."""
+SIGNED = {"create": ("size",), "fallocate": ("offset", "size")}
+"""Fields that are signed 64-bit numbers, which the vectors may write either way."""
+
+_TOUCHES = "host_read host_write guest_read guest_write"
+_GUEST = "guest_read guest_write"
+_ONE_BACKING = "this kernel has one backing where the vectors are about two"
+
+RULES = (
+    Rule(frozenset(OPERATIONS), lambda c: _unsent(c) is not None, lambda c: str(_unsent(c))),
+    _rule("runs", _always, "no ioctl reads attributes back"),
+    _rule("counters", _always, "a kernel doesn't count these events"),
+    _rule("poison", _always, "it would take memory of this host out of use"),
+    _rule("accept launch_update launch_finish", _always, "it is the platform's, and no call of guest_memfd"),
+    _rule("set ioctl", _asks_of_other_revision, _other_revision),
+    _rule(
+        "vm_set ioctl", _needs_vm_attributes, "this kernel has no KVM_SET_MEMORY_ATTRIBUTES (called: ENOTTY)"
+    ),
+    _rule("ioctl", _other_vm_request, "a VM fd is sent none but the requests of the format"),
+    _rule("check_cap", lambda c: c.step["cap"] not in CAPABILITIES, "the capability's number isn't settled"),
+    _rule("check_cap", lambda c: not c.same_abi, _other_revision),
+    _rule("create", lambda c: c.expected == "ENOMEM", "how much is too much is the model's own limit"),
+    _rule("create", _unoffered_flags, "a creation flag isn't offered for this VM type"),
+    _rule("discard_shared", _refused, "it is no system call, and its refusals are the model's"),
+    _rule(f"discard_shared slot_add {_TOUCHES}", _legacy_elsewhere, _ONE_BACKING),
+    _rule(f"discard_shared {_TOUCHES}", _legacy_with_mmap, _ONE_BACKING),
+    _rule(_TOUCHES, lambda c: size_of(c.step) == 0, "it touches nothing"),
+    _rule("host_read host_write pin", _unmappable, "the file was created without MMAP"),
+    _rule("slot_add", _deletes, "size 0 deletes the memslot"),
+    _rule(_GUEST, lambda c: c.offer.guest is not None, lambda c: f"no guest: {c.offer.guest}"),
+    _rule(_GUEST, _attributes_elsewhere, "this kernel keeps attributes in the VM, not in the file"),
+    _rule(_GUEST, _other_memory_behind, "without MMAP this kernel's guest sees other memory than the file"),
+    _rule(_GUEST, _beyond_guest, "it is beyond the physical addresses of a guest here"),
+    _rule("pin unpin", lambda c: c.offer.pins is not None, lambda c: f"no pins: {c.offer.pins}"),
+    _rule("pin unpin", _pin_refused_by_us, "it is no system call, and its argument checks are the model's"),
+    _rule("pin", lambda c: c.step["size"] > MOST_PINS * PAGE_SIZE, f"it pins more than {MOST_PINS} pages"),
+)
+"""Steps that a kernel isn't asked to do. The first match counts."""
