@@ -1,11 +1,11 @@
 """gmemcore: in-place conversion of guest_memfd memory, as a fast model on NumPy and Numba.
 
-Names are loaded when they are first used, so that ``import gmemcore`` costs no more than it must::
+Names and submodules are loaded when they are first used, so ``import gmemcore`` costs no more than it must::
 
-    >>> import gmemcore
-    >>> vm = gmemcore.create_vm("SNP", abi="v5")
-    >>> gmem = vm.create_guest_memfd(2 << 20, flags=3)
-    >>> gmem.set_memory_attributes(0, 4096, attributes=8, flags=2).counters.pages_changed
+    >>> import gmemcore as gm
+    >>> vm = gm.create_vm("snp", abi="v5")
+    >>> gmem = vm.create_guest_memfd("2m", "mmap|init_shared")
+    >>> gmem.convert(0, 4096, to="private", content="preserve").counters.pages_changed
     1
 """
 
@@ -25,28 +25,37 @@ _HOMES = {
     ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_SUBMODULES = (
+    *("analysis", "benchmark", "conformance", "engine", "errors", "kvm", "machine", "policy"),
+    *("stress", "uapi", "units", "vmm", "workload"),
+)
 
 __all__ = sorted([*_HOME_OF, "check_cap"])
 
 if TYPE_CHECKING:
-    from gmemcore.engine import BatchResult, ConversionResult, Counters, warmup
-    from gmemcore.errors import GmemError
-    from gmemcore.machine import GuestMemfd, LegacyVm, Vm, create_vm
-    from gmemcore.policy import ABIS, Abi
-    from gmemcore.uapi import (
-        PAGE_SHIFT,
-        PAGE_SIZE,
-        Capability,
-        ContentMode,
-        Direction,
-        FallocateMode,
-        Firmware,
-        GuestMemfdFlag,
-        MemoryAttribute,
-        PageType,
-        Phase,
-        VmType,
-    )
+    from gmemcore.engine import BatchResult as BatchResult
+    from gmemcore.engine import ConversionResult as ConversionResult
+    from gmemcore.engine import Counters as Counters
+    from gmemcore.engine import warmup as warmup
+    from gmemcore.errors import GmemError as GmemError
+    from gmemcore.machine import GuestMemfd as GuestMemfd
+    from gmemcore.machine import LegacyVm as LegacyVm
+    from gmemcore.machine import Vm as Vm
+    from gmemcore.machine import create_vm as create_vm
+    from gmemcore.policy import ABIS as ABIS
+    from gmemcore.policy import Abi as Abi
+    from gmemcore.uapi import PAGE_SHIFT as PAGE_SHIFT
+    from gmemcore.uapi import PAGE_SIZE as PAGE_SIZE
+    from gmemcore.uapi import Capability as Capability
+    from gmemcore.uapi import ContentMode as ContentMode
+    from gmemcore.uapi import Direction as Direction
+    from gmemcore.uapi import FallocateMode as FallocateMode
+    from gmemcore.uapi import Firmware as Firmware
+    from gmemcore.uapi import GuestMemfdFlag as GuestMemfdFlag
+    from gmemcore.uapi import MemoryAttribute as MemoryAttribute
+    from gmemcore.uapi import PageType as PageType
+    from gmemcore.uapi import Phase as Phase
+    from gmemcore.uapi import VmType as VmType
 
 
 def check_cap(name: str, abi: "str | Abi" = "v5") -> int:
@@ -55,7 +64,7 @@ def check_cap(name: str, abi: "str | Abi" = "v5") -> int:
     Parameters
     ----------
     name : str
-        Name without ``KVM_CAP_``.
+        A capability, with or without ``KVM_CAP_``.
     abi : str or Abi
         Revision of the interface.
 
@@ -70,10 +79,12 @@ def check_cap(name: str, abi: "str | Abi" = "v5") -> int:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return import_module(f"gmemcore.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'gmemcore' has no attribute {name!r}")
     return getattr(import_module(_HOME_OF[name]), name)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*__all__, *_SUBMODULES, "__version__"})

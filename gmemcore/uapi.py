@@ -103,6 +103,20 @@ class PageType(StrEnum):
     VMSA = "VMSA"
 
 
+NUMBERS: dict[type[StrEnum], dict[int, StrEnum]] = {
+    VmType: {0: VmType.DEFAULT, 1: VmType.SW_PROTECTED, 4: VmType.SNP, 5: VmType.TDX},
+    Direction: {int(MemoryAttribute.PRIVATE): Direction.TO_PRIVATE, 0: Direction.TO_SHARED},
+    PageType: {
+        **{1: PageType.NORMAL, 2: PageType.VMSA, 3: PageType.ZERO, 4: PageType.UNMEASURED},
+        **{5: PageType.SECRETS, 6: PageType.CPUID},
+    },
+}
+"""Members by the interface's own number, for enumerations that go by name here.
+
+``KVM_X86_*_VM``; the attribute that a direction sets; the page types of the SNP firmware ABI.
+"""
+
+
 class Capability(StrEnum):
     """Capabilities by name, without ``KVM_CAP_``.
 

@@ -9,20 +9,50 @@ from gmemcore.uapi import PAGE_SIZE
 
 SIZE_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 """Letters of a size, powers of 1024, as the kernel's selftests take them."""
-_SIZE: Final = re.compile(r"(0|[1-9][0-9]{0,19})([kmgt]?)", re.IGNORECASE | re.ASCII)
+_SIZE: Final = re.compile(
+    r"(?:0x(?P<hex>[0-9a-f]{1,16})|(?P<count>0|[1-9][0-9]{0,19}) ?(?P<unit>[kmgt]?)(?:i?b)?)",
+    re.IGNORECASE | re.ASCII,
+)
 _SIZE_LIMIT: Final = 1 << 63
 NOISY: Final = 0.10
 """Coefficient of variation above which a figure deserves a warning."""
 _TIME_UNITS: Final = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
-def parse_size(text: str) -> int:
-    """Return the bytes that a size stands for.
+def parse_bytes(text: str) -> int:
+    """Return a number of bytes from a text, as fio takes it.
 
     Parameters
     ----------
     text : str
-        A whole number and one of k, m, g, t (powers of 1024, either case), or bytes without a letter.
+        A whole number and a unit, powers of 1024 in either case: ``4k``, ``2M``, ``1GiB``, ``512 KB``; bytes
+        without a unit; or a number of bytes in hex, ``0x1000``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: not a size.
+
+    Examples
+    --------
+    >>> parse_bytes("2MiB"), parse_bytes("0x1000"), parse_bytes("0")
+    (2097152, 4096, 0)
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise InvalidArgumentError(f"{text!r} is not a size; use 4k, 2m or 1g")
+    if match["hex"] is not None:
+        return int(match["hex"], 16)
+    return int(match["count"]) * SIZE_UNITS[match["unit"].lower()]
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size of memory.
+
+    Parameters
+    ----------
+    text : str
+        As `parse_bytes` takes it.
 
     Returns
     -------
@@ -39,14 +69,11 @@ def parse_size(text: str) -> int:
     >>> parse_size("2m")
     2097152
     """
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise InvalidArgumentError(f"{text!r} is not a size; 4k, 2m or 1g would be accepted")
-    size = int(match[1]) * SIZE_UNITS[match[2].lower()]
+    size = parse_bytes(text)
     if not 0 < size < _SIZE_LIMIT:
-        raise InvalidArgumentError(f"size {text}: more than 0 and less than 2^63 bytes would be accepted")
+        raise InvalidArgumentError(f"size {text} must be more than 0 and less than 2^63 bytes")
     if size % PAGE_SIZE:
-        raise InvalidArgumentError(f"size {text}: a multiple of {format_size(PAGE_SIZE)} would be accepted")
+        raise InvalidArgumentError(f"size {text} must be a multiple of {format_size(PAGE_SIZE)}")
     return size
 
 

@@ -20,6 +20,7 @@ FLOORS = [
     {"machine"},
     {"engine"},
     {"policy"},
+    {"names"},
     {"units"},
     {"errors"},
     {"uapi"},

@@ -1,25 +1,75 @@
 """The one gate for numbers: what only Python can check, before anything reaches a kernel."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 
 from gmemcore.errors import InvalidArgumentError
-from gmemcore.uapi import PAGE_SIZE
+from gmemcore.names import bits, plain
+from gmemcore.policy import content_flags
+from gmemcore.uapi import PAGE_SIZE, ContentMode, FallocateMode, GuestMemfdFlag, MemoryAttribute
+from gmemcore.units import parse_bytes
 
 U64_MAX = (1 << 64) - 1
+
+
+def _as_content_mode(text: str) -> int:
+    return bits(ContentMode, text, ((flag.name, flag.bit) for flag in content_flags()))
+
+
+def _as_attributes(text: str) -> int:
+    private = int(MemoryAttribute.PRIVATE)
+    return bits(MemoryAttribute, text, (("TO_PRIVATE", private), ("TO_SHARED", 0)))
+
+
+def _as_bytes(text: str) -> int:
+    if text.isdecimal():
+        raise TypeError(f"a size must be an integer or have a unit, as '4k', not {text!r}")
+    return parse_bytes(text)
+
+
+def _as_step(text: str) -> int:
+    from gmemcore.engine.steps import Step  # which needs kernels
+
+    if plain(text) not in Step.__members__:
+        raise InvalidArgumentError(f"unknown step {text!r}; known: {', '.join(Step.__members__)}")
+    return int(Step[plain(text)])
+
+
+_TEXTS: Final[dict[str, Callable[[str], int]]] = {
+    **dict.fromkeys(("address", "offset", "offsets", "gpa", "gmem_offset", "size", "sizes"), _as_bytes),
+    "attributes": _as_attributes,
+    "flags": _as_content_mode,
+    "guest_memfd flags": partial(bits, GuestMemfdFlag),
+    "mode": partial(bits, FallocateMode),
+    "steps": _as_step,
+}
+"""Arguments that may be texts, by name: bytes as ``"2m"``, attributes and flags by their names."""
 
 
 def as_int(value: Any, name: str) -> int:
     """Return an exact Python int; NumPy integers are taken, bool and float are not.
 
+    Parameters
+    ----------
+    value : int, NumPy integer or str
+        A text where `name` is a number of bytes, attributes or flags: ``"2m"``, ``"private"``.
+    name : str
+        Name of the argument.
+
     Raises
     ------
     TypeError
-        The value isn't an integer.
+        The value isn't an integer, nor a text that could stand for one.
+    InvalidArgumentError
+        EINVAL: a size or a name that doesn't exist.
     """
     if type(value) is int:
         return value
+    if isinstance(value, str) and name in _TEXTS:
+        return _TEXTS[name](value)
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
     return int(value)

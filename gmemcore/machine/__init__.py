@@ -24,7 +24,7 @@ __all__ = [
 
 
 def create_vm(
-    vm_type: VmType | str,
+    vm_type: VmType | str | int,
     abi: str | Abi = "v5",
     firmware: Firmware | str = Firmware.TODAY,
     seed: int = 0,
@@ -39,8 +39,8 @@ def create_vm(
 
     Parameters
     ----------
-    vm_type : VmType or str
-        DEFAULT, SW_PROTECTED, SNP, TDX or PKVM.
+    vm_type : VmType, str or int
+        DEFAULT, SW_PROTECTED, SNP, TDX or PKVM, in any case, or KVM's number of the type.
     abi : str or Abi
         Revision of the interface, see ``gmemcore policy``; or an `Abi` of your own.
     firmware : Firmware or str

@@ -27,7 +27,16 @@ from gmemcore.errors import (
 )
 from gmemcore.html import facts, table
 from gmemcore.machine.access import as_bytes, check_host_touch
-from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, FallocateMode, GuestMemfdFlag
+from gmemcore.policy import flag_bits
+from gmemcore.uapi import (
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    ContentMode,
+    Direction,
+    FallocateMode,
+    GuestMemfdFlag,
+    MemoryAttribute,
+)
 
 if TYPE_CHECKING:
     from gmemcore.machine.vm import VmFace
@@ -155,8 +164,7 @@ class GuestMemfd:
         ----------
         name : {'private', 'allocated', 'assigned', 'accepted', 'pinned', 'poisoned'}
         """
-        _plane_named(name)
-        return self._open(self._store).plane(name)
+        return self._open(self._store).plane(PLANE_NAMES[_plane_named(name).bit_length() - 1])
 
     def count(self, name: str) -> int:
         """How many pages one plane has, at the cost of a look at eight bytes a 2 MiB block.
@@ -189,8 +197,7 @@ class GuestMemfd:
         -------
         ndarray of uint64, shape (n_runs,)
         """
-        _plane_named(name)
-        return self._open(self._store).run_ends(name)
+        return self._open(self._store).run_ends(PLANE_NAMES[_plane_named(name).bit_length() - 1])
 
     def packed_state(self, *, host: bool = False) -> PackedState:
         """Copy all planes as the engine packs them: eight bytes a 2 MiB block, 64 for each mixed plane in it.
@@ -205,7 +212,7 @@ class GuestMemfd:
             store.notice_writes(0, store.n_pages)
             return store.state.packed()
 
-    def state_runs(self, offset: int, size: int) -> list[tuple[int, int, tuple[str, ...]]]:
+    def state_runs(self, offset: int | str, size: int | str) -> list[tuple[int, int, tuple[str, ...]]]:
         """List maximal runs of pages in one state, over a range.
 
         Returns
@@ -218,6 +225,7 @@ class GuestMemfd:
             EINVAL: empty, unaligned or beyond the end.
         """
         store = self._open(self._store)
+        offset, size = as_u64(offset, "offset"), as_u64(size, "size")
         start, end = self._pages(offset, size, "state")
         if end > store.n_pages:
             raise InvalidArgumentError(f"state of {offset:#x}+{size:#x} is beyond the end {self.size:#x}")
@@ -271,12 +279,53 @@ class GuestMemfd:
 
     # ---- conversion ----------------------------------------------------------------------------
 
+    def convert(
+        self,
+        offset: int | str,
+        size: int | str,
+        to: Direction | MemoryAttribute | str | int,
+        content: ContentMode | str | int | None = None,
+    ) -> ConversionResult:
+        """Convert a range to private or to shared memory: the everyday form of `set_memory_attributes`.
+
+        Parameters
+        ----------
+        offset, size : int or str
+            Bytes, multiples of PAGE_SIZE, within the file: ``4096``, ``"2m"``.
+        to : Direction, MemoryAttribute, str or int
+            ``"private"`` or ``"shared"``.
+        content : ContentMode, str, int or None
+            What the range must hold afterwards: ``"preserve"``, ``"zero"``, or another flag that the abi
+            knows, by name. None asks for nothing, and contents are unspecified.
+
+        Returns
+        -------
+        ConversionResult
+            Its counters.
+
+        Raises
+        ------
+        GmemError
+            As `set_memory_attributes`.
+
+        Examples
+        --------
+        >>> import gmemcore as gm
+        >>> gmem = gm.create_vm("SNP", backing="none").create_guest_memfd("4m", "mmap|init_shared")
+        >>> gmem.convert(0, "2m", to="private", content="preserve").counters.pages_changed
+        512
+        """
+        flags = 0 if content is None else content
+        if isinstance(flags, str):
+            flags = flag_bits(flags, self.vm.abi)
+        return self.set_memory_attributes(offset, size, as_u64(to, "attributes"), flags)
+
     def set_memory_attributes(
         self,
-        offset: int,
-        size: int,
-        attributes: int,
-        flags: int = 0,
+        offset: int | str,
+        size: int | str,
+        attributes: MemoryAttribute | str | int,
+        flags: ContentMode | str | int = 0,
         *,
         error_offset: int = 0,
         reserved: int = 0,
@@ -285,11 +334,11 @@ class GuestMemfd:
 
         Parameters
         ----------
-        offset, size : int
+        offset, size : int or str
             Bytes, multiples of PAGE_SIZE, within the file.
-        attributes : int
-            8 (PRIVATE) or 0 (shared).
-        flags : int
+        attributes : MemoryAttribute, str or int
+            PRIVATE (8), or 0 for shared.
+        flags : ContentMode, str or int
             At most one content mode that the abi knows.
         error_offset : int
             The field on input; some revisions want 0.
@@ -335,8 +384,8 @@ class GuestMemfd:
         self,
         offsets: Sequence[int] | NDArray[Any],
         sizes: Sequence[int] | NDArray[Any],
-        attributes: int | Sequence[int] | NDArray[Any],
-        flags: int | Sequence[int] | NDArray[Any] = 0,
+        attributes: MemoryAttribute | str | int | Sequence[Any] | NDArray[Any],
+        flags: ContentMode | str | int | Sequence[Any] | NDArray[Any] = 0,
     ) -> BatchResult:
         """Convert many ranges, in order, as the same requests one by one; a failed one doesn't stop the rest.
 
@@ -368,11 +417,11 @@ class GuestMemfd:
 
     def apply_many(
         self,
-        steps: int | Sequence[int] | NDArray[Any],
+        steps: Step | str | int | Sequence[Any] | NDArray[Any],
         offsets: Sequence[int] | NDArray[Any],
         sizes: Sequence[int] | NDArray[Any],
-        attributes: int | Sequence[int] | NDArray[Any] = 0,
-        flags: int | Sequence[int] | NDArray[Any] = 0,
+        attributes: MemoryAttribute | str | int | Sequence[Any] | NDArray[Any] = 0,
+        flags: ContentMode | str | int | Sequence[Any] | NDArray[Any] = 0,
     ) -> BatchResult:
         """Take many steps of any kind, in order: what hosts, guests and VMMs do, in one kernel call.
 
@@ -438,7 +487,7 @@ class GuestMemfd:
 
     # ---- the host's view -----------------------------------------------------------------------
 
-    def mmap(self, offset: int, size: int, shared: bool = True) -> "HostMapping":
+    def mmap(self, offset: int | str, size: int | str, shared: bool = True) -> "HostMapping":
         """Map a range for the host; private ranges and the file's end matter only when touched.
 
         Returns
@@ -465,7 +514,7 @@ class GuestMemfd:
             raise InvalidArgumentError(f"mmap of {offset:#x}+{size:#x} is empty or unaligned")
         return HostMapping(self, offset, size)
 
-    def host_read(self, offset: int, size: int) -> bytes:
+    def host_read(self, offset: int | str, size: int | str) -> bytes:
         """Read as the host does.
 
         Raises
@@ -482,7 +531,7 @@ class GuestMemfd:
             self._touch(host, offset, size)
             return host.raw(offset, size).tobytes()
 
-    def host_write(self, offset: int, data: bytes | bytearray | memoryview | NDArray[np.uint8]) -> None:
+    def host_write(self, offset: int | str, data: bytes | bytearray | memoryview | NDArray[np.uint8]) -> None:
         """Write as the host does; see `host_read`."""
         host = self._with_bytes(self._host)
         offset, view = as_u64(offset, "offset"), as_bytes(data)
@@ -491,7 +540,7 @@ class GuestMemfd:
             self._touch(host, offset, len(view))
             host.raw(offset, len(view))[:] = view
 
-    def host_touch(self, offset: int, size: int) -> None:
+    def host_touch(self, offset: int | str, size: int | str) -> None:
         """Access memory as the host does and move no data; see `host_read`.
 
         It has the checks and the page state of an access, and works on files that hold attributes only.
@@ -508,7 +557,7 @@ class GuestMemfd:
         check_host_touch(host, offset, size)
         host.touch(offset >> PAGE_SHIFT, -(-(offset + size) // PAGE_SIZE))
 
-    def pin(self, offset: int, size: int) -> Counters:
+    def pin(self, offset: int | str, size: int | str) -> Counters:
         """Pin pages for long, as VFIO or GUP does: all of them or none.
 
         Raises
@@ -519,6 +568,7 @@ class GuestMemfd:
             EINVAL: empty or unaligned.
         """
         host = self._open(self._host)
+        offset, size = as_u64(offset, "offset"), as_u64(size, "size")
         start, end = self._pages(offset, size, "pin")
         with host.lock:
             self._open(host)
@@ -530,7 +580,7 @@ class GuestMemfd:
                 raise BadAddressError(f"pin of {offset:#x}+{size:#x}: the page at {at:#x} is private")
             return host.pin(start, end)
 
-    def unpin(self, offset: int, size: int) -> Counters:
+    def unpin(self, offset: int | str, size: int | str) -> Counters:
         """Drop pins; pages that have none are left alone.
 
         Raises
@@ -541,6 +591,7 @@ class GuestMemfd:
             EINVAL: empty or unaligned.
         """
         host = self._open(self._host)
+        offset, size = as_u64(offset, "offset"), as_u64(size, "size")
         start, end = self._pages(offset, size, "unpin")
         if end > host.n_pages:
             raise BadAddressError(f"unpin of {offset:#x}+{size:#x} is beyond the end {self.size:#x}")
@@ -549,12 +600,12 @@ class GuestMemfd:
 
     # ---- the file ------------------------------------------------------------------------------
 
-    def fallocate(self, mode: int, offset: int, size: int) -> Counters:
+    def fallocate(self, mode: FallocateMode | str | int, offset: int | str, size: int | str) -> Counters:
         """Allocate pages, or punch a hole.
 
         Parameters
         ----------
-        mode : int
+        mode : FallocateMode, str or int
             KEEP_SIZE (1) allocates; KEEP_SIZE | PUNCH_HOLE (3) discards contents and keeps the attribute.
         offset, size : int
             Bytes, multiples of PAGE_SIZE; signed 64 bits, as the system call has them.
@@ -592,7 +643,7 @@ class GuestMemfd:
             self._open(store)
             return store.punch_hole(start, end) if punch else store.touch(start, end)
 
-    def discard_shared(self, offset: int, size: int) -> Counters:
+    def discard_shared(self, offset: int | str, size: int | str) -> Counters:
         """Discard the host's side of a range (`legacy`): what a VMM does after a conversion to private.
 
         Raises
@@ -605,13 +656,14 @@ class GuestMemfd:
         host = self._open(self._host)
         if host is self._store:
             raise UnsupportedOperationError("there is one backing, converted in place; only `legacy` has two")
+        offset, size = as_u64(offset, "offset"), as_u64(size, "size")
         start, end = self._pages(offset, size, "discard")
         if end > host.n_pages:
             raise InvalidArgumentError(f"discard of {offset:#x}+{size:#x} is beyond the end {self.size:#x}")
         with host.lock:
             return self._open(host).punch_hole(start, end)
 
-    def poison(self, offset: int) -> None:
+    def poison(self, offset: int | str) -> None:
         """Let the memory of one allocated page fail.
 
         Raises
@@ -624,6 +676,7 @@ class GuestMemfd:
         kvm_gmem_error_folio.
         """
         host = self._open(self._store)
+        offset = as_u64(offset, "offset")
         start, end = self._pages(offset, PAGE_SIZE, "poison")
         with host.lock:
             self._open(host)
@@ -679,21 +732,24 @@ class GuestMemfd:
     def _require_ioctl(self) -> None:
         if self.vm.abi.legacy:
             raise UnknownIoctlError(
-                "abi legacy has no KVM_SET_MEMORY_ATTRIBUTES2; Vm.set_memory_attributes sets attributes there"
+                "abi legacy has no KVM_SET_MEMORY_ATTRIBUTES2; attributes don't belong to the guest_memfd: "
+                "they belong to the Vm, by guest physical address; use Vm.convert or Vm.set_memory_attributes"
             )
 
-    def _pages(self, offset: int, size: int, what: str) -> tuple[int, int]:
+    def _pages(self, offset: int | str, size: int | str, what: str) -> tuple[int, int]:
         offset, size = as_u64(offset, "offset"), as_u64(size, "size")
         check_aligned(offset, size, what)
         return offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
 
 
-def _plane_named(name: str) -> Plane:
+def _plane_named(name: str | Plane) -> Plane:
+    if isinstance(name, Plane):
+        return name
     if not isinstance(name, str):
         raise TypeError(f"a plane's name must be a string, not {type(name).__name__}")
-    if name not in PLANE_NAMES:
+    if name.lower() not in PLANE_NAMES:
         raise InvalidArgumentError(f"there is no plane {name!r}; known: {', '.join(PLANE_NAMES)}")
-    return Plane(1 << PLANE_NAMES.index(name))
+    return Plane(1 << PLANE_NAMES.index(name.lower()))
 
 
 def _requests(steps: Any, offsets: Any, sizes: Any, attributes: Any, flags: Any) -> Requests:
@@ -727,11 +783,11 @@ class HostMapping:
     def __init__(self, gmem: GuestMemfd, offset: int, size: int) -> None:
         self.gmem, self.offset, self.size = gmem, offset, size
 
-    def read(self, offset: int, size: int) -> bytes:
+    def read(self, offset: int | str, size: int | str) -> bytes:
         """Read as the host does; see `GuestMemfd.host_read`."""
         return self.gmem.host_read(self.offset + self._within(offset, size), size)
 
-    def write(self, offset: int, data: bytes | bytearray | memoryview | NDArray[np.uint8]) -> None:
+    def write(self, offset: int | str, data: bytes | bytearray | memoryview | NDArray[np.uint8]) -> None:
         """Write as the host does; see `GuestMemfd.host_read`."""
         view = as_bytes(data)
         self.gmem.host_write(self.offset + self._within(offset, len(view)), view)
@@ -757,8 +813,8 @@ class HostMapping:
         """
         return self.gmem._host_memory(self.offset, self.size)
 
-    def _within(self, offset: int, size: int) -> int:
-        offset = as_u64(offset, "offset")
-        if offset + as_u64(size, "size") > self.size:
+    def _within(self, offset: int | str, size: int | str) -> int:
+        offset, size = as_u64(offset, "offset"), as_u64(size, "size")
+        if offset + size > self.size:
             raise BadAddressError(f"{offset:#x}+{size:#x} is outside of the mapping of {self.size:#x} bytes")
         return offset

@@ -22,7 +22,9 @@ _BLOCK_FRAMES = 512  # 2 MiB
 class LegacyVm(VmFace):
     """One guest with two backings; the same public face as `Vm`."""
 
-    def __init__(self, vm_type: VmType | str, abi: str | Abi = "legacy", *args: Any, **options: Any) -> None:
+    def __init__(
+        self, vm_type: VmType | str | int, abi: str | Abi = "legacy", *args: Any, **options: Any
+    ) -> None:
         super().__init__(vm_type, abi, *args, **options)
         if not self.abi.legacy:
             raise InvalidArgumentError(

@@ -7,8 +7,7 @@ what stands behind a guest physical address: the three methods at the end of eac
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +33,12 @@ from gmemcore.machine.guest_memfd import I64_MAX, GuestMemfd
 from gmemcore.machine.launch import Image, LaunchUpdateResult, launch_update
 from gmemcore.machine.measurement import LaunchDigest
 from gmemcore.machine.memslots import Memslot, Memslots
+from gmemcore.names import member
 from gmemcore.policy import PLATFORMS, Abi, Platform, capability, get_abi
 from gmemcore.uapi import (
     PAGE_SIZE,
+    ContentMode,
+    Direction,
     Firmware,
     GuestMemfdFlag,
     MemoryAttribute,
@@ -46,7 +48,6 @@ from gmemcore.uapi import (
 )
 
 MAX_THREADS: Final = 1024
-_Member = TypeVar("_Member", bound=StrEnum)
 
 
 class VmFace:
@@ -54,8 +55,8 @@ class VmFace:
 
     Parameters
     ----------
-    vm_type : VmType or str
-        DEFAULT, SW_PROTECTED, SNP, TDX or PKVM.
+    vm_type : VmType, str or int
+        DEFAULT, SW_PROTECTED, SNP, TDX or PKVM, in any case, or KVM's number of the type.
     abi : str or Abi
         Revision of the interface; a user's own `Abi` will do.
     firmware : Firmware or str
@@ -75,7 +76,7 @@ class VmFace:
 
     def __init__(
         self,
-        vm_type: VmType | str,
+        vm_type: VmType | str | int,
         abi: str | Abi = "v5",
         firmware: Firmware | str = Firmware.TODAY,
         seed: int = 0,
@@ -86,8 +87,8 @@ class VmFace:
         enforce: str | None = None,
         threads: int = 1,
     ) -> None:
-        self.vm_type = _member(VmType, vm_type)
-        self.firmware = _member(Firmware, firmware)
+        self.vm_type = member(VmType, vm_type)
+        self.firmware = member(Firmware, firmware)
         self.abi = get_abi(abi)
         self.platform: Platform = PLATFORMS[self.vm_type]
         self.seed = as_u64(seed, "seed")
@@ -173,7 +174,7 @@ class VmFace:
                 yield
 
     def check_cap(self, name: str) -> int:
-        """Ask a capability, by its name without ``KVM_CAP_``; one that the abi lacks answers 0.
+        """Ask a capability by name, with or without ``KVM_CAP_``; one that the abi lacks answers 0.
 
         Raises
         ------
@@ -184,15 +185,15 @@ class VmFace:
 
     # ---- files and memslots --------------------------------------------------------------------
 
-    def create_guest_memfd(self, size: int, flags: int = 0) -> GuestMemfd:
+    def create_guest_memfd(self, size: int | str, flags: GuestMemfdFlag | str | int = 0) -> GuestMemfd:
         """KVM_CREATE_GUEST_MEMFD.
 
         Parameters
         ----------
-        size : int
-            Bytes, a multiple of PAGE_SIZE; signed 64 bits.
-        flags : int
-            MMAP (1), INIT_SHARED (2): the host may map it; its pages start shared.
+        size : int or str
+            Bytes, a multiple of PAGE_SIZE, signed 64 bits; or a size as ``"1g"``.
+        flags : GuestMemfdFlag, str or int
+            MMAP (1), the host can map it; INIT_SHARED (2), its pages start shared; ``"mmap|init_shared"``.
 
         Raises
         ------
@@ -205,7 +206,7 @@ class VmFace:
         ----------
         kvm_gmem_create; KVM API 4.142.
         """
-        size, flags = as_int(size, "size"), as_u64(flags, "flags")
+        size, flags = as_int(size, "size"), as_u64(flags, "guest_memfd flags")
         offered = self.check_cap("GUEST_MEMFD_FLAGS")
         if flags & ~offered:
             raise InvalidArgumentError(
@@ -224,7 +225,9 @@ class VmFace:
             self._files_created += 1
             return gmem
 
-    def add_memslot(self, slot: int, gpa: int, size: int, gmem: GuestMemfd, gmem_offset: int = 0) -> None:
+    def add_memslot(
+        self, slot: int, gpa: int | str, size: int | str, gmem: GuestMemfd, gmem_offset: int | str = 0
+    ) -> None:
         """Bind a gpa range to a range of one of this Vm's files.
 
         Raises
@@ -260,7 +263,7 @@ class VmFace:
 
     # ---- the guest's view ----------------------------------------------------------------------
 
-    def guest_read(self, gpa: int, size: int, private: bool | None = None) -> bytes:
+    def guest_read(self, gpa: int | str, size: int | str, private: bool | None = None) -> bytes:
         """Read as the guest does.
 
         Parameters
@@ -280,14 +283,17 @@ class VmFace:
             return access.read_segments(segments, self.platform.coco)
 
     def guest_write(
-        self, gpa: int, data: bytes | bytearray | memoryview | NDArray[np.uint8], private: bool | None = None
+        self,
+        gpa: int | str,
+        data: bytes | bytearray | memoryview | NDArray[np.uint8],
+        private: bool | None = None,
     ) -> None:
         """Write as the guest does; see `guest_read`."""
         gpa, view = as_u64(gpa, "gpa"), access.as_bytes(data)
         with self._checked_access(gpa, len(view), private) as segments:
             access.write_segments(segments, view, self.platform.coco)
 
-    def guest_touch(self, gpa: int, size: int, private: bool | None = None) -> None:
+    def guest_touch(self, gpa: int | str, size: int | str, private: bool | None = None) -> None:
         """Access memory as the guest does and move no data; see `guest_read`.
 
         It has the checks, exits and page state of an access, costs no copy, and works on files that hold
@@ -297,7 +303,7 @@ class VmFace:
         with self._checked_access(gpa, size, private, moves_data=False) as segments:
             access.touch_segments(segments)
 
-    def accept(self, gpa: int, size: int) -> Counters:
+    def accept(self, gpa: int | str, size: int | str) -> Counters:
         """The guest's accept: PVALIDATE, TDG.MEM.PAGE.ACCEPT. No effect where pages aren't accepted.
 
         Raises
@@ -349,10 +355,10 @@ class VmFace:
 
     def launch_update(
         self,
-        gpa: int,
-        size: int,
+        gpa: int | str,
+        size: int | str,
         source: bytes | bytearray | memoryview | NDArray[np.uint8] | None = None,
-        page_type: PageType | str = PageType.NORMAL,
+        page_type: PageType | str | int = PageType.NORMAL,
     ) -> LaunchUpdateResult:
         """Load a part of the initial image (KVM_SEV_SNP_LAUNCH_UPDATE, KVM_TDX_INIT_MEM_REGION).
 
@@ -363,7 +369,7 @@ class VmFace:
         source : bytes-like or None
             Contents, `size` bytes; None takes what is in place. One that can be written gets the values of a
             corrected CPUID page.
-        page_type : PageType or str
+        page_type : PageType, str or int
             ZERO ignores the source; CPUID may be corrected by the firmware (`correct_cpuid`).
 
         Raises
@@ -374,7 +380,7 @@ class VmFace:
             EINVAL: empty or unaligned, a VM without launch, a source of another size.
         """
         gpa, size = as_u64(gpa, "gpa"), as_u64(size, "size")
-        kind = _member(PageType, page_type)
+        kind = member(PageType, page_type)
         if self.platform.populate is None:
             raise InvalidArgumentError(
                 f"a {self.vm_type} VM has no launch; its memory is written by the host"
@@ -478,16 +484,20 @@ class VmFace:
     # ---- the VM fd -----------------------------------------------------------------------------
 
     def set_memory_attributes(
-        self, address: int, size: int, attributes: int, flags: int = 0
+        self,
+        address: int | str,
+        size: int | str,
+        attributes: MemoryAttribute | str | int,
+        flags: ContentMode | str | int = 0,
     ) -> ConversionResult:
         """KVM_SET_MEMORY_ATTRIBUTES on the VM fd: `legacy`'s conversion; elsewhere it knows no attribute.
 
         Parameters
         ----------
-        address, size : int
+        address, size : int or str
             Guest physical bytes, multiples of PAGE_SIZE; no memslot is needed.
-        attributes : int
-            8 (PRIVATE) where the capability MEMORY_ATTRIBUTES says so, or 0.
+        attributes : MemoryAttribute, str or int
+            PRIVATE (8) where the capability MEMORY_ATTRIBUTES says so, or 0, ``"shared"``.
         flags : int
             Must be 0.
 
@@ -506,10 +516,40 @@ class VmFace:
             raise InvalidArgumentError(f"flags {flags:#x}; must be 0")
         known = self._known_attributes
         if attributes & ~known:
-            raise InvalidArgumentError(f"attributes {attributes:#x}; bits of {known:#x} would be accepted")
+            raise InvalidArgumentError(f"attributes {attributes:#x} {self._attributes_belong()}")
         check_aligned(address, size, "attribute range")
         private = bool(attributes & MemoryAttribute.PRIVATE)
         return ConversionResult(self._set_vm_attributes(address, size, private))
+
+    def convert(self, address: int | str, size: int | str, to: Direction | str | int) -> ConversionResult:
+        """Convert a range of guest frames, on an abi whose attributes belong to the Vm (`legacy`).
+
+        The everyday form of `set_memory_attributes`. In place, `GuestMemfd.convert` is the call.
+
+        Parameters
+        ----------
+        address, size : int or str
+            Guest physical bytes, multiples of PAGE_SIZE, as ``0x1000`` or ``"2m"``.
+        to : Direction, str or int
+            ``"private"`` or ``"shared"``.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: attributes belong to the guest_memfd here, or an empty, wrapping or unaligned range.
+        """
+        return self.set_memory_attributes(address, size, as_u64(to, "attributes"))
+
+    def _attributes_belong(self) -> str:
+        """Say where this Vm's attributes are set, for an error."""
+        if self._known_attributes:
+            return f"must be PRIVATE ({self._known_attributes:#x}) or 0"
+        if self.check_cap("GUEST_MEMFD_MEMORY_ATTRIBUTES"):
+            return (
+                f"can't be set on the Vm: under abi {self.abi.name} they belong to the guest_memfd; "
+                "use GuestMemfd.convert or GuestMemfd.set_memory_attributes"
+            )
+        return f"must be 0: a {self.vm_type} VM has no private memory under abi {self.abi.name}"
 
     def ioctl(self, request: int, argument: bytearray | bytes | None) -> None:
         """Raw form of `set_memory_attributes`: request 0x4020AED2 and ``struct kvm_memory_attributes``."""
@@ -571,7 +611,9 @@ class VmFace:
 class Vm(VmFace):
     """One guest whose memory is converted in place: attributes belong to the file."""
 
-    def __init__(self, vm_type: VmType | str, abi: str | Abi = "v5", *args: Any, **options: Any) -> None:
+    def __init__(
+        self, vm_type: VmType | str | int, abi: str | Abi = "v5", *args: Any, **options: Any
+    ) -> None:
         super().__init__(vm_type, abi, *args, **options)
         if self.abi.legacy:
             raise InvalidArgumentError(
@@ -644,15 +686,6 @@ def _thread_count(threads: int) -> int:
     return int(threads)
 
 
-def _member(kind: type[_Member], value: Any) -> _Member:
-    """Member of an enumeration by value, or the error that names those that exist."""
-    _text(value, kind.__name__)
-    try:
-        return kind(value)
-    except ValueError:
-        raise InvalidArgumentError(f"unknown {kind.__name__} {value!r}; known: {', '.join(kind)}") from None
-
-
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, not {type(value).__name__}")
@@ -663,23 +696,24 @@ def _enforcement(enforce: str | None, backing: str | Callable[..., Backing]) -> 
     """Check what enforces the host's view, and that the backing can be mapped for it."""
     if enforce is None:
         return None
-    if _text(enforce, "enforce") != "mprotect":
-        raise InvalidArgumentError(f"unknown enforcement {enforce!r}; 'mprotect' or None is accepted")
+    if _text(enforce, "enforce").lower() != "mprotect":
+        raise InvalidArgumentError(f"unknown enforcement {enforce!r}; use 'mprotect' or None")
     if isinstance(backing, str):  # what a factory makes is seen when it has made it
-        require_shared(BACKINGS[backing], repr(backing))
-    return enforce
+        require_shared(BACKINGS[backing.lower()], repr(backing))
+    return "mprotect"
 
 
 def _backing_factory(backing: str | Callable[..., Backing], **options: bool) -> Callable[[int], Backing]:
     if callable(backing):
         return backing
-    if _text(backing, "backing") not in BACKINGS:
+    name = _text(backing, "backing").lower()
+    if name not in BACKINGS:
         raise InvalidArgumentError(f"unknown backing {backing!r}; known: {', '.join(BACKINGS)}")
     chosen = {name: True for name, value in options.items() if value}
 
     def new(size: int) -> Backing:
         try:
-            return BACKINGS[backing](size, **chosen)
+            return BACKINGS[name](size, **chosen)
         except TypeError:
             raise InvalidArgumentError(f"backing {backing!r} doesn't take {', '.join(chosen)}") from None
 

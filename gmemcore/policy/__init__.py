@@ -15,6 +15,7 @@ from gmemcore.policy.lookup import (
     cell,
     cells,
     content_flags,
+    flag_bits,
     flag_name,
     get_abi,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "cell",
     "cells",
     "content_flags",
+    "flag_bits",
     "flag_name",
     "get_abi",
 ]

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cache
 from itertools import product
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from gmemcore.errors import InvalidArgumentError
+from gmemcore.names import bits, chosen, is_number, member, plain
 from gmemcore.policy.abi import ASSIGNED, Abi, Flag, Rule
 from gmemcore.policy.effects import EFFECTS
 from gmemcore.policy.platforms import PLATFORMS, Platform
@@ -29,17 +29,8 @@ _REFUSED: Final = "EOPNOTSUPP"
 _INVALID: Final = "EINVAL"
 _PRECONDITIONS: Final = (None, ASSIGNED)
 _ATTRIBUTES: Final = {Direction.TO_PRIVATE: "PRIVATE", Direction.TO_SHARED: "0"}
-_KINDS: Final[dict[type[StrEnum], str]] = {
-    VmType: "VM type",
-    Firmware: "firmware",
-    Phase: "phase",
-    Direction: "direction",
-}
 _CAPABILITIES: Final = frozenset(Capability)
 _IN_WORDS: Final = {Direction.TO_PRIVATE: "to private", Direction.TO_SHARED: "to shared"}
-
-
-_Member = TypeVar("_Member", bound=StrEnum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +80,7 @@ class _Place(NamedTuple):
 
 
 def get_abi(name: str | Abi = DEFAULT_ABI) -> Abi:
-    """Return the revision or proposal of that name; an `Abi` is returned as it is.
+    """Return the revision or proposal of that name, in any case; an `Abi` is returned as it is.
 
     Raises
     ------
@@ -100,11 +91,17 @@ def get_abi(name: str | Abi = DEFAULT_ABI) -> Abi:
         return name
     if not isinstance(name, str):
         raise TypeError(f"abi must be a name or an Abi, not {type(name).__name__}")
-    abi = ABIS.get(ALIASES.get(name, name))
+    abi = ABIS.get(ALIASES.get(name, name)) or _by_plain_name().get(plain(name))
     if abi is None:
         known = ", ".join([*ABIS, *ALIASES])
         raise InvalidArgumentError(f"unknown abi {name!r}; known: {known}")
     return abi
+
+
+def _by_plain_name() -> dict[str, Abi]:
+    """Every revision by its name without regard to case; asked only when the exact name isn't there."""
+    names = {name: ABIS[name] for name in ABIS} | {alias: ABIS[name] for alias, name in ALIASES.items()}
+    return {plain(name): abi for name, abi in names.items()}
 
 
 def content_flags(abi: str | Abi | None = None) -> tuple[Flag, ...]:
@@ -122,13 +119,24 @@ def flag_name(flag: ContentMode, abi: str | Abi | None = None) -> str:
     return "|".join(names.get(bit, hex(bit)) for bit in bits) or "NONE"
 
 
+def flag_bits(text: str, abi: str | Abi | None = None) -> int:
+    """Return the bits of content flags by name, as in ``"preserve"``; an abi's own names come first.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: a name that no abi knows.
+    """
+    return bits(ContentMode, text, ((flag.name, flag.bit) for flag in content_flags(abi)))
+
+
 def cell(
     abi: str | Abi,
     vm_type: VmType | str,
     firmware: Firmware | str,
     phase: Phase | str,
     direction: Direction | str,
-    flag: ContentMode | int,
+    flag: ContentMode | str | int,
 ) -> Cell:
     """Return what an abi answers to one request.
 
@@ -138,7 +146,7 @@ def cell(
         The revision or proposal; one that is in no table will do.
     vm_type, firmware, phase, direction : members of their enumerations, or their values
         Who asks, when, and for which way.
-    flag : ContentMode or int
+    flag : ContentMode, str or int
         The content flags of the request. Unknown bits, or more than one, are an EINVAL cell.
 
     Raises
@@ -148,11 +156,11 @@ def cell(
     """
     revision = get_abi(abi)
     place = _Place(
-        _member(VmType, vm_type),
-        _member(Firmware, firmware),
-        _member(Phase, phase),
-        _member(Direction, direction),
-        _content_mode(flag),
+        member(VmType, vm_type),
+        member(Firmware, firmware),
+        member(Phase, phase),
+        member(Direction, direction),
+        _content_mode(flag, revision),
     )
     return _table(revision).get(place) or _unknown_flag(revision, place.flag)
 
@@ -164,7 +172,7 @@ def cells(
     *,
     phase: Phase | str | None = None,
     direction: Direction | str | None = None,
-    flag: ContentMode | int | None = None,
+    flag: ContentMode | str | int | None = None,
 ) -> Iterator[tuple[CellKey, Cell]]:
     """Return an iterator over the cells of a selection, in the order of the tables; None selects all.
 
@@ -176,10 +184,10 @@ def cells(
         EINVAL: no such abi, VM type, firmware, phase or direction.
     """
     abis = tuple(ABIS.values()) if abi is None else (get_abi(abi),)
-    vm_types = _chosen(VmType, vm_type)
-    firmwares = _chosen(Firmware, firmware)
-    phases = _chosen(Phase, phase)
-    directions = _chosen(Direction, direction)
+    vm_types = chosen(VmType, vm_type)
+    firmwares = chosen(Firmware, firmware)
+    phases = chosen(Phase, phase)
+    directions = chosen(Direction, direction)
     return (
         (CellKey(revision.name, *place), cell(revision, *place))
         for revision in abis
@@ -202,7 +210,7 @@ def capability(
     abi : str or Abi
         The revision or proposal.
     name : str
-        Name without ``KVM_CAP_``: a member of `Capability` or one that some abi adds.
+        A member of `Capability` or one that some abi adds, with or without ``KVM_CAP_``.
     vm_type : VmType, str or None
         The VM asked; None asks without a VM: the union over VM types with today's firmware.
     firmware : Firmware or str
@@ -220,18 +228,25 @@ def capability(
         EINVAL: no such abi, capability, VM type or firmware.
     """
     revision = get_abi(abi)
-    if name not in _CAPABILITIES:
-        known = _CAPABILITIES.union(
-            row.name for other in (*ABIS.values(), revision) for row in other.capabilities
-        )
-        if name not in known:
-            raise InvalidArgumentError(f"unknown capability {name!r}; known: {', '.join(sorted(known))}")
+    asked = name if name in _CAPABILITIES else _capability_name(name, revision)
     if vm_type is not None:
-        return _answer(revision, str(name), _member(VmType, vm_type), _member(Firmware, firmware))
+        return _answer(revision, str(asked), member(VmType, vm_type), member(Firmware, firmware))
     union = 0
     for each in PLATFORMS:
-        union |= _answer(revision, str(name), each, Firmware.TODAY)
+        union |= _answer(revision, str(asked), each, Firmware.TODAY)
     return union
+
+
+def _capability_name(name: str, revision: Abi) -> str:
+    """Return the capability that a name in any case, with or without ``KVM_CAP_``, stands for."""
+    known = _CAPABILITIES.union(
+        row.name for other in (*ABIS.values(), revision) for row in other.capabilities
+    )
+    bare = plain(name).removeprefix("KVM_CAP_") if isinstance(name, str) else None
+    for each in known:
+        if plain(each) == bare:
+            return each
+    raise InvalidArgumentError(f"unknown capability {name!r}; known: {', '.join(sorted(known))}")
 
 
 def byte_operations(effect: str, vm_type: VmType | str, direction: Direction | str) -> Operations:
@@ -244,7 +259,7 @@ def byte_operations(effect: str, vm_type: VmType | str, direction: Direction | s
     """
     if effect not in EFFECTS:
         raise InvalidArgumentError(f"unknown effect {effect!r}; known: {', '.join(EFFECTS)}")
-    own_step = PLATFORMS[_member(VmType, vm_type)].own_step(_member(Direction, direction))
+    own_step = PLATFORMS[member(VmType, vm_type)].own_step(member(Direction, direction))
     unallocated, allocated, assigned, accepted = (
         own if operation is ByteOperation.PLATFORM else operation
         for operation, own in zip(EFFECTS[effect].operations, own_step, strict=True)
@@ -253,35 +268,21 @@ def byte_operations(effect: str, vm_type: VmType | str, direction: Direction | s
 
 
 # --- from rows to cells -------------------------------------------------------------------------------------
-def _member(kind: type[_Member], value: str) -> _Member:
-    """Return the member of an enumeration that has a value, or raise naming those that exist."""
-    if not isinstance(value, str):
-        raise TypeError(f"{_KINDS[kind]} must be a name, not {type(value).__name__}")
-    try:
-        return kind(value)
-    except ValueError:
-        known = ", ".join(kind)
-        raise InvalidArgumentError(f"unknown {_KINDS[kind]} {value!r}; known: {known}") from None
-
-
-def _content_mode(flag: ContentMode | int) -> ContentMode:
-    """Return flags as the enumeration has them; bits without a name are kept."""
-    if isinstance(flag, bool) or not isinstance(flag, int):
-        raise TypeError(f"flag must be an int, not {type(flag).__name__}")
+def _content_mode(flag: ContentMode | str | int, abi: Abi) -> ContentMode:
+    """Return flags as the enumeration has them, by an abi's own names first; bits without a name are kept."""
+    if isinstance(flag, str):
+        flag = flag_bits(flag, abi)
+    if not is_number(flag):
+        raise TypeError(f"flag must be a name or an int, not {type(flag).__name__}")
     if not 0 <= flag < 1 << 64:
-        raise InvalidArgumentError(f"flags {flag:#x} do not fit 64 bits")
-    return ContentMode(flag)
+        raise InvalidArgumentError(f"flags {flag:#x} must fit in 64 bits")
+    return ContentMode(int(flag))
 
 
-def _chosen(kind: type[_Member], value: str | None) -> tuple[_Member, ...]:
-    """Return the one member of an enumeration that is asked for, or all."""
-    return tuple(kind) if value is None else (_member(kind, value),)
-
-
-def _flags(abi: Abi, flag: ContentMode | int | None) -> tuple[ContentMode, ...]:
+def _flags(abi: Abi, flag: ContentMode | str | int | None) -> tuple[ContentMode, ...]:
     """Return the one flag that is asked for, or none and every one that some abi knows."""
     if flag is not None:
-        return (_content_mode(flag),)
+        return (_content_mode(flag, abi),)
     return (ContentMode.NONE, *(row.bit for row in content_flags(abi)))
 
 

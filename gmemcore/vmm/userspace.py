@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from gmemcore.engine import Counters
+from gmemcore.engine.arguments import as_u64
 from gmemcore.errors import (
     InvalidArgumentError,
     MemoryFaultExit,
@@ -22,9 +23,11 @@ from gmemcore.errors import (
     UnsupportedContentModeError,
 )
 from gmemcore.machine import GuestMemfd, VmFace
+from gmemcore.policy import flag_bits
 from gmemcore.uapi import (
     PAGE_SHIFT,
     PAGE_SIZE,
+    ContentMode,
     Direction,
     FallocateMode,
     GuestMemfdFlag,
@@ -198,18 +201,21 @@ class Vmm:
 
     # ---- conversion ----------------------------------------------------------------------------
 
-    def convert(self, start: int, size: int, to_private: bool, flags: int = 0) -> Converted:
+    def convert(
+        self, start: int | str, size: int | str, to_private: bool, flags: ContentMode | str | int = 0
+    ) -> Converted:
         """Convert guest physical memory, over all memslots it touches.
 
         Parameters
         ----------
-        start, size : int
-            Bytes, multiples of PAGE_SIZE. Holes are skipped to shared and refused to private.
+        start, size : int or str
+            Bytes, multiples of PAGE_SIZE: ``4096``, ``"2m"``. Holes are skipped to shared,
+            refused to private.
         to_private : bool
             To private: listeners let go, then the ioctl. To shared: the ioctl, then listeners take in. With
             two backings the other side is discarded in the end.
-        flags : int
-            At most one content flag.
+        flags : ContentMode, str or int
+            At most one content flag, by number or by name.
 
         Returns
         -------
@@ -235,6 +241,8 @@ class Vmm:
         and assignment of what had been converted are those of a conversion and its way back. Backings are
         discarded only when nothing can fail any more but the discard.
         """
+        start, size = as_u64(start, "gpa"), as_u64(size, "size")
+        flags = flag_bits(flags, self.vm.abi) if isinstance(flags, str) else as_u64(flags, "flags")
         with self._lock:
             sections = self._sections(start, size, to_private)
             told = self._notifications()

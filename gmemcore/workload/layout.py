@@ -26,7 +26,7 @@ class Region(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes
     ----------
     gpa, size : int
-        Bytes, multiples of PAGE_SIZE, below 2^63.
+        Bytes, multiples of PAGE_SIZE, below 2^63; ``"4g"`` is read as a number.
     private : bool
         Whether its pages are private when the guest is built, where the VM has private memory at all.
 
@@ -41,7 +41,8 @@ class Region(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     private: bool = False
 
     def __post_init__(self) -> None:
-        as_u64(self.gpa, "gpa"), as_u64(self.size, "size")
+        for name in ("gpa", "size"):
+            msgspec.structs.force_setattr(self, name, as_u64(getattr(self, name), name))
         check_aligned(self.gpa, self.size, "region")
         if self.end > _TOP:
             raise InvalidArgumentError(
@@ -82,13 +83,14 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 )
 
     @classmethod
-    def single(cls, size: int, gpa: int = 0, *, private: bool = False) -> "Layout":
+    def single(cls, size: int | str, gpa: int | str = 0, *, private: bool = False) -> "Layout":
         """Return the layout of a guest whose memory is one region."""
-        return cls((Region(gpa, size, private),))
+        return cls((Region(as_u64(gpa, "gpa"), as_u64(size, "size"), private),))
 
     @classmethod
-    def pc(cls, size: int, *, private: bool = False) -> "Layout":
+    def pc(cls, size: int | str, *, private: bool = False) -> "Layout":
         """Return the layout of QEMU's q35: what doesn't fit below the PCI hole is above 4 GiB."""
+        size = as_u64(size, "size")
         low = size if size < _Q35_SPLITS_FROM else _Q35_LOW
         above = (Region(4 << 30, size - low, private),) if size > low else ()
         return cls((Region(0, low, private), *above))

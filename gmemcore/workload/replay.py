@@ -16,6 +16,7 @@ from gmemcore.engine import Counters
 from gmemcore.engine.steps import Step
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.machine import VmFace, create_vm
+from gmemcore.names import member
 from gmemcore.policy import Abi, cell, get_abi
 from gmemcore.uapi import ContentMode, Direction, Firmware, MemoryAttribute, Phase, VmType
 from gmemcore.vmm.probe import probe
@@ -54,15 +55,15 @@ class Target:
     ----------
     abi : str or Abi
         A revision, `legacy`, or a proposal.
-    vm_type : VmType
+    vm_type : VmType, str or int
         Type of the guest.
-    firmware : Firmware
+    firmware : Firmware or str
         ``today`` or ``cipher``.
     """
 
     abi: str | Abi
-    vm_type: VmType
-    firmware: Firmware = Firmware.TODAY
+    vm_type: VmType | str | int
+    firmware: Firmware | str = Firmware.TODAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +187,7 @@ def replay(
     with closing(
         create_vm(target.vm_type, target.abi, target.firmware, seed, backing, threads=threads)
     ) as vm:
-        operations = with_flags(trace.operations, vm, Flags(flags))
+        operations = with_flags(trace.operations, vm, member(Flags, flags))
         build(vm, trace.header.layout)
         measures = _starts_measurement(vm, operations)
         player = Player(vm, seed=trace.header.seed, discard=discard)
@@ -296,7 +297,9 @@ def _refusal(number: int, operation: Operations, outcome: Outcomes) -> Refusal:
 
 
 def targets(
-    abis: Sequence[str | Abi], vm_types: Sequence[VmType], firmware: Firmware = Firmware.TODAY
+    abis: Sequence[str | Abi],
+    vm_types: Sequence[VmType | str | int],
+    firmware: Firmware | str = Firmware.TODAY,
 ) -> tuple[Target, ...]:
     """Return every revision on every VM type, by VM type."""
     return tuple(Target(get_abi(abi), vm_type, firmware) for vm_type in vm_types for abi in abis)

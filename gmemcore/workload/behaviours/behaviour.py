@@ -8,6 +8,7 @@ import numpy as np
 
 from gmemcore.engine.steps import Step
 from gmemcore.errors import InvalidArgumentError
+from gmemcore.names import plain
 from gmemcore.workload.behaviours.guest import Guest
 from gmemcore.workload.behaviours.parameters import Kind, Parameter, Value, checked, switch
 from gmemcore.workload.operations import Operations
@@ -123,7 +124,7 @@ def _with_common(
 
 
 def get_behaviour(name: str) -> Behaviour:
-    """Return a behaviour by name.
+    """Return a behaviour by name, in any case and with ``_`` for ``-``.
 
     Raises
     ------
@@ -132,6 +133,9 @@ def get_behaviour(name: str) -> Behaviour:
     """
     from gmemcore.workload.behaviours.table import BEHAVIOURS
 
-    if name not in BEHAVIOURS:
-        raise InvalidArgumentError(f"no behaviour {name!r}; there are {', '.join(BEHAVIOURS)}")
-    return BEHAVIOURS[name]
+    if name in BEHAVIOURS:
+        return BEHAVIOURS[name]
+    for known, behaviour in BEHAVIOURS.items():
+        if plain(known) == plain(name):
+            return behaviour
+    raise InvalidArgumentError(f"no behaviour {name!r}; there are {', '.join(BEHAVIOURS)}")
