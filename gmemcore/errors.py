@@ -218,6 +218,14 @@ class HwPoisonExit(GuestExit):
     outcome = "EHWPOISON"
 
 
+class InputError(ValueError):
+    """A file or an option that can't be used; the message is one line that says which and why."""
+
+
+class MissingExtraError(ImportError):
+    """A library that isn't installed; the message says how to install it."""
+
+
 def with_known(error: Exception, kind: type) -> str:
     """Return what is wrong with a file that is read strictly, with the names that would be accepted.
 

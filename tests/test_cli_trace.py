@@ -143,10 +143,10 @@ def test_imports_say_what_they_assumed(run):
     ("words", "message"),
     [
         (("trace", "info", "nowhere"), "nowhere: No such file or directory"),
-        (("trace", "info", "."), ".: not a regular file"),
+        (("trace", "info", "."), ".: must be a regular file, not a folder"),
         (("trace", "info", "noise"), "trace: noise: no line names an event"),
         (("trace", "info", "damaged"), "damaged: the checksum"),
-        (("trace", "info", "snapshot"), "it holds a snapshot; a trace was asked for"),
+        (("trace", "info", "snapshot"), "snapshot is a gmemcore container (snapshot); must be a trace"),
         (("trace", "record", "nobody", "a"), "'nobody'; there are snp-boot"),
         (("trace", "record", "snp-boot", "a", "--set", "x"), "--set x: name=value"),
         (("trace", "record", "snp-boot", "a", "--set", "x=1"), "has no parameter 'x'"),

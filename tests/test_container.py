@@ -12,17 +12,9 @@ import numpy as np
 import pytest
 from holds import skip_unless_slow
 
+from gmemcore.files.writing import replace_file
 from gmemcore.workload import container
-from gmemcore.workload.container import (
-    CHECKSUM_SIZE,
-    DTYPES,
-    MAGIC,
-    ContainerError,
-    checksum,
-    read,
-    replace_file,
-    write,
-)
+from gmemcore.workload.container import CHECKSUM_SIZE, DTYPES, MAGIC, ContainerError, checksum, read, write
 from gmemcore.workload.operations import empty_operations
 
 PREFIX = struct.Struct("<8sII")
@@ -111,15 +103,15 @@ def test_its_owner_alone_may_read_it(small):
         ("diary", {}, {}, "kind 'diary'; known: trace"),
         ("trace", {"what": object()}, {}, "meta can't be written"),
         ("trace", {"what": "\ud800"}, {}, "meta can't be written"),
-        ("trace", {"what": "x" * (1 << 20)}, {}, "a header of 1,048,"),
-        ("trace", {}, {"a": [1]}, "is a list"),
+        ("trace", {"what": "x" * (1 << 20)}, {}, "at most 1,048,576 bytes, not 1,048,"),
+        ("trace", {}, {"a": [1]}, "must be an ndarray, not list"),
         ("trace", {}, {"a": np.zeros(2, bool)}, "dtype bool; known: u1"),
         ("trace", {}, {"a": np.zeros(2, ">u8")}, "dtype >u8"),
         ("trace", {}, {"a": np.zeros(2, object)}, "dtype object"),
         ("trace", {}, {"a": np.zeros(4, "<u8")[::2]}, "C-contiguous"),
         ("trace", {}, {"a": np.array(1, "<u8")}, "1 to 4 dimensions"),
-        ("trace", {}, {"": np.zeros(2, "<u8")}, "section name ''"),
-        ("trace", {}, {"../a": np.zeros(2, "<u8")}, "section name '../a'"),
+        ("trace", {}, {"": np.zeros(2, "<u8")}, "not ''"),
+        ("trace", {}, {"../a": np.zeros(2, "<u8")}, "not '../a'"),
     ],
 )
 def test_what_it_does_not_hold_is_refused_and_nothing_written(tmp_path, kind, meta, sections, message):
@@ -309,10 +301,10 @@ def test_a_header_that_is_no_header_is_refused(tmp_path, text):
 def test_prefixes_that_lie_are_refused(tmp_path):
     path = tmp_path / "f"
     for data, message in [
-        (b"PK\x03\x04" + bytes(100), "not a gmemcore container"),
+        (b"PK\x03\x04" + bytes(100), "is a ZIP archive; must be a trace"),
         (b"", "cut off: 0 bytes"),
-        (PREFIX.pack(MAGIC, 2, 0) + bytes(16), "version 2 at byte 8; 1 would be accepted"),
-        (PREFIX.pack(MAGIC, 1, 1 << 31) + bytes(16), "a header of 2,147,483,648 bytes"),
+        (PREFIX.pack(MAGIC, 2, 0) + bytes(16), "version must be 1, not 2"),
+        (PREFIX.pack(MAGIC, 1, 1 << 31) + bytes(16), "at most 1,048,576 bytes, not 2,147,483,648"),
         (PREFIX.pack(MAGIC, 1, 1 << 20) + bytes(16), "cut off: the header ends at byte 1048608"),
     ]:
         path.write_bytes(data)
@@ -321,19 +313,19 @@ def test_prefixes_that_lie_are_refused(tmp_path):
 
 
 def test_another_kind_is_refused(small):
-    with pytest.raises(ContainerError, match="it holds a trace; a snapshot was asked for"):
+    with pytest.raises(ContainerError, match="small is a trace; must be a snapshot or a series"):
         read(small, "snapshot")
 
 
 def test_a_larger_file_than_wanted_is_refused(small):
-    with pytest.raises(ContainerError, match=r"up to 100 would be read \(max_bytes\)"):
+    with pytest.raises(ContainerError, match=r"at most 100 bytes \(max_bytes\)"):
         read(small, "trace", max_bytes=100)
 
 
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
-        with pytest.raises(ContainerError, match="not a regular file"):
+        with pytest.raises(ContainerError, match="must be a regular file"):
             read(path, "trace")
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "none", "trace")

@@ -20,6 +20,7 @@ FLOORS = [
     {"machine"},
     {"engine"},
     {"policy"},
+    {"files"},
     {"names"},
     {"units"},
     {"errors"},

@@ -14,26 +14,26 @@ There is no pickle, no compression and no object dtype. Checksums find damage; t
 What goes in is the caller's choice; no caller here puts in what a guest keeps private, or keys, unasked.
 """
 
-import errno
 import hashlib
 import math
 import os
-import stat
-import struct
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from gmemcore.errors import InputError
+from gmemcore.files.kinds import CONTAINER_PREFIX, CONTAINER_SUM, MAGIC, is_not
+from gmemcore.files.reading import PathLike, opened
+from gmemcore.files.writing import Buffer, replace_file
 from gmemcore.workload.operations import OPERATION
 
-KINDS: Final = ("trace", "snapshot", "checkpoint")
-"""What a container can hold."""
+KINDS: Final = {"trace": "a trace", "snapshot": "a snapshot or a series", "checkpoint": "a checkpoint"}
+"""What a container can hold, and the words of messages for it."""
 
 DTYPES: Final[dict[str, np.dtype[Any]]] = {
     **{name: np.dtype(f"<{name}") for name in ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8")},
@@ -41,26 +41,22 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
 }
 """Element types of sections, by the name that files have for them; every bit pattern of each is a value."""
 
-MAGIC: Final = b"\x89GMEM\r\n\x1a"
-"""First bytes of every file: no text, and damaged by transfers that translate line ends."""
 VERSION: Final = 1
 """Version of the format that is written, and the only one that is read."""
 MAX_HEADER: Final = 1 << 20
 """Bytes that a header may have."""
 MAX_BYTES: Final = 4 << 30
 """Bytes that a file may have, unless the reader says otherwise."""
-CHECKSUM_SIZE: Final = 16
+CHECKSUM_SIZE: Final = CONTAINER_SUM
 """Bytes of a `checksum`."""
 
-_PREFIX: Final = struct.Struct("<8sII")
+_PREFIX: Final = CONTAINER_PREFIX
 _HEADER_AT: Final = _PREFIX.size + CHECKSUM_SIZE
 _MAX_DIMENSIONS: Final = 4
 _MAX_NAME: Final = 64
 
-Buffer = bytes | bytearray | memoryview
 
-
-class ContainerError(ValueError):
+class ContainerError(InputError):
     """A file that isn't a whole and undamaged container, or contents that can't be put into one."""
 
 
@@ -110,15 +106,13 @@ def checksum(*parts: Buffer) -> bytes:
 
 
 # ---- writing ----------------------------------------------------------------------------------------------
-def write(
-    path: str | os.PathLike[str], kind: str, meta: Mapping[str, Any], sections: Mapping[str, NDArray[Any]]
-) -> None:
-    """Write a container, whole or not at all; see `replace_file`.
+def write(path: PathLike, kind: str, meta: Mapping[str, Any], sections: Mapping[str, NDArray[Any]]) -> None:
+    """Write a container, whole or not at all, readable by its owner alone; see `replace_file`.
 
     Parameters
     ----------
     path : path-like
-        Where; a file that is there is replaced.
+        Where; a regular file that is there is replaced.
     kind : str
         One of `KINDS`.
     meta : mapping
@@ -130,7 +124,7 @@ def write(
     ------
     ContainerError
         Something that the format doesn't hold; nothing was written.
-    OSError
+    InputError, OSError
         As `replace_file`.
     """
     described, offset = [], 0
@@ -140,23 +134,23 @@ def write(
     header = _encoded(kind, meta, described)
     prefix = _PREFIX.pack(MAGIC, VERSION, len(header))
     bodies = (_bytes_of(array) for array in sections.values())
-    replace_file(path, (prefix, checksum(prefix, header), header, *bodies))
+    replace_file(path, (prefix, checksum(prefix, header), header, *bodies), mode=0o600)
 
 
 def _described(name: str, array: NDArray[Any], offset: int) -> _Section:
     """Return the header's entry of a section; its offset counts from the end of the header."""
     if not isinstance(array, np.ndarray):
-        raise ContainerError(f"section {name!r} is a {type(array).__name__}; an ndarray would be accepted")
+        raise ContainerError(f"section {name!r} must be an ndarray, not {type(array).__name__}")
     dtype = next((known for known, dtype in DTYPES.items() if dtype == array.dtype), None)
     if dtype is None:
         raise ContainerError(f"section {name!r} has dtype {array.dtype}; known: {', '.join(DTYPES)}")
     if not array.flags.c_contiguous or not 1 <= array.ndim <= _MAX_DIMENSIONS:
         raise ContainerError(
-            f"section {name!r} of shape {array.shape} and strides {array.strides}; "
-            f"a C-contiguous array of 1 to {_MAX_DIMENSIONS} dimensions would be accepted"
+            f"section {name!r} must be a C-contiguous array of 1 to {_MAX_DIMENSIONS} dimensions, "
+            f"not of shape {array.shape} and strides {array.strides}"
         )
     if not (isinstance(name, str) and _is_name(name)):
-        raise ContainerError(f"section name {name!r}; 1 to {_MAX_NAME} of a-z, 0-9, _ and - are accepted")
+        raise ContainerError(f"a section's name must be 1 to {_MAX_NAME} of a-z, 0-9, _ and -, not {name!r}")
     return _Section(name, dtype, array.shape, offset, array.nbytes, checksum(_bytes_of(array)).hex())
 
 
@@ -168,62 +162,12 @@ def _encoded(kind: str, meta: Mapping[str, Any], sections: list[_Section]) -> by
     except (TypeError, ValueError, RecursionError) as error:
         raise ContainerError(f"meta can't be written as JSON: {error}") from error
     if len(header) > MAX_HEADER:
-        raise ContainerError(f"a header of {len(header):,} bytes; up to {MAX_HEADER:,} would be accepted")
+        raise ContainerError(f"a header must have at most {MAX_HEADER:,} bytes, not {len(header):,}")
     return header
 
 
-def replace_file(path: str | os.PathLike[str], parts: Iterable[Buffer]) -> None:
-    """Put a file in place, whole or not at all, readable by its owner alone.
-
-    It is written beside its place, flushed to the disk and renamed; after an exception, or a crash at any
-    time, what was there before is still there.
-
-    Parameters
-    ----------
-    path : path-like
-        Where; mode 0600.
-    parts : iterable of bytes-like
-        The contents, one part after another.
-
-    Raises
-    ------
-    OSError
-        It can't be written there.
-    """
-    place = Path(path)
-    beside = place.with_name(f".{place.name}.{os.urandom(8).hex()}.tmp")
-    try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except OSError as error:  # names the place, not what was to be beside it
-        raise OSError(error.errno, error.strerror, str(place)) from error
-    try:
-        with open(descriptor, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, place)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(beside)
-        raise
-    _sync_directory(place.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Let the new name reach the disk too."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:  # some file systems can't, and have no need to
-        if error.errno != errno.EINVAL:
-            raise
-    finally:
-        os.close(descriptor)
-
-
 # ---- reading ----------------------------------------------------------------------------------------------
-def read(path: str | os.PathLike[str], kind: str, *, max_bytes: int = MAX_BYTES) -> Container:
+def read(path: PathLike, kind: str, *, max_bytes: int = MAX_BYTES) -> Container:
     """Read a container of one kind, checking every byte of it.
 
     Parameters
@@ -252,34 +196,42 @@ def read(path: str | os.PathLike[str], kind: str, *, max_bytes: int = MAX_BYTES)
         size = os.fstat(file.fileno()).st_size
         try:
             if size > max_bytes:
-                raise ContainerError(f"{size:,} bytes; up to {max_bytes:,} would be read (max_bytes)")
+                raise ContainerError(f"must be at most {max_bytes:,} bytes (max_bytes), not {size:,}")
             header, at = _read_header(file, size)
-            _check_header(header, kind, at, size)
+            if header.kind != kind:
+                raise _OtherKindError
+            _check_sections(header, at, size)
             return Container(header.kind, header.meta, _read_sections(file, header, at))
+        except _OtherKindError:
+            raise ContainerError(is_not(path, KINDS[kind])) from None
         except ContainerError as error:
             raise ContainerError(f"{os.fspath(path)}: {error}") from None
 
 
+class _OtherKindError(Exception):
+    """The file isn't a container, or holds something else."""
+
+
 @contextmanager
-def open_regular(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a regular file for reading; a FIFO or a device is refused instead of waited for.
+def open_regular(path: PathLike) -> Iterator[BinaryIO]:
+    """Open a regular file for reading; anything else is refused, and nothing is waited for.
 
     Raises
     ------
     ContainerError
-        Something else is there.
+        A pipe, a device, a folder or a socket.
     OSError
         Nothing is there, or it can't be opened.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ContainerError(f"{os.fspath(path)}: not a regular file")
-    with open(descriptor, "rb") as file:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(opened(path, pipe=False))
+        except InputError as error:
+            raise ContainerError(str(error)) from error
         yield file
 
 
-def is_container(path: str | os.PathLike[str]) -> bool:
+def is_container(path: PathLike) -> bool:
     """Whether a file begins as a container does."""
     with open_regular(path) as file:
         return file.read(len(MAGIC)) == MAGIC
@@ -289,15 +241,15 @@ def _read_header(file: BinaryIO, size: int) -> tuple[_Header, int]:
     """Read and check what comes before the sections; returns it and the byte where they begin."""
     prefix = file.read(_PREFIX.size)
     if prefix[: len(MAGIC)] != MAGIC[: len(prefix)]:
-        raise ContainerError("not a gmemcore container: other bytes than its magic at byte 0")
+        raise _OtherKindError
     if size < _HEADER_AT:
         raise ContainerError(f"cut off: {size} bytes, and {_HEADER_AT} come before the header")
     _, version, header_size = _PREFIX.unpack(prefix)
     if version != VERSION:
-        raise ContainerError(f"version {version} at byte 8; {VERSION} would be accepted")
+        raise ContainerError(f"version must be {VERSION}, not {version} (byte 8)")
     if header_size > MAX_HEADER:
         raise ContainerError(
-            f"a header of {header_size:,} bytes at byte 12; up to {MAX_HEADER:,} is accepted"
+            f"a header must have at most {MAX_HEADER:,} bytes, not {header_size:,} (byte 12)"
         )
     if _HEADER_AT + header_size > size:
         raise ContainerError(
@@ -312,10 +264,8 @@ def _read_header(file: BinaryIO, size: int) -> tuple[_Header, int]:
         raise ContainerError(f"malformed header at byte {_HEADER_AT}: {error}") from error
 
 
-def _check_header(header: _Header, kind: str, at: int, size: int) -> None:
-    """Hold what the header says against itself and against the size of the file."""
-    if header.kind != kind:
-        raise ContainerError(f"it holds a {header.kind[:_MAX_NAME]}; a {kind} was asked for")
+def _check_sections(header: _Header, at: int, size: int) -> None:
+    """Check what the header says against itself and against the size of the file."""
     names, offset = set(), 0
     for section in header.sections:
         _check_section(section, offset, size - at)

@@ -22,6 +22,7 @@ import numpy as np
 from gmemcore.engine.arguments import as_u64
 from gmemcore.engine.steps import Step
 from gmemcore.errors import GmemError, InvalidArgumentError
+from gmemcore.files.writing import replace_file
 from gmemcore.uapi import PageType
 from gmemcore.workload.container import (
     MAX_BYTES,
@@ -30,7 +31,6 @@ from gmemcore.workload.container import (
     is_container,
     open_regular,
     read,
-    replace_file,
     write,
 )
 from gmemcore.workload.layout import Layout
@@ -114,7 +114,7 @@ def write_trace(path: str | os.PathLike[str], trace: Trace) -> None:
     """
     check_operations(trace.operations)
     if Path(path).suffix.lower() in TEXT_SUFFIXES:
-        replace_file(path, _lines(trace))
+        replace_file(path, _lines(trace), mode=0o600)
     else:
         write(path, "trace", msgspec.to_builtins(trace.header), {_SECTION: trace.operations})
 
@@ -273,7 +273,7 @@ def _read_text(path: str | os.PathLike[str], max_bytes: int) -> Trace:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
-            raise TraceError(f"{size:,} bytes; up to {max_bytes:,} would be read (max_bytes)")
+            raise TraceError(f"must be at most {max_bytes:,} bytes (max_bytes), not {size:,}")
         first = _decoded(_line_of(file, 1, MAX_HEADER), _FirstLine, 1)
         if first.trace != _VERSION:
             raise TraceError(f"line 1: trace version {first.trace}; {_VERSION} would be accepted")
