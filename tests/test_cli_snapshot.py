@@ -200,7 +200,7 @@ def test_the_map_says_which_file_it_is_of(files, monkeypatch):
         (["plot", "before.gms", "--file", "7"], "no file 7 in the snapshot; there are 0, 1"),
         (["plot", "series.gms", "--file", "1"], "stream has no --file; it is of series"),
         (["info", "nothing.gms"], "nothing.gms: No such file"),
-        (["info", "bench.jsonl"], "not a gmemcore container"),
+        (["info", "bench.jsonl"], "bench.jsonl is a bench run; must be a snapshot or a series"),
         (["info", "series.gms", "--number", "2"], "no snapshot 2; it holds 2"),
         (["diff", "before.gms", "legacy.gms", "--plane", "dirty"], "no plane 'dirty'"),
         (["diff", "before.gms", "small.gms"], "snapshots of one guest"),

@@ -1,10 +1,13 @@
-"""The command line: one module a subcommand, each loaded when it is called."""
+"""The command line: one module per subcommand, loaded when it is called."""
 
 import sys
 from collections.abc import Sequence
 from typing import Final
 
 from cyclopts import App, CycloptsError, Parameter
+
+from gmemcore.cli.console import fail, reporting, set_verbosity
+from gmemcore.cli.process import run
 
 COMMANDS: Final = {
     "policy": ("gmemcore.cli.policy:app", "What each revision answers, and why."),
@@ -25,6 +28,14 @@ COMMANDS: Final = {
 }
 """Command -> where it is, and what it answers in a line."""
 
+_VERBOSITY: Final = {"-q": -1, "--quiet": -1, "-v": 1, "--verbose": 1}
+_EPILOGUE: Final = """\
+`gmemcore COMMAND --help` lists a command's options. Every command also takes --quiet (-q), which prints
+nothing about the work itself, and --verbose (-v).
+
+Exit status: 0 done; 1 something that was checked did not hold; 2 the request can't be met; 130 interrupted;
+141 nobody reads the output."""
+
 
 def command_line(*, summaries: bool = False) -> App:
     """Return the command line.
@@ -33,12 +44,13 @@ def command_line(*, summaries: bool = False) -> App:
     ----------
     summaries : bool
         Whether commands show their summaries, for the overview. cyclopts would show them in place of the
-        docstrings too, so that a command's own help is printed without.
+        docstrings too, so a command's own help is printed without.
     """
     app = App(
         name="gmemcore",
         help="In-place conversion of guest_memfd memory: a model to measure, compare and stress.",
-        help_epilogue="`gmemcore COMMAND --help` tells a command's options." if summaries else None,
+        help_epilogue=_EPILOGUE if summaries else None,
+        version_flags=["--version", "-V"],
         default_parameter=Parameter(negative="", show_default=_shown_default),
     )
     for place, (name, (where, summary)) in enumerate(COMMANDS.items()):
@@ -49,23 +61,36 @@ def command_line(*, summaries: bool = False) -> App:
 
 def _shown_default(value: object) -> str | None:
     """Return what help says of a default: nothing of flags that are off and of lists that are empty."""
-    return None if value is None or value is False or value == () else str(value)
+    if value is None or value is False or value == ():
+        return None
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; the exit status is the subcommand's."""
-    from gmemcore.errors import GmemError
+    """Run the command line and exit with its status.
 
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    app = command_line(summaries=not words or words[0] not in COMMANDS)
+    Parameters
+    ----------
+    arguments : sequence of str or None
+        The words after ``gmemcore``. None: those of this process, whose streams and signals are then set up
+        for a command; see `gmemcore.cli.process`.
+    """
+    if arguments is None:
+        run(lambda: _status(sys.argv[1:]))
+    sys.exit(_status(list(arguments)))
+
+
+def _status(words: list[str]) -> int:
+    """Run one command and return its exit status."""
+    set_verbosity(sum({_VERBOSITY[word] for word in words if word in _VERBOSITY}))
+    words = [word for word in words if word not in _VERBOSITY]
+    command = words[0] if words and words[0] in COMMANDS else ""
     try:
-        status = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        with reporting(command):
+            app = command_line(summaries=not command)
+            status = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        print(f"gmemcore: {error}", file=sys.stderr)
-        sys.exit(2)
-    except GmemError as error:
-        print(f"gmemcore {words[0]}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:
-        sys.exit(0)
-    sys.exit(status if isinstance(status, int) else 0)
+        fail(command, " ".join(str(error).split()))
+    except SystemExit as stopped:
+        return stopped.code if isinstance(stopped.code, int) else 0 if stopped.code is None else 1
+    return status if isinstance(status, int) else 0

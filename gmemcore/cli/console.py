@@ -1,0 +1,165 @@
+"""What commands print: answers on standard output, everything about the work on standard error.
+
+All text passes through `gmemcore.files.text.printable`, since much of it comes from files. Errors of every
+kind become one line and an exit status in one place, `reporting`.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NoReturn
+
+from gmemcore.cli.process import CANNOT, INTERRUPTED, StdoutError
+from gmemcore.errors import GmemError, InputError, MissingExtraError
+from gmemcore.files.text import printable
+
+_LINE_SECONDS: Final = 5.0  # between two lines of progress, where there is no terminal
+_FIRST_SECONDS: Final = 2.0  # until the first
+
+_verbosity = 0
+
+
+def set_verbosity(level: int) -> None:
+    """Set how much is said beside the answer: -1 errors only, 0 progress and notes, 1 more."""
+    global _verbosity
+    _verbosity = level
+    logging.getLogger("gmemcore").setLevel(
+        {-1: logging.ERROR, 0: logging.WARNING}.get(level, logging.DEBUG),
+    )
+
+
+def is_quiet() -> bool:
+    """Whether only what is wrong is to be said."""
+    return _verbosity < 0
+
+
+# ---- answers -----------------------------------------------------------------------------------------------
+def say(*texts: object) -> None:
+    """Print texts to standard output, a line each."""
+    for text in texts or ("",):
+        print(printable(text, most=_MUCH, lines=True))
+
+
+def say_lines(lines: Iterable[object]) -> None:
+    """Print lines to standard output."""
+    for line in lines:
+        say(line)
+
+
+def say_json(value: Any, *, indent: int | None = 1) -> None:
+    """Print a value as JSON to standard output, in ASCII."""
+    print(json.dumps(value, indent=indent))
+
+
+def say_json_rows(rows: Iterable[Any]) -> None:
+    """Print a JSON list to standard output, one line per member."""
+    lines = ",\n".join(map(json.dumps, rows))
+    print(f"[\n{lines}\n]")
+
+
+_MUCH: Final = 1 << 20  # characters of one text; longer ones are nobody's to read
+
+
+# ---- beside them -------------------------------------------------------------------------------------------
+def note(command: str, text: object) -> None:
+    """Print a line about the work to standard error, unless the user wants quiet."""
+    if not is_quiet():
+        complain(command, text)
+
+
+def complain(command: str, text: object) -> None:
+    """Print a line about what is wrong to standard error."""
+    name = f"gmemcore {command}".rstrip()
+    print(f"{name}: {printable(text, lines=True)}", file=sys.stderr, flush=True)
+
+
+def fail(command: str, text: object, status: int = CANNOT) -> NoReturn:
+    """Print what is wrong and end the command."""
+    complain(command, text)
+    raise SystemExit(status)
+
+
+@contextmanager
+def reporting(
+    command: str, *, interrupted: str = "interrupted", wrong: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Turn whatever a command can't do into one line and an exit status.
+
+    Parameters
+    ----------
+    command : str
+        Its name, which begins the line.
+    interrupted : str
+        What is said after Ctrl-C.
+    wrong : tuple of exception types
+        Those that say that something did not hold: exit status 1 instead of 2.
+    """
+    try:
+        yield
+    except StdoutError:
+        raise
+    except KeyboardInterrupt:
+        fail(command, interrupted, INTERRUPTED)
+    except wrong as error:
+        fail(command, error, 1)
+    except (GmemError, InputError, MissingExtraError, MemoryError, OSError) as error:
+        fail(command, complaint(error))
+
+
+def complaint(error: BaseException) -> str:
+    """Return what is wrong with what, in a line: the file, where there is one, and the reason."""
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    if isinstance(error, MemoryError):
+        return f"out of memory{f': {error}' if str(error) else ''}"
+    return str(error)
+
+
+# ---- progress ----------------------------------------------------------------------------------------------
+@contextmanager
+def progress(command: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show how far a command has come: a bar on a terminal, elsewhere a line now and then.
+
+    Parameters
+    ----------
+    command : str
+        Its name.
+    total : int or None
+        What there is to do; None: unknown.
+    unit : str
+        What is counted, in the plural.
+
+    Yields
+    ------
+    callable
+        To be called with how much is done, as often as is convenient.
+    """
+    if is_quiet():
+        yield lambda done: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(f"gmemcore {command}", total=total)
+            yield lambda done: bar.update(task, completed=done)
+    else:
+        yield _Lines(command, total, unit)
+
+
+class _Lines:
+    """Prints a line of progress every few seconds."""
+
+    def __init__(self, command: str, total: int | None, unit: str) -> None:
+        self._command, self._unit = command, unit
+        self._of = "" if total is None else f" of {total:,}"
+        self._next = time.monotonic() + _FIRST_SECONDS
+
+    def __call__(self, done: int) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _LINE_SECONDS
+            complain(self._command, f"{done:,}{self._of} {self._unit}")

@@ -1,0 +1,169 @@
+"""Tables for people, as wide as the terminal and never wider than their words.
+
+A table that has room is printed as it is, without padding after the last column. One that hasn't wraps its
+words; one whose words alone don't fit is stacked: each row becomes lines of a name and a value. No cell is
+cut and no column left out at any width. Where standard output is no terminal and ``COLUMNS`` isn't set,
+width is no limit.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from rich.cells import cell_len
+
+from gmemcore.files.text import printable
+
+GAP: Final = 2
+"""Blanks between two columns."""
+_NARROWEST: Final = 20  # columns that a terminal is taken to have at least
+_MOST: Final = 10_000  # letters of a cell
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """A row of words across all columns, above the rows that it is about."""
+
+    text: str
+
+
+Row = Sequence[object] | Heading
+
+
+def width_of_output() -> int | None:
+    """Return how many columns there are; None: no limit."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isascii() and columns.isdecimal() and int(columns[:9]) > 0:
+        return max(int(columns[:9]), _NARROWEST)
+    if not sys.stdout.isatty():
+        return None
+    try:
+        return max(os.get_terminal_size(sys.stdout.fileno()).columns, _NARROWEST)
+    except OSError:
+        return 80
+
+
+def print_table(
+    heads: Sequence[str], rows: Sequence[Row], *, figures: Sequence[int] = (), labels: int = 0
+) -> None:
+    """Print a table to standard output.
+
+    Parameters
+    ----------
+    heads : sequence of str
+        Names of the columns.
+    rows : sequence
+        Cells, whose ``str`` is printed, or a `Heading`.
+    figures : sequence of int
+        Columns of figures: set to the right, and never broken.
+    labels : int
+        First columns that name a row: where they repeat those of the row above, they stay empty.
+    """
+    for line in table_lines(heads, rows, figures=figures, labels=labels, width=width_of_output()):
+        print(line)
+
+
+def table_lines(
+    heads: Sequence[str],
+    rows: Sequence[Row],
+    *,
+    figures: Sequence[int] = (),
+    labels: int = 0,
+    width: int | None = None,
+) -> Iterator[str]:
+    """Yield the lines of a table; see `print_table`. A width of None is no limit."""
+    cells = [
+        row if isinstance(row, Heading) else [printable(cell, most=_MOST) for cell in row] for row in rows
+    ]
+    grid = [list(heads), *(row for row in cells if not isinstance(row, Heading))]
+    widths = _fitted(grid, frozenset(figures), width)
+    if widths is None:
+        yield from _stacked(heads, cells, width or _NARROWEST)
+        return
+    yield from _line(heads, widths, figures)
+    yield "-" * (sum(widths) + GAP * (len(widths) - 1))
+    above: Sequence[str] = ()
+    for row in cells:
+        if isinstance(row, Heading):
+            yield from _wrapped(printable(row.text), width or _MOST)
+            above = ()
+        else:
+            same = next((i for i in range(labels) if row[: i + 1] != above[: i + 1]), labels)
+            yield from _line(["" if i < same else cell for i, cell in enumerate(row)], widths, figures)
+            above = row
+
+
+def _fitted(grid: Sequence[Sequence[str]], figures: frozenset[int], width: int | None) -> list[int] | None:
+    """Return the width of each column; None: their longest words don't fit beside each other."""
+    columns = list(zip(*grid, strict=True))
+    wanted = [max(map(cell_len, column)) for column in columns]
+    if width is None:
+        return wanted
+    least = [
+        max(cell_len(column[0]) and _longest_word(column[0]), *map(cell_len, column[1:]))
+        if i in figures and len(column) > 1
+        else max(map(_longest_word, column))
+        for i, column in enumerate(columns)
+    ]
+    room = width - GAP * (len(columns) - 1)
+    if sum(least) > room:
+        return None
+    while sum(wanted) > room:
+        wanted[max((i for i in range(len(wanted)) if wanted[i] > least[i]), key=wanted.__getitem__)] -= 1
+    return wanted
+
+
+def _longest_word(text: str) -> int:
+    return max(map(cell_len, text.split()), default=0)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], figures: Sequence[int]) -> Iterator[str]:
+    """Yield the lines of one row."""
+    columns = [list(_wrapped(cell, width)) for cell, width in zip(cells, widths, strict=True)]
+    for n in range(max(map(len, columns))):
+        parts = []
+        for i, (column, width) in enumerate(zip(columns, widths, strict=True)):
+            text = column[n] if n < len(column) else ""
+            blanks = " " * (width - cell_len(text))
+            parts.append(blanks + text if i in figures else text + blanks)
+        yield (" " * GAP).join(parts).rstrip()
+
+
+def _wrapped(text: str, width: int) -> Iterator[str]:
+    """Yield a text in lines of a width, broken between words, and within those that are longer."""
+    line = ""
+    for word in text.split(" "):
+        if line and cell_len(line) + 1 + cell_len(word) > width:
+            yield line
+            line = word
+        else:
+            line = f"{line} {word}" if line else word
+        while cell_len(line) > width:
+            end = next(i for i in range(len(line), 0, -1) if cell_len(line[:i]) <= width or i == 1)
+            yield line[:end]
+            line = line[end:]
+    yield line
+
+
+def _stacked(heads: Sequence[str], rows: Sequence[Sequence[str] | Heading], width: int) -> Iterator[str]:
+    """Yield each row as lines of a name and a value, rows apart."""
+    names = max(map(cell_len, heads))
+    words = (_longest_word(cell) for row in rows if not isinstance(row, Heading) for cell in row)
+    beside = width - names - GAP >= max(words, default=0)
+    for number, row in enumerate(rows):
+        if number:
+            yield ""
+        if isinstance(row, Heading):
+            yield from _wrapped(printable(row.text), width)
+            continue
+        for head, cell in zip(heads, row, strict=True):
+            if not cell:
+                continue
+            if beside:
+                lines = _wrapped(cell, width - names - GAP)
+                for n, line in enumerate(lines):
+                    yield f"{head if not n else '':{names}}{' ' * GAP}{line}".rstrip()
+            else:
+                yield from _wrapped(f"{head}: {cell}", width)

@@ -1,0 +1,137 @@
+"""The process around commands: what becomes of outputs, signals and descriptors, seen from outside."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "gmemcore"]
+PRINTING = (
+    *((), ("--help",), ("--version",), ("policy",), ("policy", "--json"), ("policy", "diff", "v4", "v5")),
+    *(("audit", "--help"), ("behaviours",), ("cost", "template"), ("stress", "--template"), ("nothing",)),
+)
+
+
+def run(*words, **options):
+    return subprocess.run([*COMMAND, *words], stderr=subprocess.PIPE, text=True, timeout=120, **options)
+
+
+def one_line(text):
+    assert "Traceback" not in text
+    assert "Exception ignored" not in text
+    return len(text.splitlines()) <= 1
+
+
+@pytest.mark.parametrize("words", PRINTING, ids=" ".join)
+def test_a_full_output_is_one_line_and_status_2(words):
+    with open("/dev/full", "w") as full:
+        done = run(*words, stdout=full)
+    assert done.returncode == 2
+    assert one_line(done.stderr)
+    assert words == ("nothing",) or "standard output: No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize("words", PRINTING, ids=" ".join)
+def test_a_closed_output_is_one_line_and_status_2(words):
+    done = run(*words, preexec_fn=lambda: os.close(1))
+    assert done.returncode == 2
+    assert one_line(done.stderr)
+    assert words == ("nothing",) or "standard output: Bad file descriptor" in done.stderr
+
+
+@pytest.mark.parametrize("words", [words for words in PRINTING if words != ("nothing",)], ids=" ".join)
+def test_a_reader_that_has_seen_enough_is_status_141_without_a_word(words):
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = run(*words, stdout=write)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_no_file_gets_the_descriptor_of_a_closed_output(tmp_path):
+    path = tmp_path / "trace"
+    words = ("trace", "record", "snp-boot", str(path), "--memory", "256m", "--limit", "100")
+    for closed in ((0,), (1,), (2,), (0, 1, 2)):
+        path.unlink(missing_ok=True)
+        close = partial(list, map(os.close, closed))
+        done = subprocess.run([*COMMAND, *words], preexec_fn=close, timeout=120, check=False)
+        assert done.returncode == 0
+        assert path.read_bytes()[1:5] == b"GMEM"
+
+
+@pytest.mark.parametrize("stderr", ["full", "closed"])
+def test_an_error_that_nobody_hears_is_still_status_2(stderr):
+    with open("/dev/full", "w") as full:
+        options = {"stderr": full} if stderr == "full" else {"preexec_fn": lambda: os.close(2)}
+        done = subprocess.run([*COMMAND, "policy", "--abi", "none"], timeout=120, check=False, **options)
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_an_output_of_any_encoding(encoding):
+    done = run("behaviours", stdout=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": encoding})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "module", ["gmemcore.cli", "cyclopts", "gmemcore.cli.policy", "gmemcore.policy.summary"]
+)
+def test_ctrl_c_while_modules_are_loaded_is_130_without_a_traceback(module):
+    script = (
+        "import sys, time\n"
+        "from gmemcore.__main__ import main\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            print('now', flush=True)\n"
+        "            time.sleep(60)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "sys.argv = ['gmemcore', 'policy']\n"
+        "main()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout.readline() == "now\n"
+        child.send_signal(signal.SIGINT)
+        _, told = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert one_line(told)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_signals_end_a_command_that_works(tmp_path, number, status):
+    """What is ended while it writes leaves neither a half file nor its temporary one."""
+    script = (
+        "import sys, time\n"
+        "from gmemcore.workload import operations\n"
+        "from gmemcore.files import writing\n"
+        "def slowly(path, parts, *, mode=None):\n"
+        "    with writing.replacing(path) as file:\n"
+        "        file.write(b'half')\n"
+        "        print('now', flush=True)\n"
+        "        time.sleep(60)\n"
+        "import gmemcore.workload.container as container\n"
+        "container.replace_file = slowly\n"
+        "from gmemcore.cli import main\n"
+        f"sys.argv = ['gmemcore', 'trace', 'record', 'snp-boot', {str(tmp_path / 'f')!r}, '--limit', '10']\n"
+        "main()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout.readline() == "now\n"
+        time.sleep(0.1)
+        child.send_signal(number)
+        _, told = child.communicate(timeout=60)
+    assert child.returncode == status
+    assert one_line(told)
+    assert list(tmp_path.iterdir()) == []
