@@ -398,7 +398,7 @@ def test_work_over_all_axes():
 
 def test_runs_that_can_not_be_drawn():
     for draw in (bench_cube, bench_axes, cost_by_range):
-        with pytest.raises(ValueError, match="a run of stress; the JSON Lines of gmemcore bench"):
+        with pytest.raises(ValueError, match="must be a run of bench, not of stress"):
             draw(Run("stress", None, []))
         with pytest.raises(ValueError, match="no cell"):
             draw(bench_run())
@@ -466,7 +466,7 @@ def test_refusals_stand_at_their_revision_and_vm_type():
     assert {text.get_text() for text in ax.texts} == {"3", "0", "100"}
     with pytest.raises(ValueError, match="replayed nowhere"):
         refusal_map(replay_run())
-    with pytest.raises(ValueError, match="a run of bench; the JSON Lines of gmemcore replay"):
+    with pytest.raises(ValueError, match="must be a run of replay, not of bench"):
         refusal_map(bench_run())
 
 
@@ -480,7 +480,7 @@ def test_conversions_by_size_are_summed_over_what_guests_are():
     assert {size: n for size, n in counts.items() if not np.isnan(n)} == {4096: 4, 16384: 900}
     with pytest.raises(ValueError, match="no guest asked"):
         conversion_sizes(stress_run({"kexec SNP v5 today": []}))
-    with pytest.raises(ValueError, match="a run of bench; the JSON Lines of gmemcore stress"):
+    with pytest.raises(ValueError, match="must be a run of stress, not of bench"):
         conversion_sizes(bench_run())
 
 

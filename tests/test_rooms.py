@@ -20,6 +20,7 @@ FLOORS = [
     {"machine"},
     {"engine"},
     {"policy"},
+    {"results"},
     {"files"},
     {"names"},
     {"units"},

@@ -3,240 +3,76 @@
 A run comes from elsewhere: its size is bounded, every field has a type, and an error names the line.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 
+from gmemcore.errors import InputError
+from gmemcore.files.kinds import is_not
+from gmemcore.files.reading import decode_json
+from gmemcore.files.records import End, read_lines
+from gmemcore.results.bench import BenchCell, BenchFirst, Seconds
+from gmemcore.results.kinds import KINDS, SCHEMA, Kind
+from gmemcore.results.replay import Replay, ReplayFirst
+from gmemcore.results.stress import StressFirst, StressGuest, StressLast, StressSums, Violation
+
 MAX_BYTES: Final = 256 << 20
 """Bytes of a file that are read at most."""
-
-Name = Annotated[str, msgspec.Meta(max_length=200)]
-Count = Annotated[int, msgspec.Meta(ge=0)]
-Speed = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class RunError(ValueError):
     """A file that isn't a run, or a line of one that can't be read."""
 
 
-# --- what the lines of each kind hold; fields that are not named here are left alone ------------------------
-class Seconds(msgspec.Struct, frozen=True):
-    """A series of samples, as `gmemcore.benchmark.summary.Summary`."""
-
-    median: Speed | None
-    p95: Speed | None
-    cv: Speed | None
-    n: Count
-
-
-class BenchFirst(msgspec.Struct, frozen=True):
-    """The first line of ``gmemcore bench --json``."""
-
-    environment: dict[str, Any]
-    primitives: dict[Name, Speed]
-
-
-class BenchCell(msgspec.Struct, frozen=True):
-    """A line of ``gmemcore bench --json``: one cell at one size."""
-
-    abi: Name
-    vm_type: Name
-    firmware: Name
-    phase: Name
-    direction: Name
-    flag: Name
-    outcome: Name
-    effect: Name | None
-    memory: Count
-    range: Count
-    pages_allocated_before: Count
-    bytes: Name
-    convert_gbps: Speed | None
-    populate_gbps: Speed | None
-    first_access_gbps: Speed | None
-    ratio: Speed | None
-    seconds: Seconds
-    counters: dict[Name, Count]
-    verified_bytes: Count
-    fragmentation: Name = "uniform"
-    backing: Name = "anonymous"
-    huge_pages: bool = True
-    threads: Count = 1
-    enforce: bool = False
-    primitive: Name | None = None
-
-
-class StressFirst(msgspec.Struct, frozen=True):
-    """The first line of ``gmemcore stress --json``."""
-
-    environment: dict[str, Any]
-    code: str
-    spec_hash: str
-    spec: dict[str, Any]
-
-
-class StressGuest(msgspec.Struct, frozen=True):
-    """A line of ``gmemcore stress --json``: one guest."""
-
-    guest: Count
-    cell: Name
-    operations: Count
-    outcomes: dict[Name, Count]
-    counters: dict[Name, Count]
-    checks: dict[Name, Count]
-    sizes: Annotated[list[Count], msgspec.Meta(max_length=64)]
-    digest: Name
-    seconds: Speed
-
-
-class StressSums(msgspec.Struct, frozen=True):
-    """Sums over guests of ``gmemcore stress --json``."""
-
-    guests: Count
-    operations: Count
-    outcomes: dict[Name, Count]
-    counters: dict[Name, Count]
-    checks: dict[Name, Count]
-    sizes: Annotated[list[Count], msgspec.Meta(max_length=64)]
-    digest: Name
-
-
-class Violation(msgspec.Struct, frozen=True):
-    """What did not hold, where a stress run ended."""
-
-    guest: Count
-    operation: Count
-    what: str
-
-
-class StressLast(msgspec.Struct, frozen=True):
-    """The last line of ``gmemcore stress --json``."""
-
-    total: StressSums
-    cells: dict[Name, StressSums]
-    violation: Violation | None
-
-
-class ReplayTrace(msgspec.Struct, frozen=True):
-    """What was replayed."""
-
-    name: str
-    source: str
-    operations: Count
-    memory: Count
-
-
-class ReplayFirst(msgspec.Struct, frozen=True):
-    """The first line of ``gmemcore replay --json``; ``replay`` are its options."""
-
-    trace: ReplayTrace
-    replay: dict[str, Any]
-    environment: dict[str, Any] = {}
-
-
-class Reason(msgspec.Struct, frozen=True):
-    """Operations that were refused for one reason."""
-
-    step: Name
-    outcome: Name
-    operations: Count
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """One operation that was refused."""
-
-    operation: Count
-    step: Name
-    outcome: Name
-    gpa: Count
-    size: Count
-    attributes: Count
-    flags: Count
-
-
-class Prediction(msgspec.Struct, frozen=True):
-    """Time that counted events take by the figures of a cost file."""
-
-    seconds: Speed
-    by_event: dict[Name, Speed]
-    not_priced: dict[Name, Count]
-
-
-class Replay(msgspec.Struct, frozen=True):
-    """A line of ``gmemcore replay --json``: the trace under one revision, on one VM type."""
-
-    abi: Name
-    vm_type: Name
-    firmware: Name
-    operations: Count
-    refused: Count
-    conversions: Count
-    reasons: list[Reason]
-    first_refusals: list[Refusal]
-    counters: dict[Name, Count]
-    seconds: Speed
-    peak_memory: Count
-    launch_digest: Name | None
-    predicted: Prediction | None = None
-
-
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of run.
+class Run:
+    """A run that was read.
 
     Attributes
     ----------
+    kind : str
+        A name of `gmemcore.results.kinds.KINDS`.
+    first : Struct
+        Its first line.
+    records : list of Struct
+        The others.
+    last : Struct or None
+        The last record, where it is of another type.
+    shortfall : str or None
+        Why the file isn't the whole run, in words that follow its name; None if it is.
     name : str
-        The command that writes it.
-    keys : frozenset of str
-        Keys of the first line by which it is recognised.
-    first, record : type
-        What the first line and each other line hold.
-    last : type or None
-        What the last line holds, where that is something else.
+        The file.
+    end : End or None
+        Its end record.
     """
-
-    name: str
-    keys: frozenset[str]
-    first: type[msgspec.Struct]
-    record: type[msgspec.Struct]
-    last: type[msgspec.Struct] | None = None
-
-
-KINDS: Final = (
-    Kind("bench", frozenset({"environment", "primitives"}), BenchFirst, BenchCell),
-    Kind("stress", frozenset({"environment", "spec", "spec_hash"}), StressFirst, StressGuest, StressLast),
-    Kind("replay", frozenset({"replay", "trace"}), ReplayFirst, Replay),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run that was read: its kind, its first line, the others, and the last where it is of another form."""
 
     kind: str
     first: Any
     records: list[Any]
     last: Any = None
+    shortfall: str | None = None
+    name: str = ""
+    end: End | None = None
 
     def require(self, kind: str) -> None:
-        """Make sure that it is a run of a kind; a ValueError if not."""
+        """Raise ValueError if it is a run of another kind."""
         if self.kind != kind:
-            raise ValueError(f"a run of {self.kind}; the JSON Lines of gmemcore {kind} would be accepted")
+            raise ValueError(f"must be a run of {kind}, not of {self.kind}")
 
 
 def read_run(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Run:
     """Read a file of results.
 
+    A file that was cut is read as far as it goes; `Run.shortfall` says so.
+
     Parameters
     ----------
     path : str or Path
-        JSON Lines of ``gmemcore bench``, ``stress`` or ``replay``.
+        What ``gmemcore bench``, ``backings``, ``stress`` or ``replay`` wrote.
     max_bytes : int
-        A larger file is refused before it is read.
+        A larger file is refused.
 
     Raises
     ------
@@ -245,45 +81,70 @@ def read_run(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Run:
     OSError
         The file can't be opened.
     """
-    with open(path, "rb") as file:
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise RunError(f"{path}: more than {max_bytes} bytes; up to that many would be read")
-    lines = _lines(data)
-    if not lines:
-        raise RunError(f"{path}: empty; {_wanted()}")
-    number, line = lines[0]
-    kind = _recognise(_decode(line, dict[str, Any], path, number), path, number)
-    first = _decode(line, kind.first, path, number)
-    last = None
+    try:
+        lines = read_lines(path, most=max_bytes)
+    except InputError as error:
+        raise RunError(str(error)) from None
+    kind = _recognise(lines.first, path)
+    first = _decode(lines.first, kind.first, path, 1)
+    schema = getattr(first, "schema", 1)
+    if schema > SCHEMA:
+        raise RunError(
+            f"{path}: records of schema {schema}, by a newer gmemcore; must be at most schema {SCHEMA}"
+        )
+    texts, last, shortfall = lines.records, None, lines.shortfall
+    if lines.end is None and schema < SCHEMA:  # runs had no end record then
+        shortfall = None
     if kind.last is not None:
-        number, line = lines.pop() if len(lines) > 1 else (number + 1, b"")
-        last = _decode(line, kind.last, path, number)
-    records = [_decode(line, kind.record, path, number) for number, line in lines[1:]]
-    return Run(kind.name, first, records, last)
+        last = _last(texts[-1], kind.last) if texts else None
+        texts = texts if last is None else texts[:-1]
+    records = [_decode(line, kind.record, path, number) for number, line in texts]
+    if kind.sums is not None and last is None:
+        last, shortfall = kind.sums(records), shortfall or "incomplete: its sums are missing"
+    return Run(kind.name, first, records, last, shortfall, str(path), lines.end)
 
 
-def _lines(data: bytes) -> list[tuple[int, bytes]]:
-    """Return the lines that hold anything, each with its number from 1."""
-    return [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+def _last(line: tuple[int, bytes], kind: type[msgspec.Struct]) -> Any:
+    """Return the last record; None for a line of another type, where the file was cut before it."""
+    try:
+        return msgspec.json.decode(line[1], type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _decode(line: bytes, wanted: Any, path: str | Path, number: int) -> Any:
     try:
-        return msgspec.json.decode(line, type=wanted)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        hint = f"; {_wanted()}" if number == 1 and not isinstance(error, msgspec.ValidationError) else ""
-        raise RunError(f"{path}: line {number}: {error}{hint}") from None
+        return decode_json(line, wanted, f"{path}: line {number}")
+    except InputError as error:
+        raise RunError(str(error)) from None
 
 
-def _recognise(first: Mapping[str, Any], path: str | Path, number: int) -> Kind:
+def _recognise(line: bytes, path: str | Path) -> Kind:
+    try:
+        first = decode_json(line, dict[str, Any], str(path))
+    except InputError:
+        first = {}
     for kind in KINDS:
         if kind.keys <= first.keys():
             return kind
-    keys = ", ".join(sorted(first)[:8]) or "none"
-    raise RunError(f"{path}: line {number}: no run begins with these keys: {keys[:200]}; {_wanted()}")
+    *names, last = (kind.name for kind in KINDS)
+    raise RunError(is_not(path, f"a run of {', '.join(names)} or {last}"))
 
 
-def _wanted() -> str:
-    forms = " or ".join(f"{{{', '.join(sorted(kind.keys))}}} ({kind.name})" for kind in KINDS)
-    return f"a run begins with a line like {forms}"
+__all__ = [
+    "KINDS",
+    "MAX_BYTES",
+    "BenchCell",
+    "BenchFirst",
+    "Replay",
+    "ReplayFirst",
+    "Run",
+    "RunError",
+    "Seconds",
+    "StressFirst",
+    "StressGuest",
+    "StressLast",
+    "StressSums",
+    "Violation",
+    "read_run",
+]

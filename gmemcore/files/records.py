@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Final
@@ -54,14 +55,22 @@ class End(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Whether the run came to its end.
     why : str
         What stopped it, if it didn't.
+    time : str
+        UTC when it ended, ISO 8601.
+    load_average : float or None
+        Of the machine's last minute then.
     """
 
     records: Annotated[int, msgspec.Meta(ge=0)]
     complete: bool = True
     why: Annotated[str, msgspec.Meta(max_length=500)] = ""
+    time: Annotated[str, msgspec.Meta(max_length=40)] = ""
+    load_average: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
 
-class _EndLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class EndLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The line of the end record."""
+
     end: End
 
 
@@ -74,8 +83,18 @@ def line(value: Any) -> bytes:
 
 
 def end_line(records: int, *, complete: bool = True, why: str = "") -> bytes:
-    """Return the end record of a file of that many records."""
-    return line(_EndLine(End(records, complete, why)))
+    """Return the end record of a file of that many records, which ends now."""
+    return line(EndLine(End(records, complete, why, utc_now(), load_average())))
+
+
+def utc_now() -> str:
+    """Return the time as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def load_average() -> float:
+    """Return the load average of the last minute."""
+    return round(os.getloadavg()[0], 2)
 
 
 def lines_of(first: Any, records: Iterable[Any]) -> Iterator[bytes]:
@@ -296,4 +315,4 @@ def _end_of(text: bytes, name: str) -> End | None:
     """Return the end record of a line; None for one that was cut."""
     if not text.endswith(b"}}\n") and not text.endswith(b"}}"):
         return None
-    return decode_json(text, _EndLine, name).end
+    return decode_json(text, EndLine, name).end

@@ -1,10 +1,11 @@
 """One page of a run: what was measured, what was refused, where, and how far to trust it."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from gmemcore.analysis.report import bench, replay, stress
-from gmemcore.analysis.report.page import Page, to_html
+from gmemcore.analysis.report.page import Page, Text, to_html
 from gmemcore.analysis.runs import Run
 
 PAGES: Final[Mapping[str, Callable[[Run], Page]]] = {
@@ -16,8 +17,11 @@ PAGES: Final[Mapping[str, Callable[[Run], Page]]] = {
 
 
 def report(run: Run) -> str:
-    """Return the HTML page of a run."""
-    return to_html(PAGES[run.kind](run))
+    """Return the HTML page of a run; one that was cut says so first."""
+    page = PAGES[run.kind](run)
+    if run.shortfall is not None:
+        page = replace(page, head=[Text(f"This run is {run.shortfall}.", warning=True), *page.head])
+    return to_html(page)
 
 
 __all__ = ["PAGES", "report"]
