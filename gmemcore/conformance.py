@@ -12,7 +12,8 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from gmemcore.errors import ERRNO_NUMBERS, GmemError, with_known
+from gmemcore.engine.backing import BACKINGS, Backing
+from gmemcore.errors import ERRNO_NUMBERS, GmemError, OutOfMemoryError, with_known
 from gmemcore.machine import create_vm
 from gmemcore.policy import ABIS, ALIASES, capability
 from gmemcore.uapi import Capability, Firmware, PageType, VmType
@@ -104,7 +105,7 @@ class ModelMachine:
     """The model, under the abi that the vectors are about."""
 
     def __init__(self, vectors: VectorFile, seed: int, backing: str = "anonymous") -> None:
-        self.vm: Any = create_vm(vectors.vm_type, vectors.abi, vectors.firmware, seed, backing)
+        self.vm: Any = create_vm(vectors.vm_type, vectors.abi, vectors.firmware, seed, _sparse(backing))
         self.files: dict[str, Any] = {}
 
     def check_cap(self, name: str) -> int:
@@ -122,6 +123,22 @@ class ModelMachine:
     def close(self) -> None:
         """See `Machine`."""
         self.vm.close()
+
+
+def _sparse(backing: str) -> Callable[[int], Backing]:
+    """Return what makes a backing of a size: attributes only where the host can't hold that many bytes.
+
+    A kernel's guest_memfd can be larger than memory, since it holds only the pages that are in use; vectors
+    create such files to reach the limits of memslots.
+    """
+
+    def new(size: int) -> Backing:
+        try:
+            return BACKINGS[backing](size)
+        except OutOfMemoryError:
+            return BACKINGS["none"](size)
+
+    return new
 
 
 Seen = dict[str, Any]

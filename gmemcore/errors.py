@@ -9,6 +9,7 @@
     +-- PagePinnedError            EAGAIN      a page with an unexpected reference
     +-- OutOfMemoryError           ENOMEM
     +-- AlreadyExistsError         EEXIST      a memslot that overlaps another
+    +-- FileTooLargeError          EFBIG       a file range that ends beyond 2^63 - 1
     +-- BadFileError               EBADF       not an open guest_memfd
     +-- BadAddressError            EFAULT      memory that can't be reached
     +-- UnknownIoctlError          ENOTTY      a request this fd doesn't have
@@ -124,6 +125,12 @@ class AlreadyExistsError(GmemError):
     """EEXIST: a memslot overlaps another one in gpa, or in the same file."""
 
     number = errno.EEXIST
+
+
+class FileTooLargeError(GmemError):
+    """EFBIG: a range of a file ends beyond 2^63 - 1, the largest offset there is."""
+
+    number = errno.EFBIG
 
 
 class BadFileError(GmemError):

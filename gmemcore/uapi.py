@@ -86,10 +86,15 @@ class GuestMemfdFlag(IntFlag):
 
 
 class FallocateMode(IntFlag):
-    """Modes of ``fallocate(2)`` that a guest_memfd knows (``FALLOC_FL_*``)."""
+    """Modes of ``fallocate(2)`` (``FALLOC_FL_*``); a guest_memfd takes the first two."""
 
-    KEEP_SIZE = 1
-    PUNCH_HOLE = 2
+    KEEP_SIZE = 0x01
+    PUNCH_HOLE = 0x02
+    COLLAPSE_RANGE = 0x08
+    ZERO_RANGE = 0x10
+    INSERT_RANGE = 0x20
+    UNSHARE_RANGE = 0x40
+    WRITE_ZEROES = 0x80
 
 
 class PageType(StrEnum):

@@ -76,7 +76,7 @@ class Runner:
             found = getattr(self.error, "argument", self.argument)
             check("argument_out", step["argument_out"], found.hex())
         if "pages_done" in step:
-            found = self.done if self.error is None else self.error.pages_done
+            found = self.done if self.error is None else self.error.pages_done or 0
             check("pages_done", step["pages_done"], found)
 
     def create(self, step):
@@ -138,7 +138,8 @@ class Runner:
         self.gmem(step).poison(step["offset"])
 
     def slot_add(self, step):
-        self.vm.slot_add(step["slot"], step["gpa"], step["size"], self.gmem(step), step.get("gmem_offset", 0))
+        gmem = self.files.get(step.get("gmem", "g"))
+        self.vm.slot_add(step["slot"], step["gpa"], step["size"], gmem, step.get("gmem_offset", 0))
 
     def slot_delete(self, step):
         self.vm.slot_delete(step["slot"])

@@ -8,7 +8,7 @@ overwritten, and a read says which bytes it is sure of), and the launch measurem
 """
 
 from collections import namedtuple
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import policy_by_hand as policy
 
@@ -59,8 +59,22 @@ def refuse_if(condition, outcome="EINVAL"):
         raise OracleError(outcome)
 
 
+def overlap(start, size, other_start, other_size):
+    return start < other_start + other_size and other_start < start + size
+
+
 def unaligned(*numbers):
     return any(number % PAGE for number in numbers)
+
+
+def vfs_takes(mode):
+    """Whether the VFS hands a mode of fallocate to the file: one operation, and KEEP_SIZE where it fits."""
+    operation, keeps_size = mode & ~KEEP_SIZE, mode & KEEP_SIZE
+    if operation in (0, 0x10, 0x40):  # allocate, zero, unshare
+        return True
+    if operation == PUNCH_HOLE:
+        return bool(keeps_size)
+    return operation in (0x08, 0x20, 0x80) and not keeps_size  # collapse, insert, write zeroes
 
 
 # --- the key stream (section 3) -------------------------------------------------------------------
@@ -211,15 +225,18 @@ class OracleVm:
         return gmem
 
     def slot_add(self, slot, gpa, size, gmem, gmem_offset=0):
+        # The region by itself, then overlap in gpa, then the file, then overlap in the file.
+        refuse_if(size <= 0 or unaligned(gpa, size, gmem_offset))
+        refuse_if(gpa + size >= TOP or gmem_offset + size >= TOP)
+        refuse_if(slot < 0 or slot >= 32764 or size // PAGE >= 1 << 31)
         refuse_if(slot in self.slots)
+        slots = self.slots.values()
+        refuse_if(any(overlap(gpa, size, old.gpa, old.size) for old in slots), "EEXIST")
         refuse_if(not isinstance(gmem, OracleGmem), "EBADF")
-        refuse_if(gmem.vm is not self or size <= 0 or unaligned(gpa, size, gmem_offset))
-        refuse_if(gmem_offset + size > gmem.size or gpa + size > TOP)
-        for other in self.slots.values():
-            refuse_if(gpa < other.gpa + other.size and other.gpa < gpa + size, "EEXIST")
-            same_file = other.gmem is gmem
-            start, end = other.gmem_offset, other.gmem_offset + other.size
-            refuse_if(same_file and gmem_offset < end and start < gmem_offset + size, "EEXIST")
+        refuse_if(gmem.vm is not self or gmem_offset + size > gmem.size)
+        for old in slots:
+            bound = old.gmem is gmem and overlap(gmem_offset, size, old.gmem_offset, old.size)
+            refuse_if(bound, "EEXIST")
         self.slots[slot] = Slot(gpa, size, gmem, gmem_offset)
 
     def slot_delete(self, slot):
@@ -238,7 +255,7 @@ class OracleVm:
     def vm_set(self, address, size, attributes, flags=0):
         known = PRIVATE if self.legacy and self.vm_type != "DEFAULT" else 0
         refuse_if(flags or attributes & ~known)
-        refuse_if(size == 0 or address + size > TOP or unaligned(address, size))
+        refuse_if(size == 0 or address + size >= TOP or unaligned(address, size))  # an end at 2^64 wraps
         if not self.legacy:
             return
         frames = range(address // PAGE, (address + size) // PAGE)
@@ -286,8 +303,8 @@ class OracleVm:
         kind = private if self.coco and private is not None else is_private
         if kind != is_private:
             return "MEMORY_FAULT", found, kind
-        if found is None:
-            return "MMIO", found, kind
+        if found is None:  # `legacy`: an attribute needs no slot
+            return "MEMORY_FAULT" if is_private else "MMIO", found, kind
         gmem, page = found
         if self.legacy and not kind:
             return None, found, kind  # ordinary host memory: neither poison nor acceptance
@@ -298,9 +315,9 @@ class OracleVm:
         return None, found, kind
 
     def _frame_is_private(self, frame, found):
-        if found is None:
-            return False  # no slot counts as shared
-        return frame in self.private_frames if self.legacy else bool(found[0].private[found[1]])
+        if self.legacy:
+            return frame in self.private_frames
+        return found is not None and bool(found[0].private[found[1]])  # no slot counts as shared
 
     def _memory_fault(self, frame, private):
         self.counters["memory_faults"] += 1
@@ -364,15 +381,21 @@ class OracleVm:
         """Returns the pages done."""
         refuse_if(self.vm_type == "DEFAULT" or page_type not in PAGE_TYPES)
         refuse_if(size == 0 or unaligned(gpa, size))
-        if source is None and page_type != "ZERO" and self.abi in ("legacy", "v4"):
-            refuse_if(self.vm_type == "SNP", "EINVAL")
-            refuse_if(self.vm_type == "TDX", "EOPNOTSUPP")
+        in_place = source is None and page_type != "ZERO"
+        refuse_if(self.legacy and self.coco and in_place)
+        if self.vm_type == "SNP":
+            refuse_if(page_type == "VMSA")
+            slots = [slot for slot in self.slots.values() if slot.gpa <= gpa < slot.gpa + slot.size]
+            refuse_if(not slots)
+            size = min(size, slots[0].gpa + slots[0].size - gpa)
+        else:
+            refuse_if(self.phase == "running" or gpa + size >= TOP)
         done = 0
         for frame in range(gpa // PAGE, (gpa + size) // PAGE):
-            reason = self._populate_reason(frame)
-            if reason is None:
-                content = None if source is None else source[done * PAGE : done * PAGE + PAGE]
-                reason = self._populate_page(frame, content, page_type)
+            content = None
+            if source is not None and page_type != "ZERO":
+                content = bytes(source[done * PAGE : done * PAGE + PAGE])
+            reason = self._populate_page(frame, content, page_type)
             if reason is not None:
                 return self._populate_stopped(reason, done)
             done += 1
@@ -385,17 +408,26 @@ class OracleVm:
             return done
         raise OracleError(reason, pages_done=done)
 
-    def _populate_reason(self, frame):
-        found = self.find(frame)
-        if self.phase == "running" or found is None or not self._frame_is_private(frame, found):
-            return "EINVAL"
-        if self.coco and found[0].assigned[found[1]]:
-            return "EIO"
-        return "EHWPOISON" if found[0].poisoned[found[1]] else None
-
     def _populate_page(self, frame, content, page_type):
-        gmem, page = self.find(frame)
+        """Populate one page, or say why not; what was done to it until then stays."""
+        found = self.find(frame)
+        if found is None:
+            return "EINVAL"
+        gmem, page = found
+        if gmem.poisoned[page]:
+            return "EHWPOISON"
         gmem.allocate(page)
+        if not self._frame_is_private(frame, found):
+            return "EINVAL"
+        if self.coco:
+            if self.abi == "v4" and content is None and page_type != "ZERO":
+                return "EIO" if self.vm_type == "SNP" else "EOPNOTSUPP"
+            if gmem.assigned[page]:
+                return "EIO"
+            if self.phase == "running":  # SNP: the firmware refuses what has been copied already
+                if content is not None:
+                    gmem.memory.put(page, content)
+                return "EIO"
         if page_type == "CPUID" and self.cpuid_correction is not None and self.coco:
             gmem.memory.put(page, self.cpuid_correction)
             self.cpuid_correction = None
@@ -403,7 +435,7 @@ class OracleVm:
         if page_type == "ZERO":
             gmem.memory.zero(page)  # the firmware's doing: no bytes_zeroed (settled by the recorded walks)
         elif content is not None:
-            gmem.memory.put(page, bytes(content))
+            gmem.memory.put(page, content)
         if self.coco:
             gmem.memory.xor_key(page)
             gmem.count("bytes_xored", PAGE)
@@ -428,17 +460,20 @@ class OracleGmem:
         self.size = size
         self.n_pages = size // PAGE
         self.flags = flags
-        self.private = bytearray([0 if flags & INIT_SHARED else 1]) * self.n_pages
-        self.allocated = bytearray(self.n_pages)
-        self.assigned = bytearray(self.n_pages)
-        self.accepted = bytearray(self.n_pages)
-        self.pinned = bytearray(self.n_pages)
-        self.poisoned = bytearray(self.n_pages)
         self.memory = Memory(self.key_page)
         self.host_memory = Memory(self.key_page) if vm.legacy else self.memory
-        self.host_allocated = bytearray(self.n_pages) if vm.legacy else self.allocated
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.allocations_left = None  # injected failure: None, or how many allocations still succeed
+
+    # A plane has a byte a page, from its first use on: a file can be larger than memory.
+    private = cached_property(lambda self: bytearray([not self.flags & INIT_SHARED]) * self.n_pages)
+    allocated, assigned, accepted, pinned, poisoned = (
+        cached_property(lambda self: bytearray(self.n_pages)) for _ in range(5)
+    )
+
+    @cached_property
+    def host_allocated(self):
+        return bytearray(self.n_pages) if self.vm.legacy else self.allocated
 
     def key_page(self, page):
         return key_stream_page(self.vm.seed, self.index, page)
@@ -632,6 +667,7 @@ class OracleGmem:
             self.host_memory.write(page, at, data[done : done + length], through_key=False)
 
     def mmap(self, offset, size, shared=True):
+        refuse_if(size == 0 or unaligned(offset))
         refuse_if(not self.flags & MMAP, "ENODEV")
         refuse_if(not shared)
 
@@ -639,7 +675,8 @@ class OracleGmem:
         numbers = [page for page, *_ in pieces(offset, size)]
         for page in numbers:
             refuse_if(page >= self.n_pages, "EFAULT")
-            refuse_if(self.private[page] and not self.vm.legacy, "EFAULT")
+            if not self.vm.legacy:  # there the host's memory is another one
+                refuse_if(self.private[page] or self.poisoned[page], "EFAULT")
         for page in numbers:
             self.allocate_host(page)
             self.pinned[page] = 1
@@ -656,8 +693,10 @@ class OracleGmem:
     # the rest of the file (section 6)
 
     def fallocate(self, mode, offset, size):
-        refuse_if(size == 0 or size >= 1 << 63 or offset >= 1 << 63 or size < 0 or offset < 0)
-        refuse_if(not mode & KEEP_SIZE or mode & ~(KEEP_SIZE | PUNCH_HOLE), "EOPNOTSUPP")
+        refuse_if(size <= 0 or size >= 1 << 63 or offset < 0 or offset >= 1 << 63)
+        refuse_if(not vfs_takes(mode), "EOPNOTSUPP")
+        refuse_if(offset + size >= 1 << 63, "EFBIG")
+        refuse_if(mode not in (KEEP_SIZE, KEEP_SIZE | PUNCH_HOLE), "EOPNOTSUPP")
         refuse_if(unaligned(offset, size))
         if mode & PUNCH_HOLE:
             self._punch(offset, size)

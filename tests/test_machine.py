@@ -159,10 +159,14 @@ def test_launch_refuses():
         ((GPA, P, b"short"), "EINVAL"),
         ((GPA, P, None, "GOLD"), "EINVAL"),
         ((GPA + P, P), "EIO"),
-        ((0, P), "EIO"),
+        ((0, P), "EINVAL"),
+        ((GPA, P, b"s" * P, "VMSA"), "EINVAL"),
     ):
         assert outcome(vm.launch_update, *arguments) == expected, arguments
     assert vm.launch_update(GPA, 2 * P, b"s" * 2 * P).pages_done == 1
+    for vmsa in (b"", b"v" * (P - 1), b"v" * (P + 1)):
+        assert outcome(vm.launch_finish, [b"v" * P, vmsa]) == "EINVAL"
+    assert vm.phase == "launching"
     vm.launch_finish()
     assert outcome(vm.launch_finish) == "EINVAL"
     assert outcome(gmemcore.create_vm("DEFAULT").launch_update, 0, P) == "EINVAL"

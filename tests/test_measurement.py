@@ -186,7 +186,7 @@ def test_what_was_in_clear_is_measured_whatever_the_key(in_place, seed):
     assert vm.launch_measurement == expected((GPA, gmem.size, "NORMAL", contents))
 
 
-@pytest.mark.parametrize("page_type", PageType)
+@pytest.mark.parametrize("page_type", sorted(set(PageType) - PLATFORMS[VmType.SNP].populate.refused_types))
 def test_every_page_type_is_measured_as_such(page_type):
     contents = pages_of(1)
     vm, gmem = launching()
@@ -196,25 +196,43 @@ def test_every_page_type_is_measured_as_such(page_type):
     assert vm.launch_measurement == expected((GPA, PAGE, page_type, contents))
 
 
-def test_a_vmsa_is_measured_at_the_gpa_of_the_call():
-    vmsa = pages_of(1)
+def test_vmsas_are_measured_when_the_launch_ends():
+    contents, vmsas = pages_of(1), [pages_of(1, seed) for seed in (1, 2)]
     vm, gmem = launching()
-    vm.delete_memslot(0)
-    vm.add_memslot(0, VMSA_GPA, PAGE, gmem)
     gmem.set_memory_attributes(0, PAGE, PRIVATE)
-    vm.launch_update(VMSA_GPA, PAGE, vmsa, "VMSA")
+    vm.launch_update(GPA, PAGE, contents)
+    allocated = gmem.allocated
+    with pytest.raises(InvalidArgumentError):
+        vm.launch_update(GPA, PAGE, vmsas[0], "VMSA")
+    vm.launch_finish(vmsas)
     theirs = GCTX()
-    theirs.update_vmsa_page(vmsa)
+    theirs.update_normal_pages(GPA, contents)
+    for vmsa in vmsas:
+        theirs.update_vmsa_page(vmsa)
+    assert vm.launch_measurement == theirs.ld()
+    assert gmem.allocated == allocated  # they aren't guest memory
+    with pytest.raises(InvalidArgumentError):
+        vm.launch_finish(vmsas)
     assert vm.launch_measurement == theirs.ld()
 
 
-def test_a_range_over_two_files_is_measured_in_order():
+@pytest.mark.parametrize("vm_type", ["SW_PROTECTED", "TDX", "SNP"])
+def test_vmsas_make_no_difference_without_a_digest(vm_type):
+    vm = gmemcore.create_vm(vm_type)
+    vm.launch_finish([pages_of(1)])
+    assert vm.phase == "running"
+    with pytest.raises(TypeError):
+        vm.launch_finish(["x" * PAGE])
+
+
+def test_a_range_over_two_memslots_is_measured_in_order():
     contents = pages_of(4)
     vm = gmemcore.create_vm("SNP")
     vm.start_measurement()
     for slot, offset in ((0, 2), (1, 0)):
         vm.add_memslot(slot, GPA + slot * 2 * PAGE, 2 * PAGE, vm.create_guest_memfd(4 * PAGE), offset * PAGE)
-    vm.launch_update(GPA, 4 * PAGE, contents)
+    assert vm.launch_update(GPA, 4 * PAGE, contents).pages_done == 2  # a call ends with its memslot
+    assert vm.launch_update(GPA + 2 * PAGE, 2 * PAGE, contents[2 * PAGE :]).pages_done == 2
     assert vm.launch_measurement == expected((GPA, 4 * PAGE, "NORMAL", contents))
 
 

@@ -444,3 +444,32 @@ def test_outcomes_have_numbers_of_their_own():
     assert (CODES["OK"], CODES["EAGAIN"], CODES["EHWPOISON"], CODES["SIGBUS"]) == (0, 11, 133, 1000)
     assert OUTCOME.itemsize == 10
     assert OPERATION.itemsize == 48
+
+
+def test_a_region_larger_than_a_memslot_has_several():
+    """KVM's memslots end at 2^31 - 1 pages; a file and what is done to it don't."""
+    terabyte, gpa = 1 << 40, 1 << 44
+    with gmemcore.create_vm("SNP", backing="none") as vm:
+        (gmem,) = build(vm, Layout.single(9 * terabyte, gpa, private=True))
+        slots = [(slot.slot, slot.gpa - gpa, slot.size, slot.gmem_offset) for slot in vm.memslots]
+        assert slots == [
+            (0, 0, 4 * terabyte, 0),
+            (1, 4 * terabyte, 4 * terabyte, 4 * terabyte),
+            (2, 8 * terabyte, terabyte, 8 * terabyte),
+        ]
+        edge = gpa + 4 * terabyte - P
+        operations = operations_of(
+            op(Step.CONVERT, edge, 2 * P),
+            *[op(Step.CONVERT, gpa + n * P, P) for n in range(20)],
+            op(Step.POPULATE, gpa + 8 * terabyte - P, 2 * P),
+        )
+        played = play(vm, operations)
+        assert not played.outcomes["code"].any()
+        first = 4 * terabyte // P - 1
+        assert gmem.runs() == [
+            (0, 20, "shared"),
+            (20, first, "private"),
+            (first, first + 2, "shared"),
+            (first + 2, gmem.n_pages, "private"),
+        ]
+        assert played.counters.pages_accepted == 2

@@ -11,7 +11,7 @@ from gmemcore import policy, uapi
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.policy import ABIS, EFFECTS, PLATFORMS, Abi, ByteOperation, Flag, FlagsCapability, Rank, Rule
 from gmemcore.policy import revisions as rows
-from gmemcore.uapi import Capability, ContentMode, Direction, Firmware, Phase, VmType
+from gmemcore.uapi import Capability, ContentMode, Direction, Firmware, PageType, Phase, VmType
 
 COCO = ("SNP", "TDX")
 IN_CLEAR = ("SW_PROTECTED", "PKVM")
@@ -408,21 +408,18 @@ def test_coco_is_what_is_tracked_accepted_and_encrypted():
         assert row.coco == (row.tracking is not None) == (row.accept is not None) == row.finish_once
         assert row.private_memory == (row.populate is not None)
         if row.populate is not None:
-            assert row.coco == row.populate.encrypts == (row.populate.assigned is not None)
+            assert row.coco == row.populate.encrypts
             assert row.coco == (row.populate.in_place_refusal is not None)
 
 
 def test_populate_ends_as_each_platform_has_it():
     snp, tdx = PLATFORMS[VmType.SNP].populate, PLATFORMS[VmType.TDX].populate
     plain = PLATFORMS[VmType.PKVM].populate
-    assert (snp.unfit, snp.assigned, snp.poisoned, snp.partial_success) == ("EIO", "EIO", "EIO", True)
-    assert (tdx.unfit, tdx.assigned, tdx.poisoned, tdx.partial_success) == (
-        "EINVAL",
-        "EIO",
-        "EHWPOISON",
-        False,
-    )
-    assert (plain.unfit, plain.assigned, plain.poisoned) == ("EINVAL", None, "EHWPOISON")
+    assert (snp.page_refusal, tdx.page_refusal, plain.page_refusal) == ("EIO", None, None)
+    assert (snp.partial_success, tdx.partial_success, plain.partial_success) == (True, False, False)
+    assert (snp.one_memslot, tdx.one_memslot, plain.one_memslot) == (True, False, False)
+    assert (snp.checks_phase, tdx.checks_phase, plain.checks_phase) == (False, True, True)
+    assert (snp.refused_types, tdx.refused_types, plain.refused_types) == ({PageType.VMSA}, set(), set())
     assert (snp.in_place_refusal, tdx.in_place_refusal) == ("EINVAL", "EOPNOTSUPP")
     assert PLATFORMS[VmType.SW_PROTECTED].populate == plain
 

@@ -555,6 +555,15 @@ def test_without_private_memory_nothing_is_converted(abi):
     assert refused.value.outcome == "EINVAL"
 
 
+def test_ram_larger_than_a_memslot_has_several(monkeypatch):
+    monkeypatch.setattr("gmemcore.machine.memslots._PIECE", 4 * P)
+    with Vmm(create_vm("SNP")) as vmm:
+        block = vmm.add_ram(GPA, 9 * P)
+        assert [slot.size for slot in vmm.vm.memslots] == [4 * P, 4 * P, P]
+        assert vmm.blocks == [block]
+        assert vmm.convert(GPA, 9 * P, to_private=True).counters.pages_changed == 9
+
+
 def test_a_slot_of_somebody_else_is_a_hole():
     vmm, _ = vmm_with_ram(pages=4)
     vmm.vm.add_memslot(9, GPA + 4 * P, P, vmm.vm.create_guest_memfd(P, 3))

@@ -119,19 +119,31 @@ def as_u64_array(values: Any, name: str) -> np.ndarray[Any, np.dtype[np.uint64]]
     return np.ascontiguousarray(array, dtype=np.uint64)
 
 
-def check_aligned(start: int, size: int, what: str) -> None:
-    """Refuse an empty range, one that wraps 2**64, or one that isn't page aligned.
+def check_aligned(start: int, size: int, what: str, *, most: int | None = U64_MAX + 1) -> None:
+    """Raise unless a range is at least one page, page aligned and does not wrap 2**64.
+
+    Parameters
+    ----------
+    start, size : int
+        Bytes.
+    what : str
+        The range, for the message.
+    most : int or None
+        Highest end. KVM's tests of the form ``start + size < start`` take an end at 2**64 for a range that
+        wraps: `U64_MAX`. None: a range may wrap.
 
     Raises
     ------
     InvalidArgumentError
         EINVAL.
     """
-    if size <= 0 or start + size > U64_MAX + 1:
+    if size <= 0:
+        raise InvalidArgumentError(f"{what} {start:#x}+{size:#x} is empty; it must be at least one page")
+    if most is not None and start + size > most:
         raise InvalidArgumentError(
-            f"{what} {start:#x}+{size:#x} is empty or wraps 2^64; one page or more below 2^64 is accepted"
+            f"{what} {start:#x}+{size:#x} wraps 2^64; it must end at {most:#x} or before"
         )
     if (start | size) % PAGE_SIZE:
         raise InvalidArgumentError(
-            f"{what} {start:#x}+{size:#x} isn't page aligned; multiples of {PAGE_SIZE:#x} would be accepted"
+            f"{what} {start:#x}+{size:#x} isn't page aligned; both must be multiples of {PAGE_SIZE:#x}"
         )

@@ -92,7 +92,8 @@ FOLD = np.uint64(0xD6E8_FEB8_6659_FD93)  # an odd number whose bits are spread
     NO_SLOT,
     POISONED_PAGE,
     NOT_VALIDATED,
-) = (np.uint64(n) for n in range(1, 21))
+    TOO_LARGE,
+) = (np.uint64(n) for n in range(1, 22))
 
 # The rules of one VM and phase: four words, a cell for each direction and flag, a row for each step.
 KNOWN_FLAGS, KNOWN_ATTRIBUTES, HAS_PRIVATE_MEMORY, ERROR_OFFSET_CHECKED, CELLS = (
@@ -104,13 +105,16 @@ FLAG_SLOTS = np.uint64(65)  # no flag, and each of 64 bits
 
 # A step's row: what it asks of the range, what refuses it whole or by page, what stays done of it when a page
 # refuses, then bytes and planes.  Three rows a step, for the kinds of a guest's access.
+# A term: wanted and unwanted planes, the reason, and the planes that the page it refuses is left with.
 STEPS = np.uint64(4 + 2 * 65 * 6)
 CONVERT = U0
 STEP_VARIANTS, STEP_COUNT = np.uint64(3), 13
-ALIGNED, SIGNED, WRAPS, BEYOND_END, STEP_REFUSAL, PARTIAL, TERMS = (np.uint64(n) for n in range(7))
-TERM_WORDS, TERM_COUNT = np.uint64(3), 3
-STEP_OPERATIONS, STEP_SET, STEP_CLEAR, STEP_MARK = (np.uint64(n) for n in range(15, 19))
-STEP_WORDS = np.uint64(19)
+ALIGNED, SIGNED, WRAPS, ENDS_BELOW_TOP, BEYOND_END, STEP_REFUSAL, PARTIAL, TERMS = (
+    np.uint64(n) for n in range(8)
+)
+TERM_WORDS, TERM_COUNT = np.uint64(4), 4
+STEP_OPERATIONS, STEP_SET, STEP_CLEAR = (np.uint64(n) for n in range(23, 26))
+STEP_WORDS = np.uint64(26)
 PARTIAL_REFUSED, PARTIAL_DONE = U1, U2  # what was done stays: as a refusal, or as success if there is any
 
 # Operations on the bytes of a page, four bits for each rank of page:
@@ -941,10 +945,15 @@ def row_of(step, variant):
 
 @kernel
 def refusal_of_range(rules, row, offset, size):
-    """Whether a step's range can be one at all; 0 if it may go on."""
-    if size == U0 or (rules[row + SIGNED] and (offset | size) >> U63):
+    """Whether a step's range can be one at all; 0 if it can."""
+    if size == U0:
         return INVALID
-    if offset + size - U1 < offset:
+    if rules[row + SIGNED]:
+        if (offset | size) >> U63:
+            return INVALID
+        if (offset + size) >> U63:
+            return TOO_LARGE
+    if rules[row + WRAPS] and offset + size - (U1 - rules[row + ENDS_BELOW_TOP]) < offset:
         return rules[row + WRAPS]
     if rules[row + ALIGNED] and (offset | size) & PAGE_MASK:
         return INVALID
@@ -953,9 +962,10 @@ def refusal_of_range(rules, row, offset, size):
 
 @inlined
 def check_step(header, words, lines, rules, row, offset, size, results, i):
-    """Look what refuses a step; returns the end page of what of it is to be done, the first page if nothing.
+    """Find what refuses a step; changes no page state.
 
-    Changes no page state.
+    Returns the end of the pages to process (the start if none), the page that refuses (the end if none), and
+    the planes to leave that page with.
     """
     n_pages = header[N_PAGES]
     start = offset >> PAGE_SHIFT
@@ -963,12 +973,13 @@ def check_step(header, words, lines, rules, row, offset, size, results, i):
     if reason:
         results[REASON, i] = reason
         results[ERROR_OFFSET, i] = offset
-        return start
-    end = ((offset + size - U1) >> PAGE_SHIFT) + U1
+        return start, start, U0
+    last = offset + size - U1
+    end = (last >> PAGE_SHIFT) + U1 if last >= offset else ONES  # a range that wraps goes beyond the end
     if end > n_pages:  # a page that doesn't exist refuses too, if none before it does
         end = n_pages if start < n_pages else start
         reason = rules[row + BEYOND_END]
-    stop = end  # the first page that refuses
+    stop, mark = end, U0  # the first page that refuses, and what it is left with
     if rules[row + STEP_REFUSAL]:
         reason, stop = rules[row + STEP_REFUSAL], start
     for t in range(TERM_COUNT):
@@ -976,23 +987,22 @@ def check_step(header, words, lines, rules, row, offset, size, results, i):
         if rules[term + U2] and start < stop:
             page = find_page(header, words, lines, start, stop, rules[term], rules[term + U1])
             if page < stop:
-                reason, stop = rules[term + U2], page
+                reason, mark, stop = rules[term + U2], rules[term + U3], page
     if reason == U0:
-        return end
+        return end, end, U0
     if rules[row + PARTIAL] != PARTIAL_DONE or stop == start:
         results[REASON, i] = reason
         results[ERROR_OFFSET, i] = stop << PAGE_SHIFT
-    return stop if rules[row + PARTIAL] else start
+    return stop if rules[row + PARTIAL] else start, stop, mark
 
 
 @kernel
 def take_step(header, words, lines, memory, rules, row, offset, size, results, i):
     """A step that isn't a conversion: what refuses it by page, then bytes by rank, then planes."""
     start = offset >> PAGE_SHIFT
-    end = check_step(header, words, lines, rules, row, offset, size, results, i)
-    if results[REASON, i] == NOT_VALIDATED:
-        page = results[ERROR_OFFSET, i] >> PAGE_SHIFT
-        edit(header, words, lines, page, page + U1, rules[row + STEP_MARK], U0, results, i)
+    end, refused, mark = check_step(header, words, lines, rules, row, offset, size, results, i)
+    if mark:
+        edit(header, words, lines, refused, refused + U1, mark, U0, results, i)
     if start < end:
         apply_checked(
             header,

@@ -43,17 +43,23 @@ class Step(IntEnum):
 
 
 class Term(NamedTuple):
-    """Pages with every wanted plane and no unwanted one refuse the step."""
+    """Pages with every wanted plane and no unwanted one refuse the step; without any plane, every page does.
+
+    The kernel had got so far when it refused: the page is left with the planes of `mark`, and with the source
+    of a launch update if it was `copied`.
+    """
 
     wanted: Plane
     unwanted: Plane
     refusal: str
+    mark: Plane = Plane.NONE
+    copied: bool = False
 
 
 IS_SHARED = Term(Plane.NONE, Plane.PRIVATE, "MEMORY_FAULT")
 IS_PRIVATE = Term(Plane.PRIVATE, Plane.NONE, "MEMORY_FAULT")
 IS_POISONED = Term(Plane.POISONED, Plane.NONE, "EHWPOISON")
-NOT_ACCEPTED = Term(Plane.PRIVATE, Plane.ACCEPTED, "NOT_VALIDATED")
+NOT_ACCEPTED = Term(Plane.PRIVATE, Plane.ACCEPTED, "NOT_VALIDATED", Plane.ALLOCATED | Plane.ASSIGNED)
 
 # What refuses a guest's access: by (CoCo, kind of the access; None follows the attribute).
 GUEST_TERMS: dict[tuple[bool, bool | None], tuple[Term, ...]] = {
@@ -64,19 +70,59 @@ GUEST_TERMS: dict[tuple[bool, bool | None], tuple[Term, ...]] = {
     (False, False): (IS_POISONED,),
     (False, None): (IS_POISONED,),
 }
+NO_MEMSLOT = Term(Plane.NONE, Plane.NONE, "MMIO")
+NO_PRIVATE_MEMSLOT = Term(Plane.NONE, Plane.NONE, "MEMORY_FAULT")
+"""Where the access is private, or the Vm's attribute is: what no memslot holds counts as shared otherwise."""
+
 ACCEPT_TERMS = (IS_SHARED, IS_POISONED)
 HOST_TERMS = (Term(Plane.PRIVATE, Plane.NONE, "SIGBUS"), Term(Plane.POISONED, Plane.NONE, "SIGBUS"))
-PIN_TERMS = (Term(Plane.PRIVATE, Plane.NONE, "EFAULT"),)
+PIN_TERMS = (Term(Plane.PRIVATE, Plane.NONE, "EFAULT"), Term(Plane.POISONED, Plane.NONE, "EFAULT"))
 POISON_TERMS = (Term(Plane.NONE, Plane.ALLOCATED, "EINVAL"),)
 
+REFUSED_BY_FIRMWARE = Term(Plane.NONE, Plane.NONE, "EIO", Plane.ALLOCATED, copied=True)
+"""Every page of a launch update after launch, where KVM leaves it to the firmware to refuse."""
 
-def populate_terms(rules: Populate) -> tuple[Term, ...]:
-    """What makes a page unfit for a launch update."""
-    return (
-        Term(Plane.NONE, Plane.PRIVATE, rules.unfit),
-        *((Term(Plane.ASSIGNED, Plane.NONE, rules.assigned),) if rules.assigned else ()),
-        Term(Plane.POISONED, Plane.NONE, rules.poisoned),
-    )
+
+def hole_of(platform: Platform, private: bool | None) -> Term:
+    """Return what refuses a guest's access of one kind where no memslot is."""
+    return NO_PRIVATE_MEMSLOT if platform.coco and private else NO_MEMSLOT
+
+
+def populate_terms(
+    rules: Populate, abi: Abi, phase: Phase, *, in_place: bool, private: bool | None = None
+) -> tuple[Term, ...]:
+    """Return what refuses a page of a launch update, in the order in which KVM finds out.
+
+    Parameters
+    ----------
+    rules : Populate
+        The platform's.
+    abi : Abi
+        Whether there is a populate in place.
+    phase : Phase
+        The launch phase.
+    in_place : bool
+        There is no source, and the page type wants contents.
+    private : bool or None
+        The page's attribute where that isn't in the file's planes but the Vm's (`legacy`).
+
+    References
+    ----------
+    __kvm_gmem_populate, sev_gmem_post_populate, tdx_gmem_post_populate.
+    """
+    shared = {
+        None: (Term(Plane.NONE, Plane.PRIVATE, "EINVAL", Plane.ALLOCATED),),
+        False: (Term(Plane.NONE, Plane.NONE, "EINVAL", Plane.ALLOCATED),),
+        True: (),
+    }[private]
+    terms = [IS_POISONED, *shared]
+    if in_place and not abi.in_place_populate and rules.in_place_refusal:
+        terms.append(Term(Plane.NONE, Plane.NONE, rules.in_place_refusal, Plane.ALLOCATED))
+    elif rules.encrypts:
+        terms.append(Term(Plane.ASSIGNED, Plane.NONE, "EIO"))
+        if phase == Phase.RUNNING and not rules.checks_phase:
+            terms.append(REFUSED_BY_FIRMWARE)
+    return tuple(term._replace(refusal=rules.page_refusal or term.refusal) for term in terms)
 
 
 # What accept and populate do to the bytes of a page of each rank (four bits each).
@@ -102,6 +148,7 @@ REASONS = {
     "MMIO": layout.NO_SLOT,
     "EHWPOISON": layout.POISONED_PAGE,
     "NOT_VALIDATED": layout.NOT_VALIDATED,
+    "EFBIG": layout.TOO_LARGE,
 }
 """Outcome of a refused step -> the kernels' number for it."""
 
@@ -112,22 +159,27 @@ class StepRow:
 
     Attributes
     ----------
-    aligned, signed : bool
-        The range must be whole pages; its numbers are signed 64 bits. EINVAL else.
-    wraps : str
-        Outcome of a range that wraps 2^64.
+    terms : tuple of Term
+        What refuses a page; where two match the same page, the first one.
+    set, clear : Plane
+        Planes that a page gets and loses.
+    operations : int
+        What is done to the bytes of a page, by its rank.
+    aligned : bool
+        The range must be whole pages, or it is EINVAL.
+    signed : bool
+        The range has signed 64 bits, as file offsets do: negative numbers are EINVAL, an end beyond 2^63 - 1
+        is EFBIG.
+    wraps : str or None
+        Outcome of a range that wraps 2^64; None takes it as one that goes beyond the end of the file.
+    ends_below_top : bool
+        A range that ends at 2^64 wraps too, as in KVM's tests of the form ``start + size < start``.
     beyond_end : str or None
         Why the first page beyond the end of the file refuses; None cuts the range there.
     refusal : str or None
         Outcome whatever the range.
     partial : int
         0: all or nothing; else what is done of the pages before the one that refuses, see the kernels.
-    terms : tuple of Term
-        What refuses a page.
-    operations, set, clear : int, Plane, Plane
-        What is done to bytes by rank, and to planes.
-    mark : Plane
-        Planes that a page refused as NOT_VALIDATED has afterwards.
     """
 
     terms: tuple[Term, ...] = ()
@@ -136,34 +188,38 @@ class StepRow:
     operations: int = KEEP_BYTES
     aligned: bool = False
     signed: bool = False
-    wraps: str = "EINVAL"
+    wraps: str | None = "EINVAL"
+    ends_below_top: bool = False
     beyond_end: str | None = "EINVAL"
     refusal: str | None = None
     partial: int = 0
-    mark: Plane = Plane.NONE
 
     def words(self) -> list[int]:
-        """The row as kernels read it."""
+        """Return the row as kernels read it."""
         terms = [
             word
-            for wanted, unwanted, refusal in self.terms
-            for word in (fields_of(wanted), fields_of(unwanted), int(REASONS[refusal]))
+            for wanted, unwanted, refusal, mark, _ in self.terms
+            for word in (fields_of(wanted), fields_of(unwanted), int(REASONS[refusal]), fields_of(mark))
         ]
         missing = layout.TERM_COUNT * int(layout.TERM_WORDS) - len(terms)
         return [
             int(self.aligned),
             int(self.signed),
-            int(REASONS[self.wraps]),
-            0 if self.beyond_end is None else int(REASONS[self.beyond_end]),
-            0 if self.refusal is None else int(REASONS[self.refusal]),
+            _reason(self.wraps),
+            int(self.ends_below_top),
+            _reason(self.beyond_end),
+            _reason(self.refusal),
             self.partial,
             *terms,
             *[0] * missing,
             self.operations,
             fields_of(self.set),
             fields_of(self.clear),
-            fields_of(self.mark),
         ]
+
+
+def _reason(refusal: str | None) -> int:
+    return 0 if refusal is None else int(REASONS[refusal])
 
 
 ACCESS_KINDS = (None, False, True)
@@ -192,9 +248,8 @@ def step_rows(abi: Abi, vm_type: VmType, phase: Phase) -> dict[Step, tuple[StepR
 
 
 def _guest_access(platform: Platform, private: bool | None) -> StepRow:
-    hole = "MEMORY_FAULT" if platform.coco and private else "MMIO"
-    assigned = Plane.ALLOCATED | Plane.ASSIGNED
-    return StepRow(GUEST_TERMS[platform.coco, private], Plane.ALLOCATED, beyond_end=hole, mark=assigned)
+    hole = hole_of(platform, private)
+    return StepRow(GUEST_TERMS[platform.coco, private], Plane.ALLOCATED, beyond_end=hole.refusal)
 
 
 def _accept(platform: Platform) -> StepRow:
@@ -205,19 +260,18 @@ def _accept(platform: Platform) -> StepRow:
 
 
 def _populate(abi: Abi, platform: Platform, phase: Phase) -> StepRow:
+    """A launch update of what is in place; the file's end stands for that of its memslot."""
     rules = platform.populate
     if rules is None:
         return StepRow(refusal="EINVAL")
-    refusal = None if abi.in_place_populate else rules.in_place_refusal
-    if refusal is None and phase == Phase.RUNNING:
-        refusal = rules.unfit
     return StepRow(
-        populate_terms(rules),
+        populate_terms(rules, abi, phase, in_place=True),
         ACCEPTED_PLANES if rules.encrypts else Plane.ALLOCATED,
         operations=ENCRYPT_BYTES if rules.encrypts else KEEP_BYTES,
         aligned=True,
-        beyond_end=rules.unfit,
-        refusal=refusal,
+        wraps=None if rules.one_memslot else "EINVAL",
+        ends_below_top=True,
+        refusal="EINVAL" if phase == Phase.RUNNING and rules.checks_phase else None,
         partial=int(layout.PARTIAL_DONE if rules.partial_success else layout.PARTIAL_REFUSED),
     )
 

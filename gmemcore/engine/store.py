@@ -241,10 +241,11 @@ class Store:
         found: NDArray[np.uint64] = np.zeros((layout.RESULT_ROWS, 1), np.uint64)
         row = np.uint64(kernels.row_of(step, variant))
         start = int(offset) >> PAGE_SHIFT
-        end = int(kernels.check_step(*state, rules.table, row, offset, size, found, _U0))
-        if found[_REASON] == layout.NOT_VALIDATED:  # the page that refuses comes into being
-            start = int(found[_ERROR_OFFSET, 0]) >> PAGE_SHIFT
-            end = start + 1
+        end, refused, mark = map(int, kernels.check_step(*state, rules.table, row, offset, size, found, _U0))
+        if (
+            mark & layout.ALLOCATED_FIELD
+        ):  # the page that refuses is allocated, and only it unless some is done
+            start, end = (start if start < end else refused), refused + 1
         return start >= end or self._is_promised(start, end)
 
     def _is_promised(self, start: int, end: int) -> bool:
@@ -327,9 +328,9 @@ class Store:
         """First use: the pages exist from now on. promised: memory for them is there already."""
         return self._apply(start, end, KEEP_BYTES, Plane.ALLOCATED, promised=promised)
 
-    def assign(self, start: int, end: int) -> Counters:
-        """A private guest access reached pages that the guest hasn't accepted."""
-        return self._apply(start, end, KEEP_BYTES, Plane.ALLOCATED | Plane.ASSIGNED)
+    def mark(self, page: int, planes: Plane) -> Counters:
+        """Leave a page that refused a step with the planes of the term that it matched."""
+        return self._apply(page, page + 1, KEEP_BYTES, planes)
 
     def accept(self, start: int, end: int, operations: int, *, promised: bool = False) -> Counters:
         """Assign and accept, doing to bytes what the operations say for what isn't accepted yet."""

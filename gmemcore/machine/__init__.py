@@ -6,7 +6,7 @@ from gmemcore.engine.backing import Backing
 from gmemcore.machine.guest_memfd import GuestMemfd, HostMapping
 from gmemcore.machine.launch import LaunchUpdateResult
 from gmemcore.machine.legacy import LegacyVm
-from gmemcore.machine.memslots import Memslot
+from gmemcore.machine.memslots import Memslot, memslot_pieces
 from gmemcore.machine.vm import Vm, VmFace
 from gmemcore.policy import Abi, get_abi
 from gmemcore.uapi import Firmware, VmType
@@ -20,6 +20,7 @@ __all__ = [
     "Vm",
     "VmFace",
     "create_vm",
+    "memslot_pieces",
 ]
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gmemcore.engine.arguments import U64_MAX
 from gmemcore.engine.state import Plane
-from gmemcore.engine.steps import Term
+from gmemcore.engine.steps import NO_PRIVATE_MEMSLOT, Term
 from gmemcore.engine.store import Store
 from gmemcore.errors import (
     BadFileError,
@@ -32,12 +32,16 @@ from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, MemoryAttribute
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of guest physical memory: a byte range of one store, or a hole (store is None)."""
+    """A stretch of guest physical memory: a byte range of one store, or a hole (store is None).
+
+    `private` is the Vm's attribute there, in `legacy`; None where attributes are the file's.
+    """
 
     gpa: int
     size: int
     store: Store | None
     offset: int
+    private: bool | None = None
 
     @property
     def pages(self) -> tuple[int, int]:
@@ -119,42 +123,54 @@ def promise(segments: Sequence[Segment]) -> None:
 
 
 class Refused(NamedTuple):
-    """The first page that refuses an access, and why."""
+    """The first page that refuses an access, the term that it matches, and the address of the page."""
 
-    refusal: str
+    term: Term
     gpa: int
     segment: Segment
     page: int
 
 
-def first_refused(segments: Sequence[Segment], terms: Sequence[Term], hole: str) -> Refused | None:
-    """Find the first page of the segments that a term matches; a hole refuses with its own reason."""
+def first_page(store: Store, start: int, end: int, terms: Sequence[Term]) -> tuple[int, Term | None]:
+    """Find the first page of [start, end) that a term matches, and that term; end and None without one."""
+    found = None
+    for term in terms:
+        page = store.find(start, end, term.wanted, term.unwanted) if start < end else None
+        if page is not None:
+            end, found = page, term
+    return end, found
+
+
+def first_refused(segments: Sequence[Segment], terms: Sequence[Term], hole: Term) -> Refused | None:
+    """Find the first page of the segments that a term matches; a hole refuses with a term of its own.
+
+    References
+    ----------
+    kvm_mmu_faultin_pfn: the attribute comes before the memslot.
+    """
     for segment in segments:
         if segment.store is None:
+            hole = NO_PRIVATE_MEMSLOT if segment.private else hole
             return Refused(hole, segment.gpa & -PAGE_SIZE, segment, 0)
-        start, end = segment.pages
-        first, why = end, ""
-        for term in terms:
-            page = segment.store.find(start, first, term.wanted, term.unwanted) if first > start else None
-            if page is not None:
-                first, why = page, term.refusal
-        if why:
-            gpa = (segment.gpa - segment.offset) + (first << PAGE_SHIFT)
-            return Refused(why, gpa, segment, first)
+        page, term = first_page(segment.store, *segment.pages, terms)
+        if term is not None:
+            return Refused(term, (segment.gpa - segment.offset) + (page << PAGE_SHIFT), segment, page)
     return None
 
 
 def guest_exit(refused: Refused, private: bool) -> GmemError:
-    """The exit that a refused guest access makes; NOT_VALIDATED leaves its page assigned."""
+    """Return the exit that a refused guest access makes."""
+    refusal = refused.term.refusal
     where = f"guest {'private' if private else 'shared'} access to gpa {refused.gpa:#x}"
-    flags = int(MemoryAttribute.PRIVATE) if private else 0
-    if refused.refusal == "MEMORY_FAULT":
-        wants = "shared" if private else "private"
-        message = f"{where}: the page is {wants}; convert it first"
-        return MemoryFaultExit(message, refused.gpa, PAGE_SIZE, flags)
-    if refused.refusal == "MMIO":
+    if refusal == "MEMORY_FAULT":
+        why = f"the page is {'shared' if private else 'private'}; convert it first"
+        if refused.segment.store is None:
+            why = "no memslot there"
+        flags = int(MemoryAttribute.PRIVATE) if private else 0
+        return MemoryFaultExit(f"{where}: {why}", refused.gpa, PAGE_SIZE, flags)
+    if refusal == "MMIO":
         return MmioExit(f"{where}: no memslot there", refused.gpa, PAGE_SIZE)
-    if refused.refusal == "EHWPOISON":
+    if refusal == "EHWPOISON":
         return HwPoisonExit(f"{where}: the page is poisoned; PUNCH_HOLE discards it", refused.gpa, PAGE_SIZE)
     return NotValidatedExit(f"{where}: the guest must accept the page first", refused.gpa, PAGE_SIZE)
 

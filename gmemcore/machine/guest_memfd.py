@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import reduce
 from itertools import pairwise
 from operator import or_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,12 @@ from gmemcore.engine.conversion import OUTCOMES, BatchResult, ConversionResult, 
 from gmemcore.engine.counters import Counters
 from gmemcore.engine.packed import PLANE_NAMES, PackedState
 from gmemcore.engine.state import MappableBlocks, Plane, Survey
-from gmemcore.engine.steps import Step
+from gmemcore.engine.steps import PIN_TERMS, Step
 from gmemcore.engine.store import Requests, Store
 from gmemcore.errors import (
     BadAddressError,
     BadFileError,
+    FileTooLargeError,
     InvalidArgumentError,
     NoBytesError,
     NotMappableError,
@@ -26,7 +27,7 @@ from gmemcore.errors import (
     UnsupportedOperationError,
 )
 from gmemcore.html import facts, table
-from gmemcore.machine.access import as_bytes, check_host_touch
+from gmemcore.machine.access import as_bytes, check_host_touch, first_page
 from gmemcore.policy import flag_bits
 from gmemcore.uapi import (
     PAGE_SHIFT,
@@ -42,6 +43,17 @@ if TYPE_CHECKING:
     from gmemcore.machine.vm import VmFace
 
 I64_MAX = (1 << 63) - 1
+
+_ALLOCATING_MODES: Final = (0, FallocateMode.ZERO_RANGE, FallocateMode.UNSHARE_RANGE)
+VFS_FALLOCATE_MODES: Final = frozenset(
+    (
+        *_ALLOCATING_MODES,
+        *(FallocateMode.KEEP_SIZE | mode for mode in (*_ALLOCATING_MODES, FallocateMode.PUNCH_HOLE)),
+        *(FallocateMode.COLLAPSE_RANGE, FallocateMode.INSERT_RANGE, FallocateMode.WRITE_ZEROES),
+    )
+)
+"""Modes that the VFS hands to a file system: one operation, with or without KEEP_SIZE (vfs_fallocate)."""
+
 _MEMORY_FAULT = OUTCOMES.index("MEMORY_FAULT")
 _REQUEST_FIELDS = ("offset", "size", "attributes", "flags", "error_offset", "reserved")
 
@@ -490,6 +502,13 @@ class GuestMemfd:
     def mmap(self, offset: int | str, size: int | str, shared: bool = True) -> "HostMapping":
         """Map a range for the host; private ranges and the file's end matter only when touched.
 
+        Parameters
+        ----------
+        offset, size : int
+            Bytes; the offset must be a multiple of PAGE_SIZE.
+        shared : bool
+            MAP_SHARED; a private (copy-on-write) mapping is refused.
+
         Returns
         -------
         HostMapping
@@ -497,21 +516,27 @@ class GuestMemfd:
 
         Raises
         ------
+        InvalidArgumentError
+            EINVAL: empty or unaligned, which comes first; not shared, which comes last.
         NotMappableError
             ENODEV: created without MMAP.
-        InvalidArgumentError
-            EINVAL: not shared, empty or unaligned.
+
+        References
+        ----------
+        ksys_mmap_pgoff and do_mmap, then kvm_gmem_mmap.
         """
         self._open(self._host)
         offset, size = as_u64(offset, "offset"), as_u64(size, "size")
         if not isinstance(shared, bool):
             raise TypeError(f"shared is True or False, not {type(shared).__name__}")
-        if not self.flags & GuestMemfdFlag.MMAP:
-            raise NotMappableError("the guest_memfd was created without MMAP; flag 1 would make it mappable")
-        if not shared:
-            raise InvalidArgumentError("a private (copy-on-write) mapping; MAP_SHARED would be accepted")
         if size == 0 or offset % PAGE_SIZE:
-            raise InvalidArgumentError(f"mmap of {offset:#x}+{size:#x} is empty or unaligned")
+            raise InvalidArgumentError(
+                f"mmap of {offset:#x}+{size:#x}: the size must be positive, the offset a multiple of 0x1000"
+            )
+        if not self.flags & GuestMemfdFlag.MMAP:
+            raise NotMappableError("the guest_memfd was created without MMAP (flag 1)")
+        if not shared:
+            raise InvalidArgumentError("a guest_memfd can't be mapped copy-on-write; use MAP_SHARED")
         return HostMapping(self, offset, size)
 
     def host_read(self, offset: int | str, size: int | str) -> bytes:
@@ -563,7 +588,7 @@ class GuestMemfd:
         Raises
         ------
         BadAddressError
-            EFAULT: a private page, or one beyond the end.
+            EFAULT: a private or poisoned page, or one beyond the end.
         InvalidArgumentError
             EINVAL: empty or unaligned.
         """
@@ -574,10 +599,11 @@ class GuestMemfd:
             self._open(host)
             if end > host.n_pages:
                 raise BadAddressError(f"pin of {offset:#x}+{size:#x} is beyond the end {self.size:#x}")
-            page = host.find(start, end, Plane.PRIVATE)
-            if page is not None:
+            page, term = first_page(host, start, end, PIN_TERMS)
+            if term is not None:
+                why = "private" if term.wanted == Plane.PRIVATE else "poisoned"
                 at = page << PAGE_SHIFT
-                raise BadAddressError(f"pin of {offset:#x}+{size:#x}: the page at {at:#x} is private")
+                raise BadAddressError(f"pin of {offset:#x}+{size:#x}: the page at {at:#x} is {why}")
             return host.pin(start, end)
 
     def unpin(self, offset: int | str, size: int | str) -> Counters:
@@ -616,21 +642,30 @@ class GuestMemfd:
             EINVAL: empty, negative or unaligned; allocating beyond the end (punching there succeeds).
         UnsupportedOperationError
             EOPNOTSUPP: another mode.
+        FileTooLargeError
+            EFBIG: an end beyond 2^63 - 1.
         OutOfMemoryError
             ENOMEM: the host can't provide the pages.
 
+        Notes
+        -----
+        EINVAL of an empty or negative range comes first, then modes that the VFS refuses, EFBIG, modes that
+        guest_memfd refuses, and the rest.
+
         References
         ----------
-        kvm_gmem_fallocate.
+        vfs_fallocate, then kvm_gmem_fallocate.
         """
         store = self._open(self._store)
         mode, offset, size = as_u64(mode, "mode"), as_int(offset, "offset"), as_int(size, "size")
         if not (0 <= offset <= I64_MAX and 0 < size <= I64_MAX):
             raise InvalidArgumentError(f"fallocate of {offset:#x}+{size:#x} is empty or negative")
+        if mode in VFS_FALLOCATE_MODES and offset + size > I64_MAX:
+            raise FileTooLargeError(f"fallocate of {offset:#x}+{size:#x} must end at {I64_MAX:#x} or before")
         punch = mode == FallocateMode.KEEP_SIZE | FallocateMode.PUNCH_HOLE
         if not punch and mode != FallocateMode.KEEP_SIZE:
             raise UnsupportedOperationError(
-                f"fallocate mode {mode:#x}; KEEP_SIZE (0x1) and KEEP_SIZE|PUNCH_HOLE (0x3) would be accepted"
+                f"fallocate mode must be KEEP_SIZE (0x1) or KEEP_SIZE|PUNCH_HOLE (0x3), not {mode:#x}"
             )
         start, end = self._pages(offset, size, "fallocate")
         if punch:

@@ -1,4 +1,4 @@
-"""Launch: the initial image. KVM_SEV_SNP_LAUNCH_UPDATE, KVM_TDX_INIT_MEM_REGION and their like (SPEC 7)."""
+"""Launch: the initial image. KVM_SEV_SNP_LAUNCH_UPDATE, KVM_TDX_INIT_MEM_REGION and their like."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from gmemcore.engine.counters import Counters
 from gmemcore.engine.steps import ENCRYPT_BYTES, Term, populate_terms
 from gmemcore.engine.store import Store
 from gmemcore.errors import LaunchUpdateError
-from gmemcore.machine.access import Segment
+from gmemcore.machine.access import Segment, first_page
 from gmemcore.machine.measurement import LaunchDigest
 from gmemcore.policy import Populate
-from gmemcore.uapi import PAGE_SHIFT, PageType, Phase
+from gmemcore.uapi import PAGE_SHIFT, PageType
 
 if TYPE_CHECKING:
     from gmemcore.machine.vm import VmFace
@@ -27,7 +27,7 @@ class LaunchUpdateResult:
     Attributes
     ----------
     pages_done : int
-        Pages populated; on SNP it may be fewer than asked for.
+        Pages populated; on SNP they can be fewer than asked for.
     counters : Counters
         The events of this call.
     """
@@ -44,18 +44,24 @@ class Image:
     page_type: PageType
     digest: LaunchDigest | None = None
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the contents must be in the pages already."""
+        return self.source is None and self.page_type != PageType.ZERO
+
     def load(self, store: Store, start: int, end: int) -> None:
         """Put the next pages' contents into DRAM, in clear."""
-        size = (end - start) << PAGE_SHIFT
-        part = None
+        if self.page_type == PageType.ZERO and store.has_bytes:
+            store.raw(start << PAGE_SHIFT, (end - start) << PAGE_SHIFT)[:] = 0
+        self.copy(store, start, end)
+
+    def copy(self, store: Store, start: int, end: int) -> None:
+        """Copy the next pages of the source, if there is one."""
         if self.source is not None:
+            size = (end - start) << PAGE_SHIFT
             part, self.source = self.source[:size], self.source[size:]
-        if not store.has_bytes:
-            return
-        if self.page_type == PageType.ZERO:
-            store.raw(start << PAGE_SHIFT, size)[:] = 0
-        elif part is not None:
-            store.raw(start << PAGE_SHIFT, size)[:] = part
+            if store.has_bytes:
+                store.raw(start << PAGE_SHIFT, size)[:] = part
 
     def measure(self, store: Store, start: int, end: int, gpa: int) -> None:
         """Add pages that were loaded to the launch digest, if one is kept, while they are in clear."""
@@ -66,7 +72,7 @@ class Image:
 
 
 def launch_update(vm: "VmFace", segments: Sequence[Segment], image: Image) -> LaunchUpdateResult:
-    """Populate page by page, until one doesn't fit; the caller holds the locks.
+    """Populate page by page, until one is refused; the caller holds the locks.
 
     Raises
     ------
@@ -75,45 +81,43 @@ def launch_update(vm: "VmFace", segments: Sequence[Segment], image: Image) -> La
     """
     rules = vm.platform.populate
     assert rules is not None
-    terms = populate_terms(rules)
     done, counters = 0, Counters()
     for segment in segments:
-        stop, why = _first_unfit(vm, segment, terms, rules)
-        start = segment.pages[0]
-        if segment.store is not None and start < stop:
-            end = start if vm.takes_cpuid_correction(image.page_type) else stop
-            if start < end:
-                counters += _populate(segment.store, start, end, segment.gpa, image, rules)
-                done += end - start
-            if end < stop:
-                counters += _correct_cpuid(vm, segment.store, end, image)
-                why = "EIO"
-        if why:
-            return _stopped(rules, why, segment, done, counters)
+        if segment.store is None:
+            return _stopped(rules, "EINVAL", segment, 0, done, counters)
+        start, end = segment.pages
+        stop, term = first_page(segment.store, start, end, _terms(vm, rules, image, segment))
+        segment.store.promise(start, stop + 1 if term is not None and term.mark else stop)
+        if start < stop and vm.takes_cpuid_correction(image.page_type):
+            counters += _correct_cpuid(vm, segment.store, start, image)
+            return _stopped(rules, "EIO", segment, start, done, counters)
+        if start < stop:
+            counters += _populate(segment.store, start, stop, segment.gpa, image, rules)
+            done += stop - start
+        if term is not None:
+            counters += _refuse(segment.store, stop, term, image)
+            return _stopped(rules, term.refusal, segment, stop, done, counters)
     return LaunchUpdateResult(done, counters)
 
 
-def _first_unfit(vm: "VmFace", segment: Segment, terms: Sequence[Term], rules: Populate) -> tuple[int, str]:
-    """First page of a segment that can't be populated, and its errno; the end and "" if all can."""
-    start, end = segment.pages
-    if vm.phase == Phase.RUNNING or segment.store is None:
-        return start, rules.unfit
-    why = ""
-    for term in terms:
-        page = segment.store.find(start, end, term.wanted, term.unwanted) if start < end else None
-        if page is not None:
-            end, why = page, term.refusal
-    return end, why
+def _terms(vm: "VmFace", rules: Populate, image: Image, segment: Segment) -> tuple[Term, ...]:
+    return populate_terms(rules, vm.abi, vm.phase, in_place=image.in_place, private=segment.private)
 
 
 def _populate(store: Store, start: int, end: int, gpa: int, image: Image, rules: Populate) -> Counters:
-    with store.lock:
-        store.promise(start, end)
-        image.load(store, start, end)
-        image.measure(store, start, end, gpa)
-        if rules.encrypts:
-            return store.accept(start, end, ENCRYPT_BYTES, promised=True)
-        return store.touch(start, end, promised=True)
+    image.load(store, start, end)
+    image.measure(store, start, end, gpa)
+    if rules.encrypts:
+        return store.accept(start, end, ENCRYPT_BYTES, promised=True)
+    return store.touch(start, end, promised=True)
+
+
+def _refuse(store: Store, page: int, term: Term, image: Image) -> Counters:
+    """Leave the page that refuses as the kernel does."""
+    counters = store.mark(page, term.mark)
+    if term.copied:
+        image.copy(store, page, page + 1)
+    return counters
 
 
 def _correct_cpuid(vm: "VmFace", store: Store, page: int, image: Image) -> Counters:
@@ -121,7 +125,7 @@ def _correct_cpuid(vm: "VmFace", store: Store, page: int, image: Image) -> Count
 
     KVM copies them back to the source too, if there is one that can be written.
     """
-    counters = store.touch(page, page + 1)
+    counters = store.touch(page, page + 1, promised=True)
     source = image.source
     image.load(store, page, page + 1)
     corrected = np.frombuffer(vm.take_cpuid_correction(), np.uint8)
@@ -133,13 +137,14 @@ def _correct_cpuid(vm: "VmFace", store: Store, page: int, image: Image) -> Count
 
 
 def _stopped(
-    rules: Populate, why: str, segment: Segment, done: int, counters: Counters
+    rules: Populate, why: str, segment: Segment, page: int, done: int, counters: Counters
 ) -> LaunchUpdateResult:
     if rules.partial_success and done:
         return LaunchUpdateResult(done, counters)
+    at = segment.gpa + (page << PAGE_SHIFT) - segment.offset if segment.store is not None else segment.gpa
     raise LaunchUpdateError(
-        f"launch update of gpa {segment.gpa:#x}+{segment.size:#x} stopped after {done} pages: {why}; while "
-        "the VM is launching, a page that is private, not assigned and not poisoned would be accepted",
+        f"launch update stopped at gpa {at:#x} after {done} pages: {why}; a page must be in a memslot, "
+        "private, not assigned and not poisoned, and the VM must be launching",
         why,
         done,
     )

@@ -51,14 +51,13 @@ class LegacyVm(VmFace):
     def _resolve(self, gpa: int, size: int, *, private_side: bool = False) -> list[Segment]:
         segments = []
         for start, end, slot in self._memslots.walk(gpa, size):
-            if slot is None or slot.gmem.closed:
-                segments.append(Segment(start, end - start, None, 0))
-                continue
-            shift = slot.gmem_offset - slot.gpa
-            pieces = [(start, end, True)] if private_side else self._by_attribute(start, end)
-            for low, high, private in pieces:
-                store = slot.gmem._store if private else slot.gmem._host
-                segments.append(Segment(low, high - low, store, low + shift))
+            for low, high, private in self._by_attribute(start, end):
+                if slot is None or slot.gmem.closed:
+                    segments.append(Segment(low, high - low, None, 0, private))
+                    continue
+                store = slot.gmem._store if private or private_side else slot.gmem._host
+                offset = low - slot.gpa + slot.gmem_offset
+                segments.append(Segment(low, high - low, store, offset, private))
         return segments
 
     def _by_attribute(self, start: int, end: int) -> list[tuple[int, int, bool]]:

@@ -26,7 +26,7 @@ DIGEST_SIZE: Final = 48
 """Bytes of a SHA-384, and of the launch digest."""
 
 VMSA_GPA: Final = 0xFFFF_FFFF_F000
-"""Where KVM says that every vCPU's VMSA lies: no guest memory, so the caller passes it like any other gpa."""
+"""Address that KVM gives for every vCPU's VMSA, which isn't in guest memory (snp_launch_update_vmsa)."""
 
 _UNMEASURED_CONTENTS: Final = bytes(DIGEST_SIZE)
 _PAGE_INFO: Final = struct.Struct(f"<{DIGEST_SIZE}s{DIGEST_SIZE}sHBB3sxQ")
@@ -67,8 +67,8 @@ class LaunchDigest:
     Parameters
     ----------
     digest : bytes, length 48
-        Where the chain goes on; the default is where a launch begins. ``LaunchDigest(vm.launch_measurement)``
-        continues a Vm's, for instance with the VMSA pages that KVM measures itself at launch finish.
+        Digest to continue from; the default is where a launch begins. ``LaunchDigest(vm.launch_measurement)``
+        continues a Vm's.
 
     Notes
     -----

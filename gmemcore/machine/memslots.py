@@ -3,12 +3,19 @@
 from bisect import bisect_right, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
-from gmemcore.engine.arguments import check_aligned
+from gmemcore.engine.arguments import U64_MAX, check_aligned
 from gmemcore.errors import AlreadyExistsError, InvalidArgumentError
+from gmemcore.uapi import PAGE_SIZE
 
 FileT = TypeVar("FileT")
+
+MAX_MEMSLOTS: Final = 32764
+"""Ids of memslots are below this (KVM_USER_MEM_SLOTS)."""
+MAX_MEMSLOT_PAGES: Final = (1 << 31) - 1
+"""Pages of a memslot (KVM_MEM_MAX_NR_PAGES)."""
+_PIECE: Final = 4 << 40  # the largest power of two that a memslot can have
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +27,12 @@ class Memslot(Generic[FileT]):
     size: int
     gmem: FileT
     gmem_offset: int
+
+
+def memslot_pieces(size: int) -> Iterator[tuple[int, int]]:
+    """Cut a range into memslots, as a VMM does whose RAM is larger than one can be: (offset, size) in bytes."""
+    for offset in range(0, size, _PIECE):
+        yield offset, min(_PIECE, size - offset)
 
 
 class Memslots(Generic[FileT]):
@@ -34,34 +47,58 @@ class Memslots(Generic[FileT]):
     def __len__(self) -> int:
         return len(self._by_gpa)
 
-    def add(self, new: Memslot[FileT], file_size: int) -> None:
-        """Add a memslot.
+    def check_region(self, slot: int, gpa: int, size: int, gmem_offset: int) -> None:
+        """Check what KVM checks of a new memslot before it looks at the file.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: the id exists; the range is empty, unaligned or beyond the end of the file.
+            EINVAL: an empty, unaligned or wrapping range; more pages or a higher id than memslots have; an id
+            that exists.
         AlreadyExistsError
-            EEXIST: it overlaps a memslot in gpa, or the same file's range in another one.
+            EEXIST: it overlaps a memslot in gpa.
 
         References
         ----------
-        kvm_gmem_bind and KVM_SET_USER_MEMORY_REGION2.
+        kvm_vm_ioctl_set_memory_region, kvm_set_memory_region.
         """
-        if any(slot.slot == new.slot for slot in self._by_gpa):
-            raise InvalidArgumentError(f"memslot {new.slot} exists; delete it first")
-        check_aligned(new.gpa, new.size, "memslot gpa range")
-        check_aligned(new.gmem_offset, new.size, "memslot file range")
+        check_aligned(gpa, size, "memslot gpa range", most=U64_MAX)
+        check_aligned(gmem_offset, size, "memslot file range", most=U64_MAX)
+        if not 0 <= slot < MAX_MEMSLOTS:
+            raise InvalidArgumentError(f"memslot id {slot}; it must be 0 to {MAX_MEMSLOTS - 1}")
+        if size // PAGE_SIZE > MAX_MEMSLOT_PAGES:
+            raise InvalidArgumentError(
+                f"memslot of {size // PAGE_SIZE:#x} pages; it must be at most {MAX_MEMSLOT_PAGES:#x}"
+            )
+        for other in self._by_gpa:
+            if other.slot == slot:
+                raise InvalidArgumentError(f"memslot {slot} exists; delete it first")
+        for other in self._by_gpa:
+            if _overlap(other.gpa, gpa, other.size, size):
+                raise AlreadyExistsError(
+                    f"memslot gpa range {gpa:#x}+{size:#x} overlaps memslot {other.slot} "
+                    f"at {other.gpa:#x}+{other.size:#x}"
+                )
+
+    def bind(self, new: Memslot[FileT], file_size: int) -> None:
+        """Add a memslot whose region was checked to a file that takes it.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: the range goes beyond the end of the file.
+        AlreadyExistsError
+            EEXIST: it overlaps the range of the same file in another memslot. (EINVAL up to Linux 6.18.)
+
+        References
+        ----------
+        kvm_gmem_bind.
+        """
         if new.gmem_offset + new.size > file_size:
             raise InvalidArgumentError(
-                f"memslot file range {new.gmem_offset:#x}+{new.size:#x} is beyond the end {file_size:#x}"
+                f"memslot file range {new.gmem_offset:#x}+{new.size:#x} must end at {file_size:#x} or before"
             )
         for slot in self._by_gpa:
-            if _overlap(slot.gpa, new.gpa, slot.size, new.size):
-                raise AlreadyExistsError(
-                    f"memslot gpa range {new.gpa:#x}+{new.size:#x} overlaps memslot {slot.slot} "
-                    f"at {slot.gpa:#x}+{slot.size:#x}"
-                )
             if slot.gmem is new.gmem and _overlap(slot.gmem_offset, new.gmem_offset, slot.size, new.size):
                 raise AlreadyExistsError(
                     f"memslot file range {new.gmem_offset:#x}+{new.size:#x} is bound by memslot {slot.slot}"
@@ -82,6 +119,10 @@ class Memslots(Generic[FileT]):
                 return
         known = ", ".join(str(slot.slot) for slot in self._by_gpa) or "none"
         raise InvalidArgumentError(f"there is no memslot {slot_id}; existing: {known}")
+
+    def at(self, gpa: int) -> Memslot[FileT] | None:
+        """Return the memslot that holds an address, or None."""
+        return next(slot for _, _, slot in self.walk(gpa, 1))
 
     def walk(self, gpa: int, size: int) -> Iterator[tuple[int, int, Memslot[FileT] | None]]:
         """Tile [gpa, gpa + size) in order: (start, end, memslot or None for a hole)."""

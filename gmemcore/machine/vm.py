@@ -5,19 +5,26 @@ what stands behind a guest physical address: the three methods at the end of eac
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gmemcore.engine.arguments import as_int, as_u64, check_aligned
+from gmemcore.engine.arguments import U64_MAX, as_int, as_u64, check_aligned
 from gmemcore.engine.backing import BACKINGS, Backing
 from gmemcore.engine.conversion import ConversionResult, Rules, compile_rules, tracking_column
 from gmemcore.engine.counters import Counters
 from gmemcore.engine.host_view import require_shared
-from gmemcore.engine.steps import ACCEPT_OPERATIONS, ACCEPT_TERMS, GUEST_TERMS
+from gmemcore.engine.steps import (
+    ACCEPT_OPERATIONS,
+    ACCEPT_TERMS,
+    GUEST_TERMS,
+    NO_PRIVATE_MEMSLOT,
+    NOT_ACCEPTED,
+    hole_of,
+)
 from gmemcore.engine.store import Store
 from gmemcore.errors import (
     BadFileError,
@@ -31,10 +38,10 @@ from gmemcore.machine import access
 from gmemcore.machine.access import Segment
 from gmemcore.machine.guest_memfd import I64_MAX, GuestMemfd
 from gmemcore.machine.launch import Image, LaunchUpdateResult, launch_update
-from gmemcore.machine.measurement import LaunchDigest
+from gmemcore.machine.measurement import VMSA_GPA, LaunchDigest
 from gmemcore.machine.memslots import Memslot, Memslots
 from gmemcore.names import member
-from gmemcore.policy import PLATFORMS, Abi, Platform, capability, get_abi
+from gmemcore.policy import PLATFORMS, Abi, Platform, Populate, capability, get_abi
 from gmemcore.uapi import (
     PAGE_SIZE,
     ContentMode,
@@ -233,22 +240,30 @@ class VmFace:
         Raises
         ------
         InvalidArgumentError
-            EINVAL: the slot exists, another Vm's file, or a range that is empty, unaligned or beyond the end.
+            EINVAL: an empty, unaligned or wrapping range; an id above 32763, or one that exists; more than
+            2^31 - 1 pages; another Vm's file, or beyond its end.
         BadFileError
             EBADF: not an open guest_memfd.
         AlreadyExistsError
             EEXIST: overlap in gpa, or of the file's range.
+
+        Notes
+        -----
+        The checks come in the kernel's order: the region by itself, overlap in gpa, then the file.
+
+        References
+        ----------
+        KVM_SET_USER_MEMORY_REGION2: kvm_set_memory_region, then kvm_gmem_bind.
         """
         slot, gpa, size = as_int(slot, "slot"), as_u64(gpa, "gpa"), as_u64(size, "size")
         gmem_offset = as_u64(gmem_offset, "gmem_offset")
         with self.lock:
-            if any(other.slot == slot for other in self._memslots):
-                raise InvalidArgumentError(f"memslot {slot} exists; delete it first")
+            self._memslots.check_region(slot, gpa, size, gmem_offset)
             if not isinstance(gmem, GuestMemfd) or gmem.closed:
                 raise BadFileError(f"{gmem!r} isn't an open guest_memfd")
             if gmem.vm is not self:
                 raise InvalidArgumentError("the guest_memfd belongs to another Vm")
-            self._memslots.add(Memslot(slot, gpa, size, gmem, gmem_offset), gmem.size)
+            self._memslots.bind(Memslot(slot, gpa, size, gmem, gmem_offset), gmem.size)
 
     def delete_memslot(self, slot: int) -> None:
         """Delete a memslot; its file and the attributes there stay.
@@ -323,7 +338,7 @@ class VmFace:
         with self.lock:
             segments = self._resolve(gpa, size, private_side=True)
             with access.locked(segments):
-                self._raise_refused(access.first_refused(segments, ACCEPT_TERMS, "MEMORY_FAULT"), True)
+                self._raise_refused(access.first_refused(segments, ACCEPT_TERMS, NO_PRIVATE_MEMSLOT), True)
                 access.promise(segments)
                 total = Counters()
                 for segment in segments:
@@ -343,9 +358,9 @@ class VmFace:
         """Raise the exit of a refused guest access, with what it leaves behind."""
         if refused is None:
             return
-        if refused.refusal == "NOT_VALIDATED":
+        if refused.term.mark:
             assert refused.segment.store is not None
-            refused.segment.store.assign(refused.page, refused.page + 1)
+            refused.segment.store.mark(refused.page, refused.term.mark)
         error = access.guest_exit(refused, bool(private))
         if isinstance(error, MemoryFaultExit):
             self._memory_faults += 1
@@ -370,55 +385,96 @@ class VmFace:
             Contents, `size` bytes; None takes what is in place. One that can be written gets the values of a
             corrected CPUID page.
         page_type : PageType, str or int
-            ZERO ignores the source; CPUID may be corrected by the firmware (`correct_cpuid`).
+            ZERO ignores the source; CPUID can be corrected by the firmware (`correct_cpuid`).
+
+        Returns
+        -------
+        LaunchUpdateResult
+            On SNP its ``pages_done`` can be fewer than asked for: a call ends with the memslot of its first
+            page, and at the first page that is refused. Call again for the rest, as QEMU does.
 
         Raises
         ------
         LaunchUpdateError
-            With the platform's errno and ``pages_done``; those pages stay.
+            With the platform's errno and ``pages_done``; those pages stay, and the one that refused is
+            allocated.
         InvalidArgumentError
-            EINVAL: empty or unaligned, a VM without launch, a source of another size.
+            EINVAL: empty or unaligned, a VM without launch, a source of another size, a page type that the
+            platform doesn't take.
+
+        References
+        ----------
+        snp_launch_update, tdx_vcpu_init_mem_region, __kvm_gmem_populate.
         """
         gpa, size = as_u64(gpa, "gpa"), as_u64(size, "size")
         kind = member(PageType, page_type)
-        if self.platform.populate is None:
+        rules = self.platform.populate
+        if rules is None:
             raise InvalidArgumentError(
                 f"a {self.vm_type} VM has no launch; its memory is written by the host"
             )
-        check_aligned(gpa, size, "launch update")
+        check_aligned(gpa, size, "launch update", most=None if rules.one_memslot else U64_MAX)
         view = None if source is None else access.as_bytes(source)
         if view is not None and len(view) != size:
-            raise InvalidArgumentError(
-                f"a source of {len(view):#x} bytes for {size:#x}; the same size is needed"
-            )
-        refusal = self.platform.populate.in_place_refusal
-        if view is None and kind != PageType.ZERO and not self.abi.in_place_populate and refusal:
-            raise LaunchUpdateError(
-                f"launch update of gpa {gpa:#x}+{size:#x} without a source: "
-                f"abi {self.abi.name} has no in-place populate",
-                refusal,
-                0,
-            )
+            raise InvalidArgumentError(f"the source must be {size:#x} bytes, not {len(view):#x}")
+        image = Image(None if kind == PageType.ZERO else view, kind)
+        self._check_populate(rules, image)
         with self.lock:
-            segments = self._resolve(gpa, size)
+            if rules.checks_phase and self._phase == Phase.RUNNING:
+                raise LaunchUpdateError(
+                    "the launch is finished: no more of the image can be loaded", "EINVAL", 0
+                )
+            if rules.one_memslot:
+                slot = self._memslots.at(gpa)
+                if slot is None:
+                    raise LaunchUpdateError(f"no memslot at gpa {gpa:#x}", "EINVAL", 0)
+                size = min(size, slot.gpa + slot.size - gpa)
+            segments = self._resolve(gpa, size, private_side=True)
             with access.locked(segments):
                 if view is not None or self._launch_digest is not None:
                     access.require_bytes(segments)
                 self._launch_began = True
-                return launch_update(self, segments, Image(view, kind, self._launch_digest))
+                image.digest = self._launch_digest
+                return launch_update(self, segments, image)
 
-    def launch_finish(self) -> None:
+    def _check_populate(self, rules: Populate, image: Image) -> None:
+        """Refuse an image whatever the pages."""
+        if image.page_type in rules.refused_types:
+            raise InvalidArgumentError(
+                f"a {self.vm_type} VM takes no {image.page_type} pages; pass them to launch_finish"
+            )
+        if self.abi.legacy and self.platform.coco and image.in_place:
+            raise InvalidArgumentError(f"abi {self.abi.name} has no populate in place; a source is needed")
+
+    def launch_finish(self, vmsas: Sequence[bytes | bytearray | memoryview | NDArray[np.uint8]] = ()) -> None:
         """End the launch phase (SNP_LAUNCH_FINISH, TDX finalize).
+
+        Parameters
+        ----------
+        vmsas : sequence of bytes-like, PAGE_SIZE bytes each
+            Each vCPU's VMSA. KVM encrypts and measures these pages itself, before the firmware closes the
+            measurement; they aren't guest memory. Where no launch digest is kept they make no difference.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: twice, where there is a measurement to close.
+            EINVAL: twice, where there is a measurement to close; a VMSA of another size. The launch goes on.
+
+        References
+        ----------
+        snp_launch_finish, snp_launch_update_vmsa; tdx_td_finalize.
         """
+        pages = [access.as_bytes(vmsa).tobytes() for vmsa in vmsas]
+        for page in pages:
+            if len(page) != PAGE_SIZE:
+                raise InvalidArgumentError(f"a VMSA must be {PAGE_SIZE} bytes, not {len(page)}")
         with self.lock:
             if self._phase == Phase.RUNNING and self.platform.finish_once:
                 raise InvalidArgumentError("the launch is finished already")
             with access.locked([Segment(0, 0, gmem._store, 0) for gmem in self.files]):
+                if self._launch_digest is not None:
+                    for page in pages:
+                        self._launch_digest.update(VMSA_GPA, PageType.VMSA, page)
                 self._phase = Phase.RUNNING
                 self._rules = compile_rules(self.abi, self.vm_type, self.firmware, self._phase)
 
@@ -426,8 +482,8 @@ class VmFace:
         """Keep a launch digest of every page that a launch update populates from now on (SNP).
 
         It is opt-in, because hashing costs more than populating. A page is measured in clear, before it is
-        encrypted, with the gpa of the call (for a VMSA too: KVM's convention is ``VMSA_GPA``, see
-        `gmemcore.machine.measurement`), and only if it was really populated.
+        encrypted, with the gpa of the call, and only if it was populated. VMSA pages are measured by
+        `launch_finish`.
 
         Raises
         ------
@@ -517,7 +573,7 @@ class VmFace:
         known = self._known_attributes
         if attributes & ~known:
             raise InvalidArgumentError(f"attributes {attributes:#x} {self._attributes_belong()}")
-        check_aligned(address, size, "attribute range")
+        check_aligned(address, size, "attribute range", most=U64_MAX)
         private = bool(attributes & MemoryAttribute.PRIVATE)
         return ConversionResult(self._set_vm_attributes(address, size, private))
 
@@ -659,10 +715,8 @@ class _CheckedAccess:
         require = access.require_bytes if self.moves_data else access.require_open
         try:
             require(segments)
-            # On CoCo the guest chose the kind, and what no memslot holds counts as shared.
-            hole = "MEMORY_FAULT" if vm.platform.coco and self.private else "MMIO"
             terms = GUEST_TERMS[vm.platform.coco, self.private]
-            refused = access.first_refused(segments, terms, hole)
+            refused = access.first_refused(segments, terms, hole_of(vm.platform, self.private))
             vm._raise_refused(refused, self._kind(refused))
         except BaseException:
             self.__exit__()
@@ -675,9 +729,9 @@ class _CheckedAccess:
 
     def _kind(self, refused: access.Refused | None) -> bool:
         """Kind of the refused access: the guest's choice, or the page's attribute."""
-        if refused is None or self.private is not None:
+        if refused is None or (self._vm.platform.coco and self.private is not None):
             return bool(self.private)
-        return refused.refusal == "NOT_VALIDATED"
+        return bool(refused.segment.private) or refused.term is NOT_ACCEPTED
 
 
 def _thread_count(threads: int) -> int:

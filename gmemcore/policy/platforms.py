@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Final
 
 from gmemcore.policy.ranks import ByteOperation, Operations
-from gmemcore.uapi import Direction, VmType
+from gmemcore.uapi import Direction, PageType, VmType
 
 _NOTHING: Final[Operations] = (ByteOperation.NONE,) * 4
 _CLEAR_ASSIGNED: Final[Operations] = (
@@ -45,27 +45,33 @@ class Populate:
     Attributes
     ----------
     encrypts : bool
-        The page is encrypted with the guest's key in place, assigned and accepted.
-    unfit : str
-        Errno name for a page that cannot be populated: the Vm runs, no slot, or shared.
-    assigned : str or None
-        Errno name for a page that is already assigned; None where pages are never assigned.
-    poisoned : str
-        Errno name for a poisoned page.
+        The page is encrypted with the guest's key in place, assigned and accepted; one that is assigned
+        already is refused with EIO.
+    checks_phase : bool
+        After launch the call is EINVAL. Otherwise it goes on, page by page, until the firmware refuses: the
+        source has been copied by then.
+    one_memslot : bool
+        A call needs a memslot at its first page and ends where that memslot ends, whatever its size;
+        otherwise it goes on into the next one.
+    refused_types : frozenset of PageType
+        Page types that are EINVAL.
+    page_refusal : str or None
+        Errno name that KVM gives for every reason to stop at a page; None: each reason's own.
     partial_success : bool
         Stopping after at least one page is success with the pages done; otherwise it is the error, with the
         pages done.
     measures : bool
         Every page done enters a launch digest that this model computes (SNP's; TDX's MRTD isn't modelled).
     in_place_refusal : str or None
-        Errno name for the whole call when there is no source and the abi has no in-place populate; None where
-        that makes no difference.
+        Errno name for a page without a source where the abi has no populate in place; None where that makes
+        no difference.
     """
 
     encrypts: bool
-    unfit: str
-    assigned: str | None
-    poisoned: str
+    checks_phase: bool
+    one_memslot: bool
+    refused_types: frozenset[PageType]
+    page_refusal: str | None
     partial_success: bool
     measures: bool
     in_place_refusal: str | None
@@ -115,9 +121,10 @@ class Platform:
 
 _PLAIN_POPULATE = Populate(
     encrypts=False,
-    unfit="EINVAL",
-    assigned=None,
-    poisoned="EHWPOISON",
+    checks_phase=True,
+    one_memslot=False,
+    refused_types=frozenset(),
+    page_refusal=None,
     partial_success=False,
     measures=False,
     in_place_refusal=None,
@@ -157,12 +164,14 @@ _ROWS = (
         to_private=_NOTHING,
         to_shared=_NOTHING,
         finish_once=True,
-        # KVM's command turns whatever stopped the populate into EIO, and reports progress as success.
+        # snp_launch_update: looks at no phase, makes EIO of whatever stops kvm_gmem_populate, and reports
+        # progress as success; VMSAs are KVM's own to encrypt and measure (snp_launch_update_vmsa).
         populate=Populate(
             encrypts=True,
-            unfit="EIO",
-            assigned="EIO",
-            poisoned="EIO",
+            checks_phase=False,
+            one_memslot=True,
+            refused_types=frozenset({PageType.VMSA}),
+            page_refusal="EIO",
             partial_success=True,
             measures=True,
             in_place_refusal="EINVAL",
@@ -178,11 +187,13 @@ _ROWS = (
         to_private=_NOTHING,
         to_shared=_CLEAR_ASSIGNED,
         finish_once=True,
+        # tdx_vcpu_init_mem_region: a page at a time, whatever memslot it is in.
         populate=Populate(
             encrypts=True,
-            unfit="EINVAL",
-            assigned="EIO",
-            poisoned="EHWPOISON",
+            checks_phase=True,
+            one_memslot=False,
+            refused_types=frozenset(),
+            page_refusal=None,
             partial_success=False,
             measures=False,
             in_place_refusal="EOPNOTSUPP",

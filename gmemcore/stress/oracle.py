@@ -172,7 +172,7 @@ def _punch_hole(_: Machine, request: Request, runs: list[Run]) -> list[Run]:
 
 def _pin(_: Machine, request: Request, runs: list[Run]) -> list[Run]:
     _need_pages(request)
-    _stop_at_first(runs, lambda planes: "EFAULT" if "private" in planes else "")
+    _stop_at_first(runs, lambda planes: "EFAULT" if planes & {"private", "poisoned"} else "")
     return _changed(runs, lambda planes: planes | {"allocated", "pinned"})
 
 

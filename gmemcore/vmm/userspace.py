@@ -22,7 +22,7 @@ from gmemcore.errors import (
     PagePinnedError,
     UnsupportedContentModeError,
 )
-from gmemcore.machine import GuestMemfd, VmFace
+from gmemcore.machine import GuestMemfd, VmFace, memslot_pieces
 from gmemcore.policy import flag_bits
 from gmemcore.uapi import (
     PAGE_SHIFT,
@@ -163,18 +163,20 @@ class Vmm:
     # ---- RAM -----------------------------------------------------------------------------------
 
     def add_ram(self, gpa: int, size: int, *, shared: bool = True) -> RamBlockAttributes:
-        """Create a guest_memfd that the host may map, and put it at a guest physical address.
+        """Create a guest_memfd that the host can map, and put it at a guest physical address.
 
         Parameters
         ----------
         gpa, size : int
             Bytes, multiples of PAGE_SIZE.
         shared : bool
-            Let it start shared, if such files are offered; else it starts private.
+            Start shared, if such files are offered; otherwise private.
         """
         init_shared = GuestMemfdFlag.INIT_SHARED if shared and self.supported.init_shared else 0
         gmem = self.vm.create_guest_memfd(size, GuestMemfdFlag.MMAP | init_shared)
-        return self.add_slot(gpa, size, gmem)
+        for offset, piece in memslot_pieces(size):
+            block = self.add_slot(gpa + offset, piece, gmem, offset)
+        return block
 
     def add_slot(self, gpa: int, size: int, gmem: GuestMemfd, gmem_offset: int = 0) -> RamBlockAttributes:
         """Put a range of a guest_memfd at a guest physical address; one block stands for each file."""

@@ -1,4 +1,4 @@
-"""Layouts: where a guest's memory lies. One guest_memfd and one memslot a region."""
+"""Layouts: where a guest's memory lies. One guest_memfd per region."""
 
 from collections.abc import Iterable
 from itertools import pairwise

@@ -6,7 +6,7 @@ as a VMM does: in batches a file wherever order allows, by single calls else. Wh
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Final
 
 import numpy as np
@@ -24,7 +24,7 @@ from gmemcore.errors import (
     InvalidArgumentError,
     LaunchUpdateError,
 )
-from gmemcore.machine import GuestMemfd, VmFace
+from gmemcore.machine import GuestMemfd, VmFace, memslot_pieces
 from gmemcore.machine.access import check_guest_range
 from gmemcore.uapi import (
     PAGE_SIZE,
@@ -70,9 +70,9 @@ _SAYS_WHERE: Final = np.array(
 
 
 def build(vm: VmFace, layout: Layout) -> tuple[GuestMemfd, ...]:
-    """Give a Vm the memory of a layout: a guest_memfd and a memslot a region, numbered in its order.
+    """Give a Vm the memory of a layout: one guest_memfd per region, and the memslots that hold it, in order.
 
-    A region that is to start private is one by the flags of its file, and in `legacy` by the Vm's attributes.
+    A region that is to start private does so by the flags of its file, and in `legacy` by the Vm's attributes.
     Where the VM has no private memory everything starts shared.
 
     Raises
@@ -83,12 +83,13 @@ def build(vm: VmFace, layout: Layout) -> tuple[GuestMemfd, ...]:
     offered = vm.check_cap(Capability.GUEST_MEMFD_FLAGS)
     by_vm = vm.check_cap(Capability.MEMORY_ATTRIBUTES) & MemoryAttribute.PRIVATE
     by_file = vm.check_cap(Capability.GUEST_MEMFD_MEMORY_ATTRIBUTES) & MemoryAttribute.PRIVATE
-    files = []
-    for slot, region in enumerate(layout.regions):
+    files, slots = [], count()
+    for region in layout.regions:
         starts_private = region.private and (by_vm or by_file)
         flags = GuestMemfdFlag.MMAP | (0 if starts_private else GuestMemfdFlag.INIT_SHARED)
         gmem = vm.create_guest_memfd(region.size, flags & offered)
-        vm.add_memslot(slot, region.gpa, region.size, gmem)
+        for offset, size in memslot_pieces(region.size):
+            vm.add_memslot(next(slots), region.gpa + offset, size, gmem, offset)
         if starts_private and by_vm:
             vm.set_memory_attributes(region.gpa, region.size, MemoryAttribute.PRIVATE)
         files.append(gmem)
