@@ -105,7 +105,7 @@ class ModelMachine:
     """The model, under the abi that the vectors are about."""
 
     def __init__(self, vectors: VectorFile, seed: int, backing: str = "anonymous") -> None:
-        self.vm: Any = create_vm(vectors.vm_type, vectors.abi, vectors.firmware, seed, _sparse(backing))
+        self.vm: Any = create_vm(vectors.vm_type, vectors.abi, vectors.firmware, seed, sparse(backing))
         self.files: dict[str, Any] = {}
 
     def check_cap(self, name: str) -> int:
@@ -125,7 +125,7 @@ class ModelMachine:
         self.vm.close()
 
 
-def _sparse(backing: str) -> Callable[[int], Backing]:
+def sparse(backing: str) -> Callable[[int], Backing]:
     """Return what makes a backing of a size: attributes only where the host can't hold that many bytes.
 
     A kernel's guest_memfd can be larger than memory, since it holds only the pages that are in use; vectors

@@ -14,7 +14,7 @@ import pytest
 from conftest import VECTORS
 
 import gmemcore
-from gmemcore.conformance import OPERATIONS, Case, VectorError, read_vectors, run_case
+from gmemcore.conformance import OPERATIONS, Case, VectorError, read_vectors, run_case, sparse
 from gmemcore.engine.backing import BACKINGS
 from gmemcore.errors import GmemError, HostAccessError
 from gmemcore.kvm import KernelTransport, KvmMachine, KvmUnavailableError, KvmVm, probe
@@ -127,12 +127,13 @@ class ModelTransport:
 
     def close(self, fd):
         file = self.files.pop(fd)
+        is_beside = self.beside.pop(fd, None) is not None
         self.vcpus.pop(fd, None)
         if isinstance(file, tuple):
             gmem, offset = file
             if not gmem.closed:
                 gmem.unpin(offset, P)
-        elif hasattr(file, "close") and fd not in self.beside:
+        elif hasattr(file, "close") and not is_beside:
             file.close()
 
     def ioctl(self, fd, request, argument=0):
@@ -147,7 +148,8 @@ class ModelTransport:
         if request == kvm.KVM_CREATE_VM:
             if argument not in self.vm_types:
                 raise OSError(errno.EINVAL, "no such VM type")
-            return self._install(gmemcore.create_vm(self.vm_types[argument], self.abi))
+            backing = sparse("anonymous")
+            return self._install(gmemcore.create_vm(self.vm_types[argument], self.abi, backing=backing))
         if request == kvm.KVM_CREATE_GUEST_MEMFD:
             size, flags, *_ = kvm.CREATE_GUEST_MEMFD_STRUCT.unpack(argument)
             return self._install(file.create_guest_memfd(size - (size >> 63 << 64), flags))

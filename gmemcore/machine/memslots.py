@@ -30,7 +30,7 @@ class Memslot(Generic[FileT]):
 
 
 def memslot_pieces(size: int) -> Iterator[tuple[int, int]]:
-    """Cut a range into memslots, as a VMM does whose RAM is larger than one can be: (offset, size) in bytes."""
+    """Cut RAM into pieces that memslots can hold, as a VMM does: (offset, size) of each in bytes."""
     for offset in range(0, size, _PIECE):
         yield offset, min(_PIECE, size - offset)
 

@@ -72,8 +72,8 @@ _SAYS_WHERE: Final = np.array(
 def build(vm: VmFace, layout: Layout) -> tuple[GuestMemfd, ...]:
     """Give a Vm the memory of a layout: one guest_memfd per region, and the memslots that hold it, in order.
 
-    A region that is to start private does so by the flags of its file, and in `legacy` by the Vm's attributes.
-    Where the VM has no private memory everything starts shared.
+    A region starts private by the flags of its file, or in `legacy` by the attributes of the Vm. Where the VM
+    has no private memory everything starts shared.
 
     Raises
     ------
