@@ -58,7 +58,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     for row in every[:ROWS]:
         line = SubElement(body, "tr")
         for value, number in zip(row, numeric, strict=True):
-            _cell(line, "td", _text(value), left=not number)
+            _cell(line, "td", cell_text(value), left=not number)
     if len(every) > ROWS:
         SubElement(around, "div").text = f"and {len(every) - ROWS:,} more rows"
     return _joined(around, more)
@@ -71,7 +71,8 @@ def note(text: str) -> str:
     return _joined(paragraph, ())
 
 
-def _text(value: object) -> str:
+def cell_text(value: object) -> str:
+    """Return a value as a table shows it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

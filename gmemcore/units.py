@@ -116,6 +116,20 @@ def format_sizes(sizes: Sequence[int]) -> str:
     return ",".join(map(format_size, sizes))
 
 
+def binary_unit(size: float) -> tuple[int, str]:
+    """Return the bytes and the name of the largest of KiB, MiB … EiB of which a size has at least one."""
+    for shift, name in ((60, "EiB"), (50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB")):
+        if size >= 1 << shift:
+            return 1 << shift, name
+    return 1 << 10, "KiB"
+
+
+def size_words(size: int) -> str:
+    """Return a size in words: ``4 KiB``, ``1.5 GiB``."""
+    unit, name = binary_unit(size)
+    return f"{size / unit:.3g} {name}" if size >= 1 << 10 else f"{size} B"
+
+
 def format_number(figure: float | None) -> str:
     """Return three significant digits; nothing for None.
 

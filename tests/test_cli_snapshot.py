@@ -41,7 +41,7 @@ def files(tmp_path):
     measured = cell("ZERO", effect="ZERO", bytes="zero", convert_gbps=3.0)
     lines = [first, {name: getattr(measured, name) for name in measured.__struct_fields__}]
     lines[1]["seconds"] = {"median": 1e-3, "p95": 1e-3, "cv": 0.0, "n": 3}
-    (tmp_path / "bench.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "bench.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return tmp_path, vm
 
 
@@ -178,7 +178,7 @@ def test_plot_of_every_kind_of_run(tmp_path, monkeypatch, capsys):
         assert run("plot", f"{kind}.jsonl") == 0
         assert Path(f"{picture}.png").read_bytes().startswith(b"\x89PNG")
         assert run("plot", f"{kind}.jsonl", "--picture", "cube") == 2
-        assert f"a run of {kind}; the JSON Lines of gmemcore bench" in capsys.readouterr().err
+        assert f"must be a run of bench, not of {kind}" in capsys.readouterr().err
 
 
 def test_the_map_says_which_file_it_is_of(files, monkeypatch):
@@ -207,7 +207,7 @@ def test_the_map_says_which_file_it_is_of(files, monkeypatch):
         (["plot", "before.gms", "--picture", "pie"], "no picture 'pie'; there are"),
         (["plot", "before.gms", "--picture", "stream"], "at least two are needed"),
         (["plot", "before.gms", "after.gms"], "map of 2 files; one is accepted"),
-        (["plot", "before.gms", "--picture", "cube"], "before.gms: line 1"),
+        (["plot", "before.gms", "--picture", "cube"], "before.gms is a snapshot; must be a run of"),
         (["plot", "bench.jsonl", "--abi", "v4"], "no cell of 'v4'; it has v5"),
         (["plot", "before.gms", "-o", "nowhere/map.png"], "nowhere/map.png: No such file"),
         (["plot", "before.gms", "-o", "map.docx"], "docx"),

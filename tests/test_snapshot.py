@@ -200,9 +200,9 @@ def test_a_series_through_a_file(tmp_path):
     assert [len(s.files) for s in read] == [2, 2, 3]
     assert not any(diff(one, other) for one, other in zip(series, read, strict=True))
     stream = read.tabulate(state_mix)
-    assert stream.columns[0] == "at"
-    assert stream.units["at"] == "s"
-    assert np.array_equal(stream.where(at=0.5)["pages"], state_mix(series[0])["pages"])
+    assert stream.columns[0] == "second"
+    assert stream.units["second"] == "s"
+    assert np.array_equal(stream.where(second=0.5)["pages"], state_mix(series[0])["pages"])
     with pytest.raises(ContainerError, match="holds 3 snapshots"):
         Snapshot.read(tmp_path / "all.gms")
     with pytest.raises(ValueError, match=r"at 1 after one at 1\.5"):
@@ -347,7 +347,7 @@ def test_time_does_not_run_backwards(tmp_path):
 
 def test_another_kind_of_container(tmp_path):
     container.write(tmp_path / "trace.gmt", "trace", {}, {})
-    with pytest.raises(ContainerError, match="a snapshot was asked for"):
+    with pytest.raises(ContainerError, match="must be a snapshot or a series"):
         Snapshot.read(tmp_path / "trace.gmt")
 
 

@@ -5,7 +5,7 @@ Snapshots and distributions need NumPy alone; pictures and ``to_pandas()`` need 
 
 from gmemcore.analysis.difference import Diff, diff
 from gmemcore.analysis.distributions import (
-    STATES,
+    by_address,
     by_region,
     by_slot,
     fragmentation,
@@ -31,6 +31,7 @@ from gmemcore.analysis.runs import Run, read_run
 from gmemcore.analysis.series import Series, watch
 from gmemcore.analysis.snapshot import Snapshot, take
 from gmemcore.analysis.speed import bench_axes, bench_cube, cost_by_range
+from gmemcore.analysis.states import STATES
 from gmemcore.analysis.tables import Table
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Table",
     "bench_axes",
     "bench_cube",
+    "by_address",
     "by_region",
     "by_slot",
     "conversion_sizes",

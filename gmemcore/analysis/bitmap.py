@@ -148,12 +148,14 @@ class Bitmap:
         before = np.concatenate([[0], np.cumsum(self.counts(), dtype=np.int64)])
         block, within = at // BLOCK_PAGES, at % BLOCK_PAGES
         result = before[block]
-        for i in np.flatnonzero(within):
-            place = int(np.searchsorted(self.mixed, block[i]))
-            if place < len(self.mixed) and self.mixed[place] == block[i]:
-                result[i] += int(_bits(self.lines[place])[: within[i]].sum())
-            else:
-                result[i] += int(within[i]) * int(self.full[block[i]])
+        inner = np.flatnonzero(within)
+        block, within = block[inner], within[inner]
+        place = np.searchsorted(self.mixed, block)
+        is_mixed = place < len(self.mixed)
+        is_mixed[is_mixed] = self.mixed[place[is_mixed]] == block[is_mixed]
+        result[inner] += np.where(is_mixed, 0, within * self.full[block])
+        lines = self.lines[place[is_mixed]] & _bits_below(within[is_mixed])
+        result[inner[is_mixed]] += np.bitwise_count(lines).sum(axis=1, dtype=np.int64)
         return result
 
     def uniform_blocks(self, blocks: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -233,6 +235,14 @@ class Bitmap:
         if len(edges) % 2:
             edges = np.concatenate([edges, [self.n_pages]])
         return edges.reshape(-1, 2)
+
+
+def _bits_below(pages: Positions) -> NDArray[np.uint64]:
+    """Lines whose bits are set below a page of their block each, shape (n, 8)."""
+    in_word = np.clip(pages[:, None] - np.arange(LINE_WORDS) * 64, 0, 64)
+    bits: NDArray[np.uint64] = (_ONE << (in_word % 64).astype(np.uint64)) - _ONE
+    bits[in_word == 64] = ~np.uint64(0)
+    return bits
 
 
 def _bits(words: NDArray[np.uint64]) -> NDArray[np.bool_]:

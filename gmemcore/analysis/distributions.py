@@ -1,48 +1,35 @@
-"""Distributions: page state in figures. Each takes a Snapshot (or a Vm, or a file) and gives a Table.
+"""Distributions: page state in figures.
 
-All of them walk packed words (`Bitmap`) and look at single bits of mixed blocks only.
+Each takes a snapshot, a Vm or a file, and returns a `Table`. Of a series it returns the rows of every
+snapshot, with the time as a first key. All of them walk packed words (`Bitmap`) and unpack mixed blocks only.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from functools import wraps
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gmemcore.analysis.address import GuestMemory, block_bytes, states_by_block
 from gmemcore.analysis.bitmap import Bitmap
+from gmemcore.analysis.parts import SlotState
 from gmemcore.analysis.series import Series
-from gmemcore.analysis.snapshot import Planes, SlotState, Snapshot, as_snapshot
+from gmemcore.analysis.snapshot import Snapshot, as_snapshot
+from gmemcore.analysis.states import STATES, states_of
 from gmemcore.analysis.tables import Table, make_table
 from gmemcore.engine.packed import BLOCK_PAGES
 from gmemcore.machine import GuestMemfd, VmFace
 from gmemcore.uapi import PAGE_SIZE
+from gmemcore.units import size_words
 from gmemcore.workload.layout import Region
 
 Source = Snapshot | VmFace | GuestMemfd
+"""What stands for one moment of a guest."""
+Sources = Source | Series
 """What a distribution can be of."""
+_Distribution = TypeVar("_Distribution", bound=Callable[..., Table])
 
-
-class State(NamedTuple):
-    """A state of a page: its name, and the plane (or planes) that it is read from."""
-
-    name: str
-    pages: Callable[[Planes], Bitmap]
-    meaning: str
-
-
-STATES: Final = (
-    State("poisoned", lambda planes: planes.poisoned, "its memory has failed"),
-    State("pinned", lambda planes: planes.pinned, "the host holds a long-term pin"),
-    State("accepted", lambda planes: planes.accepted, "private, the guest has accepted it"),
-    State(
-        "assigned-unaccepted", lambda planes: planes.assigned, "private, in the RMP or S-EPT, not accepted"
-    ),
-    State("private-unassigned", lambda planes: planes.private & planes.allocated, "private, with memory"),
-    State("shared", lambda planes: planes.allocated, "shared, with memory"),
-    State("private-unallocated", lambda planes: planes.private, "private, no memory behind it yet"),
-    State("shared-unallocated", lambda planes: ~planes.private, "shared, no memory behind it yet"),
-)
-"""States in order of precedence: a page is in the first that fits, so that they add up to the guest."""
 
 SIZES: Final = {"2m": 1, "1g": 512}
 """Sizes above a page that a nested page table maps whole, in 2 MiB blocks."""
@@ -54,21 +41,29 @@ _DENSE_LENGTHS: Final = 4096
 """Run lengths counted by index; the longer ones, few by their nature, are kept and sorted."""
 
 
-def states_of(planes: Planes) -> dict[str, Bitmap]:
-    """Partition a file: the pages of each of `STATES`, none in two of them."""
-    left = Bitmap.uniform(planes.n_pages, True)
-    result = {}
-    for state in STATES:
-        pages = state.pages(planes) & left
-        result[state.name] = pages
-        left &= ~pages
-    return result
+def over_time(distribution: _Distribution) -> _Distribution:
+    """Let a distribution of a snapshot be asked of a series too: its rows for each snapshot, by time."""
+
+    @wraps(distribution)
+    def of_either(source: Sources, *arguments: Any, **options: Any) -> Table:
+        if not isinstance(source, Series):
+            return distribution(source, *arguments, **options)
+        return source.tabulate(lambda snapshot: distribution(snapshot, *arguments, **options))
+
+    return cast(_Distribution, of_either)
+
+
+def one_snapshot(source: Sources) -> Snapshot:
+    """Return the snapshot of a source that is one moment; `over_time` has taken series apart before."""
+    assert not isinstance(source, Series)
+    return as_snapshot(source)
 
 
 # ---- state mix ---------------------------------------------------------------------------------------
 
 
-def state_mix(source: Source) -> Table:
+@over_time
+def state_mix(source: Sources) -> Table:
     """How many pages are in each state.
 
     Returns
@@ -76,15 +71,11 @@ def state_mix(source: Source) -> Table:
     Table
         A row a state of `STATES`: state, pages, bytes, fraction (of the files' pages).
     """
-    snapshot = as_snapshot(source)
-    totals = dict.fromkeys((state.name for state in STATES), 0)
-    for file in snapshot.files:
-        for name, pages in states_of(snapshot.planes(file.index)).items():
-            totals[name] += pages.count()
+    snapshot = one_snapshot(source)
     return make_table(
         "page states",
         [("state", "U20"), *_MIX_COLUMNS],
-        [(name, *_mix(pages, snapshot.n_pages)) for name, pages in totals.items()],
+        [(name, *_mix(pages, snapshot.n_pages)) for name, pages in snapshot.state_pages().items()],
         ("state",),
         _MIX_UNITS,
     )
@@ -98,7 +89,8 @@ def _mix(pages: int, of: int) -> tuple[int, int, float]:
     return pages, pages * PAGE_SIZE, pages / of if of else 0.0
 
 
-def by_slot(source: Source) -> Table:
+@over_time
+def by_slot(source: Sources) -> Table:
     """State mix of each memslot.
 
     Returns
@@ -106,7 +98,7 @@ def by_slot(source: Source) -> Table:
     Table
         A row a memslot and state: slot, gpa, size, state, pages, bytes, fraction (of the memslot's pages).
     """
-    snapshot = as_snapshot(source)
+    snapshot = one_snapshot(source)
     counts = _counts_of_slots(snapshot)
     rows = [
         (slot.slot, slot.gpa, slot.size, name, *_mix(pages, slot.size // PAGE_SIZE))
@@ -118,12 +110,13 @@ def by_slot(source: Source) -> Table:
     return make_table("page states by memslot", columns, rows, ("slot", "state"), units)
 
 
-def by_region(source: Source, regions: Iterable[Region] | None = None) -> Table:
+@over_time
+def by_region(source: Sources, regions: Iterable[Region] | None = None) -> Table:
     """State mix of each region of guest physical memory.
 
     Parameters
     ----------
-    source : Snapshot, Vm or GuestMemfd
+    source : Snapshot, Vm, GuestMemfd or Series
     regions : iterable of Region, or None
         For instance a `Layout`'s; what no memslot holds of one is left out. None: runs of memslots without a
         hole.
@@ -134,7 +127,7 @@ def by_region(source: Source, regions: Iterable[Region] | None = None) -> Table:
         A row a region and state: region (from 0), gpa, size, state, pages, bytes, fraction (of the pages that
         memslots hold there).
     """
-    snapshot = as_snapshot(source)
+    snapshot = one_snapshot(source)
     wanted = (
         _contiguous(snapshot.slots) if regions is None else [(region.gpa, region.size) for region in regions]
     )
@@ -150,6 +143,38 @@ def by_region(source: Source, regions: Iterable[Region] | None = None) -> Table:
     columns = [("region", "<i8"), ("gpa", "<u8"), ("size", "<u8"), ("state", "U20"), *_MIX_COLUMNS]
     units = {"gpa": "bytes", "size": "bytes", **_MIX_UNITS}
     return make_table("page states by region", columns, rows, ("region", "state"), units)
+
+
+@over_time
+def by_address(source: Sources, block: int | str | None = None) -> Table:
+    """State mix of each block of guest physical memory.
+
+    Parameters
+    ----------
+    source : Snapshot, Vm, GuestMemfd or Series
+    block : int, str or None
+        Bytes of a block, as ``"2m"``; None: the power of two that makes up to 1,024 of them.
+
+    Returns
+    -------
+    Table
+        One row per block and state that occurs there: address (of its first byte), state, pages, bytes,
+        fraction (of the pages that memslots hold there). Files without a memslot follow the last one, at
+        multiples of 1 GiB.
+    """
+    snapshot = one_snapshot(source)
+    memory = GuestMemory([snapshot])
+    blocks = memory.blocks(block_bytes(memory, block))
+    counts = states_by_block(memory, snapshot, blocks)
+    where, states = np.nonzero(counts)
+    pages = counts[where, states]
+    rows = np.empty(len(where), [("address", "<u8"), ("state", "U20"), *_MIX_COLUMNS])
+    rows["address"] = blocks.gpas[where]
+    rows["state"] = np.array([state.name for state in STATES])[states]
+    rows["pages"], rows["bytes"] = pages, pages * PAGE_SIZE
+    rows["fraction"] = pages / counts.sum(axis=1)[where]
+    title = f"page states by {size_words(blocks.size)} of guest memory"
+    return Table(title, rows, ("address", "state"), {"address": "bytes", **_MIX_UNITS})
 
 
 def _counts_of_slots(snapshot: Snapshot, pieces: Sequence[SlotState] | None = None) -> list[dict[str, int]]:
@@ -193,7 +218,8 @@ def _slots(snapshot: Snapshot) -> tuple[SlotState, ...]:
 # ---- runs --------------------------------------------------------------------------------------------
 
 
-def run_lengths(source: Source) -> Table:
+@over_time
+def run_lengths(source: Sources) -> Table:
     """How long the runs of one attribute are: maximal runs of pages of a file, counted by length.
 
     Returns
@@ -202,7 +228,7 @@ def run_lengths(source: Source) -> Table:
         A row an attribute and length that occurs, by length: attribute, length (pages), runs, cdf_runs (share
         of the attribute's runs up to this length), cdf_pages (share of its pages in them).
     """
-    snapshot = as_snapshot(source)
+    snapshot = one_snapshot(source)
     counted = [_run_lengths(snapshot.planes(file.index).private) for file in snapshot.files]
     rows: list[tuple[Any, ...]] = []
     for number, attribute in enumerate(("shared", "private")):
@@ -251,7 +277,8 @@ def _counted(short: NDArray[np.int64], long: NDArray[np.int64]) -> NDArray[np.in
     )
 
 
-def run_histogram(source: Source) -> Table:
+@over_time
+def run_histogram(source: Sources) -> Table:
     """Run lengths in powers of two.
 
     Returns
@@ -274,7 +301,8 @@ def run_histogram(source: Source) -> Table:
     return make_table("run lengths in powers of two", columns, rows, ("attribute", "from"), units)
 
 
-def run_quantiles(source: Source, quantiles: Sequence[float] = QUANTILES) -> Table:
+@over_time
+def run_quantiles(source: Sources, quantiles: Sequence[float] = QUANTILES) -> Table:
     """Quantiles of run lengths.
 
     Returns
@@ -303,7 +331,8 @@ def run_quantiles(source: Source, quantiles: Sequence[float] = QUANTILES) -> Tab
 # ---- large mappings ----------------------------------------------------------------------------------
 
 
-def mappability(source: Source) -> Table:
+@over_time
+def mappability(source: Sources) -> Table:
     """How much of the guest a nested page table could map with 2 MiB and 1 GiB entries.
 
     A block can be mapped whole if it is naturally aligned in guest physical memory, lies within one memslot
@@ -322,7 +351,7 @@ def mappability(source: Source) -> Table:
     Linux, ``arch/x86/kvm/mmu/mmu.c``: ``hugepage_has_attrs`` and ``kvm_mmu_init_memslot_memory_attributes``;
     ``arch/x86/kvm/x86.c``: ``kvm_alloc_memslot_metadata`` for the alignment of memslots.
     """
-    snapshot = as_snapshot(source)
+    snapshot = one_snapshot(source)
     slots = _slots(snapshot)
     of = sum(slot.size for slot in slots) // PAGE_SIZE
     planes = {file.index: snapshot.planes(file.index).private for file in snapshot.files}
@@ -352,7 +381,8 @@ def _blocks_of_slot(private: Bitmap, slot: SlotState, blocks: int) -> tuple[int,
     return max(last - first, 0), int(all_in.sum()), int(all_out.sum())
 
 
-def fragmentation(source: Source) -> Table:
+@over_time
+def fragmentation(source: Sources) -> Table:
     """How broken up private and shared memory are: the kernel's unusable free space index, of attributes.
 
     The index of an order is the share of pages that can't serve a request of that order, because they lie in
@@ -373,7 +403,7 @@ def fragmentation(source: Source) -> Table:
     Gorman and Whitcroft, "The What, The Why and the Where To of Anti-Fragmentation", Ottawa Linux Symposium
     2006 (F_u(j)); Linux, ``mm/vmstat.c``: ``unusable_free_index``.
     """
-    snapshot = as_snapshot(source)
+    snapshot = one_snapshot(source)
     slots = _slots(snapshot)
     of = sum(slot.size for slot in slots) // PAGE_SIZE
     private = sum(_pages_of_slot(snapshot, slot) for slot in slots)
@@ -402,7 +432,8 @@ def _pages_of_slot(snapshot: Snapshot, slot: SlotState) -> int:
 # ---- the IOMMU ---------------------------------------------------------------------------------------
 
 
-def iommu(source: Source) -> Table:
+@over_time
+def iommu(source: Sources) -> Table:
     """What an IOMMU maps of the guest for assigned devices: pages that are shared or pinned.
 
     VFIO maps what the RAM's discard manager calls populated, which is what is shared, and pins it. A pin on a
@@ -419,7 +450,7 @@ def iommu(source: Source) -> Table:
     QEMU, ``hw/vfio/listener.c`` and ``system/ram-block-attributes.c``; Linux,
     ``drivers/vfio/vfio_iommu_type1.c``: ``dma_entry_limit``.
     """
-    snapshot = as_snapshot(source)
+    snapshot = one_snapshot(source)
     totals = np.zeros(4, np.int64)
     for file in snapshot.files:
         planes = snapshot.planes(file.index)
@@ -449,16 +480,17 @@ def splits_and_merges(series: Series) -> Table:
     Returns
     -------
     Table
-        A row a snapshot: at, split, merged (since the one before; of the first: since the Vm's creation),
-        mixed (blocks of files that have both attributes then).
+        One row per snapshot: operation (or second), split, merged (since the one before; of the first: since
+        the Vm's creation), mixed (blocks of files that have both attributes then).
     """
     rows = []
     before = (0, 0)
-    for snapshot in series:
+    for at, snapshot in zip(series.times, series, strict=True):
         now = (snapshot.counters.blocks_2m_split, snapshot.counters.blocks_2m_merged)
         mixed = sum(len(snapshot.planes(file.index).private.mixed) for file in snapshot.files)
-        rows.append((snapshot.at, *(new - old for new, old in zip(now, before, strict=True)), mixed))
+        rows.append((at, *(new - old for new, old in zip(now, before, strict=True)), mixed))
         before = now
-    columns = [("at", "<f8"), ("split", "<i8"), ("merged", "<i8"), ("mixed", "<i8")]
-    units = {"at": series.unit, "split": "blocks", "merged": "blocks", "mixed": "blocks"}
-    return make_table("2 MiB blocks split and merged", columns, rows, ("at",), units)
+    time = series.dimension
+    columns = [(time, series.times.dtype), ("split", "<i8"), ("merged", "<i8"), ("mixed", "<i8")]
+    units = {time: series.unit, "split": "blocks", "merged": "blocks", "mixed": "blocks"}
+    return make_table("2 MiB blocks split and merged", columns, rows, (time,), units)

@@ -9,33 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmemcore.analysis.bitmap import Bitmap
-from gmemcore.analysis.distributions import (
-    STATES,
-    Source,
-    mappability,
-    run_lengths,
-    state_mix,
-    states_of,
-)
+from gmemcore.analysis.distributions import Source, mappability, run_lengths, state_mix
 from gmemcore.analysis.hilbert import hilbert
+from gmemcore.analysis.parts import FileState
 from gmemcore.analysis.runs import Run
 from gmemcore.analysis.series import Series
-from gmemcore.analysis.snapshot import FileState, Snapshot, as_snapshot
+from gmemcore.analysis.snapshot import Snapshot, as_snapshot
 from gmemcore.analysis.speed import bench_axes, bench_cube, cost_by_range
+from gmemcore.analysis.states import STATES, states_of
 from gmemcore.analysis.style import (
     FRACTION_MAP,
     STATE_COLOURS,
     axes_for,
-    binary_unit,
     legend_beside,
     line_style,
     size_axis,
-    size_words,
     text_colour,
 )
 from gmemcore.engine.packed import BLOCK_PAGES
 from gmemcore.uapi import PAGE_SIZE
-from gmemcore.units import format_time
+from gmemcore.units import binary_unit, format_time, size_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,109 +3,29 @@
 A snapshot holds page state and figures, and nothing that was in memory: no bytes, no seed, no key.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gmemcore.analysis.address import GuestMemory, block_bytes, states_by_block
 from gmemcore.analysis.bitmap import Bitmap
-from gmemcore.analysis.tables import Table
-from gmemcore.engine.counters import Counters
-from gmemcore.engine.packed import PLANE_NAMES, PackedState
+from gmemcore.analysis.parts import FileState, Planes, SlotState
+from gmemcore.analysis.states import STATES, states_of
+from gmemcore.analysis.tables import Table, extra, make_table, write_parquet
+from gmemcore.engine.counters import COUNTER_NAMES, Counters
+from gmemcore.engine.packed import PackedState
 from gmemcore.html import facts
 from gmemcore.machine import GuestMemfd, LegacyVm, VmFace
-from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE
+from gmemcore.uapi import PAGE_SHIFT
+from gmemcore.units import size_words
 from gmemcore.workload.container import ContainerError
 
 
-@dataclass(frozen=True, slots=True)
-class SlotState:
-    """A memslot: where a range of a file shows in guest physical memory.
-
-    Attributes
-    ----------
-    slot : int
-        Its id.
-    gpa, size, offset : int
-        Bytes.
-    file : int
-        `FileState.index` of its file.
-    """
-
-    slot: int
-    gpa: int
-    size: int
-    file: int
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class Planes:
-    """The planes of one file as a guest and its host see them.
-
-    In place they are the file's own. In `legacy` attributes come by guest frame, and what is allocated is the
-    side that the attribute names; pins are the host side's.
-
-    Attributes
-    ----------
-    private, allocated, assigned, accepted, pinned, poisoned : Bitmap
-    memory_pages : int
-        Pages of memory behind them: in `legacy` those of both sides.
-    """
-
-    private: Bitmap
-    allocated: Bitmap
-    assigned: Bitmap
-    accepted: Bitmap
-    pinned: Bitmap
-    poisoned: Bitmap
-    memory_pages: int
-
-    def __getitem__(self, name: str) -> Bitmap:
-        bitmap = getattr(self, name) if name in PLANE_NAMES else None
-        if bitmap is None:
-            raise KeyError(f"no plane {name!r}; there are {', '.join(PLANE_NAMES)}")
-        assert isinstance(bitmap, Bitmap)
-        return bitmap
-
-    @property
-    def n_pages(self) -> int:
-        """Pages of the file."""
-        return self.private.n_pages
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FileState:
-    """One file of a snapshot.
-
-    Attributes
-    ----------
-    index : int
-        Its number among all files the Vm ever created, from 0.
-    flags : int
-        Flags of its creation.
-    counters : Counters
-        Events of this file.
-    state : PackedState
-        Its planes.
-    host : PackedState or None
-        In `legacy`: those of the host memory beside it.
-    """
-
-    index: int
-    flags: int
-    counters: Counters
-    state: PackedState
-    host: PackedState | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return self.state.n_pages * PAGE_SIZE
-
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Snapshot:
     """A guest's page state at one moment. Made by `take`, or read from a file.
 
@@ -142,20 +62,26 @@ class Snapshot:
     label: str = ""
 
     def __repr__(self) -> str:
-        return (
-            f"Snapshot({self.vm_type}, abi={self.abi!r}, phase={self.phase}, files={len(self.files)}, "
-            f"size={self.size:#x}, at={self.at:g}{f', label={self.label!r}' if self.label else ''})"
+        label = f", {self.label!r}" if self.label else ""
+        head = (
+            f"Snapshot of {size_words(self.size)} in {_counted(len(self.files), 'file')}: {self.vm_type}, "
+            f"{self.abi}, firmware {self.firmware}, {self.phase}, at {self.at:g}{label}"
         )
+        return f"{head}\n{self._occurring()!r}"
 
     def _repr_html_(self) -> str:
-        from gmemcore.analysis.distributions import state_mix
-
         values = {"abi": self.abi, "firmware": self.firmware, "phase": self.phase, "at": f"{self.at:g}"}
         values |= {"label": self.label} if self.label else {}
-        mix = state_mix(self)
-        occurring = Table(mix.title, mix.rows[mix["pages"] > 0], mix.keys, mix.units)
-        title = f"Snapshot, {self.vm_type}: {self.n_pages:,} pages in {len(self.files)} files"
-        return facts(title, values, occurring._repr_html_(), self.counters._repr_html_())
+        title = f"Snapshot, {self.vm_type}: {self.n_pages:,} pages in {_counted(len(self.files), 'file')}"
+        return facts(title, values, self._occurring()._repr_html_(), self.counters._repr_html_())
+
+    def _occurring(self) -> Table:
+        """The states that some page is in."""
+        pages = {name: count for name, count in self.state_pages().items() if count}
+        rows = [(name, count, count << PAGE_SHIFT, count / self.n_pages) for name, count in pages.items()]
+        columns = [("state", "U20"), ("pages", "<i8"), ("bytes", "<i8"), ("fraction", "<f8")]
+        units = {"pages": "pages", "bytes": "bytes", "fraction": "1"}
+        return make_table("page states", columns, rows, ("state",), units)
 
     @property
     def size(self) -> int:
@@ -178,6 +104,75 @@ class Snapshot:
         """Pages of memory in use: in `legacy` those of both sides."""
         states = [state for file in self.files for state in (file.state, file.host) if state is not None]
         return sum(state.totals["allocated"] for state in states)
+
+    def state_pages(self) -> dict[str, int]:
+        """How many pages of its files are in each of `STATES`."""
+        totals = dict.fromkeys((state.name for state in STATES), 0)
+        for file in self.files:
+            for name, pages in states_of(self.planes(file.index)).items():
+                totals[name] += pages.count()
+        return totals
+
+    def to_pandas(self, block: int | str | None = None) -> Any:
+        """Return a pandas DataFrame: a row per block of guest addresses, a column per state, in pages.
+
+        Parameters
+        ----------
+        block : int, str or None
+            Bytes of a block, as ``"2m"``; None: the power of two that makes up to 1,024 of them.
+
+        Returns
+        -------
+        DataFrame
+            Its index is ``address`` (gpa of the first byte); its ``attrs`` have title, block and units.
+
+        Raises
+        ------
+        ImportError
+            pandas isn't installed.
+        """
+        pandas = extra("pandas", "to_pandas()")
+        memory = GuestMemory([self])
+        blocks = memory.blocks(block_bytes(memory, block))
+        counts = states_by_block(memory, self, blocks)
+        index = pandas.Index(blocks.gpas, name="address")
+        frame = pandas.DataFrame(counts, index, [state.name for state in STATES])
+        title = f"page states by {size_words(blocks.size)} of guest memory"
+        frame.attrs |= {"title": title, "block": blocks.size, "units": {"address": "bytes", "pages": "pages"}}
+        return frame
+
+    def to_xarray(self, block: int | str | None = None) -> Any:
+        """Return an xarray Dataset: pages by address and state, and the counters.
+
+        Parameters
+        ----------
+        block : int, str or None
+            Bytes of a block of addresses; see `to_pandas`.
+
+        Returns
+        -------
+        Dataset
+            ``pages`` (address, state), ``counters`` (counter), ``memory`` (bytes in use); ``attrs`` say what
+            it is of, and every variable has its units.
+
+        Raises
+        ------
+        ImportError
+            xarray or pandas isn't installed.
+        """
+        return states_dataset([self], np.array([self.at]), block).isel(operation=0, drop=True)
+
+    def to_parquet(self, path: str | Path, block: int | str | None = None) -> None:
+        """Write `to_pandas` as Parquet; an old file is replaced whole.
+
+        Raises
+        ------
+        ImportError
+            pandas or pyarrow isn't installed.
+        OSError
+            It can't be written there.
+        """
+        write_frame(self.to_pandas(block), path)
 
     def file(self, index: int) -> FileState:
         """The file of this number.
@@ -307,12 +302,70 @@ def as_snapshot(source: "Snapshot | VmFace | GuestMemfd") -> Snapshot:
     return source if isinstance(source, Snapshot) else take(source)
 
 
+def states_dataset(
+    snapshots: Collection[Snapshot],
+    index: NDArray[Any],
+    block: int | str | None,
+    dimension: str = "operation",
+    unit: str = "operations",
+) -> Any:
+    """Return an xarray Dataset of snapshots of one guest: page states by time, address and state."""
+    xarray = extra("xarray", "to_xarray()")
+    memory = GuestMemory(snapshots)
+    blocks = memory.blocks(block_bytes(memory, block))
+    pages = np.empty((len(snapshots), len(blocks), len(STATES)), np.int64)
+    for number, snapshot in enumerate(snapshots):
+        pages[number] = states_by_block(memory, snapshot, blocks)
+    first = next(iter(snapshots))
+    return xarray.Dataset(
+        {
+            "pages": ((dimension, "address", "state"), pages, {"units": "pages"}),
+            "memory": (
+                dimension,
+                [one.memory_pages << PAGE_SHIFT for one in snapshots],
+                {"units": "bytes", "long_name": "memory in use"},
+            ),
+            "counters": (
+                (dimension, "counter"),
+                np.array([one.counters.values() for one in snapshots], np.int64).reshape(len(snapshots), -1),
+                {"units": "events", "long_name": "events since the Vm's creation"},
+            ),
+        },
+        {
+            dimension: (dimension, index, {"units": unit}),
+            "address": ("address", blocks.gpas, {"units": "bytes", "long_name": "guest physical address"}),
+            "block_pages": ("address", blocks.pages, {"units": "pages"}),
+            "state": [state.name for state in STATES],
+            "counter": list(COUNTER_NAMES),
+            "phase": (dimension, [one.phase for one in snapshots]),
+            "label": (dimension, [one.label for one in snapshots]),
+        },
+        {
+            "title": "page states of a guest",
+            "vm_type": first.vm_type,
+            "abi": first.abi,
+            "firmware": first.firmware,
+            "block": blocks.size,
+        },
+    )
+
+
+def write_frame(frame: Any, path: str | Path) -> None:
+    """Write a pandas DataFrame as Parquet, whole or not at all."""
+    arrow = extra("pyarrow", "to_parquet()")
+    write_parquet(arrow.Table.from_pandas(frame), path)
+
+
+def _counted(n: int, thing: str) -> str:
+    return f"{n:,} {thing}{'s' * (n != 1)}"
+
+
 def _bitmaps(state: PackedState) -> dict[str, Bitmap]:
-    bitmaps = {}
-    for name, (counts, mixed, lines) in state.planes().items():
-        full = counts != 0
-        full[mixed] = False
-        bitmaps[name] = Bitmap(state.n_pages, full, mixed, lines)
+    full, bitmaps, begin = state.uniform(), {}, 0
+    for name, mixed in state.mixed().items():
+        lines = state.lines[begin : begin + len(mixed)]
+        bitmaps[name] = Bitmap(state.n_pages, full[name], mixed, lines)
+        begin += len(mixed)
     return bitmaps
 
 

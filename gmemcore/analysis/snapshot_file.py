@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gmemcore.analysis.snapshot import FileState, SlotState, Snapshot
+from gmemcore.analysis.parts import FileState, SlotState
+from gmemcore.analysis.snapshot import Snapshot
 from gmemcore.engine.arguments import U64_MAX
 from gmemcore.engine.counters import COUNTER_NAMES, Counters
 from gmemcore.engine.packed import BLOCK_PAGES, LINE_WORDS, PackedState

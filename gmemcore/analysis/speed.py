@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from gmemcore.analysis.runs import BenchCell, Run
-from gmemcore.analysis.style import FRACTION_MAP, axes_for, line_style, size_axis, size_words, text_colour
+from gmemcore.analysis.style import FRACTION_MAP, axes_for, line_style, size_axis, text_colour
 from gmemcore.uapi import PAGE_SIZE
+from gmemcore.units import size_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from gmemcore.analysis.tables import extra
+from gmemcore.units import size_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,20 +109,6 @@ def size_axis(axis: "Axis") -> None:
     axis.set_major_locator(LogLocator(base=16, numticks=12))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda size, _: size_words(int(size))))
-
-
-def binary_unit(size: float) -> tuple[int, str]:
-    """The largest of KiB, MiB … EiB of which a size has at least one, and its bytes."""
-    for shift, name in ((60, "EiB"), (50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB")):
-        if size >= 1 << shift:
-            return 1 << shift, name
-    return 1 << 10, "KiB"
-
-
-def size_words(size: int) -> str:
-    """A size in words: ``4 KiB``, ``1.5 GiB``."""
-    unit, name = binary_unit(size)
-    return f"{size / unit:.3g} {name}" if size >= 1 << 10 else f"{size} B"
 
 
 def text_colour(image: Any, value: float) -> str:

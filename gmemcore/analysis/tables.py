@@ -1,17 +1,30 @@
-"""Table: a structured array with a title and units, which goes on to pandas, xarray, JSON and notebooks."""
+"""Table: rows with a title, keys and units, on their way to pandas, xarray, Parquet, JSON and notebooks.
+
+A table needs NumPy alone, so the command line and figures work without the ``analysis`` extra. What pandas
+and xarray do well (selecting, grouping, joining, reshaping) is left to them: `Table.to_pandas` and
+`Table.to_xarray`.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gmemcore.html import table
+from gmemcore.files.writing import replace_file
+from gmemcore.html import cell_text, table
+
+_ADDRESSES: Final = frozenset({"address", "gpa"})
+"""Columns that are shown in hex."""
+PRINTED_ROWS: Final = 24
+"""Rows that printing a table shows; how many were left off is said."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Table:
     """A result in rows.
 
@@ -52,14 +65,43 @@ class Table:
         return np.array(self.rows, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
-        return f"Table({self.title!r}, {len(self.rows)} rows of {', '.join(self.columns)})"
+        return "\n".join([f"{self.title}: {len(self.rows):,} rows", *self._lines()])
 
-    def _repr_html_(self) -> str:
-        names = [
-            name if self.units.get(name, "1") in ("1", name) else f"{name} ({self.units[name]})"
+    def _lines(self) -> Iterator[str]:
+        """Yield the head and the first rows, figures to the right."""
+        shown = (self._texts(row) for row in self.rows[:PRINTED_ROWS].tolist())
+        texts = [self._heads(), *shown]
+        widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+        right = [self.rows.dtype[name].kind in "iufb" for name in self.columns]
+        for row in texts:
+            cells = zip(row, widths, right, strict=True)
+            yield "  ".join(text.rjust(w) if far else text.ljust(w) for text, w, far in cells).rstrip()
+        if len(self.rows) > PRINTED_ROWS:
+            yield f"and {len(self.rows) - PRINTED_ROWS:,} more rows"
+
+    def _texts(self, row: tuple[Any, ...]) -> list[str]:
+        """The values of a row as they are shown: addresses in hex."""
+        return [
+            f"{value:#x}" if name in _ADDRESSES else cell_text(value)
+            for name, value in zip(self.columns, row, strict=True)
+        ]
+
+    def _heads(self) -> list[str]:
+        """Names of the columns, each with its unit where the name doesn't say it."""
+        return [
+            name
+            if name in _ADDRESSES or self.units.get(name, "1") in ("1", name, f"{name}s")
+            else f"{name} ({self.units[name]})"
             for name in self.columns
         ]
-        return table(self.title, names, self.rows.tolist())
+
+    def _repr_html_(self) -> str:
+        hexed = [i for i, name in enumerate(self.columns) if name in _ADDRESSES]
+        rows = [
+            tuple(f"{value:#x}" if i in hexed else value for i, value in enumerate(row)) if hexed else row
+            for row in self.rows.tolist()
+        ]
+        return table(self.title, self._heads(), rows)
 
     def where(self, **values: Any) -> "Table":
         """Keep the rows whose columns have these values."""
@@ -73,7 +115,7 @@ class Table:
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows.tolist()]
 
     def to_pandas(self) -> Any:
-        """Return a pandas DataFrame; its ``attrs`` have title and units.
+        """Return a pandas DataFrame with a column a column; its ``attrs`` have title and units.
 
         Raises
         ------
@@ -98,6 +140,27 @@ class Table:
         for name, unit in self.units.items():
             data[name].attrs["units"] = unit
         return data
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write the rows as Parquet, title and units as metadata; an old file is replaced whole.
+
+        Raises
+        ------
+        ImportError
+            pyarrow isn't installed.
+        OSError
+            It can't be written there.
+        """
+        arrow = extra("pyarrow", "to_parquet()")
+        fields = [
+            arrow.field(name, arrow.array(self[name][:0]).type, metadata=self._metadata(name))
+            for name in self.columns
+        ]
+        schema = arrow.schema(fields, metadata={"title": self.title, "keys": ",".join(self.keys)})
+        write_parquet(arrow.table([arrow.array(self[name]) for name in self.columns], schema=schema), path)
+
+    def _metadata(self, column: str) -> dict[str, str]:
+        return {"units": self.units[column]} if column in self.units else {}
 
 
 def make_table(
@@ -129,6 +192,13 @@ def stacked(tables: Sequence[tuple[Any, Table]], key: str, kind: Any, unit: str 
     return Table(first.title, rows, (key, *first.keys), units)
 
 
+def write_parquet(arrow_table: Any, path: str | Path) -> None:
+    """Write a pyarrow Table, whole or not at all."""
+    file = BytesIO()
+    extra("pyarrow.parquet", "to_parquet()").write_table(arrow_table, file)
+    replace_file(path, [file.getvalue()])
+
+
 def extra(module: str, what: str) -> Any:
     """Import a module of the ``analysis`` extra.
 
@@ -141,5 +211,5 @@ def extra(module: str, what: str) -> Any:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"{what} needs {module}, which isn't installed; pip install 'gmemcore[analysis]' brings it"
+            f"{what} needs {module}, which isn't installed; use pip install 'gmemcore[analysis]'"
         ) from error

@@ -33,6 +33,7 @@ from gmemcore.policy import (
     PLATFORMS,
     Abi,
     ByteOperation,
+    Cell,
     Operations,
     Rank,
     Tracking,
@@ -188,13 +189,19 @@ def _compile_cell(
         return [int(layout.MODE_UNSUPPORTED), 0, 0, 0, 0, 0]
     unless = Plane.ASSIGNED if answer.unless == "assigned" else Plane.NONE
     operations = pack_operations(byte_operations(answer.effect, vm_type, direction))
-    raises_to = EFFECTS[answer.effect].raises_to
+    set_, clear = plane_changes(answer, direction)
     plain = not (unless or operations)
+    return [0, fields_of(unless), operations, fields_of(set_), fields_of(clear), plain]
+
+
+def plane_changes(answer: Cell, direction: Direction) -> tuple[Plane, Plane]:
+    """Return the planes that an accepted conversion sets on every page of its range, and those it clears."""
+    if answer.effect is None:
+        return Plane.NONE, Plane.NONE
     if direction == Direction.TO_PRIVATE:
-        set_ = Plane.PRIVATE | RANK_PLANES[raises_to or Rank.UNALLOCATED]
-        return [0, fields_of(unless), operations, fields_of(set_), 0, plain]
-    clear = Plane.PRIVATE | Plane.ASSIGNED | Plane.ACCEPTED
-    return [0, fields_of(unless), operations, 0, fields_of(clear), plain]
+        raises_to = EFFECTS[answer.effect].raises_to
+        return Plane.PRIVATE | RANK_PLANES[raises_to or Rank.UNALLOCATED], Plane.NONE
+    return Plane.NONE, Plane.PRIVATE | Plane.ASSIGNED | Plane.ACCEPTED
 
 
 def pack_operations(operations: Operations) -> int:

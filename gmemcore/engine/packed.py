@@ -19,6 +19,9 @@ LINE_WORDS: Final = 8
 """Words of a line: the 512 pages of one plane in one block."""
 
 _FIELD_BITS, _FIELD = int(layout.FIELD_BITS), int(layout.FIELD)
+_WHOLE_BIT: Final = BLOCK_PAGES.bit_length() - 1
+"""Bit of a field that is set where all pages of a whole block are; those below it, where some are."""
+_SOME: Final = np.uint64(sum((BLOCK_PAGES - 1) << number * _FIELD_BITS for number in range(len(PLANE_NAMES))))
 _FIELDS_USED: Final = np.uint64((1 << _FIELD_BITS * len(PLANE_NAMES)) - 1)
 
 
@@ -59,6 +62,33 @@ class PackedState:
             planes[name] = counts, mixed, self.lines[begin : begin + len(mixed)]
             begin += len(mixed)
         return planes
+
+    def uniform(self) -> dict[str, NDArray[np.bool_]]:
+        """Whether all pages of a block are set, by plane, shape (n_blocks,) each; False where it is mixed."""
+        used = int(np.bitwise_or.reduce(self.words)) if len(self.words) else 0
+        last = self.n_pages - (len(self.words) - 1) * BLOCK_PAGES
+        found = {}
+        for number, name in enumerate(PLANE_NAMES):
+            shift = number * _FIELD_BITS
+            if not used >> shift & _FIELD:
+                found[name] = np.zeros(len(self.words), np.bool_)
+                continue
+            found[name] = (self.words >> np.uint64(shift + _WHOLE_BIT) & np.uint64(1)).astype(np.bool_)
+            found[name][-1] = int(self.words[-1]) >> shift & _FIELD == last
+        return found
+
+    def mixed(self) -> dict[str, NDArray[np.intp]]:
+        """Blocks that have some of a plane's pages and not all, in order, by plane: those of `lines`."""
+        some = np.flatnonzero(self.words & _SOME)  # and a whole last block that is shorter than others
+        words = self.words[some]
+        sizes = np.full(len(some), BLOCK_PAGES, np.uint64)
+        if len(some) and some[-1] == len(self.words) - 1:
+            sizes[-1] = self.n_pages - (len(self.words) - 1) * BLOCK_PAGES
+        found = {}
+        for number, name in enumerate(PLANE_NAMES):
+            counts = words >> np.uint64(number * _FIELD_BITS) & np.uint64(_FIELD)
+            found[name] = some[(counts != 0) & (counts != sizes)]
+        return found
 
     def check(self) -> "Planes":
         """Make sure that it is the state of some file, since it may be from anywhere.
@@ -102,9 +132,8 @@ Planes = dict[str, tuple[NDArray[np.uint16], NDArray[np.intp], NDArray[np.uint64
 
 def pack(n_pages: int, words: NDArray[np.uint64], lines: NDArray[np.uint64]) -> PackedState:
     """Copy page state; lines as the engine keeps them, a bitmap a plane."""
-    full = block_sizes(n_pages)
     by_block = lines.reshape(len(PLANE_NAMES), -1, LINE_WORDS)
-    mixed = [_mixed(counts, full) for counts in _fields(words)]
+    mixed = PackedState(n_pages, words, lines).mixed().values()
     kept = [by_block[number, blocks] for number, blocks in enumerate(mixed)]
     return PackedState(n_pages, words.copy(), np.concatenate(kept))
 
