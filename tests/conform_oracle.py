@@ -150,10 +150,7 @@ class Runner:
         )
 
     def launch_finish(self, step):
-        self.vm.launch_finish(step.get("vmsas"))
-
-    def close(self, step):
-        self.gmem(step).close()
+        self.vm.launch_finish()
 
     def runs(self, step):
         check("runs", [tuple(run) for run in step["runs"]], self.gmem(step).runs())

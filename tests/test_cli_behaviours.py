@@ -110,6 +110,7 @@ def test_what_is_refused_is_said_in_a_line(capsys, words, says):
 
 def test_progress_is_for_people_who_look(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("gmemcore.cli.console._FIRST_SECONDS", -1.0)
     code, _, err = run(capsys, "balloon", "--memory", "64m", "--limit", "20000")
     assert code == 0
     assert "gmemcore behaviours" in err

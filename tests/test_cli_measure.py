@@ -57,9 +57,11 @@ def run(capsys, tmp_path):
     def run_once(text, *options):
         log = tmp_path / "launch.log"
         log.write_text(text)
-        status = app(
-            ["measure", str(log), *map(str, options)], result_action="return_value", exit_on_error=False
-        )
+        try:
+            app(["measure", str(log), *map(str, options)], result_action="return_value", exit_on_error=False)
+            status = 0
+        except SystemExit as stopped:
+            status = stopped.code
         captured = capsys.readouterr()
         return SimpleNamespace(status=status, out=captured.out, err=captured.err)
 
@@ -230,7 +232,9 @@ def test_a_log_without_updates_is_an_error(run, text):
 
 
 def test_a_missing_log_is_an_error(capsys, tmp_path):
-    assert measure(tmp_path / "nowhere") == 2
+    with pytest.raises(SystemExit) as stopped:
+        measure(str(tmp_path / "nowhere"))
+    assert stopped.value.code == 2
     assert "nowhere" in capsys.readouterr().err
 
 
@@ -309,7 +313,7 @@ def test_vmsa_pages_are_measured_last_each_at_the_same_gpa(digest_of, run, tmp_p
     assert ours.digest.hex() in done.out
     assert "2 VMSA pages at launch finish" in done.out
     vmsas[-1].write_bytes(bytes(PAGE - 1))
-    assert "one page would be accepted" in run(SHORT_LOG, *vmsas).err
+    assert "must be one page" in run(SHORT_LOG, *vmsas).err
 
 
 # --- a whole guest, as its owner would compute it -----------------------------------------------------------

@@ -54,7 +54,7 @@ def test_a_behaviour_is_recorded_described_and_replayed(run):
     assert read_trace("again.jsonl").operations.tobytes() == trace.operations.tobytes()
     text = run("trace", "info", "boot.trace").out
     assert text.startswith("snp-boot: behaviour snp-boot queues=2; seed 5\n256m of memory in 1 region:\n")
-    assert "  0x0 + 256m, shared at start" in text
+    assert "  0x0 + 256m, private at start" in text
     assert "POPULATE NORMAL in place" in text
     assert run("replay", "boot.trace").out.count("refused") == 0
 
@@ -62,7 +62,7 @@ def test_a_behaviour_is_recorded_described_and_replayed(run):
 def test_behaviours_without_end_are_cut(run):
     run("trace", "record", "bounce-churn", "a.trace", "--memory", "256m", "--limit", 500)
     assert len(read_trace("a.trace").operations) == 500
-    run("trace", "record", "bounce-churn", "a.trace", "--memory", "256m")
+    run("trace", "record", "bounce-churn", "a.trace", "--memory", "256m", "--force")
     assert len(read_trace("a.trace").operations) == 100_000
 
 
@@ -134,7 +134,7 @@ def test_imports_say_what_they_assumed(run):
     assert "taken to run already" in done.err
     assert "its tracer lost 12 events" in done.err
     assert read_trace("a.trace").header.layout.size == 4 << 30
-    done = run("trace", "convert", "log", "a.trace", "--launching")
+    done = run("trace", "convert", "log", "a.trace", "--launching", "--force")
     assert "taken to run" not in done.err
     assert len(read_trace("a.trace").operations) == 2
 
@@ -143,8 +143,8 @@ def test_imports_say_what_they_assumed(run):
     ("words", "message"),
     [
         (("trace", "info", "nowhere"), "nowhere: No such file or directory"),
-        (("trace", "info", "."), ".: must be a regular file, not a folder"),
-        (("trace", "info", "noise"), "trace: noise: no line names an event"),
+        (("trace", "info", "."), ".: must be a regular file or a pipe, not a folder"),
+        (("trace", "info", "noise"), "trace info: noise: no line names an event"),
         (("trace", "info", "damaged"), "damaged: the checksum"),
         (("trace", "info", "snapshot"), "snapshot is a gmemcore container (snapshot); must be a trace"),
         (("trace", "record", "nobody", "a"), "'nobody'; there are snp-boot"),
@@ -294,7 +294,7 @@ def test_costs_are_predicted(run):
     assert "not priced: pages_allocated 1,055, rmp_updates 1,055, pages_accepted 1,055" in one
     table = run("replay", "log", "--cost", "cost.toml", "--vm-type", "SNP,TDX").out
     assert "predicted: on a machine, by its cost file; not priced: pages_changed 2" in table
-    assert table.count(" 2 s ") == 2
+    assert table.count("  2 s\n") == 2
     lines = run("replay", "log", "--cost", "cost.toml", "--json").out.splitlines()
     assert json.loads(lines[1])["predicted"]["seconds"] == 2.0
     assert json.loads(lines[1])["conversions"] == 2
@@ -333,11 +333,11 @@ def take_played(path):
     [
         (
             ("--snapshot", "x", "--vm-type", "SNP,TDX"),
-            "page state of 2 replays; one revision and one VM type",
+            "page state of 2 replays; choose one revision, one VM type and one launch",
         ),
-        (("--every", "3"), "--every is of a series; --series FILE"),
+        (("--every", "3"), "--every needs --series FILE"),
         (("--series", "x", "--every", "0"), "1 or more would be accepted"),
-        (("--series", "x", "--every", "1"), "--every 1: too many snapshots; 2 or more would be accepted"),
+        (("--series", "x", "--every", "1"), "--every 1: too many snapshots; it must be 2 or more"),
         (("--snapshot", "none/x"), "none/x: No such file or directory"),
         (("--snapshot", "."), ".: Is a directory"),
     ],
@@ -351,9 +351,8 @@ def test_page_state_that_cannot_be_kept_is_said_before_it_runs(run, words, messa
 
 
 def test_progress_is_lines_where_there_is_no_terminal(run, monkeypatch):
-    from gmemcore.cli import replay as module
-
-    monkeypatch.setattr(module, "_LINE_SECONDS", -1.0)
+    monkeypatch.setattr("gmemcore.cli.console._FIRST_SECONDS", -1.0)
+    monkeypatch.setattr("gmemcore.cli.console._LINE_SECONDS", -1.0)
     done = run("replay", LAUNCH_LOG)
     assert "gmemcore replay: 9 of 9 operations" in done.err
 

@@ -10,7 +10,7 @@ from gmemcore import errors
 from gmemcore.engine.steps import Step
 from gmemcore.uapi import PageType
 from gmemcore.workload import player as player_module
-from gmemcore.workload.contents import PIECE, Contents, generated_page
+from gmemcore.workload.fill import PIECE, Fill, generated_page
 from gmemcore.workload.layout import Layout, Region, spans
 from gmemcore.workload.operations import FROM_SOURCE, OPERATION, Access, check_operations, empty_operations
 from gmemcore.workload.outcomes import CODES, NAMES, OUTCOME
@@ -41,7 +41,7 @@ class Naive:
     """One call after another, found by looking at every region for every operation."""
 
     def __init__(self, vm, files, seed):
-        self.vm, self.files, self.contents, self.at = vm, files, Contents(seed), 0
+        self.vm, self.files, self.contents, self.at = vm, files, Fill(seed), 0
 
     def run(self, number, row):
         step, gpa, size = Step(row["step"]), int(row["gpa"]), int(row["size"])
@@ -346,7 +346,7 @@ def test_contents_follow_from_seed_and_number():
         play(vm, rows, seed=seed)
         wrote.append(files[1].memory.tobytes())
     assert wrote[0] == wrote[1] != wrote[2]
-    assert wrote[0][: 2 * P] == Contents(1).written(0, 0, 2 * P).tobytes() != wrote[0][2 * P : 4 * P]
+    assert wrote[0][: 2 * P] == Fill(1).written(0, 0, 2 * P).tobytes() != wrote[0][2 * P : 4 * P]
 
 
 def test_a_write_larger_than_a_part_is_seamless():
@@ -354,7 +354,7 @@ def test_a_write_larger_than_a_part_is_seamless():
     vm = gmemcore.create_vm("SW_PROTECTED")
     (gmem,) = build(vm, layout)
     play(vm, operations_of(op(Step.HOST_WRITE, 100, 2 * PIECE + 77)))
-    circle = Contents(0).written(0, 0, PIECE).tobytes()
+    circle = Fill(0).written(0, 0, PIECE).tobytes()
     assert gmem.memory[100 : 100 + 2 * PIECE + 77].tobytes() == (circle * 3)[: 2 * PIECE + 77]
 
 

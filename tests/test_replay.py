@@ -4,6 +4,7 @@ from dataclasses import replace as changed
 from itertools import product
 from pathlib import Path
 
+import logs
 import pytest
 from conftest import JIT_DISABLED
 from sevsnpmeasure.gctx import GCTX
@@ -15,8 +16,7 @@ from gmemcore.engine.steps import Step
 from gmemcore.policy import ABIS
 from gmemcore.uapi import Direction, Firmware, Phase, VmType
 from gmemcore.vmm import Vmm
-from gmemcore.workload.contents import generated_page
-from gmemcore.workload.importers import import_log, read_log
+from gmemcore.workload.fill import generated_page
 from gmemcore.workload.layout import Layout, Region
 from gmemcore.workload.operations import FROM_SOURCE, empty_operations
 from gmemcore.workload.replay import FIRST_REFUSALS, Flags, Refusal, Target, replay, targets, with_flags
@@ -27,7 +27,8 @@ LAUNCH_LOG = Path(__file__).parent / "traces" / "qemu-snp-launch.log"
 
 
 def launch(seed=0):
-    return import_log(read_log(LAUNCH_LOG), "launch", seed=seed).trace
+    (found,) = logs.imported(LAUNCH_LOG.read_bytes(), seed=seed).launches
+    return found.trace
 
 
 def trace_of(*rows, layout=None):

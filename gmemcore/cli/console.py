@@ -122,7 +122,7 @@ def complaint(error: BaseException) -> str:
 # ---- progress ----------------------------------------------------------------------------------------------
 @contextmanager
 def progress(command: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show how far a command has come: a bar on a terminal, elsewhere a line now and then.
+    """Show how far a command has come: a bar on a terminal, elsewhere a line now and then; at first nothing.
 
     Parameters
     ----------
@@ -141,14 +141,38 @@ def progress(command: str, total: int | None, unit: str) -> Iterator[Callable[[i
     if is_quiet():
         yield lambda done: None
     elif sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(f"gmemcore {command}", total=total)
-            yield lambda done: bar.update(task, completed=done)
+        bar = _Bar(command, total)
+        try:
+            yield bar
+        finally:
+            bar.close()
     else:
         yield _Lines(command, total, unit)
+
+
+class _Bar:
+    """Draws a bar once the work has taken a while."""
+
+    def __init__(self, command: str, total: int | None) -> None:
+        self._command, self._total = command, total
+        self._from = time.monotonic() + _FIRST_SECONDS
+        self._shown: Any = None
+
+    def __call__(self, done: int) -> None:
+        if self._shown is None:
+            if time.monotonic() < self._from:
+                return
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._shown = Progress(console=Console(stderr=True), transient=True)
+            self._task = self._shown.add_task(f"gmemcore {self._command}", total=self._total)
+            self._shown.start()
+        self._shown.update(self._task, completed=done)
+
+    def close(self) -> None:
+        if self._shown is not None:
+            self._shown.stop()
 
 
 class _Lines:

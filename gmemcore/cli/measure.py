@@ -1,116 +1,190 @@
-"""``gmemcore measure``: the SNP launch digest of a launch that QEMU traced."""
+"""``gmemcore measure``: the SNP launch digests of launches that QEMU traced."""
 
-import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from cyclopts import Parameter
+from cyclopts.types import PositiveInt
 
-from gmemcore.cli.common import complaint
+from gmemcore.cli.console import complain, reporting, say, say_json
+from gmemcore.cli.workloads import STDIN, read
+from gmemcore.errors import InputError
+from gmemcore.files.reading import opened, read_file
 from gmemcore.uapi import PAGE_SIZE, PageType
-from gmemcore.workload.contents import generated_page
-from gmemcore.workload.importers import (
-    LAUNCH_FINISH,
-    LAUNCH_START,
-    LAUNCH_UPDATE,
-    Update,
-    event_lines,
-    launch_update,
-)
+from gmemcore.workload.fill import generated_page
+from gmemcore.workload.logs import Log
+from gmemcore.workload.logs.forms import Kind
+from gmemcore.workload.logs.guests import choose
+from gmemcore.workload.logs.importing import cut_continued
+from gmemcore.workload.logs.launches import failures_of, split
+from gmemcore.workload.logs.log import check_readable
 from gmemcore.workload.trace import TraceError
+
+COMMAND = "measure"
+MAX_IMAGE = 1 << 30
+"""Bytes of an image: more than any firmware or kernel has."""
+UPDATE_EVENT = "kvm_sev_snp_launch_update"
 
 
 def measure(
-    log: Annotated[Path, Parameter(help="QEMU's trace of a launch: its kvm_sev_snp_launch_* lines.")],
+    log: Annotated[
+        str,
+        Parameter(
+            allow_leading_hyphen=True,
+            help="QEMU's trace of launches: its kvm_sev_snp_launch_* lines. - is stdin.",
+        ),
+    ],
     /,
     *,
     source_seed: Annotated[int, Parameter(help="Seed of the contents that no image gives.")] = 0,
     image: Annotated[
         tuple[str, ...],
-        Parameter(help="FILE@GPA: contents of Normal pages from GPA on; may be repeated.", negative=""),
+        Parameter(help="FILE@GPA: contents of Normal pages from GPA on; can be repeated.", negative=""),
     ] = (),
     vmsa: Annotated[
         tuple[Path, ...],
-        Parameter(help="A vCPU's VMSA page, measured at launch finish; may be repeated.", negative=""),
+        Parameter(help="A vCPU's VMSA page, measured at launch finish; can be repeated.", negative=""),
     ] = (),
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")] = False,
-) -> int:
-    """Compute the SNP launch digest of a traced launch.
+    guest: Annotated[
+        str | None, Parameter(help="Which guest of the log: its name, a process, or a thread.")
+    ] = None,
+    launch: Annotated[
+        PositiveInt | None, Parameter(help="Which launch of the log, from 1. [default: all of them]")
+    ] = None,
+    as_json: Annotated[
+        bool, Parameter(name="--json", negative="", help="Print JSON, an object per launch.")
+    ] = False,
+) -> None:
+    """Compute the SNP launch digest of each launch in a trace.
 
     A trace says which pages were loaded, where and in which order, but not what Normal pages hold: without
     ``--image`` their contents are generated, and the digest is one to compare runs with, not a real guest's.
 
     Exit status 0: a digest was printed; 2: the log, an image or an option can't be used.
     """
+    with reporting(COMMAND):
+        launches = read_launches(log, guest, launch)
+        images = [read_image(text) for text in image]
+        pages = [read_vmsa(path) for path in vmsa]
+        results = []
+        for found in launches:
+            sources = Sources(source_seed, [LoadedImage(one.name, one.gpa, one.contents) for one in images])
+            results.append(_measured(log, found, sources, pages))
+        _check_images(image, results)
+        several = len(results) > 1 or launch is not None
+        for found, result in zip(launches, results, strict=True):
+            if as_json:
+                named = {"log": log, **({"launch": found.number} if several else {}), **result}
+                say_json(named, indent=None if len(results) > 1 else 2)
+            else:
+                say(_as_text(f"{log}, launch {found.number}" if several else log, result))
+
+
+def _measured(log: str, launch: "Launch", sources: "Sources", vmsas: Sequence[bytes]) -> dict[str, Any]:
     try:
-        launch = _read_log(log)
-        sources = Sources(source_seed, [read_image(text) for text in image])
-        result = measured(launch, sources, [read_vmsa(path) for path in vmsa])
+        return measured(launch, sources, vmsas)
     except LaunchLogError as error:
-        print(f"gmemcore measure: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"gmemcore measure: {complaint(error)}", file=sys.stderr)
-        return 2
-    print(json.dumps({"log": str(log), **result}, indent=2) if as_json else _as_text(str(log), result))
-    return 0
+        raise LaunchLogError(f"{log}: {error}") from error
 
 
-class LaunchLogError(ValueError):
+class LaunchLogError(InputError):
     """What the caller gave can't be measured; the message says where."""
 
 
 # --- the log ------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """The updates of a launch in order, and the line that finished it (None: the log ends before)."""
+class Update:
+    """A launch update: its line, its range in bytes, its page type."""
 
+    line: int
+    gpa: int
+    size: int
+    page_type: PageType
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A launch: its number from 1, its updates in order, and the line that finished it (None: none did)."""
+
+    number: int
     updates: Sequence[Update]
     finish_line: int | None
+    failures: Sequence[tuple[int, str]] = ()
 
 
-def read_launch(lines: Iterable[str]) -> Launch:
-    """Read the first launch of a log.
-
-    Parameters
-    ----------
-    lines : iterable of str
-        Lines of which those about a launch may have a prefix; all others are skipped.
+def read_launches(name: str, guest: str | None = None, launch: int | None = None) -> list[Launch]:
+    """Read the launches of a log.
 
     Raises
     ------
     LaunchLogError
-        A launch within a launch, with its line; no update at all.
-    TraceError
-        A malformed update, with its line.
+        A launch that has no updates, or one that can't be read; several guests, or launches in one another.
+    InputError, OSError
+        The log can't be read.
     """
-    updates: list[Update] = []
-    for line in event_lines(lines, (LAUNCH_START, LAUNCH_UPDATE, LAUNCH_FINISH)):
-        if line.event == LAUNCH_FINISH:
-            return _launch(updates, line.number)
-        if line.event == LAUNCH_UPDATE:
-            updates.append(launch_update(line))
-        elif updates:
-            raise LaunchLogError(f"line {line.number}: a launch starts before the one before it is finished")
-    return _launch(updates, None)
-
-
-def _read_log(log: Path) -> Launch:
     try:
-        with log.open(encoding="utf-8", errors="replace") as lines:
-            return read_launch(lines)
-    except (LaunchLogError, TraceError) as error:
-        raise LaunchLogError(f"{log}: {error}") from error
+        if name == STDIN:
+            log = read(name, cast(BufferedReader, sys.stdin.buffer), strict=False)
+        else:
+            with opened(name) as file:
+                log = read(name, cast(BufferedReader, file), strict=False)
+        found = launches_of(log, guest)
+        check_readable(log)
+    except TraceError as error:
+        raise LaunchLogError(f"{name}: {error}") from error
+    except LaunchLogError as error:
+        raise LaunchLogError(f"{name}: {error}") from error
+    if log.lost:
+        complain(COMMAND, f"{name}: its tracer {log.lost}; a launch update can be missing")
+    if launch is not None:
+        if launch > len(found):
+            raise LaunchLogError(f"{name}: launch {launch} of {len(found)}")
+        found = [found[launch - 1]]
+    for each in found:
+        if not each.updates:
+            number = f"launch {each.number} has " if len(found) > 1 else ""
+            raise LaunchLogError(f"{name}: {number}no {UPDATE_EVENT} line: there is nothing to measure")
+    return found
 
 
-def _launch(updates: list[Update], finish_line: int | None) -> Launch:
-    if not updates:
-        raise LaunchLogError(f"no {LAUNCH_UPDATE} line: there is nothing to measure")
-    return Launch(updates, finish_line)
+def launches_of(log: Log, guest: str | None = None) -> list[Launch]:
+    """Return the launches of one guest of a log."""
+    chosen = choose(log, guest)
+    events = log.events if chosen is None else log.events[chosen]
+    launches: list[Launch] = []
+    unread = [each for each in log.unread if each.event == UPDATE_EVENT]
+    for span in split(events):
+        end = span.end if span.finish is None else span.finish + 1
+        part = events[span.start : end]
+        updates = part[part["kind"] == Kind.UPDATE]
+        finish_line = None if span.finish is None else int(events["line"][span.finish])
+        if not len(updates) and finish_line is None:
+            continue
+        last = len(log.events) and int(events["line"][end - 1])
+        for each in unread:
+            if int(part["line"][0]) <= each.line and (finish_line is None or each.line <= last):
+                raise LaunchLogError(f"line {each.line}: {each.reason or 'malformed launch update'}")
+        sizes, _ = cut_continued(updates)
+        types = tuple(PageType)
+        rows = zip(
+            *(updates[name].tolist() for name in ("line", "gpa", "value")), sizes.tolist(), strict=True
+        )
+        launches.append(
+            Launch(
+                len(launches) + 1,
+                [Update(line, gpa, size, types[value]) for line, gpa, value, size in rows if size],
+                finish_line,
+                failures_of(span, events, log.failures),
+            )
+        )
+    if not launches and unread:
+        raise LaunchLogError(f"line {unread[0].line}: {unread[0].reason}")
+    return launches or [Launch(1, [], None)]
 
 
 # --- contents -----------------------------------------------------------------------------------------------
@@ -139,7 +213,7 @@ class Sources:
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 64:
-            raise LaunchLogError(f"--source-seed {self.seed}; 0 to 2^64 - 1 would be accepted")
+            raise LaunchLogError(f"--source-seed must be 0 to 2^64 - 1, not {self.seed}")
         self.images.sort(key=lambda image: image.gpa)
         for low, high in zip(self.images, self.images[1:], strict=False):
             if high.gpa < low.end:
@@ -154,11 +228,13 @@ class Sources:
         self.pages_generated += 1
         return generated_page(self.seed, gpa)
 
-    def check_all_used(self) -> None:
-        """Refuse an image that no Normal page lies in: most likely its address is wrong."""
-        for image in self.images:
-            if not image.pages_used:
-                raise LaunchLogError(f"--image {image.name}: the log loads no Normal page there")
+
+def _check_images(names: Sequence[str], results: Sequence[dict[str, Any]]) -> None:
+    """Refuse an image that no Normal page of any launch lies in: most likely its address is wrong."""
+    used = {entry["image"] for result in results for entry in result["images"] if entry["pages"]}
+    for name in names:
+        if name not in used:
+            raise LaunchLogError(f"--image {name}: the log loads no Normal page there")
 
 
 def read_image(text: str) -> LoadedImage:
@@ -175,10 +251,10 @@ def read_image(text: str) -> LoadedImage:
     except ValueError:
         gpa = -1
     if not (name and at) or gpa < 0 or gpa % PAGE_SIZE:
-        raise LaunchLogError(f"--image {text}: FILE@GPA with a page aligned GPA (0x…) would be accepted")
-    contents = Path(name).read_bytes()
+        raise LaunchLogError(f"--image {text}: must be FILE@GPA with a page aligned GPA (0x…)")
+    contents = read_file(name, MAX_IMAGE)
     if not contents or len(contents) % PAGE_SIZE:
-        raise LaunchLogError(f"--image {text}: {len(contents):#x} bytes; whole pages would be accepted")
+        raise LaunchLogError(f"--image {text}: must be whole pages, not {len(contents):#x} bytes")
     return LoadedImage(text, gpa, contents)
 
 
@@ -190,9 +266,9 @@ def read_vmsa(path: Path) -> bytes:
     LaunchLogError
         Not a page.
     """
-    contents = path.read_bytes()
+    contents = read_file(path, PAGE_SIZE)
     if len(contents) != PAGE_SIZE:
-        raise LaunchLogError(f"--vmsa {path}: {len(contents):#x} bytes; one page would be accepted")
+        raise LaunchLogError(f"--vmsa {path}: must be one page, not {len(contents):#x} bytes")
     return contents
 
 
@@ -203,7 +279,12 @@ def measured(launch: Launch, sources: Sources, vmsas: Sequence[bytes]) -> dict[s
 
     digest = LaunchDigest()
     updates = []
+    states = [update.line for update in launch.updates if update.page_type == PageType.VMSA]
+    if states and not vmsas:
+        raise LaunchLogError(f"line {states[0]}: no log holds a Vmsa page: give each with --vmsa FILE")
     for update in launch.updates:
+        if update.page_type == PageType.VMSA:
+            continue  # KVM measures them at launch finish
         for gpa, size, contents in _pieces(update, sources):
             digest.update_range(gpa, size, update.page_type, contents)
         updates.append(
@@ -215,7 +296,6 @@ def measured(launch: Launch, sources: Sources, vmsas: Sequence[bytes]) -> dict[s
                 "digest": digest.digest.hex(),
             }
         )
-    sources.check_all_used()
     for contents in vmsas:
         digest.update(VMSA_GPA, PageType.VMSA, contents)
     images = [{"image": image.name, "pages": image.pages_used} for image in sources.images]
@@ -223,11 +303,17 @@ def measured(launch: Launch, sources: Sources, vmsas: Sequence[bytes]) -> dict[s
         "digest": digest.digest.hex(),
         "pages": digest.pages,
         "finish_line": launch.finish_line,
+        "failures": [{"line": line, "message": text} for line, text in launch.failures],
         "source_seed": sources.seed,
         "pages_generated": sources.pages_generated,
         "images": images,
         "pages_vmsa": len(vmsas),
-        "complete": not sources.pages_generated and bool(vmsas) and launch.finish_line is not None,
+        "complete": (
+            not sources.pages_generated
+            and bool(vmsas)
+            and launch.finish_line is not None
+            and not launch.failures
+        ),
         "updates": updates,
     }
 
@@ -265,6 +351,8 @@ def _shortcomings(result: dict[str, Any]) -> Iterator[str]:
             f"generated from seed {result['source_seed']}; --image FILE@GPA gives real ones"
         )
     if not result["pages_vmsa"]:
-        yield "Without VMSA pages: KVM measures one a vCPU at launch finish, untraced; --vmsa FILE gives them"
+        yield "Without VMSA pages: KVM measures one per vCPU at launch finish; give them with --vmsa"
     if result["finish_line"] is None:
         yield "Unfinished: the log ends before launch_finish, and may lack updates"
+    for failure in result["failures"]:
+        yield f"Failed: line {failure['line']}: {failure['message']}"

@@ -1,54 +1,69 @@
 """``gmemcore replay``: what a workload costs, and where it is refused, under any revision."""
 
-import json
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from gmemcore.cli.common import console_for_tables, format_bytes, make_table
+from gmemcore.cli.console import progress, reporting, say, say_json, say_lines
 from gmemcore.cli.page_states import SnapshotOption, require_place
 from gmemcore.cli.predictions import CostOption, not_priced, prediction_lines, read_cost
-from gmemcore.cli.trace import load, printable
-from gmemcore.errors import InvalidArgumentError
+from gmemcore.cli.tables import print_table
+from gmemcore.cli.trace import imported_record
+from gmemcore.cli.workloads import Options, Workload, load
+from gmemcore.errors import InputError, InvalidArgumentError
 from gmemcore.uapi import Firmware, VmType
-from gmemcore.units import format_time
+from gmemcore.units import format_bytes, format_time
 
 if TYPE_CHECKING:
     from gmemcore.workload.cost import CostFile, Prediction
     from gmemcore.workload.replay import Refusal, Replayed, Target
     from gmemcore.workload.trace import Trace
 
+COMMAND = "replay"
 _FLAGS = ("as-recorded", "none", "preserve", "zero", "best")
 _BACKINGS = ("none", "anonymous", "memfd")
+_DEFAULT_VM_TYPE = "SNP"
 _SHOWN = 5
-_SNAPSHOTS = 100  # of a series, unless said otherwise
+_SNAPSHOTS = 100  # of a series, by default
 _MOST_SNAPSHOTS = 4096  # that a file has room to name
-_WIDTH = 100
 _LEGEND = """\
-A row is revisions that come to the same on a VM type, but for time.
+Revisions with equal results on a VM type share a row, whose time is their mean.
 first refusal: number of the operation, step, errno or exit, gpa. zeroed, xored: bytes written.
-memory: what existed at most. One target alone shows every reason and counter; --json has all of it."""
-_LINE_SECONDS = 5.0  # between two lines of progress, where there is no terminal
+memory: peak. One target alone shows every reason and counter; --json has all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One replay: of which launch of a log (0: there is one), and what came of it."""
+
+    launch: int
+    result: "Replayed"
 
 
 def replay(
-    trace: Annotated[Path, Parameter(help="A trace (see gmemcore trace), or a log of QEMU, ftrace or perf.")],
+    workload: Annotated[
+        str,
+        Parameter(
+            allow_leading_hyphen=True,
+            help="A behaviour (see gmemcore behaviours), a trace (gmemcore trace), a log, or - for stdin.",
+        ),
+    ],
     /,
     *,
-    abi: Annotated[str | None, Parameter(help="Revisions, comma-separated; v5 unless given.")] = None,
-    vm_type: Annotated[str | None, Parameter(help="VM types, comma-separated; SNP unless given.")] = None,
+    options: Annotated[Options | None, Parameter(name="*")] = None,
+    abi: Annotated[str | None, Parameter(help="Revisions, comma-separated. [default: v5]")] = None,
+    vm_type: Annotated[
+        str | None, Parameter(help="VM types, comma-separated. [default: the workload's own, else SNP]")
+    ] = None,
     firmware: Annotated[str, Parameter(help="today or cipher.")] = "today",
     all_abis: Annotated[bool, Parameter(help="Every revision, legacy included, on every VM type.")] = False,
     proposal: Annotated[
-        list[Path] | None, Parameter(help="A proposal's TOML file, run like a revision; may be repeated.")
+        list[Path] | None, Parameter(help="A proposal's TOML file, run like a revision; can be repeated.")
     ] = None,
     flags: Annotated[
         str,
@@ -57,17 +72,19 @@ def replay(
             "what a VMM that knows only capabilities ends up with."
         ),
     ] = "as-recorded",
-    backing: Annotated[str, Parameter(help="none (attributes only), anonymous or memfd.")] = "none",
-    seed: Annotated[int, Parameter(help="The guest's; contents are of the trace's own.")] = 0,
-    threads: Annotated[
-        int, Parameter(help="Of one long range of a guest with bytes; nothing but time depends on it.")
-    ] = 1,
-    keep: Annotated[
-        bool, Parameter(name="--keep-other-side", help="legacy: without the discard after each conversion.")
+    touch: Annotated[
+        bool,
+        Parameter(
+            help="Assume that every converted page is used, before its first conversion and after each."
+        ),
     ] = False,
-    memory: Annotated[str | None, Parameter(help="A log's guest: its memory, laid out as q35.")] = None,
-    launching: Annotated[
-        bool, Parameter(help="A log that shows no launch: it was before the guest ran.")
+    backing: Annotated[str, Parameter(help="none (attributes only), anonymous or memfd.")] = "none",
+    seed: Annotated[
+        int, Parameter(help="Seed of the guest's key, and of a behaviour or a log's contents.")
+    ] = 0,
+    threads: Annotated[int, Parameter(help="Threads for long ranges; affects time only.")] = 1,
+    keep: Annotated[
+        bool, Parameter(name="--keep-other-side", help="legacy: no discard after a conversion.")
     ] = False,
     shown: Annotated[
         int, Parameter(name="--refusals", help="Refusals to show, each with its place.")
@@ -79,50 +96,67 @@ def replay(
     ] = None,
     every: Annotated[
         int | None,
-        Parameter(help=f"Of a series: operations between snapshots; a {_SNAPSHOTS}th of all unless given."),
+        Parameter(help=f"Of a series: operations between snapshots. [default: a {_SNAPSHOTS}th of all]"),
     ] = None,
     as_json: Annotated[
-        bool, Parameter(name="--json", help="Print JSON Lines: the trace, then a line a replay.")
+        bool, Parameter(name="--json", help="Print JSON Lines: the workload, then a line per replay.")
     ] = False,
-) -> int:
-    """Run a trace: what it costs, and which operations are refused, where and why.
+) -> None:
+    """Run a workload: what it costs, and which operations are refused, where and why.
 
-    Counters are exact and carry to hardware; times are this model's on this machine.
+    Counters are exact and carry to hardware; times are this model's on this machine. A log can hold several
+    launches: each is run on a VM of its own.
 
     Exit status 0: it was run, whatever was refused; 2: a file, a name or a value that can't be used.
     """
-    from gmemcore.vmm.proposal import ProposalError
-    from gmemcore.workload.container import ContainerError
-
-    try:
+    with reporting(COMMAND):
         _check("flags", flags, _FLAGS)
         _check("backing", backing, _BACKINGS)
         figures = read_cost(cost)
-        targets = _targets(abi, vm_type, firmware, all_abis, proposal or [])
-        found = load(trace, memory=memory, launching=launching)
-        options = {"seed": seed, "backing": backing, "flags": flags, "discard": not keep, "threads": threads}
-        kept = _Kept(len(found.operations), len(targets), snapshot, series, every)
-        results = _run(found, targets, options, kept.watching)
+        _targets(abi, vm_type or _DEFAULT_VM_TYPE, firmware, all_abis, proposal or [])
+        found = load(workload, options, seed=seed)
+        own = vm_type or (None if all_abis else found.traces[0].header.vm_type or _DEFAULT_VM_TYPE)
+        targets = _targets(abi, own, firmware, all_abis, proposal or [])
+        asked = {"seed": seed, "backing": backing, "flags": flags, "discard": not keep, "threads": threads}
+        traces = _touched(found.traces) if touch else found.traces
+        kept = _Kept(len(traces[0].operations), len(targets) * len(traces), snapshot, series, every)
+        runs = _run(found, traces, targets, asked, kept.watching)
         kept.write()
-    except (ContainerError, ProposalError) as error:
-        print(f"gmemcore replay: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("gmemcore replay: interrupted", file=sys.stderr)
-        return 130
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"gmemcore replay: {where}{error.strerror or error}", file=sys.stderr)
-        return 2
-    if as_json:
-        _print_json(found, options, results, figures)
-    else:
-        _print_head(trace, found, options)
-        if len(results) == 1:
-            _print_one(results[0], shown, figures)
+        found.note_import(COMMAND)
+        asked |= {"touch": True} if touch else {}
+        notes = [] if touch else _notes(traces, targets)
+        if as_json:
+            _print_json(found, traces, asked, runs, figures, notes)
+            return
+        _print_head(found, traces, asked)
+        if len(targets) == 1:
+            for each in runs:
+                _print_one(each, shown, figures)
+            if len(runs) > 1:
+                say(_over_launches(runs))
         else:
-            _print_table(results, figures)
-    return 0
+            _print_table(runs, figures)
+        say_lines(notes)
+
+
+def _touched(traces: "Sequence[Trace]") -> "list[Trace]":
+    from gmemcore.workload.touches import with_touches
+
+    return [with_touches(trace) for trace in traces]
+
+
+def _notes(traces: "Sequence[Trace]", targets: "Sequence[Target]") -> list[str]:
+    """Return what the figures can't show for lack of accesses."""
+    from gmemcore.policy import get_abi
+    from gmemcore.workload.touches import shows_accesses
+
+    legacy = any(get_abi(target.abi).legacy for target in targets)
+    if not legacy or any(shows_accesses(trace.operations) for trace in traces):
+        return []
+    return [
+        "memory: this workload has conversions and no accesses, so legacy never holds a page twice;",
+        "--touch assumes that every converted page is used, --keep-other-side that nothing is discarded.",
+    ]
 
 
 def _check(what: str, value: str, known: Sequence[str]) -> None:
@@ -135,10 +169,13 @@ def _targets(
 ) -> "tuple[Target, ...]":
     """Return where to run it."""
     from gmemcore.policy import ABIS, get_abi
-    from gmemcore.vmm.proposal import read_proposals
+    from gmemcore.vmm.proposal import ProposalError, read_proposals
     from gmemcore.workload.replay import targets
 
-    read = {row.name: row for row in read_proposals(proposals)}
+    try:
+        read = {row.name: row for row in read_proposals(proposals)}
+    except ProposalError as error:
+        raise InputError(str(error)) from error
     names = list(read) if abi is None else abi.split(",")
     if abi is None and everything:
         names = [*ABIS, *read]
@@ -160,15 +197,13 @@ class _Kept:
         wanted = [path for path in (snapshot, series) if path is not None]
         if wanted and targets > 1:
             raise InvalidArgumentError(
-                f"page state of {targets} replays; one revision and one VM type would be accepted"
+                f"page state of {targets} replays; choose one revision, one VM type and one launch"
             )
         if series is None and every is not None:
-            raise InvalidArgumentError("--every is of a series; --series FILE says where it goes")
+            raise InvalidArgumentError("--every needs --series FILE")
         if every is not None and every >= 1 and operations // every >= _MOST_SNAPSHOTS:
             least = operations // _MOST_SNAPSHOTS + 1
-            raise InvalidArgumentError(
-                f"--every {every}: too many snapshots; {least} or more would be accepted"
-            )
+            raise InvalidArgumentError(f"--every {every}: too many snapshots; it must be {least} or more")
         for path in wanted:
             require_place(path)
         if series is not None and every is None:
@@ -189,44 +224,31 @@ class _Kept:
 
 
 def _run(
-    trace: "Trace", targets: "Sequence[Target]", options: dict[str, Any], watching: dict[str, Any]
-) -> "list[Replayed]":
+    found: Workload,
+    traces: "Sequence[Trace]",
+    targets: "Sequence[Target]",
+    options: dict[str, Any],
+    watching: dict[str, Any],
+) -> list[_Run]:
+    """Run every launch on every target, target by target."""
     from gmemcore.engine import warmup
     from gmemcore.workload.replay import replay as run
 
     warmup()
-    results = []
-    with _progress(len(trace.operations) * len(targets)) as advance:
-        for i, target in enumerate(targets):
-            passed = partial(_passed, advance, len(trace.operations) * i)
-            results.append(run(trace, target, **options, **watching, progress=passed))
-    return results
+    runs, before = [], 0
+    total = sum(len(trace.operations) for trace in traces) * len(targets)
+    numbers = [launch.number for launch in found.launches] if len(found.launches) > 1 else [0] * len(traces)
+    with progress(COMMAND, total, "operations") as advance:
+        for target in targets:
+            for number, trace in zip(numbers, traces, strict=True):
+                passed = partial(_passed, advance, before)
+                runs.append(_Run(number, run(trace, target, **options, **watching, progress=passed)))
+                before += len(trace.operations)
+    return runs
 
 
 def _passed(advance: Callable[[int], None], before: int, done: int) -> None:
     advance(before + done)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Show how far it has come: a bar on a terminal, elsewhere a line now and then."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("gmemcore replay", total=total)
-            yield lambda done: progress.update(task, completed=done)
-        return
-    said = time.monotonic()
-
-    def advance(done: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > _LINE_SECONDS:
-            said = time.monotonic()
-            print(f"gmemcore replay: {done:,} of {total:,} operations", file=sys.stderr, flush=True)
-
-    yield advance
 
 
 # --- output -------------------------------------------------------------------------------------------------
@@ -237,26 +259,39 @@ def _predicted(result: "Replayed", figures: "CostFile") -> "Prediction":
 
 
 def _print_json(
-    trace: "Trace", options: dict[str, Any], results: "Sequence[Replayed]", figures: "CostFile | None"
+    found: Workload,
+    traces: "Sequence[Trace]",
+    options: dict[str, Any],
+    runs: Sequence[_Run],
+    figures: "CostFile | None",
+    notes: Sequence[str],
 ) -> None:
     from gmemcore.benchmark.record import environment
 
-    header = trace.header
+    header = traces[0].header
     first = {
         "trace": {
             "name": header.name,
             "source": header.source,
             "seed": header.seed,
-            "operations": len(trace.operations),
+            "operations": sum(len(trace.operations) for trace in traces),
             "memory": header.layout.size,
+            **({} if found.imported is None else _launches_record(found)),
         },
         "replay": options,
         "environment": environment(),
+        **({"notes": " ".join(notes)} if notes else {}),
     }
-    print(json.dumps(first))
-    for result in results:
-        predicted = {} if figures is None else {"predicted": _predicted(result, figures).asdict()}
-        print(json.dumps(as_record(result) | predicted))
+    say_json(first, indent=None)
+    for each in runs:
+        launch = {"launch": each.launch} if each.launch else {}
+        predicted = {} if figures is None else {"predicted": _predicted(each.result, figures).asdict()}
+        say_json(launch | as_record(each.result) | predicted, indent=None)
+
+
+def _launches_record(found: Workload) -> dict[str, Any]:
+    """Return what an import found, launch by launch."""
+    return {"import": [imported_record(found, place)["import"] for place in range(len(found.launches))]}
 
 
 def as_record(result: "Replayed") -> dict[str, Any]:
@@ -276,34 +311,49 @@ def as_record(result: "Replayed") -> dict[str, Any]:
         "counters": result.counters.asdict(),
         "seconds": result.seconds,
         "peak_memory": result.peak_memory,
+        "peak_mappings": result.peak_mappings._asdict(),
         "launch_digest": None if result.launch_digest is None else result.launch_digest.hex(),
     }
 
 
-def _print_head(path: Path, trace: "Trace", options: dict[str, Any]) -> None:
-    header = trace.header
+def _print_head(found: Workload, traces: "Sequence[Trace]", options: dict[str, Any]) -> None:
+    header = traces[0].header
     regions = len(header.layout.regions)
-    print(
-        f"{path}: {printable(header.source)}, {len(trace.operations):,} operations, "
+    operations = sum(len(trace.operations) for trace in traces)
+    launches = f" in {len(traces)} launches" if len(traces) > 1 else ""
+    touched = ", touched" if options.get("touch") else ""
+    say(
+        f"{found.name}: {header.source}, {operations:,} operations{launches}{touched}, "
         f"{format_bytes(header.layout.size)} in {regions} {'region' if regions == 1 else 'regions'}; "
-        f"flags {options['flags']}, backing {options['backing']}\n"
+        f"flags {options['flags']}, backing {options['backing']}",
+        "",
     )
 
 
-def _print_one(result: "Replayed", shown: int, figures: "CostFile | None") -> None:
-    print(f"{result.vm_type} under {result.abi}, firmware {result.firmware}: {_refused(result)}")
-    for line in _refusal_lines(result, shown):
-        print(line)
-    print(f"\ntime {format_time(result.seconds)}, memory at most {format_bytes(result.peak_memory)}")
-    table = make_table("counter", "events", right=(1,))
-    for name, count in result.counters.asdict().items():
-        if count:
-            table.add_row(name, f"{count:,}")
-    console_for_tables().print(table)
+def _print_one(run: _Run, shown: int, figures: "CostFile | None") -> None:
+    result = run.result
+    launch = f"launch {run.launch}: " if run.launch else ""
+    say(f"{launch}{result.vm_type} under {result.abi}, firmware {result.firmware}: {_refused(result)}")
+    say_lines(_refusal_lines(result, shown))
+    say("", f"time {format_time(result.seconds)}, memory at most {format_bytes(result.peak_memory)}", "")
+    rows = [(name, f"{count:,}") for name, count in result.counters.asdict().items() if count]
+    print_table(("counter", "events"), rows, figures=(1,))
+    say()
     if result.launch_digest is not None:
-        print(f"launch digest {result.launch_digest.hex()}")
+        say(f"launch digest {result.launch_digest.hex()}")
+    if result.peak_mappings.reach_limit:
+        say(result.peak_mappings)
     if figures is not None:
-        print(*prediction_lines(_predicted(result, figures), figures.title), sep="\n")
+        say_lines(prediction_lines(_predicted(result, figures), figures.title))
+    if run.launch:
+        say()
+
+
+def _over_launches(runs: Sequence[_Run]) -> str:
+    refused, all_of_them = (
+        sum(getattr(run.result, name) for run in runs) for name in ("refused", "operations")
+    )
+    return f"{refused:,} of {all_of_them:,} operations refused over {len(runs)} launches"
 
 
 def _refused(result: "Replayed") -> str:
@@ -333,38 +383,42 @@ def _step(refusal: "Refusal") -> str:
     return "CONVERT to private" if refusal.attributes & 8 else "CONVERT to shared"
 
 
-def _print_table(results: "Sequence[Replayed]", figures: "CostFile | None") -> None:
-    """Print a row for revisions that come to the same on a VM type."""
-    predicted = () if figures is None else ("predicted",)
-    table = make_table(
-        *("VM type", "abi", "refused", "first refusal", "zeroed", "xored", "memory", "time", *predicted),
-        right=(2, 4, 5, 6, 7, 8),
-    )
+def _print_table(runs: Sequence[_Run], figures: "CostFile | None") -> None:
+    """Print a row for revisions with equal results on a VM type, and for each launch of a log."""
+    several = len({run.launch for run in runs}) > 1
+    names = ("VM type", "abi", *(("launch",) if several else ()), "refused", "first refusal")
+    heads = (*names, "zeroed", "xored", "memory", "time", *(() if figures is None else ("predicted",)))
     missing: Counter[str] = Counter()
-    rows: dict[tuple[object, ...], list[Replayed]] = {}
-    for result in results:
-        rows.setdefault(_key(result), []).append(result)
-    last = None
-    for same in rows.values():
-        first = same[0]
+    alike: dict[tuple[object, ...], list[_Run]] = {}
+    for run in runs:
+        alike.setdefault((run.launch, *_key(run.result)), []).append(run)
+    rows = []
+    for same in alike.values():
+        first = same[0].result
         counters = first.counters
-        table.add_row(
-            "" if first.vm_type == last else first.vm_type,
-            ", ".join(result.abi for result in same),
-            f"{first.refused:,}",
-            _first(first),
-            format_bytes(counters.bytes_zeroed),
-            format_bytes(counters.bytes_xored),
-            format_bytes(first.peak_memory),
-            format_time(sum(result.seconds for result in same) / len(same)),
-            *_predicted_cell(first, figures, missing),
+        rows.append(
+            (
+                first.vm_type,
+                ", ".join(run.result.abi for run in same),
+                *((str(same[0].launch),) if several else ()),
+                f"{first.refused:,}",
+                _first(first),
+                format_bytes(counters.bytes_zeroed),
+                format_bytes(counters.bytes_xored),
+                format_bytes(first.peak_memory),
+                format_time(sum(run.result.seconds for run in same) / len(same)),
+                *_predicted_cell(first, figures, missing),
+            )
         )
-        last = first.vm_type
-    console_for_tables(_WIDTH).print(table)
-    print(_LEGEND)
+    figures_at = [i for i in range(2, len(heads)) if i != len(names) - 1]
+    print_table(heads, rows, figures=figures_at, labels=1)
+    say("", _LEGEND)
     if figures is not None:
         short = f"; {not_priced(missing)} at most" if missing else ""
-        print(f"predicted: on {figures.title}, by its cost file{short}")
+        say(f"predicted: on {figures.title}, by its cost file{short}")
+    mapped = max(run.result.peak_mappings for run in runs)
+    if mapped.reach_limit:
+        say(mapped)
 
 
 def _predicted_cell(

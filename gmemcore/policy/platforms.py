@@ -95,11 +95,8 @@ class Platform:
         What the guest's accept does; None where it does nothing.
     to_private, to_shared : tuple of ByteOperation, length 4
         The platform's own step in a conversion, by the page's `Rank`.
-    finish_again, finish_again_without_vcpus : str or None
-        Errno name of a second ``launch_finish``; None: it does nothing.
-    unmapping_removes : bool
-        Unmapping a page from the guest takes it out of the table: when its memslot is deleted, or its file
-        closed. It stays private, and has to be accepted again.
+    finish_once : bool
+        A second ``launch_finish`` is EINVAL.
     populate : Populate or None
         How the initial image is taken; None: not at all (EINVAL).
     summary : str
@@ -113,9 +110,7 @@ class Platform:
     accept: Accept | None
     to_private: Operations
     to_shared: Operations
-    finish_again: str | None
-    finish_again_without_vcpus: str | None
-    unmapping_removes: bool
+    finish_once: bool
     populate: Populate | None
     summary: str
 
@@ -144,9 +139,7 @@ _ROWS = (
         accept=None,
         to_private=_NOTHING,
         to_shared=_NOTHING,
-        finish_again=None,
-        finish_again_without_vcpus=None,
-        unmapping_removes=False,
+        finish_once=False,
         populate=None,
         summary="an ordinary guest: no private memory",
     ),
@@ -158,9 +151,7 @@ _ROWS = (
         accept=None,
         to_private=_NOTHING,
         to_shared=_NOTHING,
-        finish_again=None,
-        finish_again_without_vcpus=None,
-        unmapping_removes=False,
+        finish_once=False,
         populate=_PLAIN_POPULATE,
         summary="software-protected guest for tests: private memory without hardware behind it",
     ),
@@ -172,10 +163,7 @@ _ROWS = (
         accept=Accept.KEEP,
         to_private=_NOTHING,
         to_shared=_NOTHING,
-        # snp_launch_finish: with a vCPU it is snp_launch_update_vmsa that refuses; without, the firmware.
-        finish_again="EINVAL",
-        finish_again_without_vcpus="EIO",
-        unmapping_removes=False,
+        finish_once=True,
         # snp_launch_update: looks at no phase, makes EIO of whatever stops kvm_gmem_populate, and reports
         # progress as success; VMSAs are KVM's own to encrypt and measure (snp_launch_update_vmsa).
         populate=Populate(
@@ -198,9 +186,7 @@ _ROWS = (
         accept=Accept.CLEAR,
         to_private=_NOTHING,
         to_shared=_CLEAR_ASSIGNED,
-        finish_again="EINVAL",
-        finish_again_without_vcpus="EINVAL",
-        unmapping_removes=True,  # tdx_sept_remove_private_spte, whenever KVM zaps a private mapping
+        finish_once=True,
         # tdx_vcpu_init_mem_region: a page at a time, whatever memslot it is in.
         populate=Populate(
             encrypts=True,
@@ -222,9 +208,7 @@ _ROWS = (
         accept=None,
         to_private=_NOTHING,
         to_shared=_NOTHING,
-        finish_again=None,
-        finish_again_without_vcpus=None,
-        unmapping_removes=False,
+        finish_once=False,
         populate=_PLAIN_POPULATE,
         summary="pKVM: conversion keeps bytes; it stands for the guest's hypercall and the host's ioctl",
     ),

@@ -1,6 +1,5 @@
 """Layouts: where a guest's memory lies. One guest_memfd per region."""
 
-from collections.abc import Iterable
 from itertools import pairwise
 from typing import Final
 
@@ -125,22 +124,23 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return max(region.end for region in self.regions)
 
 
-def spans(operations: Operations, *, gap: int = 0) -> Iterable[tuple[int, int]]:
+def spans(operations: Operations, *, gap: int = 0) -> list[tuple[int, int]]:
     """Return the gpa ranges that operations touch, merged and in order: (start, end) in bytes.
 
     Parameters
     ----------
     operations : Operations
-        Those without a size touch nothing.
+        Those without a size touch nothing. Their ranges must not wrap 2^64.
     gap : int
         Ranges no further apart than this are taken together.
     """
     touching = operations[operations["size"] > 0]
+    if not len(touching):
+        return []
     order = np.argsort(touching["gpa"], kind="stable")
-    merged: list[tuple[int, int]] = []
-    for start, size in zip(*(touching[name][order].tolist() for name in ("gpa", "size")), strict=True):
-        if merged and start <= merged[-1][1] + gap:
-            merged[-1] = merged[-1][0], max(merged[-1][1], start + size)
-        else:
-            merged.append((start, start + size))
-    return merged
+    starts = touching["gpa"][order]
+    ends = np.maximum.accumulate(starts + touching["size"][order])
+    apart = np.flatnonzero((starts[1:] > ends[:-1]) & (starts[1:] - ends[:-1] > np.uint64(gap)))
+    firsts = [0, *(apart + 1).tolist()]
+    lasts = [*apart.tolist(), len(starts) - 1]
+    return list(zip(starts[firsts].tolist(), ends[lasts].tolist(), strict=True))

@@ -4,7 +4,7 @@ Operations go by guest physical address; a player finds the files behind them an
 as a VMM does: in batches a file wherever order allows, by single calls else. What comes of it is the same.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise
 from typing import Final
@@ -34,7 +34,7 @@ from gmemcore.uapi import (
     MemoryAttribute,
     PageType,
 )
-from gmemcore.workload.contents import PIECE, Contents
+from gmemcore.workload.fill import PIECE, Fill
 from gmemcore.workload.layout import Layout
 from gmemcore.workload.operations import FROM_SOURCE, Access, Operations, check_operations
 from gmemcore.workload.outcomes import CODES, OUTCOME, Outcomes
@@ -69,16 +69,25 @@ _SAYS_WHERE: Final = np.array(
 """Whether a refusal has a place of its own: of a conversion, of another step; by outcome."""
 
 
-def build(vm: VmFace, layout: Layout) -> tuple[GuestMemfd, ...]:
+def build(vm: VmFace, layout: Layout, start: NDArray[np.uint64] | None = None) -> tuple[GuestMemfd, ...]:
     """Give a Vm the memory of a layout: one guest_memfd per region, and the memslots that hold it, in order.
 
     A region starts private by the flags of its file, or in `legacy` by the attributes of the Vm. Where the VM
     has no private memory everything starts shared.
 
+    Parameters
+    ----------
+    vm : Vm or LegacyVm
+        Without memory.
+    layout : Layout
+        Where memory is.
+    start : uint64 array of shape (n, 3) or None
+        Pages that begin otherwise than their region, as `gmemcore.workload.trace.Trace` has them.
+
     Raises
     ------
     GmemError
-        What creating a file, or a memslot, was refused for.
+        Creating a file or a memslot was refused.
     """
     offered = vm.check_cap(Capability.GUEST_MEMFD_FLAGS)
     by_vm = vm.check_cap(Capability.MEMORY_ATTRIBUTES) & MemoryAttribute.PRIVATE
@@ -93,7 +102,22 @@ def build(vm: VmFace, layout: Layout) -> tuple[GuestMemfd, ...]:
         if starts_private and by_vm:
             vm.set_memory_attributes(region.gpa, region.size, MemoryAttribute.PRIVATE)
         files.append(gmem)
+    if start is not None and len(start) and (by_vm or by_file):
+        _begin(vm, layout, files, start)
     return tuple(files)
+
+
+def _begin(vm: VmFace, layout: Layout, files: Sequence[GuestMemfd], start: NDArray[np.uint64]) -> None:
+    """Bring pages into the state that they begin in."""
+    if vm.abi.legacy:
+        for gpa, size, attributes in start.tolist():
+            vm.set_memory_attributes(gpa, size, attributes)
+        return
+    for region, gmem in zip(layout.regions, files, strict=True):
+        inside = (start[:, 0] >= np.uint64(region.gpa)) & (start[:, 0] < np.uint64(region.end))
+        gpa, size, attributes = np.ascontiguousarray(start[inside].T)
+        if len(gpa):
+            gmem.set_memory_attributes_many(gpa - np.uint64(region.gpa), size, attributes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +172,7 @@ class Player:
         self.vm = vm
         self.done = 0
         """Operations run so far: the number of the next one."""
-        self._contents = Contents(seed)
+        self._fill = Fill(seed)
         self._discard = discard
         self._before = vm.counters
 
@@ -244,7 +268,7 @@ class Player:
     def _parts(self, number: int, start: int, size: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """What an operation writes from its byte `start` on: parts, and where after it each begins."""
         for at in range(0, size, PIECE):
-            yield at, self._contents.written(number, start + at, min(PIECE, size - at))
+            yield at, self._fill.written(number, start + at, min(PIECE, size - at))
 
     def _accept(self, _slots: "_Slots", one: "_One") -> None:
         self.vm.accept(one.gpa, one.size)
@@ -275,6 +299,8 @@ class Player:
         """Load an image, going on where a launch update that ended early left off."""
         check_aligned(one.gpa, one.size, "launch update")
         page_type = _PAGE_TYPES[one.variant & ~FROM_SOURCE]
+        if page_type == PageType.VMSA:
+            return  # the state of a vCPU, measured when the launch finishes: no guest memory
         needs_source = bool(one.variant & FROM_SOURCE) or not self.vm.abi.in_place_populate
         if needs_source and not slots.have_bytes:
             page_type = PageType.ZERO
@@ -283,7 +309,7 @@ class Player:
         while done < one.size:
             one.at = one.gpa + done
             size = min(one.size - done, PIECE) if source else one.size - done
-            image = self._contents.image(one.at, size) if source else None
+            image = self._fill.image(one.at, size) if source else None
             try:
                 done += self.vm.launch_update(one.at, size, image, page_type).pages_done * PAGE_SIZE
             except LaunchUpdateError as error:

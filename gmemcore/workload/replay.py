@@ -23,12 +23,15 @@ from gmemcore.vmm.probe import probe
 from gmemcore.workload.operations import Operations
 from gmemcore.workload.outcomes import NAMES, Outcomes
 from gmemcore.workload.player import Player, build
+from gmemcore.workload.touches import always_shared
 from gmemcore.workload.trace import Trace
+from gmemcore.workload.vfio import Mappings, mappings
 
 FIRST_REFUSALS: Final = 20
 """Refusals of a replay that are kept one by one; all of them are counted."""
 _CHUNK: Final = 8192
 _SAMPLES: Final = 64
+_RARELY: Final = 8  # chunks of `legacy` between two counts of its runs, which are lists
 
 
 class Flags(StrEnum):
@@ -113,9 +116,12 @@ class Replayed:
     counters : Counters
         Events.
     seconds : float
-        This model's time on this machine, contents made up and measured included.
+        This model's time on this machine, with making contents and measuring them.
     peak_memory : int
-        Guest memory that existed at most, bytes, both sides in `legacy`; looked at after each chunk.
+        Most guest memory that was allocated, bytes, both sides in `legacy`; checked after each chunk.
+    peak_mappings : Mappings
+        Most DMA mappings that an assigned device needed; checked after each chunk. Pages that are shared all
+        the time are not counted: they are the guest's beginning, about which a log says nothing.
     launch_digest : bytes or None
         SNP's, where there are contents and a launch.
     """
@@ -131,6 +137,7 @@ class Replayed:
     counters: Counters
     seconds: float
     peak_memory: int
+    peak_mappings: Mappings
     launch_digest: bytes | None
 
 
@@ -188,11 +195,11 @@ def replay(
         create_vm(target.vm_type, target.abi, target.firmware, seed, backing, threads=threads)
     ) as vm:
         operations = with_flags(trace.operations, vm, member(Flags, flags))
-        build(vm, trace.header.layout)
+        build(vm, trace.header.layout, trace.start)
         measures = _starts_measurement(vm, operations)
         player = Player(vm, seed=trace.header.seed, discard=discard)
         began = time.perf_counter()
-        found, peak = _run(player, operations, progress, watch, every)
+        found, peak, mapped = _run(player, operations, progress, watch, every)
         seconds = time.perf_counter() - began
         refused = np.flatnonzero(found["code"])
         return Replayed(
@@ -207,6 +214,7 @@ def replay(
             player.counters,
             seconds,
             peak,
+            _converted(trace, mapped),
             vm.launch_measurement if measures else None,
         )
 
@@ -217,20 +225,29 @@ def _run(
     progress: Callable[[int], object] | None,
     watch: Callable[[VmFace, int], object] | None,
     every: int | None,
-) -> tuple[Outcomes, int]:
-    """Run everything in chunks; returns the outcomes and the most memory that was seen."""
+) -> tuple[Outcomes, int, Mappings]:
+    """Run everything in chunks; return the outcomes, and the peaks of memory and mappings."""
     total = len(operations)
     chunk = min(max(total // _SAMPLES, 64), _CHUNK)
     looks = {total, *(range(0, total, every) if every else ())}
-    outcomes, peak = [], 0
+    outcomes, peak, mapped = [], 0, Mappings()
     for start, end in pairwise([0, *sorted(looks | set(range(0, total, chunk)))]):
         outcomes.append(player.run(operations[start:end]))
         peak = max(peak, sum(gmem.allocated for gmem in player.vm.files))
+        if end > start and (not player.vm.abi.legacy or end == total or end // chunk % _RARELY == 0):
+            mapped = max(mapped, mappings(player.vm))
         if progress is not None:
             progress(end)
         if watch is not None and end in looks:
             watch(player.vm, end)
-    return np.concatenate(outcomes), peak
+    return np.concatenate(outcomes), peak, mapped
+
+
+def _converted(trace: Trace, mapped: Mappings) -> Mappings:
+    """Return the mappings of pages that were ever converted."""
+    if not mapped.reach_limit:
+        return mapped
+    return mapped._replace(pages=mapped.pages - always_shared(trace))
 
 
 def _starts_measurement(vm: VmFace, operations: Operations) -> bool:

@@ -1,29 +1,33 @@
-"""Traces: operations kept, in the binary container or as JSON Lines; each form holds all of the other.
+"""Traces: the operations of one guest in a file, as a binary container or as JSON Lines.
 
-The binary form is one section, ``operations``, with the header as meta. The text form is a line with the
-header and one an operation; fields that are zero are left out:
+Both forms hold the same. The binary form has the header as meta and the sections ``operations`` and, if pages
+begin otherwise than their region, ``start``. The text form is a line with the header, one for each range of
+such pages, and one for each operation; fields that are zero are left out:
 
 .. code-block:: json
 
     {"trace": 1, "name": "boot", "source": "boot.log", "seed": 0, "layout": {"regions": […]}, "operations": 2}
+    {"starts": "shared", "gpa": 0, "size": 2097152}
     {"step": "POPULATE", "gpa": 8388608, "size": 36864, "page_type": "ZERO", "from_source": true}
     {"step": "CONVERT", "gpa": 1048576, "size": 4096, "attributes": 8, "flags": 2, "time_ns": 125}
 """
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Literal
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from gmemcore.engine.arguments import as_u64
 from gmemcore.engine.steps import Step
 from gmemcore.errors import GmemError, InvalidArgumentError
+from gmemcore.files.kinds import MAGIC
 from gmemcore.files.writing import replace_file
-from gmemcore.uapi import PageType
+from gmemcore.uapi import PAGE_SIZE, MemoryAttribute, PageType
 from gmemcore.workload.container import (
     MAX_BYTES,
     MAX_HEADER,
@@ -49,8 +53,10 @@ TEXT_SUFFIXES: Final = (".jsonl", ".ndjson")
 
 _VERSION: Final = 1
 _SECTION: Final = "operations"
+_START: Final = "start"
 _MAX_LINE: Final = 1 << 12
 _MIN_LINE: Final = len('{"step":"PIN"}')
+_MIN_START: Final = len('{"starts":"shared","gpa":0,"size":4096}')
 _CHUNK: Final = 1 << 14
 _STEPS: Final = {step.name: int(step) for step in Step}
 _PAGE_TYPES: Final = {page_type.value: i for i, page_type in enumerate(PageType)}
@@ -61,8 +67,8 @@ class TraceError(ContainerError):
     """What can't be read as a trace; the message says at which line or byte, and why."""
 
 
-class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a trace says of itself.
+class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a trace says about itself.
 
     Attributes
     ----------
@@ -73,13 +79,16 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layout : Layout
         The guest's memory.
     seed : int
-        u64 that contents are made of, and that a behaviour was. It is no key: a guest's is never written.
+        u64 that contents, and a behaviour's random numbers, are made of. A guest's key is never written.
+    vm_type : str
+        The VM type that it is from, or for; empty if unknown.
     """
 
     name: str
     source: str
     layout: Layout
     seed: int = 0
+    vm_type: str = ""
 
     def __post_init__(self) -> None:
         as_u64(self.seed, "seed")
@@ -87,18 +96,22 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Operations of one guest, and what they are about.
+    """Operations of one guest, and where it begins.
 
     Attributes
     ----------
     header : Header
-        Name, source, layout, seed.
+        Name, source, layout, seed, VM type.
     operations : Operations
         In order, shape (n,).
+    start : uint64 array of shape (m, 3)
+        gpa, size (bytes) and attributes of the pages that begin otherwise than their region does; each range
+        lies in one region.
     """
 
     header: Header
     operations: Operations
+    start: NDArray[np.uint64] = field(default_factory=lambda: np.zeros((0, 3), np.uint64))
 
 
 # ---- both forms -------------------------------------------------------------------------------------------
@@ -112,11 +125,14 @@ def write_trace(path: str | os.PathLike[str], trace: Trace) -> None:
     ContainerError, OSError
         As `gmemcore.workload.container.write`.
     """
-    check_operations(trace.operations)
+    _check(trace)
     if Path(path).suffix.lower() in TEXT_SUFFIXES:
         replace_file(path, _lines(trace), mode=0o600)
     else:
-        write(path, "trace", msgspec.to_builtins(trace.header), {_SECTION: trace.operations})
+        sections: dict[str, NDArray[Any]] = {_SECTION: trace.operations}
+        if len(trace.start):
+            sections[_START] = np.ascontiguousarray(trace.start)
+        write(path, "trace", msgspec.to_builtins(trace.header), sections)
 
 
 def read_trace(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Trace:
@@ -138,17 +154,55 @@ def read_trace(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> T
     """
     try:
         trace = _read_binary(path, max_bytes) if is_container(path) else _read_text(path, max_bytes)
-        check_operations(trace.operations)
+        _check(trace)
         return trace
     except (GmemError, TypeError, TraceError) as error:
         what = error.strerror if isinstance(error, GmemError) else error
         raise TraceError(f"{os.fspath(path)}: {what}") from error
 
 
-def is_text_trace(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as a trace in JSON Lines does."""
-    with open_regular(path) as file:
-        return file.read(1) == b"{"
+def _check(trace: Trace) -> None:
+    """Refuse operations that don't exist, and a start that isn't of the layout."""
+    check_operations(trace.operations)
+    check_start(trace.header.layout, trace.start)
+
+
+def check_start(layout: Layout, start: NDArray[np.uint64]) -> None:
+    """Refuse what isn't the start of pages of a layout; see `Trace`.
+
+    Raises
+    ------
+    TypeError
+        Not a uint64 array of shape (n, 3).
+    InvalidArgumentError
+        EINVAL: not whole pages, unknown attributes, ranges that overlap or aren't ascending, or not in one
+        region each.
+    """
+    if not isinstance(start, np.ndarray) or start.dtype != np.uint64 or start.shape[1:] != (3,):
+        raise TypeError("the start of pages must be a uint64 array of shape (n, 3)")
+    if not len(start):
+        return
+    gpa, size, attributes = start.T
+    end = gpa + size
+    bounds = np.array(sorted((region.gpa, region.end) for region in layout.regions), np.uint64)
+    region = np.searchsorted(bounds[:, 0], gpa, side="right") - 1
+    wrong = {
+        "must be whole pages": ((gpa | size) % np.uint64(PAGE_SIZE) > 0) | (size == 0),
+        "must be private (8) or shared (0)": attributes & ~np.uint64(MemoryAttribute.PRIVATE) > 0,
+        "must lie in one region": (region < 0)
+        | (end < gpa)
+        | (end > bounds[:, 1].take(np.maximum(region, 0))),
+        "must be behind the one before": np.concatenate([[False], gpa[1:] < end[:-1]]),
+    }
+    for what, rows in wrong.items():
+        if rows.any():
+            first = int(np.argmax(rows))
+            raise InvalidArgumentError(f"start of pages, range {first}: {what}")
+
+
+def is_trace(head: bytes) -> bool:
+    """Whether a file that begins so is a trace of either form, or claims to be: a log begins otherwise."""
+    return head.startswith((MAGIC, b"{"))
 
 
 class Recorder:
@@ -206,17 +260,20 @@ def record(header: Header, stream: Iterable[Operations], *, max_operations: int 
 def _read_binary(path: str | os.PathLike[str], max_bytes: int) -> Trace:
     container = read(path, "trace", max_bytes=max_bytes)
     operations = container.sections.get(_SECTION)
-    if operations is None or len(container.sections) != 1:
-        raise TraceError(f"sections {', '.join(container.sections) or 'none'}; {_SECTION} would be accepted")
+    if operations is None or container.sections.keys() - {_SECTION, _START}:
+        raise TraceError(
+            f"sections must be {_SECTION} and perhaps {_START}, not {', '.join(container.sections) or 'none'}"
+        )
+    start = container.sections.get(_START, np.zeros((0, 3), np.uint64))
     try:
-        return Trace(msgspec.convert(container.meta, Header), operations)
+        return Trace(msgspec.convert(container.meta, Header), operations, start)
     except msgspec.ValidationError as error:
         raise TraceError(f"header: {error}") from error
 
 
 # ---- JSON Lines -------------------------------------------------------------------------------------------
-class _FirstLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`Header`, behind a version, and how many lines follow, so that a file that was cut off is known."""
+class _FirstLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`Header`, behind a version, and how many lines follow, so that a file that was cut is detected."""
 
     trace: int
     name: str
@@ -224,6 +281,16 @@ class _FirstLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layout: Layout
     seed: int
     operations: int
+    vm_type: str = ""
+    start: int = 0
+
+
+class _Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Pages that begin otherwise than their region."""
+
+    starts: Literal["private", "shared"]
+    gpa: int
+    size: int
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -249,11 +316,19 @@ _BITS: Final = {
 def _lines(trace: Trace) -> Iterator[bytes]:
     """Yield the text form, some lines at a time."""
     header, operations = trace.header, trace.operations
-    first = _FirstLine(_VERSION, header.name, header.source, header.layout, header.seed, len(operations))
+    first = _FirstLine(
+        *(_VERSION, header.name, header.source, header.layout, header.seed, len(operations)),
+        vm_type=header.vm_type,
+        start=len(trace.start),
+    )
     try:
         yield msgspec.json.encode(first) + b"\n"
     except UnicodeEncodeError as error:
         raise ContainerError(f"the header can't be written as JSON: {error}") from error
+    yield msgspec.json.Encoder().encode_lines(
+        _Start("private" if attributes else "shared", gpa, size)
+        for gpa, size, attributes in trace.start.tolist()
+    )
     for start in range(0, len(operations), _CHUNK):
         yield msgspec.json.Encoder().encode_lines(map(_to_line, operations[start : start + _CHUNK].tolist()))
 
@@ -277,9 +352,22 @@ def _read_text(path: str | os.PathLike[str], max_bytes: int) -> Trace:
         first = _decoded(_line_of(file, 1, MAX_HEADER), _FirstLine, 1)
         if first.trace != _VERSION:
             raise TraceError(f"line 1: trace version {first.trace}; {_VERSION} would be accepted")
-        return Trace(
-            Header(first.name, first.source, first.layout, first.seed), _read_lines(file, first, size)
-        )
+        header = Header(first.name, first.source, first.layout, first.seed, first.vm_type)
+        start = _read_start(file, first, size)
+        return Trace(header, _read_lines(file, first, size), start)
+
+
+def _read_start(file: BinaryIO, first: _FirstLine, size: int) -> NDArray[np.uint64]:
+    most = size // _MIN_START
+    if not 0 <= first.start <= most:
+        raise TraceError(f"line 1: {first.start} ranges of pages; {size:,} bytes have room for {most:,}")
+    start = np.zeros((first.start, 3), np.uint64)
+    for i in range(first.start):
+        line = _decoded(_line_of(file, i + 2, _MAX_LINE), _Start, i + 2)
+        if not (0 <= line.gpa < 1 << 64 and 0 <= line.size < 1 << 64):
+            raise TraceError(f"line {i + 2}: gpa and size must be unsigned 64 bits")
+        start[i] = line.gpa, line.size, MemoryAttribute.PRIVATE if line.starts == "private" else 0
+    return start
 
 
 def _read_lines(file: BinaryIO, first: _FirstLine, size: int) -> Operations:
@@ -290,12 +378,13 @@ def _read_lines(file: BinaryIO, first: _FirstLine, size: int) -> Operations:
     operations = np.empty(first.operations, OPERATION)
     rows: list[tuple[int, ...]] = []
     for n in range(first.operations + 1):
-        line = _line_of(file, n + 2, _MAX_LINE)
+        number = first.start + n + 2
+        line = _line_of(file, number, _MAX_LINE)
         if bool(line) != (n < first.operations):
             found = "more" if line else f"{n:,}"
-            raise TraceError(f"line {n + 2}: {found} operations; line 1 says {first.operations:,}")
+            raise TraceError(f"line {number}: {found} operations; line 1 says {first.operations:,}")
         if line:
-            rows.append(_to_row(_decoded(line, _Line, n + 2), n + 2))
+            rows.append(_to_row(_decoded(line, _Line, number), number))
         if len(rows) == _CHUNK or not line:
             operations[n + bool(line) - len(rows) : n + bool(line)] = rows
             rows = []

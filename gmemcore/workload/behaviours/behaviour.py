@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from gmemcore.engine.steps import Step
-from gmemcore.errors import InvalidArgumentError
-from gmemcore.names import plain
 from gmemcore.workload.behaviours.guest import Guest
 from gmemcore.workload.behaviours.parameters import Kind, Parameter, Value, checked, switch
 from gmemcore.workload.operations import Operations
@@ -54,7 +52,12 @@ class Behaviour:
     refusals : mapping of Step to outcomes
         Refusals that belong to it on a VM with private memory. What isn't here and is refused is a surprise.
     hostile : bool
-        Whether anything may be refused.
+        Whether anything can be refused.
+    vm_type : str
+        The VM type that it is about, which it runs on by default.
+    starts_private : bool
+        Whether the guest's memory is private when the stream begins, where the VM has private memory. Every
+        command starts it so.
     """
 
     name: str
@@ -65,6 +68,8 @@ class Behaviour:
     ends: bool = True
     refusals: Mapping[Step, frozenset[str]] = field(default_factory=dict)
     hostile: bool = False
+    vm_type: str = "SNP"
+    starts_private: bool = True
 
     @property
     def all_parameters(self) -> tuple[Parameter, ...]:
@@ -121,21 +126,3 @@ def _with_common(
                 if flags:
                     kept["flags"][converts & (kept["attributes"] == attributes)] = flags
         yield kept
-
-
-def get_behaviour(name: str) -> Behaviour:
-    """Return a behaviour by name, in any case and with ``_`` for ``-``.
-
-    Raises
-    ------
-    InvalidArgumentError
-        EINVAL: there is none; the message names those that there are.
-    """
-    from gmemcore.workload.behaviours.table import BEHAVIOURS
-
-    if name in BEHAVIOURS:
-        return BEHAVIOURS[name]
-    for known, behaviour in BEHAVIOURS.items():
-        if plain(known) == plain(name):
-            return behaviour
-    raise InvalidArgumentError(f"no behaviour {name!r}; there are {', '.join(BEHAVIOURS)}")

@@ -3,6 +3,8 @@
 from typing import Final
 
 from gmemcore.engine.steps import Step
+from gmemcore.errors import InvalidArgumentError
+from gmemcore.names import plain
 from gmemcore.workload.behaviours.behaviour import Behaviour
 from gmemcore.workload.behaviours.boot import kexec, snp_boot, tdx_boot
 from gmemcore.workload.behaviours.devices import (
@@ -56,6 +58,7 @@ _ROWS: Final = (
         "(swiotlb: 6 %), mm/page_alloc.c (unaccepted memory), arch/x86/kvm/vmx/tdx.c (MapGPA by 2 MiB)",
         tdx_boot,
         (*_BOOT, _request("2m", "most that one conversion request of the guest covers")),
+        vm_type="TDX",
     ),
     Behaviour(
         "bounce-churn",
@@ -192,8 +195,30 @@ _ROWS: Final = (
             switch("probes", True, "the host touches private pages, which in place is SIGBUS"),
         ),
         refusals={Step.HOST_READ: frozenset({"SIGBUS"})},
+        vm_type="SW_PROTECTED",
     ),
 )
 
 BEHAVIOURS: Final[dict[str, Behaviour]] = {row.name: row for row in _ROWS}
-"""Every behaviour, by name. Readers look here when they are asked, so that rows can be added at run time."""
+"""Every behaviour, by name. It is read at each call, so that rows can be added at run time."""
+
+
+def get_behaviour(name: str) -> Behaviour:
+    """Return a behaviour by name, in any case and with ``_`` for ``-``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: there is none of that name; the message lists them.
+    """
+    found = find_behaviour(name)
+    if found is None:
+        raise InvalidArgumentError(f"no behaviour {name!r}; there are {', '.join(BEHAVIOURS)}")
+    return found
+
+
+def find_behaviour(name: str) -> Behaviour | None:
+    """Return a behaviour by name, as `get_behaviour` does; None if there is none."""
+    if name in BEHAVIOURS:
+        return BEHAVIOURS[name]
+    return next((row for known, row in BEHAVIOURS.items() if plain(known) == plain(name)), None)

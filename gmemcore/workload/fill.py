@@ -1,4 +1,4 @@
-"""Contents: the bytes that hosts and guests write, made of a seed so that every run writes the same."""
+"""What hosts and guests write: bytes made of a seed, so that every run writes the same."""
 
 import hashlib
 from functools import cached_property
@@ -13,10 +13,10 @@ from gmemcore.workload.seeds import Stream
 
 _POOL_WORDS: Final = 1 << 15
 PIECE: Final = _POOL_WORDS * 8
-"""Bytes that `Contents.written` gives at once."""
+"""Most bytes that `Fill.written` returns at once."""
 
 
-class Contents:
+class Fill:
     """What each operation of a run writes.
 
     Parameters
@@ -26,8 +26,8 @@ class Contents:
 
     Notes
     -----
-    The bytes of operation number n are those of a pool of 256 KiB, made of the seed, read in a circle from a
-    word that seed and n choose: writing costs a copy and no arithmetic. The pool is made when it is needed.
+    Operation n writes a pool of 256 KiB, made of the seed, read in a circle from a word that seed and n
+    choose. So writing costs a copy and no arithmetic. The pool is made on first use.
     """
 
     def __init__(self, seed: int) -> None:
@@ -41,18 +41,15 @@ class Contents:
         return np.concatenate([once, once]).view(np.uint8)
 
     def written(self, number: int, start: int, size: int) -> NDArray[np.uint8]:
-        """Return bytes start to start + size of what operation `number` writes: uint8, a view.
-
-        At most `PIECE` at once.
-        """
+        """Return bytes start to start + size of what an operation writes: uint8, a view, at most `PIECE`."""
         at = (int(self._places.below(_POOL_WORDS, number, 1)[0]) * 8 + start) % PIECE
         return self._pool[at : at + size]
 
     def image(self, gpa: int, size: int) -> bytes:
-        """Return the initial image that is loaded at a gpa; see `generated_page`."""
+        """Return the initial image at a gpa; see `generated_page`."""
         return b"".join(generated_page(self.seed, at) for at in range(gpa, gpa + size, PAGE_SIZE))
 
 
 def generated_page(seed: int, gpa: int) -> bytes:
-    """Make up a page of an image: SHAKE-256 of seed and gpa, both as little-endian u64."""
+    """Return a page of a generated image: SHAKE-256 of seed and gpa, both as little-endian u64."""
     return hashlib.shake_256(seed.to_bytes(8, "little") + gpa.to_bytes(8, "little")).digest(PAGE_SIZE)

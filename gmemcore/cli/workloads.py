@@ -1,0 +1,217 @@
+"""What a command runs: a behaviour by its name, a trace, or a log; and the options that each of them has."""
+
+import os
+import stat
+import sys
+from dataclasses import dataclass, fields
+from io import BufferedReader
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, cast
+
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+
+from gmemcore.cli.common import assignments_of
+from gmemcore.cli.console import complain, note, progress
+from gmemcore.errors import InvalidArgumentError
+from gmemcore.units import parse_size
+
+if TYPE_CHECKING:
+    from gmemcore.workload.behaviours import Behaviour
+    from gmemcore.workload.logs import Imported, Launch, Log
+    from gmemcore.workload.trace import Trace
+
+STDIN: Final = "-"
+"""The name that stands for standard input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Options of behaviours and logs."""
+
+    memory: Annotated[
+        str | None,
+        Parameter(
+            help="Guest memory, laid out as QEMU's q35 does. "
+            "[default: 4g for a behaviour; as its memslots say for a log]"
+        ),
+    ] = None
+    assignments: Annotated[
+        list[str] | None,
+        Parameter(name="--set", negative="", help="A behaviour's parameter, as in --set swiotlb=64m."),
+    ] = None
+    limit: Annotated[
+        PositiveInt | None,
+        Parameter(help="Most operations of a behaviour. [default: all, or 100,000 if it doesn't end]"),
+    ] = None
+    launching: Annotated[
+        bool, Parameter(negative="", help="The guest doesn't run yet, though no launch is shown.")
+    ] = False
+    strict: Annotated[
+        bool, Parameter(negative="", help="Refuse a log with a line of a known event that can't be read.")
+    ] = False
+    guest: Annotated[
+        str | None,
+        Parameter(help="Which guest of a log: its name, a process, a thread, or threads by comma."),
+    ] = None
+    launch: Annotated[
+        PositiveInt | None, Parameter(help="Which launch of a log, from 1. [default: all of them]")
+    ] = None
+
+
+_APPLIES: Final = {
+    "a behaviour": {"memory", "assignments", "limit", "launching"},
+    "a log": {"memory", "launching", "strict", "guest", "launch"},
+    "a trace": set[str](),
+}
+"""Which options mean something for what."""
+_SPELLED: Final = {"assignments": "--set"}
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What was asked for.
+
+    Attributes
+    ----------
+    name : str
+        As it was typed.
+    traces : tuple of Trace
+        One; of a log one per launch.
+    launches : tuple of Launch
+        Of a log, those that were chosen.
+    imported : Imported or None
+        Of a log, all of it.
+    """
+
+    name: str
+    traces: "tuple[Trace, ...]"
+    launches: "tuple[Launch, ...]" = ()
+    imported: "Imported | None" = None
+
+    @property
+    def trace(self) -> "Trace":
+        """Its one trace.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: a log of several launches.
+        """
+        if len(self.traces) > 1:
+            raise InvalidArgumentError(
+                f"{self.name}: {len(self.traces)} launches, each a VM of its own; choose one with --launch"
+            )
+        return self.traces[0]
+
+    def note_import(self, command: str) -> None:
+        """Print to stderr what the import of a log found and assumed; of others there is nothing to say."""
+        from gmemcore.workload.logs import summary_lines
+
+        if self.imported is None:
+            return
+        log = self.imported.log
+        say = complain if log.unread or log.lost else note
+        say(command, "\n".join(summary_lines(self.imported, self.name, self.launches)))
+
+
+def load(name: str, options: Options | None = None, *, seed: int = 0) -> Workload:
+    """Return the workload of a name: a behaviour, a file, or ``-`` for standard input.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Neither a behaviour nor a file, or an option that it doesn't have.
+    InputError, OSError
+        A file that can't be read.
+    """
+    from gmemcore.workload.behaviours import BEHAVIOURS, find_behaviour
+
+    options = options or Options()
+    behaviour = find_behaviour(name)
+    if behaviour is not None:
+        _check_options(name, "a behaviour", options)
+        return _of_behaviour(name, behaviour, options, seed)
+    if name == STDIN:
+        return _of_log(name, cast(BufferedReader, sys.stdin.buffer), options, seed)
+    if not Path(name).exists():
+        raise InvalidArgumentError(
+            f"{name}: No such file or directory, and no behaviour {name!r}; there are {', '.join(BEHAVIOURS)}"
+        )
+    return _of_file(name, options, seed)
+
+
+def _check_options(name: str, kind: str, options: Options) -> None:
+    """Refuse an option that does nothing for what was named."""
+    for each in fields(options):
+        if getattr(options, each.name) not in (None, False) and each.name not in _APPLIES[kind]:
+            takes = " and ".join(other for other, names in _APPLIES.items() if each.name in names)
+            option = _SPELLED.get(each.name, f"--{each.name}")
+            raise InvalidArgumentError(f"{option} is for {takes}; {name} is {kind}")
+
+
+def _of_behaviour(name: str, behaviour: "Behaviour", options: Options, seed: int) -> Workload:
+    from gmemcore.workload.behaviours import workload
+    from gmemcore.workload.trace import record
+
+    header, stream = workload(
+        behaviour,
+        parse_size(options.memory or "4g"),
+        seed=seed,
+        limit=options.limit,
+        launching=options.launching,
+        parameters=assignments_of(options.assignments or []),
+    )
+    return Workload(name, (record(header, stream),))
+
+
+def _of_file(name: str, options: Options, seed: int) -> Workload:
+    """Return the workload of a trace or a log, whichever a file or a pipe holds."""
+    from gmemcore.files.reading import opened
+    from gmemcore.workload.trace import is_trace, read_trace
+
+    with opened(name) as file:
+        reader = cast(BufferedReader, file)
+        if not is_trace(reader.peek(16)):
+            mode = os.fstat(file.fileno())
+            total = mode.st_size if stat.S_ISREG(mode.st_mode) else None
+            return _of_log(name, reader, options, seed, total=total)
+    _check_options(name, "a trace", options)
+    return Workload(name, (read_trace(name),))
+
+
+def _of_log(
+    name: str, file: BufferedReader, options: Options, seed: int, *, total: int | None = None
+) -> Workload:
+    """Return the workload of a log."""
+    from gmemcore.workload.layout import Layout
+    from gmemcore.workload.logs import import_log
+    from gmemcore.workload.trace import TraceError
+
+    _check_options(name, "a log", options)
+    layout = None if options.memory is None else Layout.pc(parse_size(options.memory))
+    try:
+        imported = import_log(
+            read(name, file, strict=options.strict, total=total),
+            Path(name).name,
+            layout=layout,
+            seed=seed,
+            launching=options.launching,
+            guest=options.guest,
+        )
+    except TraceError as error:
+        raise TraceError(f"{name}: {error}") from error
+    launches = imported.launches
+    if options.launch is not None:
+        if options.launch > len(launches):
+            raise InvalidArgumentError(f"{name}: launch {options.launch} of {len(launches)}")
+        launches = (launches[options.launch - 1],)
+    return Workload(name, tuple(launch.trace for launch in launches), launches, imported)
+
+
+def read(name: str, file: BufferedReader, *, strict: bool, total: int | None = None) -> "Log":
+    """Read a log, and show how far that has come."""
+    from gmemcore.workload.logs import read_log
+
+    with progress("", total, f"bytes of {name} read") as advance:
+        return read_log(file, strict=strict, progress=advance)

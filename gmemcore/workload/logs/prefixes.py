@@ -1,0 +1,134 @@
+"""What stands before the name of an event: which thread it was, and when.
+
+`KERNEL` has the prefixes of tracers in the kernel. Elsewhere one program can put its prefix before another's
+(a journal's before QEMU's), so the text is searched for facts one by one: `FACTS` has a row per way of
+writing some of them, and the first row that knows a fact decides it.
+
+References
+----------
+Linux, ``kernel/trace/trace_output.c`` (``trace_print_context``), ``tools/perf/builtin-script.c``;
+libtraceevent (trace-cmd); QEMU, ``scripts/tracetool/backend/log.py``, ``util/message.c``
+(``qmessage_context_print``).
+"""
+
+import re
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+
+class Thread(NamedTuple):
+    """What a prefix says of who wrote the line; None where it says nothing.
+
+    Attributes
+    ----------
+    name : str or None
+        The thread's, as ``CPU 0/KVM``.
+    tid, pid : int or None
+        Ids of the thread and of its process.
+    guest : str or None
+        Name of the guest (QEMU: ``-msg guest-name=on``).
+    """
+
+    name: str | None = None
+    tid: int | None = None
+    pid: int | None = None
+    guest: str | None = None
+
+    def __str__(self) -> str:
+        words = [self.name or "", str(self.tid or "")]
+        return " ".join(filter(None, words)) or (f"process {self.pid}" if self.pid else "unknown thread")
+
+
+_SECONDS: Final = rb"(?P<seconds>\d{1,10})\.(?P<fraction>\d{6}|\d{9})"
+_CPU: Final = rb"(?:\[\d{1,5}\]\s+)?"
+
+KERNEL: Final = tuple(
+    re.compile(pattern, re.ASCII)
+    for pattern in (
+        # ftrace, trace-cmd: "  CPU 0/KVM-4251    (   4242) [001] d..1.  1236.000100: "
+        rb"^\s*(?P<name>.{0,31}?)-(?P<tid>\d{1,10})\s+(?:\(\s*(?:(?P<pid>\d{1,10})|-+)\)\s+)?"
+        + _CPU
+        + rb"(?:[^\s\[\]():]{1,8}\s+)?"
+        + _SECONDS
+        + rb":",
+        # perf script: "  CPU 0/KVM  4242/4251  [001]  1236.000100:  kvm:"
+        rb"^\s*(?:(?P<name>\S.{0,30}?)\s+)?(?:(?P<pid>\d{1,10})/)?(?P<tid>\d{1,10})\s+"
+        + _CPU
+        + _SECONDS
+        + rb":",
+    )
+)
+"""Prefixes of kernel tracers, each whole; command, process and CPU are options of theirs."""
+FACTS: Final = tuple(
+    re.compile(pattern, re.ASCII)
+    for pattern in (
+        # QEMU's log: "4251@1725971234.000100:"
+        rb"(?<!\d)(?P<tid>\d{1,10})@" + _SECONDS + rb":\s*$",
+        # QEMU from 10.2 on: "2026-11-28T12:00:00.000100Z [guest] qemu-system-x86_64: (4251:CPU 0/KVM): "
+        rb"\((?P<tid>\d{1,10}):(?P<name>[^()]{0,31})\):\s*$",
+        rb"(?:^|Z\s)\[(?P<guest>[^\]\s\d.][^\]]{0,255}|[^\]]*[a-zA-Z][^\]]{0,255})\]\s[\w./-]+:\s",
+        rb"^(?P<date>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:[.,](?P<digits>\d{1,9}))?(?P<zone>Z|[+-]\d\d:?\d\d)?\s",
+        # journals: "1725971234.000100 host qemu-system-x86_64[4242]: "
+        rb"^(?P<seconds>\d{9,10})\.(?P<fraction>\d{6})\s",
+        rb"[\w.@/-]\[(?P<pid>\d{1,10})\]:\s",
+        # anything else that ends in a time: "1236.000100: kvm:"
+        rb"(?<![\w.])" + _SECONDS + rb":\s*(?:[\w-]+:)*\s*$",
+    )
+)
+"""Other ways of writing facts, the surest first; a prefix may have several."""
+
+_CLOCK: Final = frozenset({"seconds", "fraction", "date", "digits", "zone"})
+
+
+def parse(prefix: bytes) -> tuple[Thread, int]:
+    """Return the thread that a prefix names, and the time in nanoseconds; 0 where it has none."""
+    facts = next((_facts(found) for pattern in KERNEL if (found := pattern.match(prefix))), None)
+    if facts is None:
+        facts = {}
+        for pattern in FACTS:
+            found = pattern.search(prefix)
+            new = _facts(found) if found is not None else {}
+            if facts.keys() & _CLOCK:
+                new = {name: text for name, text in new.items() if name not in _CLOCK}
+            facts = new | facts
+    return _thread(facts), _time_ns(facts)
+
+
+def _facts(found: re.Match[bytes]) -> dict[str, bytes]:
+    return {name: text for name, text in found.groupdict().items() if text is not None}
+
+
+def _thread(facts: dict[str, bytes]) -> Thread:
+    name = readable(facts.get("name", b"")).strip()
+    if name == "<...>" or name.startswith(":"):  # the tracer didn't know
+        name = ""
+    guest = facts.get("guest")
+    tid, pid = (int(facts[key]) if key in facts else None for key in ("tid", "pid"))
+    return Thread(name or None, tid, pid, None if guest is None else readable(guest))
+
+
+def readable(text: bytes) -> str:
+    """Return text of a log without characters that a terminal would act on."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text.decode("utf-8", "replace"))
+
+
+def _time_ns(facts: dict[str, bytes]) -> int:
+    if "seconds" in facts:
+        return int(facts["seconds"]) * 10**9 + int(facts["fraction"].ljust(9, b"0"))
+    if "date" in facts:
+        return _date_ns(facts["date"] + facts.get("zone", b"")) + int(
+            facts.get("digits", b"0").ljust(9, b"0")
+        )
+    return 0
+
+
+@lru_cache(maxsize=64)
+def _date_ns(text: bytes) -> int:
+    """Return nanoseconds since 1970 of a date and time without a fraction; 0 if there is no such date."""
+    try:
+        date = datetime.fromisoformat(text.decode())
+    except ValueError:
+        return 0
+    seconds = int((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp())
+    return seconds * 10**9 if 0 <= seconds < 10**10 else 0
