@@ -1,5 +1,7 @@
 """Pictures show what page state says: the artists, their data, labels and legends, not their pixels."""
 
+from itertools import pairwise
+
 import matplotlib
 import numpy as np
 import pytest
@@ -11,22 +13,25 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from gmemcore.analysis import STATES, Series, mappability, page_map, run_lengths, state_mix, take
+from gmemcore.analysis import STATES, Series, heat_map, mappability, page_map, run_lengths, state_mix, take
 from gmemcore.analysis.hilbert import hilbert
 from gmemcore.analysis.pictures import (
     PICTURES,
-    cell_size,
     conversion_sizes,
-    fractions,
+    fleet_outcomes,
     mappability_over_time,
     memory_over_time,
     refusal_map,
     run_length_cdf,
     state_stream,
 )
+from gmemcore.analysis.pictures.maps import cell_size
 from gmemcore.analysis.runs import BenchCell, BenchFirst, Replay, Run, Seconds, StressLast, StressSums
 from gmemcore.analysis.speed import bench_axes, bench_cube, cost_by_range
-from gmemcore.analysis.style import STATE_COLOURS, size_words
+from gmemcore.analysis.states import state_of_masks, states_of
+from gmemcore.analysis.style import STATE_COLOURS
+from gmemcore.engine.packed import PLANE_NAMES
+from gmemcore.units import size_words
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +52,30 @@ def test_every_state_has_a_colour_of_its_own():
     assert len(set(STATE_COLOURS.values())) == len(STATES)
 
 
-def test_a_page_is_named_by_its_most_telling_plane():
+def test_every_combination_of_planes_is_a_state():
+    """By the table of states, against the words of each."""
+    names = [STATES[code].name for code in state_of_masks()]
+    for mask, name in enumerate(names):
+        planes = {plane for i, plane in enumerate(PLANE_NAMES) if mask >> i & 1}
+        order = ["poisoned", "pinned", "accepted", "assigned"]
+        expected = next((plane for plane in order if plane in planes), None)
+        if expected is None:
+            side = "private" if "private" in planes else "shared"
+            expected = side + ("" if "allocated" in planes else "-unallocated")
+        expected = {"assigned": "assigned-unaccepted", "private": "private-unassigned"}.get(
+            expected, expected
+        )
+        assert name == expected
+
+
+def drawn_states(ax):
+    """The states of the cells of a picture, by their colours; None where nothing is drawn."""
+    names = {matplotlib.colors.to_rgba(colour): name for name, colour in STATE_COLOURS.items()}
+    grid = ax.get_images()[0].get_array()
+    return [[names.get(tuple(cell)) if cell[3] else None for cell in row] for row in np.asarray(grid)]
+
+
+def guest_of_six_states():
     vm = gmemcore.create_vm("SNP", "v5")
     gmem = vm.create_guest_memfd(8 * PAGE, 3)
     vm.add_memslot(0, 0, gmem.size, gmem)
@@ -59,16 +87,15 @@ def test_a_page_is_named_by_its_most_telling_plane():
     gmem.pin(4 * PAGE, PAGE)
     gmem.host_read(5 * PAGE, 1)
     gmem.poison(5 * PAGE)
-    ax = page_map(gmem, columns=4)
-    image = ax.get_images()[0]
-    assert image.get_array().shape == (2, 4)
-    names = [STATES[code].name for code in image.get_array().ravel()]
-    assert names == [
-        *("accepted", "assigned-unaccepted", "private-unallocated", "shared", "pinned", "poisoned"),
-        *("shared-unallocated", "shared-unallocated"),
+    return vm
+
+
+def test_a_page_is_named_by_its_most_telling_plane():
+    ax = page_map(guest_of_six_states(), columns=4)
+    assert drawn_states(ax) == [
+        ["accepted", "assigned-unaccepted", "private-unallocated", "shared"],
+        ["pinned", "poisoned", "shared-unallocated", "shared-unallocated"],
     ]
-    colours = [matplotlib.colors.to_hex(image.to_rgba(image.get_array())[i // 4, i % 4]) for i in range(8)]
-    assert colours == [STATE_COLOURS[name].lower() for name in names]
     legend = ax.get_legend()
     assert "accepted (12.5 %)" in words(legend)
     assert "shared-unallocated (25.0 %)" in words(legend)
@@ -76,56 +103,111 @@ def test_a_page_is_named_by_its_most_telling_plane():
     assert ax.get_title(loc="left") == "Page states of 32 KiB: SNP, v5, launching"
 
 
-@pytest.mark.parametrize("order", ["address", "hilbert"])
-def test_every_page_is_drawn_once(order):
-    snapshot = take(random_guest("TDX", "v5", 2), label="a guest")
-    ax = page_map(snapshot, order=order, file=1)
-    drawn = ax.get_images()[0].get_array().compressed()
-    planes = snapshot.planes(1)
-    assert len(drawn) == planes.n_pages == 700
-    private = [code for code, state in enumerate(STATES) if state.name.startswith("private")]
-    assert np.isin(drawn, private).sum() <= planes.private.count()
-    counts = np.bincount(drawn, minlength=len(STATES))
-    alone = state_mix(take(random_guest("TDX", "v5", 2).files[1]))
-    assert counts.tolist() == alone["pages"].tolist()
+def positions(snapshot):
+    """States of all pages of a guest, by address."""
+    found = []
+    for slot in snapshot.slots:
+        states = states_of(snapshot.planes(slot.file))
+        low = slot.offset // PAGE
+        bits = {name: pages.bits(low, low + slot.size // PAGE) for name, pages in states.items()}
+        found += [next(n for n in bits if bits[n][i]) for i in range(slot.size // PAGE)]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("vm_type", "abi"), [("TDX", "v5"), ("SNP", "legacy")])
+def test_every_page_of_a_guest_is_drawn_at_its_address(vm_type, abi, seed):
+    snapshot = take(random_guest(vm_type, abi, seed), label="a guest")
+    ax = page_map(snapshot, columns=64)
+    rows = drawn_states(ax)
+    assert len(rows[0]) == 64
+    assert [cell for row in rows for cell in row if cell] == positions(snapshot)
+    low, high = 1500 % 64, 700 % 64
+    assert [cell is None for cell in rows[1500 // 64]] == [False] * low + [True] * (64 - low)
+    assert [cell is None for cell in rows[-1]] == [False] * high + [True] * (64 - high)
+    labels = {tick.get_text(): at for tick, at in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True)}
+    assert labels["0x0"] == -0.5
+    assert labels["0x100000000"] == 1500 // 64 + 1 - 0.5
+    for label, at in labels.items():
+        gpa = int(label, 16)
+        row = gpa // (64 * PAGE) if gpa < 1 << 32 else 1500 // 64 + 1 + (gpa - (1 << 32)) // (64 * PAGE)
+        assert row - 0.5 == at
     assert "a guest" in ax.get_title(loc="left")
+    assert ax.get_ylabel() == "guest physical address of the row"
+
+
+@pytest.mark.parametrize("pages", [1, 2, 3, 4, 5, 8, 16, 17, 31, 32, 64, 100, 128, 200, 512, 1000, 2048])
+def test_the_hilbert_caption_is_true_for_every_size(pages):
+    """The circle is at the first page, the square at the last one, and the caption has their addresses."""
+    vm = gmemcore.create_vm("SNP", backing="none")
+    gmem = vm.create_guest_memfd(pages * PAGE)
+    vm.add_memslot(0, 1 << 30, gmem.size, gmem)
+    gmem.convert(0, PAGE, "shared")
+    if pages > 1:
+        gmem.convert((pages - 1) * PAGE, PAGE, "shared")
+    ax = page_map(vm, order="hilbert")
+    cells = drawn_states(ax)
+    flat = [cell for row in cells for cell in row if cell]
+    assert len(flat) == pages
+    first, last = ((int(line.get_xdata()[0]), int(line.get_ydata()[0])) for line in ax.get_lines())
+    shared = [
+        (x, y) for y, row in enumerate(cells) for x, cell in enumerate(row) if cell == "shared-unallocated"
+    ]
+    assert sorted({first, last}) == sorted(shared)
+    assert first == (0, 0)
+    assert [line.get_marker() for line in ax.get_lines()] == ["o", "s"]
+    end = (1 << 30) + (pages - 1) * PAGE
+    caption = f"Hilbert curve from the circle (gpa 0x40000000) to the square ({end:#x})"
+    assert ax.get_xlabel() == caption
+
+
+def test_one_file_by_offset():
+    snapshot = take(random_guest("TDX", "v5", 2))
+    ax = page_map(snapshot, file=1, columns=100)
+    rows = drawn_states(ax)
+    states = states_of(snapshot.planes(1))
+    assert len(rows) == 7
+    for name, pages in states.items():
+        assert [cell == name for row in rows for cell in row] == pages.bits().tolist()
+    assert ax.get_ylabel() == "offset in the file"
+    assert ax.get_title(loc="left") == "Page states of 2.73 MiB, file 1 of 2: TDX, v5, running"
+    assert "(offset 0x0)" in page_map(snapshot, file=1, order="hilbert").get_xlabel()
 
 
 def test_axes_of_the_callers_own():
     figure, own = plt.subplots()
     assert page_map(random_guest("SNP", "v5", 1), own) is own
-    assert own.get_xlabel() == "offset within the row (KiB)"
-    assert own.get_ylabel() == "offset in the file (MiB)"
+    assert own.get_xlabel() == "offset within the row"
     assert plt.get_fignums() == [figure.number]
 
 
-def test_a_large_guest_is_drawn_by_fractions():
-    gmem = gmemcore.create_vm("SNP", backing="none").create_guest_memfd(5 << 30)
+def test_a_large_guest_is_drawn_by_the_mean_of_its_pages():
+    vm = gmemcore.create_vm("SNP", backing="none")
+    gmem = vm.create_guest_memfd(5 << 30)
+    vm.add_memslot(0, 0, gmem.size, gmem)
     gmem.set_memory_attributes(4 * PAGE, PAGE, 0)
     gmem.set_memory_attributes(4 << 30, 1 << 30, 0)
-    ax = page_map(gmem)
-    cells = ax.get_images()[0].get_array()
-    cell_pages = cell_size(gmem.n_pages)
-    assert cell_pages == 2
-    assert cells.count() == gmem.n_pages // 2
-    assert (cells.ravel()[:4].tolist(), cells.ravel()[-1]) == ([1, 1, 0.5, 1], 0)
-    assert ax.figure.axes[1].get_ylabel() == "fraction private of each 8 KiB"
-    assert ax.get_ylabel() == "offset in the file (GiB)"
-
-
-@pytest.mark.parametrize("cell_pages", [2, 64, 512, 2048])
-def test_fractions_page_by_page(cell_pages):
-    private = take(random_guest("SNP", "v5", 9)).planes(0).private
-    pages = private.bits()
-    expected = [pages[i : i + cell_pages].mean() for i in range(0, len(pages), cell_pages)]
-    assert fractions(private, cell_pages) == pytest.approx(expected)
+    ax = page_map(vm)
+    assert cell_size(gmem.n_pages) == 2
+    cells = np.asarray(ax.get_images()[0].get_array()).reshape(-1, 4)
+    cells = cells[cells[:, 3] > 0]
+    assert len(cells) == gmem.n_pages // 2
+    private, shared = (
+        np.array(matplotlib.colors.to_rgba(STATE_COLOURS[name]))
+        for name in ("private-unallocated", "shared-unallocated")
+    )
+    assert cells[0] == pytest.approx(private)
+    assert cells[2] == pytest.approx((private + shared) / 2)
+    assert cells[-1] == pytest.approx(shared)
+    assert "8 KiB per cell" in ax.get_title(loc="left")
+    assert words(ax.get_legend()) == ["shared-unallocated (20.0 %)", "private-unallocated (80.0 %)"]
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
         ({"order": "spiral"}, "known: address, hilbert"),
-        ({"columns": 0}, "at least one"),
+        ({"columns": 0}, "1 or more"),
     ],
 )
 def test_what_can_not_be_drawn(options, complaint):
@@ -133,6 +215,60 @@ def test_what_can_not_be_drawn(options, complaint):
         page_map(random_guest("SNP", "v5", 1), **options)
     with pytest.raises(ValueError, match="no file to draw"):
         page_map(gmemcore.create_vm("SNP"))
+
+
+def test_labels_of_addresses_do_not_lie_over_each_other():
+    for regions in ([("2m", "0x0")], [("2m", "0x0"), ("1t", "4g")], [("4k", f"{i}g") for i in range(40)]):
+        vm = gmemcore.create_vm("SNP", backing="none")
+        for slot, (size, gpa) in enumerate(regions):
+            vm.add_memslot(slot, gpa, size, vm.create_guest_memfd(size))
+        ax = page_map(vm)
+        at = sorted(ax.get_yticks())
+        height = ax.get_ylim()[0] - ax.get_ylim()[1]
+        assert all(high - low >= height / 20 for low, high in pairwise(at))
+        assert ax.get_yticklabels()[0].get_text() == "0x0"
+
+
+# ---- address against time --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("show", ["states", "private", "accepted", "shared-unallocated"])
+def test_the_heat_map_block_by_block(series, show):
+    ax = heat_map(series, show=show, block="128m")
+    (mesh,) = ax.collections
+    drawn = np.asarray(mesh.get_array())
+    palette = {name: np.array(matplotlib.colors.to_rgba(colour)) for name, colour in STATE_COLOURS.items()}
+    assert drawn.shape[:2] == (8, 8)
+    for column, snapshot in enumerate(series):
+        planes = snapshot.planes(0)
+        states = {name: pages.bits() for name, pages in states_of(planes).items()}
+        for row in range(8):
+            part = slice(row << 15, row + 1 << 15)
+            if show == "states":
+                expected = sum(palette[name] * bits[part].mean() for name, bits in states.items())
+            else:
+                bits = planes[show].bits() if show in PLANE_NAMES else states[show]
+                expected = bits[part].mean() * 100
+            assert drawn[row, column] == pytest.approx(expected)
+    edges = mesh.get_coordinates()[0, :, 0]
+    assert edges.tolist() == [*series.times.tolist(), 32000]
+    labels = {
+        int(tick.get_text(), 16): at for tick, at in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True)
+    }
+    assert labels == {row << 27: row for row in range(8)}
+    assert ax.get_ylim() == (0, 8)
+
+
+def test_a_part_of_the_addresses(series):
+    ax = heat_map(series, address=("256m", "512m"), block="64m")
+    assert np.asarray(ax.collections[0].get_array()).shape[:2] == (4, 8)
+    assert ax.get_yticklabels()[0].get_text() == "0x10000000"
+    with pytest.raises(ValueError, match="no memory from 0x80000000 to 0xc0000000"):
+        heat_map(series, address=("2g", "3g"))
+    with pytest.raises(ValueError, match="nothing to show by the name 'dirty'; known: states, private"):
+        heat_map(series, show="dirty")
+    with pytest.raises(ValueError, match="of 1 snapshots; at least two"):
+        heat_map(series[:1])
 
 
 @pytest.mark.parametrize("order", range(6))
@@ -470,18 +606,89 @@ def test_refusals_stand_at_their_revision_and_vm_type():
         refusal_map(bench_run())
 
 
+def bars(ax):
+    """Widths of the segments of each bar, by legend label."""
+    return {
+        container.get_label(): [round(bar.get_width(), 6) for bar in container] for container in ax.containers
+    }
+
+
 def test_conversions_by_size_are_summed_over_what_guests_are():
     run = stress_run(
-        {"balloon SNP v5 today": [3, 0, 900], "balloon TDX v5 today": [1], "kexec SNP v5 today": []}
+        {
+            "balloon SNP v5 today": [30, 0, 600],
+            "balloon TDX v5 today": [370],
+            "boot SNP v5 today": [0] * 18 + [7],
+            "kexec SNP v5 today": [],
+        }
     )
-    (line,) = conversion_sizes(run).get_lines()
-    assert line.get_label() == "balloon"
-    counts = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
-    assert {size: n for size, n in counts.items() if not np.isnan(n)} == {4096: 4, 16384: 900}
+    ax = conversion_sizes(run)
+    assert bars(ax) == {"4 KiB": [40, 0], "below 64 KiB": [60, 0], "1 GiB and more": [0, 100]}
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["balloon", "boot"]
+    assert [text.get_text() for text in ax.texts] == ["1,000", "7"]
+    assert words(ax.get_legend()) == list(bars(ax))
     with pytest.raises(ValueError, match="no guest asked"):
         conversion_sizes(stress_run({"kexec SNP v5 today": []}))
     with pytest.raises(ValueError, match="must be a run of stress, not of bench"):
         conversion_sizes(bench_run())
+
+
+def test_outcomes_of_a_fleet():
+    sums = {
+        name: StressSums(1, 10, outcomes, {}, {}, [], "00")
+        for name, outcomes in {"a SNP v5": {"OK": 8, "EAGAIN": 2}, "b SNP v5": {"OK": 1, "EIO": 1}}.items()
+    }
+    ax = fleet_outcomes(Run("stress", None, [], StressLast(sums["a SNP v5"], sums, None)))
+    assert bars(ax) == {"OK": [80, 50], "EAGAIN": [20, 0], "EIO": [0, 50]}
+    assert [text.get_text() for text in ax.texts] == ["10", "2"]
+
+
+def test_axes_start_where_data_lives():
+    vm = gmemcore.create_vm("SNP", backing="none")
+    gmem = vm.create_guest_memfd("1g")
+    vm.add_memslot(0, 0, gmem.size, gmem)
+    series = Series()
+    for i in range(4):
+        gmem.convert(i << 27, "64m", "shared")
+        gmem.convert(i << 21, PAGE, "private" if i else "shared")
+        series.take(vm, i * 10)
+    low, high = mappability_over_time(series).get_ylim()
+    figures = mappability(series)["fraction"] * 100
+    assert low <= figures.min() <= figures.max() <= high
+    assert high - low < 1.3 * max(figures.max() - figures.min(), 5)
+    left, right = run_length_cdf(vm).get_xlim()
+    lengths = run_lengths(vm)["length"] * PAGE
+    assert lengths.min() / 2 < left <= lengths.min()
+    assert lengths.max() <= right < lengths.max() * 2
+    assert mappability_over_time(series).get_xlim() == (0, 30)
+
+
+def test_pictures_as_an_accessor(series):
+    legacy = Series([take(gmemcore.create_vm("SNP", "legacy"), at=at, label="two backings") for at in (0, 9)])
+    one = series[0]
+    calls = {
+        "Memory by state": series.plot.states,
+        "Page states by address and time, 2 MiB per row": series.plot.heatmap,
+        "What large entries could map": series.plot.mappable,
+        "Memory behind a guest": lambda ax: series.plot.compare(legacy, ax),
+        "What 2 MiB entries could map": lambda ax: series.plot.compare(series[2:], ax, what="mappable"),
+        "Memory that is shared": lambda ax: series.plot.compare({"late": series[2:]}, ax, what="shared"),
+        "Memory in runs of one attribute, up to a length": series.plot.runs,
+        "Page states of 1 GiB: SNP, v5, launching": series.plot.hilbert,
+        "Runs of one attribute, up to a length": lambda ax: one.plot.runs(ax, weight="runs"),
+    }
+    for title, draw in calls.items():
+        _, ax = plt.subplots()
+        assert draw(ax) is ax
+        assert ax.get_title(loc="left") == title
+    assert one.plot.map().get_title(loc="left") == series.plot.map(number=0).get_title(loc="left")
+    assert words(series.plot.compare(legacy).get_legend())[-2:] == ["two backings", "size of the guest"]
+    assert len(one.plot.compare(series[-1]).get_yticklabels()) == 2
+    assert len(one.plot.states().get_yticklabels()) == 1
+    with pytest.raises(ValueError, match="nothing to compare by the name 'colour'; known: memory, mappable"):
+        series.plot.compare(legacy, what="colour")
+    with pytest.raises(ValueError, match="known: states, runs"):
+        one.plot.compare(one, what="colour")
 
 
 def test_without_matplotlib(monkeypatch):

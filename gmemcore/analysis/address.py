@@ -4,13 +4,14 @@ A page of guest memory has two numbers here. Its *gpa* is what the guest uses. I
 guest memory alone, without the holes between memslots; pictures and the explorer are drawn along it.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gmemcore.analysis.bitmap import Bitmap
 from gmemcore.analysis.parts import Planes, SlotState
 from gmemcore.analysis.states import STATES, states_of
 from gmemcore.engine.packed import PLANE_NAMES
@@ -158,10 +159,21 @@ def block_bytes(memory: GuestMemory, block: int | str | None, most: int = BLOCKS
 
 def states_by_block(memory: GuestMemory, snapshot: "Snapshot", blocks: Blocks) -> NDArray[np.int64]:
     """Count the pages of each block in each of `STATES`, shape (n, 8); where no memory is, none."""
-    counts = np.zeros((len(blocks), len(STATES)), np.int64)
+    return pages_by_block(memory, snapshot, blocks, lambda planes: [*states_of(planes).values()], len(STATES))
+
+
+def pages_by_block(
+    memory: GuestMemory,
+    snapshot: "Snapshot",
+    blocks: Blocks,
+    sets: Callable[[Planes], Sequence[Bitmap]],
+    n_sets: int,
+) -> NDArray[np.int64]:
+    """Count the pages of each block in some sets, which are made of a file's planes; shape (n, n_sets)."""
+    counts = np.zeros((len(blocks), n_sets), np.int64)
     slots = memory.slots(snapshot)
     for index in {slot.file for slot, _ in slots}:
-        states = states_of(snapshot.planes(index))
+        bitmaps = sets(snapshot.planes(index))
         for slot, first in slots:
             if slot.file != index:
                 continue
@@ -170,8 +182,8 @@ def states_by_block(memory: GuestMemory, snapshot: "Snapshot", blocks: Blocks) -
             cuts = np.unique(np.concatenate([[first], blocks.edges[low:high], [end]]))
             into = np.searchsorted(blocks.edges, cuts[:-1], side="right") - 1
             pages = cuts - first + (slot.offset >> PAGE_SHIFT)
-            for column, state in enumerate(STATES):
-                counts[into, column] += np.diff(states[state.name].counts_before(pages))
+            for column, bitmap in enumerate(bitmaps):
+                counts[into, column] += np.diff(bitmap.counts_before(pages))
     return counts
 
 

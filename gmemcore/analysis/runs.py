@@ -3,12 +3,16 @@
 A run comes from elsewhere: its size is bounded, every field has a type, and an error names the line.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from gmemcore.analysis.plots import PLOTS, BenchPlot, ReplayPlot, RunPlot, StressPlot
+from gmemcore.analysis.run_tables import OVERVIEWS, table_of
+from gmemcore.analysis.tables import Table
 from gmemcore.errors import InputError
 from gmemcore.files.kinds import is_not
 from gmemcore.files.reading import decode_json
@@ -26,7 +30,7 @@ class RunError(ValueError):
     """A file that isn't a run, or a line of one that can't be read."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Run:
     """A run that was read.
 
@@ -60,6 +64,112 @@ class Run:
         """Raise ValueError if it is a run of another kind."""
         if self.kind != kind:
             raise ValueError(f"must be a run of {kind}, not of {self.kind}")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __repr__(self) -> str:
+        return f"{self._title()}\n{self._overview()!r}"
+
+    def _repr_html_(self) -> str:
+        return self._overview()._repr_html_()
+
+    def _title(self) -> str:
+        shortfall = f"; {self.shortfall}" if self.shortfall else ""
+        return f"Run of {self.kind}{f' from {self.name}' if self.name else ''}{shortfall}"
+
+    def _overview(self) -> Table:
+        """The columns that people look at first."""
+        table = self.table
+        names = [*table.keys, *(name for name in OVERVIEWS[self.kind] if name in table.columns)]
+        return Table(table.title, table.rows[list(dict.fromkeys(names))], table.keys, table.units)
+
+    @property
+    def table(self) -> Table:
+        """Its records as a table, a row per record; see `gmemcore.analysis.run_tables`."""
+        return table_of(self.kind, self.records)
+
+    @property
+    def plot(self) -> RunPlot:
+        """Pictures of it."""
+        return PLOTS[self.kind](self)
+
+    def to_pandas(self) -> Any:
+        """Return its records as a pandas DataFrame, a row per record, nested figures with dotted names.
+
+        Returns
+        -------
+        DataFrame
+            Its ``attrs`` have title, units and the environment of the run.
+
+        Raises
+        ------
+        ImportError
+            pandas isn't installed.
+        """
+        frame = self.table.to_pandas()
+        frame.attrs["environment"] = dict(getattr(self.first, "environment", {}))
+        return frame
+
+    def to_xarray(self) -> Any:
+        """Return its records as an xarray Dataset, with a dimension per column that tells records apart.
+
+        Raises
+        ------
+        ImportError
+            xarray or pandas isn't installed.
+        """
+        data = self.table.to_xarray()
+        data.attrs["environment"] = str(getattr(self.first, "environment", {}))
+        return data
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write its records as Parquet; an old file is replaced whole.
+
+        Raises
+        ------
+        ImportError
+            pyarrow isn't installed.
+        OSError
+            It can't be written there.
+        """
+        self.table.to_parquet(path)
+
+
+class BenchRun(Run):
+    """A bench run."""
+
+    __slots__ = ()
+
+    @property
+    def plot(self) -> BenchPlot:
+        """Pictures of it."""
+        return BenchPlot(self)
+
+
+class ReplayRun(Run):
+    """A replay of one trace on several revisions and VM types."""
+
+    __slots__ = ()
+
+    @property
+    def plot(self) -> ReplayPlot:
+        """Pictures of it."""
+        return ReplayPlot(self)
+
+
+class StressRun(Run):
+    """A fleet."""
+
+    __slots__ = ()
+
+    @property
+    def plot(self) -> StressPlot:
+        """Pictures of it."""
+        return StressPlot(self)
+
+
+_TYPES: Final[Mapping[str, type[Run]]] = {"bench": BenchRun, "replay": ReplayRun, "stress": StressRun}
 
 
 def read_run(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Run:
@@ -101,7 +211,7 @@ def read_run(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Run:
     records = [_decode(line, kind.record, path, number) for number, line in texts]
     if kind.sums is not None and last is None:
         last, shortfall = kind.sums(records), shortfall or "incomplete: its sums are missing"
-    return Run(kind.name, first, records, last, shortfall, str(path), lines.end)
+    return _TYPES.get(kind.name, Run)(kind.name, first, records, last, shortfall, str(path), lines.end)
 
 
 def _last(line: tuple[int, bytes], kind: type[msgspec.Struct]) -> Any:
@@ -136,14 +246,17 @@ __all__ = [
     "MAX_BYTES",
     "BenchCell",
     "BenchFirst",
+    "BenchRun",
     "Replay",
     "ReplayFirst",
+    "ReplayRun",
     "Run",
     "RunError",
     "Seconds",
     "StressFirst",
     "StressGuest",
     "StressLast",
+    "StressRun",
     "StressSums",
     "Violation",
     "read_run",

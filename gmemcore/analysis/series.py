@@ -22,6 +22,7 @@ from gmemcore.analysis.history import (
     step_words,
     thinned,
 )
+from gmemcore.analysis.plots import SeriesPlot
 from gmemcore.analysis.snapshot import Snapshot, states_dataset, take, write_frame
 from gmemcore.analysis.snapshot_file import read_snapshots, write_snapshots
 from gmemcore.analysis.states import STATES
@@ -124,6 +125,19 @@ class Series(Sequence[Snapshot]):
         times = np.array([self._frames.at(number) for number in range(len(self))])
         whole = self.unit == "operations" and bool((times == np.floor(times)).all())
         return times.astype(np.int64) if whole else times
+
+    @property
+    def plot(self) -> SeriesPlot:
+        """Pictures of it."""
+        return SeriesPlot(self)
+
+    @property
+    def name(self) -> str:
+        """What a legend calls it: the label of its snapshots, what was run, or the revision."""
+        if not len(self):
+            return self.source
+        first = self._frames[0]
+        return first.label or self.source or f"{first.vm_type}, {first.abi}"
 
     @property
     def dimension(self) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gmemcore.analysis.address import GuestMemory, block_bytes, states_by_block
 from gmemcore.analysis.bitmap import Bitmap
 from gmemcore.analysis.parts import FileState, Planes, SlotState
+from gmemcore.analysis.plots import SnapshotPlot
 from gmemcore.analysis.states import STATES, states_of
 from gmemcore.analysis.tables import Table, extra, make_table, write_parquet
 from gmemcore.engine.counters import COUNTER_NAMES, Counters
@@ -104,6 +105,11 @@ class Snapshot:
         """Pages of memory in use: in `legacy` those of both sides."""
         states = [state for file in self.files for state in (file.state, file.host) if state is not None]
         return sum(state.totals["allocated"] for state in states)
+
+    @property
+    def plot(self) -> SnapshotPlot:
+        """Pictures of it."""
+        return SnapshotPlot(self)
 
     def state_pages(self) -> dict[str, int]:
         """How many pages of its files are in each of `STATES`."""

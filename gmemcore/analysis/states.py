@@ -1,10 +1,15 @@
 """States of a page: its planes in a word, in order of precedence."""
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from types import SimpleNamespace
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gmemcore.analysis.bitmap import Bitmap
 from gmemcore.analysis.parts import Planes
+from gmemcore.engine.packed import PLANE_NAMES
 
 
 class State(NamedTuple):
@@ -39,3 +44,16 @@ def states_of(planes: Planes) -> dict[str, Bitmap]:
         result[state.name] = pages
         left &= ~pages
     return result
+
+
+def state_of_masks() -> NDArray[np.uint8]:
+    """Return the state of each combination of planes, as an index into `STATES`, shape (64,).
+
+    Bit i of a combination is the plane ``PLANE_NAMES[i]``.
+    """
+    masks = np.arange(1 << len(PLANE_NAMES))
+    planes: Any = SimpleNamespace(**{name: masks >> bit & 1 == 1 for bit, name in enumerate(PLANE_NAMES)})
+    codes = np.full(len(masks), len(STATES), np.uint8)
+    for code, state in enumerate(STATES):
+        codes[state.pages(planes) & (codes == len(STATES))] = code
+    return codes

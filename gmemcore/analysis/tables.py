@@ -211,5 +211,5 @@ def extra(module: str, what: str) -> Any:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"{what} needs {module}, which isn't installed; use pip install 'gmemcore[analysis]'"
+            f"{what} needs {module}, which isn't installed; pip install 'gmemcore[analysis]'"
         ) from error

@@ -88,8 +88,8 @@ def plot(
     picture: Annotated[
         str | None,
         Parameter(
-            help="map, hilbert, runs, stream, mappable, memory; of bench cube, axes, cost; of stress sizes; "
-            "of replay refusals."
+            help="Of snapshots map, hilbert, bars, runs; of a series stream, heatmap, mappable, memory; "
+            "of bench cube, axes, cost; of stress sizes, outcomes; of replay refusals."
         ),
     ] = None,
     output: Annotated[

@@ -1,0 +1,156 @@
+"""Pictures of fleets, and of workloads on many revisions: what guests ask for, and what comes of it."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmemcore.analysis.runs import Run
+from gmemcore.analysis.style import FRACTION_MAP, LINES, axes_for, legend_beside, text_colour
+from gmemcore.uapi import PAGE_SIZE
+from gmemcore.units import size_words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CLASSES: Final = ((0, 0), (1, 3), (4, 8), (9, 17), (18, 63))
+"""Sizes that bars tell apart, as powers of two of pages: 4 KiB, up to 64 KiB, 2 MiB, 1 GiB, and above."""
+
+
+def conversion_sizes(run: Run, ax: "Axes | None" = None) -> "Axes":
+    """Draw how large the conversions of a fleet are: a bar per behaviour, its conversions by size.
+
+    Parameters
+    ----------
+    run : Run
+        Of ``gmemcore stress --json`` or ``gm.stress``.
+    ax : matplotlib Axes or None
+
+    Raises
+    ------
+    ValueError
+        A run of another kind, or one without a conversion.
+    """
+    run.require("stress")
+    counts: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(64))
+    for cell, sums in run.last.cells.items():
+        counts[cell.partition(" ")[0]][: len(sums.sizes)] += sums.sizes
+    made = {name: own for name, own in counts.items() if own.any()}
+    if not made:
+        raise ValueError("no guest asked for a conversion")
+    parts = {
+        _class_words(low, high): [own[low : high + 1].sum() for own in made.values()] for low, high in CLASSES
+    }
+    drawn = _shares(list(made), parts, _shades(len(CLASSES)), ax)
+    drawn.set_xlabel("share of the behaviour's conversions (%)")
+    drawn.set_title("Conversions by size", loc="left")
+    legend_beside(drawn, title="size of the range")
+    return drawn
+
+
+def _class_words(low: int, high: int) -> str:
+    if low == high:
+        return size_words(PAGE_SIZE << low)
+    if high == CLASSES[-1][1]:
+        return f"{size_words(PAGE_SIZE << low)} and more"
+    return f"below {size_words(PAGE_SIZE << high + 1)}"
+
+
+def fleet_outcomes(run: Run, ax: "Axes | None" = None) -> "Axes":
+    """Draw what came of the operations of a fleet: a bar per kind of guest, its operations by outcome.
+
+    Raises
+    ------
+    ValueError
+        A run of another kind, or one without an operation.
+    """
+    run.require("stress")
+    cells = {cell: sums.outcomes for cell, sums in run.last.cells.items() if sum(sums.outcomes.values())}
+    if not cells:
+        raise ValueError("the fleet ran no operation")
+    total: Counter[str] = Counter()
+    for outcomes in cells.values():
+        total.update(outcomes)
+    names = ["OK", *(name for name, _ in total.most_common() if name != "OK")]
+    parts = {name: [outcomes.get(name, 0) for outcomes in cells.values()] for name in names}
+    colours = ["#D3E5F1", *(LINES[i % len(LINES)][0] for i in range(1, len(names)))]
+    drawn = _shares(list(cells), parts, colours, ax)
+    drawn.set_xlabel("share of operations (%)")
+    drawn.set_title("Operations by outcome", loc="left")
+    legend_beside(drawn)
+    return drawn
+
+
+def _shares(
+    rows: Sequence[str], parts: Mapping[str, Sequence[float]], colours: Sequence[Any], ax: "Axes | None"
+) -> "Axes":
+    """Draw a stacked bar per row, each 100 % long, with what it counts at its end."""
+    totals = np.sum(list(parts.values()), axis=0)
+    drawn = axes_for(ax, (8.0, 1.5 + 0.36 * len(rows)))
+    left = np.zeros(len(rows))
+    for (name, counts), colour in zip(parts.items(), colours, strict=True):
+        widths = np.asarray(counts) / np.maximum(totals, 1) * 100
+        if widths.any():
+            drawn.barh(
+                range(len(rows)), widths, left=left, label=name, color=colour, height=0.75,
+                edgecolor="white", linewidth=0.5,
+            )  # fmt: skip
+        left += widths
+    for row, total in enumerate(totals):
+        drawn.text(101, row, f"{int(total):,}", va="center", fontsize=8)
+    drawn.set_yticks(range(len(rows)), rows)
+    drawn.invert_yaxis()
+    drawn.set_xlim(0, 100)
+    drawn.spines[["left", "bottom"]].set_visible(False)
+    drawn.tick_params(length=0)
+    return drawn
+
+
+def _shades(n: int) -> list[Any]:
+    """Colours of an order, light to dark, the same for people who see few of them."""
+    from matplotlib import colormaps
+
+    return list(colormaps[FRACTION_MAP](np.linspace(0.05, 0.95, n)))
+
+
+def refusal_map(run: Run, ax: "Axes | None" = None) -> "Axes":
+    """Draw how many operations of a workload are refused: revisions down, VM types across.
+
+    Parameters
+    ----------
+    run : Run
+        Of ``gmemcore replay --json``, with one firmware.
+    ax : matplotlib Axes or None
+
+    Raises
+    ------
+    ValueError
+        A run of another kind, or one without a replay.
+    """
+    run.require("replay")
+    if not run.records:
+        raise ValueError("the trace was replayed nowhere")
+    abis = list(dict.fromkeys(replay.abi for replay in run.records))
+    vm_types = list(dict.fromkeys(replay.vm_type for replay in run.records))
+    refused: Any = np.ma.MaskedArray(np.zeros((len(abis), len(vm_types))), mask=True)
+    counts: dict[tuple[int, int], int] = {}
+    for replay in run.records:
+        place = abis.index(replay.abi), vm_types.index(replay.vm_type)
+        refused[place] = replay.refused / max(replay.operations, 1) * 100
+        counts[place] = replay.refused
+    drawn = axes_for(ax, (3.6 + 1.1 * len(vm_types), max(1.6 + 0.32 * len(abis), 2.6)))
+    image = drawn.imshow(refused, cmap=FRACTION_MAP, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
+    bar = drawn.figure.colorbar(image, ax=drawn, label="operations refused (%)", shrink=0.9)
+    bar.outline.set_visible(False)
+    for (y, x), count in counts.items():
+        colour = text_colour(image, refused[y, x])
+        drawn.text(x, y, f"{count:,}", ha="center", va="center", fontsize=8, color=colour)
+    drawn.set_xticks(range(len(vm_types)), vm_types)
+    drawn.set_yticks(range(len(abis)), abis)
+    drawn.tick_params(length=0, labelsize=8)
+    drawn.xaxis.tick_top()
+    drawn.spines[:].set_visible(False)
+    drawn.set_title("Operations refused", loc="left", pad=12)
+    return drawn
