@@ -275,7 +275,15 @@ def _launch_update(machine: Machine, step: Step) -> Seen:
 
 
 def _launch_finish(machine: Machine, step: Step) -> Seen:
-    machine.vm.launch_finish()
+    if "vmsas" in step:
+        machine.vm.launch_finish([bytes.fromhex(vmsa) for vmsa in step["vmsas"]])
+    else:
+        machine.vm.launch_finish()
+    return {}
+
+
+def _close(machine: Machine, step: Step) -> Seen:
+    _file(machine, step).close()
     return {}
 
 
@@ -319,7 +327,8 @@ OPERATIONS = {
     "slot_add": _operation(_slot_add, "slot gpa size", "gmem gmem_offset"),
     "slot_delete": _operation(_slot_delete, "slot"),
     "launch_update": _operation(_launch_update, "gpa size", "source page_type pages_done"),
-    "launch_finish": _operation(_launch_finish),
+    "launch_finish": _operation(_launch_finish, may="vmsas"),
+    "close": _operation(_close, may="gmem"),
     "runs": _operation(_runs, "runs", "gmem"),
     "counters": _operation(_counters, "values"),
 }
@@ -425,6 +434,10 @@ def _check_source(step: Step) -> None:
         _check_hex("source", source)
     if "values" in step and not isinstance(step["values"], dict):
         raise VectorError(f"values must be counters by name, not {step['values']!r}")
+    if not isinstance(step.get("vmsas", []), list):
+        raise VectorError(f"vmsas must be a list of hex, not {step['vmsas']!r}")
+    for vmsa in step.get("vmsas", []):
+        _check_hex("a VMSA", vmsa)
 
 
 def _check_hex(field: str, value: Any) -> None:

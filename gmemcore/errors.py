@@ -15,6 +15,7 @@
     +-- UnknownIoctlError          ENOTTY      a request this fd doesn't have
     +-- NotMappableError           ENODEV      a file created without MMAP
     +-- LaunchUpdateError          as KVM's    pages_done says how far it came
+    +-- LaunchFinishError          as KVM's    the launch is finished already
     +-- HostAccessError            SIGBUS      the host touched what it may not
     +-- GuestExit                  KVM_RUN's exits
         +-- MemoryFaultExit        MEMORY_FAULT (gpa, size, flags)
@@ -170,6 +171,15 @@ class LaunchUpdateError(GmemError):
         self.outcome = outcome
         self.number = ERRNO_NUMBERS[outcome]  # type: ignore[misc]  # the one class with KVM's choice of errno
         self.pages_done = pages_done
+        super().__init__(message)
+
+
+class LaunchFinishError(GmemError):
+    """A launch was finished twice: EINVAL, or EIO where it is the firmware that refuses."""
+
+    def __init__(self, message: str, outcome: str) -> None:
+        self.outcome = outcome
+        self.number = ERRNO_NUMBERS[outcome]  # type: ignore[misc]  # KVM's choice of errno
         super().__init__(message)
 
 

@@ -150,7 +150,10 @@ class Runner:
         )
 
     def launch_finish(self, step):
-        self.vm.launch_finish()
+        self.vm.launch_finish(step.get("vmsas"))
+
+    def close(self, step):
+        self.gmem(step).close()
 
     def runs(self, step):
         check("runs", [tuple(run) for run in step["runs"]], self.gmem(step).runs())

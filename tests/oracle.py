@@ -210,6 +210,7 @@ class OracleVm:
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.private_frames = set()  # `legacy` only: attributes belong to the Vm (section 8)
         self.cpuid_correction = None
+        self.has_vcpus = True
 
     # capabilities, creation, slots
 
@@ -232,7 +233,7 @@ class OracleVm:
         refuse_if(slot in self.slots)
         slots = self.slots.values()
         refuse_if(any(overlap(gpa, size, old.gpa, old.size) for old in slots), "EEXIST")
-        refuse_if(not isinstance(gmem, OracleGmem), "EBADF")
+        refuse_if(not isinstance(gmem, OracleGmem) or gmem.closed, "EBADF")
         refuse_if(gmem.vm is not self or gmem_offset + size > gmem.size)
         for old in slots:
             bound = old.gmem is gmem and overlap(gmem_offset, size, old.gmem_offset, old.size)
@@ -241,7 +242,9 @@ class OracleVm:
 
     def slot_delete(self, slot):
         refuse_if(slot not in self.slots)
-        del self.slots[slot]
+        deleted = self.slots.pop(slot)
+        if not deleted.gmem.closed:
+            deleted.gmem.unmap(deleted.gmem.pages(deleted.gmem_offset, deleted.size))
 
     def find(self, frame):
         """(gmem, page of it) behind a guest frame, or None."""
@@ -306,6 +309,8 @@ class OracleVm:
         if found is None:  # `legacy`: an attribute needs no slot
             return "MEMORY_FAULT" if is_private else "MMIO", found, kind
         gmem, page = found
+        if gmem.closed:
+            return "MEMORY_FAULT", found, kind
         if self.legacy and not kind:
             return None, found, kind  # ordinary host memory: neither poison nor acceptance
         if gmem.poisoned[page]:
@@ -317,7 +322,8 @@ class OracleVm:
     def _frame_is_private(self, frame, found):
         if self.legacy:
             return frame in self.private_frames
-        return found is not None and bool(found[0].private[found[1]])  # no slot counts as shared
+        # No slot, or none with a file that is open, counts as shared.
+        return found is not None and not found[0].closed and bool(found[0].private[found[1]])
 
     def _memory_fault(self, frame, private):
         self.counters["memory_faults"] += 1
@@ -362,7 +368,8 @@ class OracleVm:
             found = self.find(frame)
             # `legacy`: accept acts on the gmem, the private side, whatever the Vm's attribute says (settled
             # by the recorded walks).
-            if found is None or not (self.legacy or found[0].private[found[1]]):
+            there = found is not None and not found[0].closed
+            if not there or not (self.legacy or found[0].private[found[1]]):
                 self._memory_fault(frame, True)
             refuse_if(found[0].poisoned[found[1]], "EHWPOISON")
         for frame in frames:
@@ -414,20 +421,16 @@ class OracleVm:
         if found is None:
             return "EINVAL"
         gmem, page = found
+        if gmem.closed:
+            return "EFAULT"
         if gmem.poisoned[page]:
             return "EHWPOISON"
         gmem.allocate(page)
         if not self._frame_is_private(frame, found):
             return "EINVAL"
-        if self.coco:
-            if self.abi == "v4" and content is None and page_type != "ZERO":
-                return "EIO" if self.vm_type == "SNP" else "EOPNOTSUPP"
-            if gmem.assigned[page]:
-                return "EIO"
-            if self.phase == "running":  # SNP: the firmware refuses what has been copied already
-                if content is not None:
-                    gmem.memory.put(page, content)
-                return "EIO"
+        reason = self._platform_refuses(gmem, page, content, page_type) if self.coco else None
+        if reason is not None:
+            return reason
         if page_type == "CPUID" and self.cpuid_correction is not None and self.coco:
             gmem.memory.put(page, self.cpuid_correction)
             self.cpuid_correction = None
@@ -443,8 +446,23 @@ class OracleVm:
             gmem.accept(page)
         return None
 
-    def launch_finish(self):
-        refuse_if(self.coco and self.phase == "running")
+    def _platform_refuses(self, gmem, page, content, page_type):
+        if self.abi == "v4" and content is None and page_type != "ZERO":
+            return "EIO" if self.vm_type == "SNP" else "EOPNOTSUPP"
+        if gmem.assigned[page]:
+            return "EIO"
+        if self.phase == "running":  # SNP: the firmware refuses what has been copied already
+            if content is not None:
+                gmem.memory.put(page, content)
+            return "EIO"
+        return None
+
+    def launch_finish(self, vmsas=None):
+        """`vmsas`: one a vCPU; None: some vCPUs."""
+        if self.phase == "running" and self.coco:
+            raise OracleError("EINVAL" if self.has_vcpus or self.vm_type == "TDX" else "EIO")
+        if self.phase == "launching":
+            self.has_vcpus = vmsas is None or len(vmsas) > 0
         self.phase = "running"
 
 
@@ -463,6 +481,7 @@ class OracleGmem:
         self.memory = Memory(self.key_page)
         self.host_memory = Memory(self.key_page) if vm.legacy else self.memory
         self.counters = dict.fromkeys(COUNTERS, 0)
+        self.closed = False
         self.allocations_left = None  # injected failure: None, or how many allocations still succeed
 
     # A plane has a byte a page, from its first use on: a file can be larger than memory.
@@ -520,6 +539,18 @@ class OracleGmem:
             self.assigned[page] = 0
             self.accepted[page] = 0
             self._count_firmware()
+
+    def unmap(self, pages):
+        """What the guest can't reach any more leaves TDX's S-EPT, and is cleared."""
+        if self.vm.vm_type == "TDX":
+            for page in pages:
+                self._zero_if(page, self.assigned[page])
+                self.unassign(page)
+
+    def close(self):
+        if not self.closed:
+            self.unmap(range(self.n_pages))
+            self.closed = True
 
     # conversion (sections 3 and 5)
 

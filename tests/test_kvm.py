@@ -473,6 +473,7 @@ USES_A_FILE = [
     {"op": "runs", "runs": []},
     {"op": "discard_shared", "offset": 0, "size": P},
     {"op": "ioctl", "fd": "g", "request": 1, "argument": None, "expect": "ENOTTY"},
+    {"op": "close"},
 ]
 
 

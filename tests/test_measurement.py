@@ -7,7 +7,13 @@ import pytest
 from sevsnpmeasure.gctx import GCTX
 
 import gmemcore
-from gmemcore.errors import GmemError, InvalidArgumentError, LaunchUpdateError, NotValidatedExit
+from gmemcore.errors import (
+    GmemError,
+    InvalidArgumentError,
+    LaunchFinishError,
+    LaunchUpdateError,
+    NotValidatedExit,
+)
 from gmemcore.machine import measurement
 from gmemcore.machine.measurement import DIGEST_SIZE, MEASURED_TYPES, VMSA_GPA, LaunchDigest
 from gmemcore.policy import PLATFORMS
@@ -211,7 +217,7 @@ def test_vmsas_are_measured_when_the_launch_ends():
         theirs.update_vmsa_page(vmsa)
     assert vm.launch_measurement == theirs.ld()
     assert gmem.allocated == allocated  # they aren't guest memory
-    with pytest.raises(InvalidArgumentError):
+    with pytest.raises(LaunchFinishError, match="finished already"):
         vm.launch_finish(vmsas)
     assert vm.launch_measurement == theirs.ld()
 

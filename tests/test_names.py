@@ -48,7 +48,7 @@ def forms(member):
         found += [n for number, named in NUMBERS.get(kind, {}).items() if named is member
                   for n in (number, np.uint64(number))]  # fmt: skip
     else:
-        found += [int(member), np.uint64(member), np.int8(member)]
+        found += [int(member), np.uint64(member), np.int16(member)]
     return found
 
 

@@ -9,7 +9,18 @@ import pytest
 
 from gmemcore import policy, uapi
 from gmemcore.errors import InvalidArgumentError
-from gmemcore.policy import ABIS, EFFECTS, PLATFORMS, Abi, ByteOperation, Flag, FlagsCapability, Rank, Rule
+from gmemcore.policy import (
+    ABIS,
+    EFFECTS,
+    PLATFORMS,
+    Abi,
+    ByteOperation,
+    Flag,
+    FlagsCapability,
+    Rank,
+    Rule,
+    Tracking,
+)
 from gmemcore.policy import revisions as rows
 from gmemcore.uapi import Capability, ContentMode, Direction, Firmware, PageType, Phase, VmType
 
@@ -405,7 +416,9 @@ def test_an_effect_on_unallocated_pages_allocates_them():
 
 def test_coco_is_what_is_tracked_accepted_and_encrypted():
     for row in PLATFORMS.values():
-        assert row.coco == (row.tracking is not None) == (row.accept is not None) == row.finish_once
+        assert row.coco == (row.tracking is not None) == (row.accept is not None)
+        assert row.coco == (row.finish_again is not None) == (row.finish_again_without_vcpus is not None)
+        assert row.unmapping_removes == (row.tracking == Tracking.SEPT)
         assert row.private_memory == (row.populate is not None)
         if row.populate is not None:
             assert row.coco == row.populate.encrypts

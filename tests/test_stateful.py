@@ -713,6 +713,37 @@ class Pair:
             atomic=True,
         )
 
+    def op_close(self, choose):
+        """Close a file whose memslots stay, look at what is there, and begin with another one."""
+        if choose.chance(80):
+            return self.op_host_write(choose)
+        file = self._file(choose)
+        self.do(f"file {self._gmem_index(file)}: close()", file.model.close, file.gmem.close)
+        assert self.vm.counters.asdict() == self.model.counters
+        for slot, old in list(self.model.slots.items()):
+            if old.gmem is not file.model:
+                continue
+            private = choose.one_of((None, True, False))
+            self.do(
+                f"guest_read({old.gpa}, 8, {private})",
+                lambda gpa=old.gpa, private=private: self.model.guest_read(gpa, 8, private),
+                lambda gpa=old.gpa, private=private: self.vm.guest_read(gpa, 8, private),
+            )
+            self.do(
+                f"accept({old.gpa}, {PAGE})",
+                lambda gpa=old.gpa: self.model.accept(gpa, PAGE),
+                lambda gpa=old.gpa: self.vm.accept(gpa, PAGE),
+            )
+            self.do(
+                f"launch_update({old.gpa}, {PAGE}, None, 'ZERO')",
+                lambda gpa=old.gpa: self.model.launch_update(gpa, PAGE, None, "ZERO"),
+                lambda gpa=old.gpa: self.vm.launch_update(gpa, PAGE, None, "ZERO"),
+            )
+            self._delete_slot(slot)
+        self.files.remove(file)
+        self._create(file.model.size, self._good_flags(choose), file.base)
+        return self._add_slot(choose, choose.between(0, 3), whole=True)
+
     # operations: launch
 
     def op_launch_update(self, choose):
@@ -757,7 +788,12 @@ class Pair:
     def op_launch_finish(self, choose):
         if choose.chance(50):  # rarely, so that both phases are long
             return self.op_launch_update(choose)
-        return self.do("launch_finish()", self.model.launch_finish, self.vm.launch_finish)
+        vmsas = choose.one_of((None, None, [], [bytes(PAGE)]))
+        return self.do(
+            f"launch_finish({vmsas and len(vmsas)})",
+            lambda: self.model.launch_finish(vmsas),
+            lambda: self.vm.launch_finish(vmsas),
+        )
 
     def op_check_cap(self, choose):
         name = choose.one_of(hand.CAPABILITIES)
@@ -785,6 +821,7 @@ ACCESSES = {
     Pair.op_launch_finish: 2,
     Pair.op_check_cap: 1,
     Pair.op_create: 1,
+    Pair.op_close: 1,
 }
 CONVERSIONS = {
     Pair.op_set: 25,

@@ -71,8 +71,9 @@ GUEST_TERMS: dict[tuple[bool, bool | None], tuple[Term, ...]] = {
     (False, None): (IS_POISONED,),
 }
 NO_MEMSLOT = Term(Plane.NONE, Plane.NONE, "MMIO")
-NO_PRIVATE_MEMSLOT = Term(Plane.NONE, Plane.NONE, "MEMORY_FAULT")
-"""Where the access is private, or the Vm's attribute is: what no memslot holds counts as shared otherwise."""
+NO_PAGE = Term(Plane.NONE, Plane.NONE, "MEMORY_FAULT")
+"""No memslot, where the access or the Vm's attribute is private (it counts as shared otherwise); or a memslot
+whose file is closed."""
 
 ACCEPT_TERMS = (IS_SHARED, IS_POISONED)
 HOST_TERMS = (Term(Plane.PRIVATE, Plane.NONE, "SIGBUS"), Term(Plane.POISONED, Plane.NONE, "SIGBUS"))
@@ -85,7 +86,7 @@ REFUSED_BY_FIRMWARE = Term(Plane.NONE, Plane.NONE, "EIO", Plane.ALLOCATED, copie
 
 def hole_of(platform: Platform, private: bool | None) -> Term:
     """Return what refuses a guest's access of one kind where no memslot is."""
-    return NO_PRIVATE_MEMSLOT if platform.coco and private else NO_MEMSLOT
+    return NO_PAGE if platform.coco and private else NO_MEMSLOT
 
 
 def populate_terms(

@@ -328,6 +328,10 @@ class Store:
         """First use: the pages exist from now on. promised: memory for them is there already."""
         return self._apply(start, end, KEEP_BYTES, Plane.ALLOCATED, promised=promised)
 
+    def unassign(self, start: int, end: int, operations: int) -> Counters:
+        """Take pages out of the table that assigns them, doing to bytes what the operations say by rank."""
+        return self._apply(start, end, operations, Plane.NONE, Plane.ASSIGNED | Plane.ACCEPTED)
+
     def mark(self, page: int, planes: Plane) -> Counters:
         """Leave a page that refused a step with the planes of the term that it matched."""
         return self._apply(page, page + 1, KEEP_BYTES, planes)

@@ -89,7 +89,7 @@ class KvmMachine:
             return [Range("", step["address"], step["address"] + step["size"])]
         if op == "ioctl":
             return [Range("" if step["fd"] == "vm" else step["fd"], 0, WHOLE)]
-        if op in ("create", "slot_add", "runs"):
+        if op in ("create", "slot_add", "runs", "close"):
             return [Range(step.get("as") or step.get("gmem", "g"), 0, WHOLE)]
         if "offset" in step:
             size = PAGE_SIZE if op == "poison" else size_of(step)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gmemcore.engine.arguments import U64_MAX
 from gmemcore.engine.state import Plane
-from gmemcore.engine.steps import NO_PRIVATE_MEMSLOT, Term
+from gmemcore.engine.steps import NO_PAGE, Term
 from gmemcore.engine.store import Store
 from gmemcore.errors import (
     BadFileError,
@@ -34,7 +34,8 @@ from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, MemoryAttribute
 class Segment:
     """A stretch of guest physical memory: a byte range of one store, or a hole (store is None).
 
-    `private` is the Vm's attribute there, in `legacy`; None where attributes are the file's.
+    `private` is the Vm's attribute there, in `legacy`; None where attributes are the file's. A hole is
+    `closed` if there is a memslot, and its file is closed.
     """
 
     gpa: int
@@ -42,6 +43,7 @@ class Segment:
     store: Store | None
     offset: int
     private: bool | None = None
+    closed: bool = False
 
     @property
     def pages(self) -> tuple[int, int]:
@@ -146,11 +148,11 @@ def first_refused(segments: Sequence[Segment], terms: Sequence[Term], hole: Term
 
     References
     ----------
-    kvm_mmu_faultin_pfn: the attribute comes before the memslot.
+    kvm_mmu_faultin_pfn: the attribute comes before the memslot. kvm_gmem_get_pfn: EFAULT of a closed file.
     """
     for segment in segments:
         if segment.store is None:
-            hole = NO_PRIVATE_MEMSLOT if segment.private else hole
+            hole = NO_PAGE if segment.private or segment.closed else hole
             return Refused(hole, segment.gpa & -PAGE_SIZE, segment, 0)
         page, term = first_page(segment.store, *segment.pages, terms)
         if term is not None:
@@ -165,7 +167,7 @@ def guest_exit(refused: Refused, private: bool) -> GmemError:
     if refusal == "MEMORY_FAULT":
         why = f"the page is {'shared' if private else 'private'}; convert it first"
         if refused.segment.store is None:
-            why = "no memslot there"
+            why = "the file of its memslot is closed" if refused.segment.closed else "no memslot there"
         flags = int(MemoryAttribute.PRIVATE) if private else 0
         return MemoryFaultExit(f"{where}: {why}", refused.gpa, PAGE_SIZE, flags)
     if refusal == "MMIO":

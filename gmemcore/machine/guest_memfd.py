@@ -732,9 +732,14 @@ class GuestMemfd:
         self._open(self._store).fail_allocations_after(None if n is None else as_u64(n, "n"))
 
     def close(self) -> None:
-        """Close the file: its memory goes when the last view of it is gone. Closing twice is allowed."""
+        """Close the file: its memory goes when the last view of it is gone. Closing twice is allowed.
+
+        Its memslots stay: a guest access there is MEMORY_FAULT. On TDX its pages leave the S-EPT first.
+        """
         with self.vm.lock, self._store.lock, self._host.lock:
             if not self._closed:
+                if not self.vm.closed:  # which takes everything down at once
+                    self.vm.unmap(self, 0, self.n_pages)
                 self.vm.forget(self)
                 self._closed = True
                 self._store.close()

@@ -84,7 +84,8 @@ def launch_update(vm: "VmFace", segments: Sequence[Segment], image: Image) -> La
     done, counters = 0, Counters()
     for segment in segments:
         if segment.store is None:
-            return _stopped(rules, "EINVAL", segment, 0, done, counters)
+            why = (rules.page_refusal or "EFAULT") if segment.closed else "EINVAL"
+            return _stopped(rules, why, segment, 0, done, counters)
         start, end = segment.pages
         stop, term = first_page(segment.store, start, end, _terms(vm, rules, image, segment))
         segment.store.promise(start, stop + 1 if term is not None and term.mark else stop)

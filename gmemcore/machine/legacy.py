@@ -53,7 +53,7 @@ class LegacyVm(VmFace):
         for start, end, slot in self._memslots.walk(gpa, size):
             for low, high, private in self._by_attribute(start, end):
                 if slot is None or slot.gmem.closed:
-                    segments.append(Segment(low, high - low, None, 0, private))
+                    segments.append(Segment(low, high - low, None, 0, private, closed=slot is not None))
                     continue
                 store = slot.gmem._store if private or private_side else slot.gmem._host
                 offset = low - slot.gpa + slot.gmem_offset

@@ -105,8 +105,8 @@ class Memslots(Generic[FileT]):
                 )
         insort(self._by_gpa, new, key=lambda slot: slot.gpa)
 
-    def delete(self, slot_id: int) -> None:
-        """Delete a memslot; the file and its attributes stay.
+    def delete(self, slot_id: int) -> Memslot[FileT]:
+        """Delete and return a memslot; the file and its attributes stay.
 
         Raises
         ------
@@ -115,8 +115,7 @@ class Memslots(Generic[FileT]):
         """
         for i, slot in enumerate(self._by_gpa):
             if slot.slot == slot_id:
-                del self._by_gpa[i]
-                return
+                return self._by_gpa.pop(i)
         known = ", ".join(str(slot.slot) for slot in self._by_gpa) or "none"
         raise InvalidArgumentError(f"there is no memslot {slot_id}; existing: {known}")
 

@@ -14,14 +14,20 @@ from numpy.typing import NDArray
 
 from gmemcore.engine.arguments import U64_MAX, as_int, as_u64, check_aligned
 from gmemcore.engine.backing import BACKINGS, Backing
-from gmemcore.engine.conversion import ConversionResult, Rules, compile_rules, tracking_column
+from gmemcore.engine.conversion import (
+    ConversionResult,
+    Rules,
+    compile_rules,
+    pack_operations,
+    tracking_column,
+)
 from gmemcore.engine.counters import Counters
 from gmemcore.engine.host_view import require_shared
 from gmemcore.engine.steps import (
     ACCEPT_OPERATIONS,
     ACCEPT_TERMS,
     GUEST_TERMS,
-    NO_PRIVATE_MEMSLOT,
+    NO_PAGE,
     NOT_ACCEPTED,
     hole_of,
 )
@@ -29,6 +35,7 @@ from gmemcore.engine.store import Store
 from gmemcore.errors import (
     BadFileError,
     InvalidArgumentError,
+    LaunchFinishError,
     LaunchUpdateError,
     MemoryFaultExit,
     UnsupportedOperationError,
@@ -43,6 +50,7 @@ from gmemcore.machine.memslots import Memslot, Memslots
 from gmemcore.names import member
 from gmemcore.policy import PLATFORMS, Abi, Platform, Populate, capability, get_abi
 from gmemcore.uapi import (
+    PAGE_SHIFT,
     PAGE_SIZE,
     ContentMode,
     Direction,
@@ -114,6 +122,7 @@ class VmFace:
         self._memory_faults = 0
         self._cpuid_correction: bytes | None = None
         self._launch_began = False
+        self._has_vcpus = True
         self._launch_digest: LaunchDigest | None = None
 
     def __repr__(self) -> str:
@@ -146,6 +155,11 @@ class VmFace:
         self.close()
 
     # ---- what it is ----------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     @property
     def phase(self) -> Phase:
@@ -268,13 +282,23 @@ class VmFace:
     def delete_memslot(self, slot: int) -> None:
         """Delete a memslot; its file and the attributes there stay.
 
+        On TDX its pages leave the S-EPT, which clears them: the guest has to accept them again.
+
         Raises
         ------
         InvalidArgumentError
             EINVAL: there is none.
         """
         with self.lock:
-            self._memslots.delete(as_int(slot, "slot"))
+            deleted = self._memslots.delete(as_int(slot, "slot"))
+            if not deleted.gmem.closed:
+                start = deleted.gmem_offset >> PAGE_SHIFT
+                self.unmap(deleted.gmem, start, start + (deleted.size >> PAGE_SHIFT))
+
+    def unmap(self, gmem: GuestMemfd, start: int, end: int) -> None:
+        """Unmap pages of a file from the guest, which leaves them private."""
+        if self.platform.unmapping_removes:
+            gmem._store.unassign(start, end, pack_operations(self.platform.to_shared))
 
     # ---- the guest's view ----------------------------------------------------------------------
 
@@ -338,7 +362,7 @@ class VmFace:
         with self.lock:
             segments = self._resolve(gpa, size, private_side=True)
             with access.locked(segments):
-                self._raise_refused(access.first_refused(segments, ACCEPT_TERMS, NO_PRIVATE_MEMSLOT), True)
+                self._raise_refused(access.first_refused(segments, ACCEPT_TERMS, NO_PAGE), True)
                 access.promise(segments)
                 total = Counters()
                 for segment in segments:
@@ -446,37 +470,50 @@ class VmFace:
         if self.abi.legacy and self.platform.coco and image.in_place:
             raise InvalidArgumentError(f"abi {self.abi.name} has no populate in place; a source is needed")
 
-    def launch_finish(self, vmsas: Sequence[bytes | bytearray | memoryview | NDArray[np.uint8]] = ()) -> None:
+    def launch_finish(
+        self, vmsas: Sequence[bytes | bytearray | memoryview | NDArray[np.uint8]] | None = None
+    ) -> None:
         """End the launch phase (SNP_LAUNCH_FINISH, TDX finalize).
 
         Parameters
         ----------
-        vmsas : sequence of bytes-like, PAGE_SIZE bytes each
-            Each vCPU's VMSA. KVM encrypts and measures these pages itself, before the firmware closes the
-            measurement; they aren't guest memory. Where no launch digest is kept they make no difference.
+        vmsas : sequence of bytes-like, PAGE_SIZE bytes each, or None
+            Each vCPU's VMSA; none for a VM without vCPUs. KVM encrypts and measures these pages before the
+            firmware closes the measurement; they aren't guest memory. None: there are vCPUs, and their
+            VMSAs don't enter the launch digest.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: twice, where there is a measurement to close; a VMSA of another size. The launch goes on.
+            EINVAL: a VMSA of another size. The launch goes on.
+        LaunchFinishError
+            SNP and TDX: the launch is finished already. EINVAL; EIO on SNP if the VM has no vCPUs.
 
         References
         ----------
         snp_launch_finish, snp_launch_update_vmsa; tdx_td_finalize.
         """
-        pages = [access.as_bytes(vmsa).tobytes() for vmsa in vmsas]
+        pages = [access.as_bytes(vmsa).tobytes() for vmsa in vmsas or ()]
         for page in pages:
             if len(page) != PAGE_SIZE:
                 raise InvalidArgumentError(f"a VMSA must be {PAGE_SIZE} bytes, not {len(page)}")
         with self.lock:
-            if self._phase == Phase.RUNNING and self.platform.finish_once:
-                raise InvalidArgumentError("the launch is finished already")
+            if self._phase == Phase.LAUNCHING:
+                self._has_vcpus = vmsas is None or len(pages) > 0
+            elif again := self._finish_again():
+                raise LaunchFinishError("the launch is finished already", again)
             with access.locked([Segment(0, 0, gmem._store, 0) for gmem in self.files]):
                 if self._launch_digest is not None:
                     for page in pages:
                         self._launch_digest.update(VMSA_GPA, PageType.VMSA, page)
                 self._phase = Phase.RUNNING
                 self._rules = compile_rules(self.abi, self.vm_type, self.firmware, self._phase)
+
+    def _finish_again(self) -> str | None:
+        """Errno name of a second launch_finish, if it is refused."""
+        if self._has_vcpus:
+            return self.platform.finish_again
+        return self.platform.finish_again_without_vcpus
 
     def start_measurement(self) -> None:
         """Keep a launch digest of every page that a launch update populates from now on (SNP).
@@ -683,7 +720,7 @@ class Vm(VmFace):
 
     def _resolve(self, gpa: int, size: int, *, private_side: bool = False) -> list[Segment]:
         return [
-            Segment(start, end - start, None, 0)
+            Segment(start, end - start, None, 0, closed=slot is not None)
             if slot is None or slot.gmem.closed
             else Segment(start, end - start, slot.gmem._store, start - slot.gpa + slot.gmem_offset)
             for start, end, slot in self._memslots.walk(gpa, size)

@@ -95,8 +95,11 @@ class Platform:
         What the guest's accept does; None where it does nothing.
     to_private, to_shared : tuple of ByteOperation, length 4
         The platform's own step in a conversion, by the page's `Rank`.
-    finish_once : bool
-        A second ``launch_finish`` is EINVAL.
+    finish_again, finish_again_without_vcpus : str or None
+        Errno name of a second ``launch_finish``; None: it does nothing.
+    unmapping_removes : bool
+        Unmapping a page from the guest takes it out of the table: when its memslot is deleted, or its file
+        closed. It stays private, and has to be accepted again.
     populate : Populate or None
         How the initial image is taken; None: not at all (EINVAL).
     summary : str
@@ -110,7 +113,9 @@ class Platform:
     accept: Accept | None
     to_private: Operations
     to_shared: Operations
-    finish_once: bool
+    finish_again: str | None
+    finish_again_without_vcpus: str | None
+    unmapping_removes: bool
     populate: Populate | None
     summary: str
 
@@ -139,7 +144,9 @@ _ROWS = (
         accept=None,
         to_private=_NOTHING,
         to_shared=_NOTHING,
-        finish_once=False,
+        finish_again=None,
+        finish_again_without_vcpus=None,
+        unmapping_removes=False,
         populate=None,
         summary="an ordinary guest: no private memory",
     ),
@@ -151,7 +158,9 @@ _ROWS = (
         accept=None,
         to_private=_NOTHING,
         to_shared=_NOTHING,
-        finish_once=False,
+        finish_again=None,
+        finish_again_without_vcpus=None,
+        unmapping_removes=False,
         populate=_PLAIN_POPULATE,
         summary="software-protected guest for tests: private memory without hardware behind it",
     ),
@@ -163,7 +172,10 @@ _ROWS = (
         accept=Accept.KEEP,
         to_private=_NOTHING,
         to_shared=_NOTHING,
-        finish_once=True,
+        # snp_launch_finish: with a vCPU it is snp_launch_update_vmsa that refuses; without, the firmware.
+        finish_again="EINVAL",
+        finish_again_without_vcpus="EIO",
+        unmapping_removes=False,
         # snp_launch_update: looks at no phase, makes EIO of whatever stops kvm_gmem_populate, and reports
         # progress as success; VMSAs are KVM's own to encrypt and measure (snp_launch_update_vmsa).
         populate=Populate(
@@ -186,7 +198,9 @@ _ROWS = (
         accept=Accept.CLEAR,
         to_private=_NOTHING,
         to_shared=_CLEAR_ASSIGNED,
-        finish_once=True,
+        finish_again="EINVAL",
+        finish_again_without_vcpus="EINVAL",
+        unmapping_removes=True,  # tdx_sept_remove_private_spte, whenever KVM zaps a private mapping
         # tdx_vcpu_init_mem_region: a page at a time, whatever memslot it is in.
         populate=Populate(
             encrypts=True,
@@ -208,7 +222,9 @@ _ROWS = (
         accept=None,
         to_private=_NOTHING,
         to_shared=_NOTHING,
-        finish_once=False,
+        finish_again=None,
+        finish_again_without_vcpus=None,
+        unmapping_removes=False,
         populate=_PLAIN_POPULATE,
         summary="pKVM: conversion keeps bytes; it stands for the guest's hypercall and the host's ioctl",
     ),
