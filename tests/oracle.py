@@ -1,7 +1,7 @@
 """A naive model of the whole specification: dicts and bytes, no NumPy, nothing imported from the package.
 
 It is written to be obvious, and slow where that helps. The tests run it beside the package and compare
-everything. Section numbers in comments are those of the specification.
+everything. The specification is docs/spec.md.
 
 Two things an oracle cannot know: the random stream of SCRAMBLE (such bytes are marked unknown until they are
 overwritten, and a read says which bytes it is sure of), and the launch measurement, which is tested apart.
@@ -77,7 +77,7 @@ def vfs_takes(mode):
     return operation in (0x08, 0x20, 0x80) and not keeps_size  # collapse, insert, write zeroes
 
 
-# --- the key stream (section 3) -------------------------------------------------------------------
+# --- the key stream -------------------------------------------------------------------
 
 
 def splitmix64(seed, n):
@@ -208,7 +208,7 @@ class OracleVm:
         self.gmems = []
         self.slots = {}
         self.counters = dict.fromkeys(COUNTERS, 0)
-        self.private_frames = set()  # `legacy` only: attributes belong to the Vm (section 8)
+        self.private_frames = set()  # `legacy` only: attributes belong to the Vm (docs/spec.md, Two backings)
         self.cpuid_correction = None
         self.has_vcpus = True
 
@@ -253,7 +253,7 @@ class OracleVm:
                 return slot.gmem, (frame * PAGE - slot.gpa + slot.gmem_offset) // PAGE
         return None
 
-    # attributes on the VM fd (sections 5 and 8)
+    # attributes on the VM fd
 
     def vm_set(self, address, size, attributes, flags=0):
         known = PRIVATE if self.legacy and self.vm_type != "DEFAULT" else 0
@@ -285,7 +285,7 @@ class OracleVm:
         return [len({f in self.private_frames for f in block}) == 1 for block in blocks]
 
     def _count_blocks(self, before, after):
-        """Section 10: blocks that ceased or began to have one attribute."""
+        """Blocks that ceased or began to have one attribute."""
         for was, is_now in zip(before, after, strict=True):
             self.counters["blocks_2m_split"] += was and not is_now
             self.counters["blocks_2m_merged"] += is_now and not was
@@ -297,7 +297,7 @@ class OracleVm:
         self.vm_set(*(int.from_bytes(argument[i : i + 8], "little") for i in range(0, 32, 8)))
         return bytes(argument)
 
-    # guest accesses (section 3)
+    # guest accesses
 
     def _access_reason(self, frame, private):
         """Why a guest access of one page is refused (None: it isn't), and how the page is reached."""
@@ -382,7 +382,7 @@ class OracleVm:
             if self.vm_type == "TDX":
                 gmem.memory.put(page, None, keyed=True)  # the guest reads zeros
 
-    # populate and launch (section 7)
+    # populate and launch
 
     def launch_update(self, gpa, size, source=None, page_type="NORMAL"):
         """Returns the pages done."""
@@ -552,7 +552,7 @@ class OracleGmem:
             self.unmap(range(self.n_pages))
             self.closed = True
 
-    # conversion (sections 3 and 5)
+    # conversion
 
     def set(self, offset, size, attributes, flags=0, error_offset=0, reserved=NO_RESERVED):
         vm = self.vm
@@ -673,7 +673,7 @@ class OracleGmem:
                 runs.append([page, page + 1, name])
         return [tuple(run) for run in runs]
 
-    # host accesses (section 3)
+    # host accesses
 
     def _check_host(self, offset, size):
         for page, *_ in pieces(offset, size):
@@ -721,7 +721,7 @@ class OracleGmem:
         refuse_if(page >= self.n_pages or not self.allocated[page])
         self.poisoned[page] = 1
 
-    # the rest of the file (section 6)
+    # the rest of the file
 
     def fallocate(self, mode, offset, size):
         refuse_if(size <= 0 or size >= 1 << 63 or offset < 0 or offset >= 1 << 63)

@@ -1,4 +1,4 @@
-"""The policy of the specification (sections 4, 4.1 and 4.2), written out by hand a second time.
+"""The policy of the specification (docs/spec.md, Revisions and proposals), written out by hand a second time.
 
 Nothing here reads the package: the tests hold the package's tables against these, and the oracle decides by
 them. Everything is a plain string or int, so that a row can be checked against the printed table by eye.

@@ -62,8 +62,8 @@ EXPECTED = {
     "two-caps": (1, 4, 0, 0, 2, 4),
     "pre-cap": (1, 4, 0, 0, 2, 4),  # the same answers by other names
     # PRESERVE is ok everywhere but on TDX to shared, where live data means assigned pages: 2 VMs x 2 phases
-    # = 4 lies, in 2 (phase, direction) VM types differ, and in 4 (VM, phase) directions do. Broken, as SPEC
-    # has it: after launch to private the guest reads noise (SNP) or zeros (TDX), 4 VMs; on SNP to shared
+    # = 4 lies, in 2 (phase, direction) VM types differ, and in 4 (VM, phase) directions do. Contents
+    # are lost: after launch to private the guest reads noise (SNP) or zeros (TDX), 4 VMs; on SNP to shared
     # the host reads ciphertext, 2 VMs x 2 phases. Before launch to private populate encrypts what was left
     # alone: kept.
     "tracking": (2, 4, 0, 8, 0, 4),

@@ -176,7 +176,7 @@ def test_every_figure_of_a_bench_is_there(bench):
 
 
 def test_refusals_stand_in_the_place_of_their_cell(bench):
-    """SPEC 4.1: v5 on TDX refuses PRESERVE to shared, and ZERO to private."""
+    """v5 on TDX refuses PRESERVE to shared, and ZERO to private."""
     text = " ".join(Seen(report(read_run(bench))).text.split())
     launching = r"TDX launching to private KEEP \S+ \S+ \(\w+\) EOPNOTSUPP KEEP \S+ \S+ \(\w+\) TDX launching"
     assert re.search(launching, text)

@@ -214,7 +214,7 @@ class Pair:
             assert np.array_equal(bits, wanted), f"{plane} at pages {np.flatnonzero(bits != wanted)[:5]}"
         if self.legacy:
             return  # assigned and accepted stay behind there, and pins are the other side's
-        # The invariants of section 2, on the package's own planes.
+        # The invariants of page state, on the package's own planes.
         assert not np.any(found["accepted"] & ~found["assigned"])
         assert not np.any(found["assigned"] & ~(found["allocated"] & found["private"]))
         assert not np.any(found["pinned"] & ~(found["allocated"] & ~found["private"]))

@@ -1,4 +1,4 @@
-"""Counters: the exact events of SPEC 10, in one frozen record."""
+"""Counters: exact events, in one frozen record (docs/spec.md, Counters)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields

@@ -53,7 +53,7 @@ TOTALS = np.uint64(8)
 HEADER_SLOTS = 18
 
 # Rows of a result, one column a request; all start as 0, and only what isn't 0 is written: a million results
-# are a hundred megabytes, most of which are never touched.  Counters are those of SPEC 10, in its order.
+# are a hundred megabytes, most of which are never touched.  Counters are in the order of ``counters.py``.
 REASON, ERROR_OFFSET = np.uint64(0), np.uint64(1)
 PAGES_CHANGED, BYTES_ZEROED, BYTES_XORED, BYTES_SCRAMBLED, PAGES_ALLOCATED, RMP_UPDATES = (
     np.uint64(n) for n in range(2, 8)
@@ -222,7 +222,7 @@ def tally(header, results, counter, i, amount):
 
 @inlined
 def tally_plane(header, results, i, plane, value, changed, split, merged):
-    """Count what SPEC 10 counts about a plane of which so many pages changed."""
+    """Update the counters of a plane after some of its pages changed."""
     if plane == PRIVATE:
         tally(header, results, PAGES_CHANGED, i, changed)
         tally(header, results, BLOCKS_SPLIT, i, split)
@@ -611,7 +611,7 @@ def scramble_words(view, state):
 
 @inlined
 def stream_state(seed, first_word, page):
-    """Generator state that makes a page's first output, in the numbering of SPEC 3."""
+    """Generator state that makes a page's first output (docs/spec.md, Key stream)."""
     return seed + (first_word + page * PAGE_WORDS + U1) * GOLDEN
 
 
@@ -765,7 +765,7 @@ def xor_private(header, words, lines, first_word, buffer):
 
 @inlined
 def refusal_of_arguments(rules, file_size, offset, size, attributes, flags, inputs):
-    """Checks 3 to 10 of SPEC 5, those that look at nothing but the request; 0 if it may go on."""
+    """Checks 3 to 10 (docs/spec.md, Checks in order), which look at the request alone; 0 if all pass."""
     if flags & ~rules[KNOWN_FLAGS]:
         return FLAGS_UNKNOWN
     if flags & (flags - U1):
@@ -821,7 +821,7 @@ def cell_of(attributes, flags):
 
 @inlined
 def check_conversion(header, words, lines, rules, offset, size, attributes, flags, inputs, results, i):
-    """Checks 3 to 14 of SPEC 5; whether the conversion may be done. Then nothing may fail any more."""
+    """Checks 3 to 14; whether the conversion passes them all. After that nothing may fail any more."""
     if inputs[0]:
         results[ERROR_OFFSET, i] = inputs[0]
     reason = refusal_of_arguments(
@@ -855,7 +855,7 @@ def check_conversion(header, words, lines, rules, offset, size, attributes, flag
 
 @inlined
 def convert(header, words, lines, memory, rules, offset, size, attributes, flags, inputs, results, i):
-    """KVM_SET_MEMORY_ATTRIBUTES2 on one file, one request: all or nothing (SPEC 5)."""
+    """KVM_SET_MEMORY_ATTRIBUTES2 on one file, one request: all or nothing."""
     if not check_conversion(header, words, lines, rules, offset, size, attributes, flags, inputs, results, i):
         return
     # ---- point of no return: nothing below may fail ----

@@ -90,7 +90,7 @@ class PageState:
     private : bool
         The attribute of every page at creation.
     seed, file_index : int
-        Where the file's key stream begins (SPEC 3).
+        Where the file's key stream begins.
     tracking : int
         Row of a result in which assignment is counted.
     """

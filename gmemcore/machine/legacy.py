@@ -1,8 +1,8 @@
-"""LegacyVm: two backings. Upstream since 6.8, and the baseline of every cost in place (SPEC 8).
+"""LegacyVm: two backings. Upstream since 6.8, and the baseline of every cost in place.
 
 Shared memory is ordinary host memory, private memory the guest_memfd; a memslot addresses both. Attributes
 belong to the Vm, by guest frame, and start shared. Setting them flips which side the guest sees and nothing
-else: each side keeps its bytes, and discarding the other one is the VMM's step.
+else: each side keeps its bytes, and discarding the other one is the VMM's step (docs/spec.md, Two backings).
 """
 
 from bisect import bisect_left, bisect_right

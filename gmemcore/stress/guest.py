@@ -340,7 +340,7 @@ class GuestRun:
     def _check(self) -> list[Survey]:
         """Everything that must hold after any operation; returns what was seen of each file."""
         self._checks["invariants"] += 1
-        if self.vm.abi.legacy:  # SPEC 2 doesn't hold there
+        if self.vm.abi.legacy:  # the invariants of page state don't hold there
             return [gmem.survey() for gmem in self.files]
         return [check_file(gmem) for gmem in self.files]
 

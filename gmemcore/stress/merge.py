@@ -23,7 +23,7 @@ class GuestResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outcomes : dict of str to int
         Operations by outcome: ``OK``, an errno's name, or an exit.
     counters : dict of str to int
-        SPEC 10's events.
+        Exact events.
     checks : dict of str to int
         Operations that the oracle repeated, invariants checked, faults injected.
     sizes : list of int

@@ -2,7 +2,7 @@
 
 It shares nothing with the engine: no kernel, no bit, no array. Pages come in runs of equal state, a state is
 a set of planes, and each rule says what becomes of a page. Policy, which is data, is asked for the answer to
-a conversion. The numbers are those of `Step`; sections are the specification's.
+a conversion. The numbers are those of `Step`; the rules those of docs/spec.md.
 
 Launch updates, and operations that aren't whole within one region, aren't told here.
 """
@@ -124,7 +124,7 @@ def _need_pages(request: Request) -> None:
         raise _Stopped("EINVAL")
 
 
-# ---- conversion (sections 3, 4 and 5) ---------------------------------------------------------------
+# ---- conversion -------------------------------------------------------------------------------------
 
 
 @cache
@@ -157,7 +157,7 @@ def _convert(machine: Machine, request: Request, runs: list[Run]) -> list[Run]:
     return _changed(runs, lambda planes: planes | {"private"} | made)
 
 
-# ---- the file and the host (sections 2, 3 and 6) -----------------------------------------------------
+# ---- the file and the host ---------------------------------------------------------------------------
 
 
 def _allocate(_: Machine, request: Request, runs: list[Run]) -> list[Run]:
@@ -198,7 +198,7 @@ def _host_access(_: Machine, request: Request, runs: list[Run]) -> list[Run]:
     return _changed(runs, lambda planes: planes | {"allocated"})
 
 
-# ---- the guest (section 3) ----------------------------------------------------------------------------
+# ---- the guest ----------------------------------------------------------------------------------------
 
 
 def _guest_access(machine: Machine, request: Request, runs: list[Run]) -> list[Run]:
@@ -256,7 +256,7 @@ STEPS: Final = frozenset(_RULES)
 """Steps that the oracle tells."""
 
 
-# ---- counters (section 10) ----------------------------------------------------------------------------
+# ---- counters -----------------------------------------------------------------------------------------
 
 
 def events(before: list[Run], after: list[Run]) -> dict[str, int]:
