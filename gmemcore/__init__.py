@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "gmemcore.front": ("read", "replay", "run"),
+    "gmemcore.analysis": ("take",),
     "gmemcore.machine": ("GuestMemfd", "LegacyVm", "Vm", "create_vm"),
     "gmemcore.engine": ("BatchResult", "ConversionResult", "Counters", "warmup"),
     "gmemcore.errors": ("GmemError",),
@@ -30,14 +32,19 @@ _SUBMODULES = (
     *("stress", "uapi", "units", "vmm", "workload"),
 )
 
-__all__ = sorted([*_HOME_OF, "check_cap"])
+__all__ = sorted([*_HOME_OF, "check_cap", "stress"])
 
 if TYPE_CHECKING:
+    from gmemcore.analysis import take as take
     from gmemcore.engine import BatchResult as BatchResult
     from gmemcore.engine import ConversionResult as ConversionResult
     from gmemcore.engine import Counters as Counters
     from gmemcore.engine import warmup as warmup
     from gmemcore.errors import GmemError as GmemError
+    from gmemcore.front import read as read
+    from gmemcore.front import replay as replay
+    from gmemcore.front import run as run
+    from gmemcore.front import stress as stress
     from gmemcore.machine import GuestMemfd as GuestMemfd
     from gmemcore.machine import LegacyVm as LegacyVm
     from gmemcore.machine import Vm as Vm

@@ -68,7 +68,7 @@ def member(kind: type[_Member], value: Any) -> _Member:
     """
     if isinstance(value, kind):
         return value
-    what = CALLED.get(kind, kind.__name__)
+    what = CALLED.get(kind, kind.__name__.lower())
     if isinstance(value, str):
         if plain(value) not in _members(kind):
             raise InvalidArgumentError(f"unknown {what} {value!r}; known: {', '.join(kind)}")

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "gmemcore"
 FLOORS = [
     {"__main__"},
     {"cli"},
+    {"front"},
     {"analysis", "benchmark", "stress"},
     {"workload"},
     {"kvm"},

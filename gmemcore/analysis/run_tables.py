@@ -17,6 +17,7 @@ _UNITS: Final[Mapping[str, str]] = {
     "pages_allocated_before": "pages",
 }
 _NAMING: Final = 3
+_CELL: Final = ("behaviour", "vm_type", "abi", "firmware")
 _NS_PER_PAGE: Final = "ns per 4 KiB page"
 
 
@@ -31,7 +32,7 @@ class _Form(NamedTuple):
 
 def _stress_row(record: Any) -> dict[str, Any]:
     flat = flattened(record)
-    what = dict(zip(("behaviour", "vm_type", "abi", "firmware"), flat.pop("cell").split(" "), strict=False))
+    what = dict(zip(_CELL, flat.pop("cell").split(" "), strict=False))
     return {"guest": flat.pop("guest"), **what, **flat}
 
 
@@ -87,8 +88,12 @@ def table_of(kind: str, records: Sequence[Any]) -> Table:
         }
         for record in records
     ]
+    return _table(form.title, form.keys, rows)
+
+
+def _table(title: str, key_names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Table:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    keys = [name for name in form.keys if name in names]
+    keys = [name for name in key_names if name in names]
     columns = {
         name: _column(name, [row.get(name) for row in rows]) for name in dict.fromkeys([*keys, *names])
     }
@@ -97,7 +102,19 @@ def table_of(kind: str, records: Sequence[Any]) -> Table:
         data[name] = column
     telling = [name for i, name in enumerate(keys) if i < _NAMING or len(set(data[name].tolist())) > 1]
     units = {name: unit for name in columns if (unit := _unit(name))}
-    return Table(form.title, data, tuple(telling), units)
+    return Table(title, data, tuple(telling), units)
+
+
+def cells_table(cells: Mapping[str, Any]) -> Table:
+    """Return the sums of a fleet as a table, a row per kind of guest."""
+    rows = []
+    for cell, sums in cells.items():
+        flat = {name: value for name, value in flattened(sums).items() if name not in ("sizes", "digest")}
+        refused = sum(count for outcome, count in sums.outcomes.items() if outcome != "OK")
+        what = dict(zip(_CELL, cell.split(" "), strict=False))
+        figures = {name: flat.pop(name) for name in ("guests", "operations")}
+        rows.append({**what, **figures, "refused": refused, **flat})
+    return _table("sums by kind of guest", _CELL, rows)
 
 
 def flattened(record: Any, prefix: str = "") -> dict[str, Any]:

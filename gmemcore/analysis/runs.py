@@ -3,20 +3,20 @@
 A run comes from elsewhere: its size is bounded, every field has a type, and an error names the line.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from gmemcore.analysis.plots import PLOTS, BenchPlot, ReplayPlot, RunPlot, StressPlot
-from gmemcore.analysis.run_tables import OVERVIEWS, table_of
+from gmemcore.analysis.run_tables import OVERVIEWS, cells_table, table_of
 from gmemcore.analysis.tables import Table
 from gmemcore.errors import InputError
 from gmemcore.files.kinds import is_not
 from gmemcore.files.reading import decode_json
-from gmemcore.files.records import End, read_lines
+from gmemcore.files.records import End, Lines, read_lines
 from gmemcore.results.bench import BenchCell, BenchFirst, Seconds
 from gmemcore.results.kinds import KINDS, SCHEMA, Kind
 from gmemcore.results.replay import Replay, ReplayFirst
@@ -164,6 +164,11 @@ class StressRun(Run):
     __slots__ = ()
 
     @property
+    def cells(self) -> Table:
+        """Sums by kind of guest, a row per behaviour, VM type, revision and firmware."""
+        return cells_table(self.last.cells)
+
+    @property
     def plot(self) -> StressPlot:
         """Pictures of it."""
         return StressPlot(self)
@@ -195,6 +200,17 @@ def read_run(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Run:
         lines = read_lines(path, most=max_bytes)
     except InputError as error:
         raise RunError(str(error)) from None
+    return _run_of(lines, str(path))
+
+
+def run_of(lines: Iterable[bytes]) -> Run:
+    """Return a run whose lines were never a file: the first line, the records, the last one if it has one."""
+    first, *others = [line for line in lines if not line.startswith(b'{"end":')]
+    numbered = list(enumerate(others, start=2))
+    return replace(_run_of(Lines(first, numbered, End(len(numbered))), ""), name="", end=None)
+
+
+def _run_of(lines: Lines, path: str) -> Run:
     kind = _recognise(lines.first, path)
     first = _decode(lines.first, kind.first, path, 1)
     schema = getattr(first, "schema", 1)
@@ -211,7 +227,7 @@ def read_run(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Run:
     records = [_decode(line, kind.record, path, number) for number, line in texts]
     if kind.sums is not None and last is None:
         last, shortfall = kind.sums(records), shortfall or "incomplete: its sums are missing"
-    return _TYPES.get(kind.name, Run)(kind.name, first, records, last, shortfall, str(path), lines.end)
+    return _TYPES.get(kind.name, Run)(kind.name, first, records, last, shortfall, path, lines.end)
 
 
 def _last(line: tuple[int, bytes], kind: type[msgspec.Struct]) -> Any:

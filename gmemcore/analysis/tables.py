@@ -22,6 +22,8 @@ _ADDRESSES: Final = frozenset({"address", "gpa"})
 """Columns that are shown in hex."""
 PRINTED_ROWS: Final = 24
 """Rows that printing a table shows; how many were left off is said."""
+PRINTED_COLUMNS: Final = 120
+"""Characters of a line that printing a table fills; columns that don't fit are named below."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -73,11 +75,14 @@ class Table:
         texts = [self._heads(), *shown]
         widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
         right = [self.rows.dtype[name].kind in "iufb" for name in self.columns]
+        fitting = _fitting(widths)
         for row in texts:
-            cells = zip(row, widths, right, strict=True)
+            cells = zip(row[:fitting], widths, right, strict=False)
             yield "  ".join(text.rjust(w) if far else text.ljust(w) for text, w, far in cells).rstrip()
         if len(self.rows) > PRINTED_ROWS:
             yield f"and {len(self.rows) - PRINTED_ROWS:,} more rows"
+        if fitting < len(widths):
+            yield f"and {len(widths) - fitting} more columns: {', '.join(self.columns[fitting:])}"
 
     def _texts(self, row: tuple[Any, ...]) -> list[str]:
         """The values of a row as they are shown: addresses in hex."""
@@ -161,6 +166,12 @@ class Table:
 
     def _metadata(self, column: str) -> dict[str, str]:
         return {"units": self.units[column]} if column in self.units else {}
+
+
+def _fitting(widths: Sequence[int]) -> int:
+    """How many columns fit beside each other; one in any case."""
+    ends = np.cumsum(np.asarray(widths) + 2) - 2
+    return max(int(np.searchsorted(ends, PRINTED_COLUMNS, side="right")), 1)
 
 
 def make_table(

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -286,34 +286,12 @@ def _print_json(
     for each in runs:
         launch = {"launch": each.launch} if each.launch else {}
         predicted = {} if figures is None else {"predicted": _predicted(each.result, figures).asdict()}
-        say_json(launch | as_record(each.result) | predicted, indent=None)
+        say_json(launch | each.result.asdict() | predicted, indent=None)
 
 
 def _launches_record(found: Workload) -> dict[str, Any]:
     """Return what an import found, launch by launch."""
     return {"import": [imported_record(found, place)["import"] for place in range(len(found.launches))]}
-
-
-def as_record(result: "Replayed") -> dict[str, Any]:
-    """Return the JSON object of a replay."""
-    return {
-        "abi": result.abi,
-        "vm_type": result.vm_type,
-        "firmware": result.firmware,
-        "operations": result.operations,
-        "refused": result.refused,
-        "conversions": result.conversions,
-        "reasons": [
-            {"step": step, "outcome": outcome, "operations": count}
-            for (step, outcome), count in result.reasons.items()
-        ],
-        "first_refusals": [asdict(refusal) for refusal in result.first_refusals],
-        "counters": result.counters.asdict(),
-        "seconds": result.seconds,
-        "peak_memory": result.peak_memory,
-        "peak_mappings": result.peak_mappings._asdict(),
-        "launch_digest": None if result.launch_digest is None else result.launch_digest.hex(),
-    }
 
 
 def _print_head(found: Workload, traces: "Sequence[Trace]", options: dict[str, Any]) -> None:

@@ -4,10 +4,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,6 +139,20 @@ class Replayed:
     peak_memory: int
     peak_mappings: Mappings
     launch_digest: bytes | None
+
+    def asdict(self) -> dict[str, Any]:
+        """Return it as JSON has it, see `gmemcore.results.replay.Replay`."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain | {
+            "reasons": [
+                {"step": step, "outcome": outcome, "operations": count}
+                for (step, outcome), count in self.reasons.items()
+            ],
+            "first_refusals": [asdict(refusal) for refusal in self.first_refusals],
+            "counters": self.counters.asdict(),
+            "peak_mappings": self.peak_mappings._asdict(),
+            "launch_digest": None if self.launch_digest is None else self.launch_digest.hex(),
+        }
 
 
 def replay(

@@ -1,0 +1,99 @@
+"""Replay: a workload on many revisions and VM types, as one run of results."""
+
+from typing import Any
+
+import msgspec
+
+from gmemcore.analysis.runs import ReplayRun
+from gmemcore.front.running import DEFAULT_VM_TYPE
+from gmemcore.front.workloads import Memory, Workload, abis_of, load
+from gmemcore.names import chosen
+from gmemcore.policy import DEFAULT_ABI
+from gmemcore.results.environment import as_object, environment
+from gmemcore.results.replay import Replay, ReplayFirst, ReplayTrace
+from gmemcore.uapi import Firmware, VmType
+from gmemcore.workload.cost import CostFile, load_cost, predict
+from gmemcore.workload.replay import Flags, targets
+from gmemcore.workload.replay import replay as replay_one
+
+
+def replay(
+    workload: Workload,
+    abis: Any = DEFAULT_ABI,
+    vm_types: Any = None,
+    firmware: Firmware | str = Firmware.TODAY,
+    *,
+    memory: Memory = None,
+    operations: int | None = None,
+    seed: int = 0,
+    flags: Flags | str = Flags.AS_RECORDED,
+    backing: str = "none",
+    discard: bool = True,
+    touch: bool = False,
+    launching: bool = False,
+    guest: str | None = None,
+    launch: int | None = None,
+    cost: Any = None,
+    **parameters: Any,
+) -> ReplayRun:
+    """Run a workload on many revisions and VM types: what it costs, and what is refused.
+
+    Parameters
+    ----------
+    workload, memory, operations, seed, flags, backing, discard, touch, launching, guest, launch, **parameters
+        As `gmemcore.run`.
+    abis : str, Abi, Path, or a sequence of them
+        Revisions: ``"v5"``, ``"v5,two-caps"``, ``"all"``; the path of a proposal's TOML file.
+    vm_types : str, VmType, or a sequence of them
+        ``"SNP"``, ``"SNP,TDX"``, ``"all"``; by default what the workload is from, else SNP.
+    firmware : Firmware or str
+        ``today`` or ``cipher``.
+    cost : str, Path, CostFile or None
+        Nanoseconds per event on some hardware, to predict time by.
+
+    Returns
+    -------
+    ReplayRun
+        A row per revision and VM type. ``records`` have the reasons and the first refusals,
+        ``plot.refusals()`` is the map of them.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: a name or a value that can't be used.
+    InputError, OSError
+        A file that can't be read.
+
+    Examples
+    --------
+    >>> import gmemcore as gm
+    >>> tried = gm.replay("bounce-churn", "v5,two-caps", "SNP", "cipher",
+    ...                   memory="64m", operations=100, flags="preserve")
+    >>> [(row.abi, row.refused) for row in tried.records]
+    [('v5', 68), ('two-caps', 0)]
+    """
+    figures = cost if cost is None or isinstance(cost, CostFile) else load_cost(cost)
+    loaded = load(
+        workload,
+        memory=memory,
+        operations=operations,
+        seed=seed,
+        launching=launching,
+        touch=touch,
+        guest=guest,
+        launch=launch,
+        parameters=parameters,
+    )
+    header = loaded.trace.header
+    kinds = chosen(VmType, vm_types if vm_types is not None else header.vm_type or DEFAULT_VM_TYPE)
+    records = []
+    for target in targets(abis_of(abis), kinds, firmware):
+        result = replay_one(loaded.trace, target, seed=seed, backing=backing, flags=flags, discard=discard)
+        record = result.asdict()
+        if figures is not None:
+            record["predicted"] = predict(result.counters, figures, calls=result.conversions).asdict()
+        records.append(msgspec.convert(record, Replay))
+    about = ReplayTrace(header.name, header.source, len(loaded.trace.operations), header.layout.size)
+    asked = {"seed": seed, "backing": backing, "flags": str(flags), "discard": discard}
+    first = ReplayFirst(about, asked, as_object(environment()))
+    return ReplayRun("replay", first, records)
