@@ -116,6 +116,9 @@ def test_beyond_the_end_and_the_numbers_a_batch_agrees_too(kind):
         (PAGES * P, P),
         (top - P, P),
         (top - P, 2 * P),
+        (top // 2 - P, P),
+        (P, top // 2 - P),
+        (last, top // 2 - last - P),
     ]
     prepared = [
         ([Step.CONVERT, Step.ALLOCATE, Step.POISON], [last, last, last + P], [2 * P, 2 * P, P]),
