@@ -1,8 +1,8 @@
 """Behaviour as data: reading vector files and running them through the public API.
 
-A vector file is one JSON object with cases of steps; each step names an operation of a machine, what came of
-it, and what was seen. The runner here calls the same methods that users call, on any `Machine`: the model's
-Vm, or another that has its methods.
+A vector file is one JSON object with cases of steps. Each step names an operation, its outcome, and what was
+seen. The runner calls the same methods that users call, on any `Machine`: the model's Vm, or another object
+with its methods.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,11 +19,11 @@ from gmemcore.policy import ABIS, ALIASES, capability
 from gmemcore.uapi import Capability, Firmware, PageType, VmType
 
 OUTCOMES = {*ERRNO_NUMBERS, "OK", "SIGBUS", "MEMORY_FAULT", "MMIO", "NOT_VALIDATED"}
-"""What a step may expect."""
+"""Outcomes that a step can expect."""
 
 
 class VectorError(ValueError):
-    """A file that can't be read as vectors; the message says where and what would be accepted."""
+    """A file that isn't a valid vector file; the message says where, and what is wrong."""
 
 
 class Case(msgspec.Struct, forbid_unknown_fields=True):
@@ -47,7 +47,7 @@ class VectorFile(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Wrong(msgspec.Struct, frozen=True):
-    """The first step of a case that didn't come out as written."""
+    """The first step of a case whose outcome isn't as written."""
 
     step: int
     op: str
@@ -60,7 +60,7 @@ class Wrong(msgspec.Struct, frozen=True):
 
 
 class Note(msgspec.Struct, frozen=True):
-    """What is to be said of a step that neither came out as written nor is wrong."""
+    """A remark on a step that was skipped, or that differs as known."""
 
     step: int
     op: str
@@ -68,10 +68,10 @@ class Note(msgspec.Struct, frozen=True):
 
 
 class CaseResult(msgspec.Struct, frozen=True):
-    """What came of a case.
+    """Result of a case.
 
-    ``skipped`` steps couldn't be done on this machine; ``known`` ones came out as this machine is known to
-    differ. After a wrong step the case ends.
+    ``skipped`` steps can't be done on this machine; ``known`` ones differ as this machine is known to. A
+    wrong step ends the case.
     """
 
     passed: int
@@ -81,28 +81,28 @@ class CaseResult(msgspec.Struct, frozen=True):
 
 
 class Machine(Protocol):
-    """What a case acts on: a fresh Vm, and the files it has created, by name."""
+    """What a case acts on: a fresh Vm, and the files that it created, by name."""
 
     vm: Any
     """Has the methods of `gmemcore.machine.VmFace` that the steps need."""
     files: dict[str, Any]
-    """Have those of `gmemcore.machine.GuestMemfd`."""
+    """Have the methods of `gmemcore.machine.GuestMemfd` that the steps need."""
 
     def check_cap(self, name: str) -> int:
-        """Answer a capability without a Vm."""
+        """Return what a capability answers without a Vm."""
 
     def skips(self, step: dict[str, Any]) -> str | None:
-        """Say why the next step can't be done here; None if it can. Asked once of every step, in order."""
+        """Return why the next step can't be done here, or None. Asked once about every step, in order."""
 
     def known_difference(self, step: dict[str, Any], outcome: str) -> str | None:
-        """Say why this machine may answer a step with this outcome; None if it may not."""
+        """Return why this machine is known to answer a step with this outcome, or None."""
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
 
 
 class ModelMachine:
-    """The model, under the abi that the vectors are about."""
+    """The model, under the revision of the vectors."""
 
     def __init__(self, vectors: VectorFile, seed: int, backing: str = "anonymous") -> None:
         self.vm: Any = create_vm(vectors.vm_type, vectors.abi, vectors.firmware, seed, sparse(backing))
@@ -113,11 +113,11 @@ class ModelMachine:
         return capability(self.vm.abi, name)
 
     def skips(self, step: dict[str, Any]) -> str | None:
-        """Nothing: the model does every operation."""
+        """None: the model does every operation."""
         return None
 
     def known_difference(self, step: dict[str, Any], outcome: str) -> str | None:
-        """None: the vectors are what the model is held to."""
+        """None: vectors are what the model is held to."""
         return None
 
     def close(self) -> None:
@@ -146,7 +146,7 @@ Step = dict[str, Any]
 
 
 def _file(machine: Machine, step: Step) -> Any:
-    """The file that a step names."""
+    """Return the file that a step names."""
     name = step.get("gmem", "g")
     if name not in machine.files:
         created = ", ".join(machine.files) or "none"
@@ -296,7 +296,7 @@ def _counters(machine: Machine, step: Step) -> Seen:
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """One operation of the format: how to run it, and the fields a step of it needs and may have."""
+    """One operation of the format: how to run it, and the fields that a step must and can have."""
 
     run: Callable[[Machine, Step], Seen]
     needs: frozenset[str]
@@ -335,11 +335,11 @@ OPERATIONS = {
 """The operations of the format."""
 
 CHECKED = ("error_offset", "argument_out", "value", "pages_done", "runs")
-"""Fields of a step that are compared with what was seen, as they stand."""
+"""Fields of a step that are compared literally with what was seen."""
 
 
 class _Outcome(Exception):
-    """A refusal, with what was seen all the same."""
+    """A refusal, with what was seen nevertheless."""
 
     def __init__(self, error: GmemError, seen: Seen) -> None:
         super().__init__(str(error))
@@ -352,7 +352,7 @@ def read_vectors(path: Path) -> VectorFile:
     Raises
     ------
     VectorError
-        It isn't one: unreadable, not JSON of this format, an unknown op, field, capability or abi.
+        Unreadable, not JSON of this format, or an unknown op, field, capability or revision.
     """
     try:
         vectors = msgspec.json.decode(path.read_bytes(), type=VectorFile)
@@ -402,7 +402,7 @@ _HEXES = frozenset({"data", "not_data", "argument", "argument_out"})
 
 
 def _check_values(step: Step) -> None:
-    """Refuse values of a wrong type here, as a matter of the format, and not later as a TypeError."""
+    """Raise for values of a wrong type: an error of the format, not a TypeError later."""
     for field, value in step.items():
         if field in _INTEGERS and (type(value) is not int or not -(1 << 63) <= value < 1 << 64):
             raise VectorError(f"{field} must be a 64-bit integer, not {value!r}")
@@ -448,7 +448,7 @@ def _check_hex(field: str, value: Any) -> None:
 
 
 def run_vectors(vectors: VectorFile, backing: str = "anonymous") -> Iterator[tuple[Case, Wrong | None]]:
-    """Run every case of a file on a fresh Vm; yields each with its first wrong step, or None.
+    """Run every case of a file on a fresh Vm; yield each with its first wrong step, or None.
 
     Raises
     ------
@@ -543,5 +543,5 @@ def _hex(argument: bytearray | None) -> str | None:
 
 
 def _signed(number: int) -> int:
-    """A u64 of a file as the signed 64 bits that the system call has."""
+    """Return a u64 of a file as the signed 64 bits that the system call takes."""
     return number - (1 << 64) if number >> 63 else number

@@ -369,7 +369,7 @@ def test_a_proposal_may_refuse_requests_without_flags():
     ("change", "message"),
     [
         ({}, "two rows for SNP, .* firmware, .*, to shared, PRESERVE"),
-        ({"flag": ContentMode.CIPHER}, "CIPHER, which it does not know"),
+        ({"flag": ContentMode.CIPHER}, "CIPHER, which it doesn't know"),
         ({"effect": "MELT"}, "unknown effect 'MELT'"),
         ({"unless": "tired"}, "unknown precondition 'tired'"),
     ],

@@ -1,7 +1,7 @@
 """Which content modes a VM type allows, by revision, launch phase, direction and firmware: data only.
 
-`platforms` says what each VM type does by itself, `effects` what a conversion does to bytes, `revisions` what
-each posted revision and proposal answers; `lookup` asks them. Pure Python: nothing here needs NumPy.
+`platforms` has what each VM type does by itself, `effects` what a conversion does to bytes, `revisions` what
+each posted revision and proposal answers; `lookup` has the questions. Pure Python: nothing here needs NumPy.
 """
 
 from gmemcore.policy.abi import ASSIGNED, Abi, Flag, FlagsCapability, Rule

@@ -1,4 +1,4 @@
-"""The shape of a row block in `gmemcore.policy.revisions`: flags, capabilities, rules, Abi."""
+"""The rows that make up a revision in `gmemcore.policy.revisions`: flags, capabilities, rules, Abi."""
 
 from dataclasses import dataclass
 
@@ -10,27 +10,27 @@ ALL_PHASES = frozenset(Phase)
 BOTH_WAYS = frozenset(Direction)
 
 ASSIGNED = "assigned"
-"""The one precondition a rule can name: refused if the range holds an assigned page."""
+"""The one precondition that a rule can have: the request is refused if its range holds an assigned page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """A content flag, and what its name and documentation alone tell a userspace.
+    """A content flag, and what userspace learns from its name and documentation alone.
 
     Attributes
     ----------
     name : str
         Name without ``KVM_SET_MEMORY_ATTRIBUTES2_``.
     bit : ContentMode
-        Its bit; one outside `ContentMode`'s names will do.
+        Its bit; it need not be one that `ContentMode` names.
     summary : str
         What it asks for.
     phases : frozenset of Phase
-        Phases that its name does not rule out.
+        Launch phases that its name doesn't rule out.
     directions : frozenset of Direction
-        Directions that its documentation does not rule out for every VM type.
+        Directions that its documentation doesn't rule out for every VM type.
     preserves : bool
-        The new side is to read the last value that the old side wrote in clear.
+        Whether the new side is promised the last value that the old side wrote in clear.
     """
 
     name: str
@@ -43,14 +43,14 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class FlagsCapability:
-    """A capability that answers with supported content flags, and the requests it speaks about.
+    """A capability that answers with supported content flags, and the requests it covers.
 
     Attributes
     ----------
     name : str
         Name without ``KVM_CAP_``.
     phases, directions : frozenset
-        Launch phases and directions it covers; every posted revision has both directions in one.
+        Launch phases and directions it covers; in posted revisions always both directions.
     """
 
     name: str
@@ -60,10 +60,10 @@ class FlagsCapability:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One row: where a content flag is allowed and with which effect, or why it is not.
+    """One row: where a content flag is allowed and with which effect, or why it isn't.
 
-    A request that no rule allows is refused; a rule that refuses only adds the reason. No two rules of an abi
-    may claim the same cell.
+    A request that no rule allows is refused; a rule that refuses only adds the reason. Two rules of a
+    revision must not cover the same cell.
 
     Attributes
     ----------
@@ -72,11 +72,11 @@ class Rule:
     flag : ContentMode
         The flag alone; `ContentMode.NONE` for a request without flags.
     effect : str or None
-        Name of the row of `EFFECTS` that is applied; None refuses.
+        Name of the row of `EFFECTS` to apply; None refuses.
     why : str
         The reason, a sentence.
     source : str
-        Where that can be read.
+        Where to read about it.
     unless : str or None
         Precondition: `ASSIGNED` refuses a range that holds an assigned page. Capabilities ignore it.
     """
@@ -99,20 +99,20 @@ class Abi:
     Attributes
     ----------
     name, title, source : str
-        Short name, one line about it, and where it is from.
+        Short name, one-line description, and where it is from.
     flags : tuple of Flag
-        Content flags it knows; any other bit is EINVAL.
+        Content flags that it knows; any other bit is EINVAL.
     capabilities : tuple of FlagsCapability
         Capabilities that advertise content flags.
     rules : tuple of Rule
-        What it allows. Without a rule for it a known flag is EOPNOTSUPP. A VM that has no rule for
+        What it allows. A known flag without a rule is EOPNOTSUPP. A VM type without a rule for
         `ContentMode.NONE` in a direction refuses the attribute itself: EINVAL, whatever the flags.
     error_offset_must_be_zero : bool
         A non-zero ``error_offset`` on input is EINVAL.
     in_place_populate : bool
-        A populate without a source takes the bytes that are in place.
+        A launch update without a source takes the bytes in place.
     legacy : bool
-        Two backings, attributes by the VM-fd ioctl.
+        Two backings, with attributes set by the VM-fd ioctl.
     """
 
     name: str
@@ -137,7 +137,7 @@ class Abi:
 
     @property
     def known_flags(self) -> ContentMode:
-        """The bits of `flags` together."""
+        """Union of the bits of `flags`."""
         bits = ContentMode.NONE
         for flag in self.flags:
             bits |= flag.bit

@@ -1,7 +1,6 @@
 """Effects: what a conversion does to bytes, one row each.
 
-A row holds the byte operation for each page rank in turn (unallocated, allocated, assigned, accepted). A new
-effect is a new row here and its loop in the kernels.
+A row has one byte operation per page rank: unallocated, allocated, assigned, accepted.
 """
 
 from dataclasses import dataclass
@@ -23,14 +22,14 @@ class Effect:
     Attributes
     ----------
     name : str
-        The word the policy rows use.
+        The name that policy rows use.
     operations : tuple of ByteOperation, length 4
         What is done to a page, by its `Rank` before the conversion.
     raises_to : Rank or None
-        Rank that every page of the range has afterwards, whatever it had (allocating those that need it);
-        None if the effect itself changes no rank.
+        Rank of every page of the range afterwards, allocating those that need it; None if the effect itself
+        changes no rank.
     summary : str
-        The row in words.
+        One-line description.
     """
 
     name: str
@@ -44,8 +43,8 @@ _ROWS = (
     Effect("KEEP", (_PLATFORM, _PLATFORM, _PLATFORM, _PLATFORM), None, "the platform's own step stands"),
     Effect("ZERO", (_NONE, _ZERO, _ZERO, _ZERO), None, "zeros in allocated pages"),
     Effect("SCRAMBLE", (_NONE, _SCRAMBLE, _SCRAMBLE, _SCRAMBLE), None, "random bytes in allocated pages"),
-    Effect("ENCRYPT", (_XOR, _XOR, _XOR, _NONE), Rank.ACCEPTED, "the guest's key applied to what was clear"),
-    Effect("DECRYPT", (_PLATFORM, _PLATFORM, _PLATFORM, _XOR), None, "the guest's key taken off again"),
+    Effect("ENCRYPT", (_XOR, _XOR, _XOR, _NONE), Rank.ACCEPTED, "applies the guest's key to clear bytes"),
+    Effect("DECRYPT", (_PLATFORM, _PLATFORM, _PLATFORM, _XOR), None, "removes the guest's key"),
 )
 
 EFFECTS: Final[dict[str, Effect]] = {row.name: row for row in _ROWS}

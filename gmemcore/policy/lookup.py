@@ -44,11 +44,11 @@ class Cell:
     effect : str or None
         Name of a row of `EFFECTS`; None if refused.
     unless : str or None
-        ``"assigned"``: EOPNOTSUPP after all if the range holds an assigned page.
+        ``"assigned"``: EOPNOTSUPP if the range holds an assigned page.
     why : str
         The reason, a sentence.
     source : str
-        Where that can be read.
+        Where to read about it.
     """
 
     outcome: str
@@ -59,7 +59,7 @@ class Cell:
 
 
 class CellKey(NamedTuple):
-    """The request that a `Cell` answers; `flag` alone, `ContentMode.NONE` for none."""
+    """The request that a `Cell` answers; `flag` is `ContentMode.NONE` or one flag."""
 
     abi: str
     vm_type: VmType
@@ -70,7 +70,7 @@ class CellKey(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """A cell's key within one abi."""
+    """A cell's key within one revision."""
 
     vm_type: VmType
     firmware: Firmware
@@ -99,13 +99,13 @@ def get_abi(name: str | Abi = DEFAULT_ABI) -> Abi:
 
 
 def _by_plain_name() -> dict[str, Abi]:
-    """Every revision by its name without regard to case; asked only when the exact name isn't there."""
+    """Every revision by its case-insensitive name, for lookups that no exact name satisfies."""
     names = {name: ABIS[name] for name in ABIS} | {alias: ABIS[name] for alias, name in ALIASES.items()}
     return {plain(name): abi for name, abi in names.items()}
 
 
 def content_flags(abi: str | Abi | None = None) -> tuple[Flag, ...]:
-    """Return every content flag that some abi knows, by bit; `abi`'s own meaning of a bit comes first."""
+    """Return every content flag that any revision knows, by bit; `abi`'s own meaning of a bit wins."""
     own = () if abi is None else get_abi(abi).flags
     by_bit = {flag.bit: flag for other in ABIS.values() for flag in other.flags}
     by_bit.update({flag.bit: flag for flag in own})
@@ -120,12 +120,12 @@ def flag_name(flag: ContentMode, abi: str | Abi | None = None) -> str:
 
 
 def flag_bits(text: str, abi: str | Abi | None = None) -> int:
-    """Return the bits of content flags by name, as in ``"preserve"``; an abi's own names come first.
+    """Return the bits of content flags by name, as in ``"preserve"``; `abi`'s own names win.
 
     Raises
     ------
     InvalidArgumentError
-        EINVAL: a name that no abi knows.
+        EINVAL: a name that no revision knows.
     """
     return bits(ContentMode, text, ((flag.name, flag.bit) for flag in content_flags(abi)))
 
@@ -138,21 +138,21 @@ def cell(
     direction: Direction | str,
     flag: ContentMode | str | int,
 ) -> Cell:
-    """Return what an abi answers to one request.
+    """Return what a revision answers to one request.
 
     Parameters
     ----------
     abi : str or Abi
-        The revision or proposal; one that is in no table will do.
+        The revision or proposal; an `Abi` need not be in the tables.
     vm_type, firmware, phase, direction : members of their enumerations, or their values
-        Who asks, when, and for which way.
+        The VM, the launch phase and the direction of the request.
     flag : ContentMode, str or int
-        The content flags of the request. Unknown bits, or more than one, are an EINVAL cell.
+        Content flags of the request. Unknown bits, or more than one flag, give an EINVAL cell.
 
     Raises
     ------
     InvalidArgumentError
-        EINVAL: no such abi, VM type, firmware, phase or direction; flags outside 64 bits.
+        EINVAL: no such revision, VM type, firmware, phase or direction; flags beyond 64 bits.
     """
     revision = get_abi(abi)
     place = _Place(
@@ -174,14 +174,14 @@ def cells(
     direction: Direction | str | None = None,
     flag: ContentMode | str | int | None = None,
 ) -> Iterator[tuple[CellKey, Cell]]:
-    """Return an iterator over the cells of a selection, in the order of the tables; None selects all.
+    """Return an iterator over selected cells, in the order of the tables; None selects all.
 
-    Every abi has a cell for every content flag that any abi knows.
+    Every revision has a cell for every content flag that any revision knows.
 
     Raises
     ------
     InvalidArgumentError
-        EINVAL: no such abi, VM type, firmware, phase or direction.
+        EINVAL: no such revision, VM type, firmware, phase or direction.
     """
     abis = tuple(ABIS.values()) if abi is None else (get_abi(abi),)
     vm_types = chosen(VmType, vm_type)
@@ -210,22 +210,22 @@ def capability(
     abi : str or Abi
         The revision or proposal.
     name : str
-        A member of `Capability` or one that some abi adds, with or without ``KVM_CAP_``.
+        A member of `Capability`, or one that some revision adds, with or without ``KVM_CAP_``.
     vm_type : VmType, str or None
-        The VM asked; None asks without a VM: the union over VM types with today's firmware.
+        The VM to ask. None asks without a VM: the union over VM types with today's firmware.
     firmware : Firmware or str
         Firmware under the VM.
 
     Returns
     -------
     int
-        The answer; 0 for a capability that the abi lacks. Capabilities about flags are the bits that are OK
-        for at least one of the phases and directions they cover, preconditions aside.
+        The answer; 0 for a capability that the revision lacks. Capabilities about flags answer the bits that
+        are OK in at least one of the phases and directions that they cover; preconditions are ignored.
 
     Raises
     ------
     InvalidArgumentError
-        EINVAL: no such abi, capability, VM type or firmware.
+        EINVAL: no such revision, capability, VM type or firmware.
     """
     revision = get_abi(abi)
     asked = name if name in _CAPABILITIES else _capability_name(name, revision)
@@ -238,7 +238,7 @@ def capability(
 
 
 def _capability_name(name: str, revision: Abi) -> str:
-    """Return the capability that a name in any case, with or without ``KVM_CAP_``, stands for."""
+    """Return the capability of a name in any case, with or without ``KVM_CAP_``."""
     known = _CAPABILITIES.union(
         row.name for other in (*ABIS.values(), revision) for row in other.capabilities
     )
@@ -250,7 +250,7 @@ def _capability_name(name: str, revision: Abi) -> str:
 
 
 def byte_operations(effect: str, vm_type: VmType | str, direction: Direction | str) -> Operations:
-    """Return what an effect does to a page of each `Rank`, the platform's own step put in where it stands.
+    """Return what an effect does to a page of each `Rank`, with the platform's own step filled in.
 
     Raises
     ------
@@ -269,7 +269,7 @@ def byte_operations(effect: str, vm_type: VmType | str, direction: Direction | s
 
 # --- from rows to cells -------------------------------------------------------------------------------------
 def _content_mode(flag: ContentMode | str | int, abi: Abi) -> ContentMode:
-    """Return flags as the enumeration has them, by an abi's own names first; bits without a name are kept."""
+    """Return flags as a `ContentMode`; the revision's own names win, bits without a name are kept."""
     if isinstance(flag, str):
         flag = flag_bits(flag, abi)
     if not is_number(flag):
@@ -280,7 +280,7 @@ def _content_mode(flag: ContentMode | str | int, abi: Abi) -> ContentMode:
 
 
 def _flags(abi: Abi, flag: ContentMode | str | int | None) -> tuple[ContentMode, ...]:
-    """Return the one flag that is asked for, or none and every one that some abi knows."""
+    """Return the flag asked for; by default no flag, and every flag that any revision knows."""
     if flag is not None:
         return (_content_mode(flag, abi),)
     return (ContentMode.NONE, *(row.bit for row in content_flags(abi)))
@@ -288,7 +288,7 @@ def _flags(abi: Abi, flag: ContentMode | str | int | None) -> tuple[ContentMode,
 
 @cache
 def _table(abi: Abi) -> dict[_Place, Cell]:
-    """Return all cells of an abi whose flag it knows."""
+    """Return all cells of a revision for the flags that it knows."""
     claims = _claims(abi)
     flags = (ContentMode.NONE, *(flag.bit for flag in abi.flags))
     places = map(_Place._make, product(PLATFORMS, Firmware, Phase, Direction, flags))
@@ -296,11 +296,14 @@ def _table(abi: Abi) -> dict[_Place, Cell]:
 
 
 def _claims(abi: Abi) -> dict[_Place, Rule]:
-    """Return the rule of each place that has one; ValueError if rows contradict each other or the tables."""
+    """Return the rule of each place that has one.
+
+    Raises ValueError if rows contradict each other, or name what doesn't exist.
+    """
     claims: dict[_Place, Rule] = {}
     for rule in abi.rules:
         if rule.flag not in {ContentMode.NONE, *(flag.bit for flag in abi.flags)}:
-            raise ValueError(f"abi {abi.name}: a row for {flag_name(rule.flag, abi)}, which it does not know")
+            raise ValueError(f"abi {abi.name}: a row for {flag_name(rule.flag, abi)}, which it doesn't know")
         if rule.effect not in {None, *EFFECTS}:
             raise ValueError(f"abi {abi.name}: unknown effect {rule.effect!r}; known: {', '.join(EFFECTS)}")
         if rule.unless not in _PRECONDITIONS:
@@ -319,12 +322,12 @@ def _places(rule: Rule) -> Iterator[_Place]:
 
 
 def _resolve(abi: Abi, place: _Place, claims: dict[_Place, Rule]) -> Cell:
-    """Return the cell of a place: what its rule says, or the refusal for want of one."""
+    """Return the cell of a place: what its rule says, or a refusal if there is none."""
     plain = claims.get(place._replace(flag=ContentMode.NONE))
     rule = claims.get(place)
     if plain is None:
         attribute = _ATTRIBUTES[place.direction]
-        why = f"Under {abi.name} {place.vm_type} VMs do not take attribute {attribute}, whatever the flags."
+        why = f"Under {abi.name} {place.vm_type} VMs don't take attribute {attribute}, whatever the flags."
         return Cell(_INVALID, None, None, why, abi.source)
     if rule is None:
         why = f"No row of {abi.name} allows this: {_in_words(abi, place)}."
@@ -341,12 +344,12 @@ def _in_words(abi: Abi, place: _Place) -> str:
 
 
 def _unknown_flag(abi: Abi, flag: ContentMode) -> Cell:
-    """Return the cell of flags that an abi does not know, or that are more than one."""
+    """Return the cell of unknown flags, or of more than one."""
     known = ", ".join(row.name for row in abi.flags) or "none, flags must be 0"
     if not flag & ~abi.known_flags:
         why = f"Content flags exclude each other: one at a time, not {flag_name(flag, abi)}."
     else:
-        why = f"{abi.name} does not know {flag_name(flag, abi)}; content flags it knows: {known}."
+        why = f"{abi.name} doesn't know {flag_name(flag, abi)}; content flags it knows: {known}."
     return Cell(_INVALID, None, None, why, abi.source)
 
 
@@ -362,12 +365,12 @@ def _gmem_attributes(abi: Abi, platform: Platform) -> int:
 
 
 def _gmem(_abi: Abi, _platform: Platform) -> int:
-    """GUEST_MEMFD: there is one."""
+    """GUEST_MEMFD: always there."""
     return 1
 
 
 def _gmem_flags(abi: Abi, platform: Platform) -> int:
-    """GUEST_MEMFD_FLAGS: with two backings, private memory cannot be mapped shared from the start."""
+    """GUEST_MEMFD_FLAGS: with two backings, a file of private memory can't start shared."""
     if abi.legacy and platform.private_memory:
         return GuestMemfdFlag.MMAP
     return GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED

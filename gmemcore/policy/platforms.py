@@ -1,6 +1,6 @@
 """Platforms: what each VM type does by itself, one row each.
 
-Nothing outside `gmemcore.policy` asks for a VM type by name; it asks the row.
+Code outside `gmemcore.policy` never tests for a VM type by name; it asks the row.
 
 References
 ----------
@@ -25,14 +25,14 @@ _CLEAR_ASSIGNED: Final[Operations] = (
 
 
 class Tracking(StrEnum):
-    """The hardware table in which a page is assigned to the guest: it names the counter."""
+    """The hardware table that assigns pages to the guest; each has a counter."""
 
     RMP = "rmp"
     SEPT = "sept"
 
 
 class Accept(StrEnum):
-    """What the guest's accept does to bytes: KEEP the DRAM as it is, or CLEAR it for the guest's view."""
+    """What the guest's accept does to bytes: KEEP the DRAM as it is, or CLEAR it in the guest's view."""
 
     KEEP = "keep"
     CLEAR = "clear"
@@ -40,7 +40,7 @@ class Accept(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Populate:
-    """How the platform takes the initial image, and how it refuses a page.
+    """How the platform loads the initial image, and how it refuses a page.
 
     Attributes
     ----------
@@ -84,15 +84,15 @@ class Platform:
     Attributes
     ----------
     vm_type : VmType
-        The type this row is about.
+        The VM type.
     private_memory : bool
-        Pages can be private at all.
+        Whether pages can be private at all.
     coco : bool
-        The guest chooses the kind of its accesses, and pages are assigned and accepted.
+        Whether the guest chooses the kind of its accesses, and pages are assigned and accepted.
     tracking : Tracking or None
-        Which table holds assigned pages; None where there is none.
+        The table that holds assigned pages, if there is one.
     accept : Accept or None
-        What the guest's accept does; None where it does nothing.
+        What the guest's accept does; None: nothing.
     to_private, to_shared : tuple of ByteOperation, length 4
         The platform's own step in a conversion, by the page's `Rank`.
     finish_again, finish_again_without_vcpus : str or None
@@ -101,9 +101,9 @@ class Platform:
         Unmapping a page from the guest takes it out of the table: when its memslot is deleted, or its file
         closed. It stays private, and has to be accepted again.
     populate : Populate or None
-        How the initial image is taken; None: not at all (EINVAL).
+        How the initial image is loaded; None: not at all (EINVAL).
     summary : str
-        The row in words.
+        One-line description.
     """
 
     vm_type: VmType
@@ -120,7 +120,7 @@ class Platform:
     summary: str
 
     def own_step(self, direction: Direction) -> Operations:
-        """Return what the platform itself does to a page of each rank in a conversion."""
+        """Return what the platform itself does to a page in a conversion, by rank."""
         return self.to_private if direction == Direction.TO_PRIVATE else self.to_shared
 
 
@@ -188,7 +188,7 @@ _ROWS = (
             measures=True,
             in_place_refusal="EINVAL",
         ),
-        summary="SEV-SNP: what was assigned shows as ciphertext after conversion to shared",
+        summary="SEV-SNP: assigned pages read as ciphertext after conversion to shared",
     ),
     Platform(
         VmType.TDX,
@@ -212,7 +212,7 @@ _ROWS = (
             measures=False,
             in_place_refusal="EOPNOTSUPP",
         ),
-        summary="TDX: leaving the S-EPT clears a page, and so does the guest's accept",
+        summary="TDX: leaving the S-EPT clears a page, and so does accepting it",
     ),
     Platform(
         VmType.PKVM,

@@ -1,10 +1,10 @@
-"""The two words that platform rows and effect rows share: page ranks and byte operations."""
+"""Page ranks and byte operations, which rows of platforms and effects share."""
 
 from enum import IntEnum, StrEnum
 
 
 class Rank(IntEnum):
-    """How far a page has come; accepted ⊆ assigned ⊆ allocated, so one number says it all."""
+    """How far a page has come: accepted ⊆ assigned ⊆ allocated, so one number is enough."""
 
     UNALLOCATED = 0
     ALLOCATED = 1
@@ -13,7 +13,7 @@ class Rank(IntEnum):
 
 
 class ByteOperation(StrEnum):
-    """What is done to the DRAM of a page. PLATFORM stands for the platform's own step, see `Platform`."""
+    """What is done to the DRAM of a page. PLATFORM is the platform's own step, see `Platform`."""
 
     NONE = "none"
     ZERO = "zero"
@@ -23,4 +23,4 @@ class ByteOperation(StrEnum):
 
 
 Operations = tuple[ByteOperation, ByteOperation, ByteOperation, ByteOperation]
-"""A byte operation for each `Rank`, in their order."""
+"""One byte operation per `Rank`, in order."""

@@ -1,11 +1,11 @@
-"""The posted revisions of the interface and the proposals about it, one row block each.
+"""The posted revisions of the interface and the proposals for it, one block of rows each.
 
-A new revision or proposal is an `Abi` at the end of this file, with the rows that it does not share, and
-nothing else anywhere. Rows name where a flag is allowed; what no row allows is refused, and a row with effect
-REFUSED only says why.
+To add a revision or a proposal, add an `Abi` at the end of this file with the rows that it doesn't share;
+nothing else changes. Rows say where a flag is allowed. What no row allows is refused; a row with effect
+REFUSED only gives the reason.
 
 The series is "guest_memfd: in-place conversion" by Ackerley Tng and others, 2025-2026. PKVM's rows are a
-hypothesis throughout: no posted revision had an arm64 hook, the thread says how it should behave.
+hypothesis: no posted revision had an arm64 hook, but the thread says how it should behave.
 """
 
 from typing import Final
@@ -54,7 +54,7 @@ KEEP, ZEROES, SCRAMBLE, ENCRYPT, DECRYPT, REFUSED = "KEEP", "ZERO", "SCRAMBLE", 
 ZERO = Flag(
     "ZERO",
     ContentMode.ZERO,
-    "after the conversion everybody with access reads zeros",
+    "after the conversion, everyone with access reads zeros",
     directions=TO_SHARED,
 )
 PRESERVE = Flag(
@@ -89,7 +89,7 @@ PLAIN_KEEPS = Rule(
     PRIVATE_MEMORY,
     NO_FLAG,
     KEEP,
-    "KVM itself does not touch contents; what the trusted firmware does to them stands.",
+    "KVM itself does not touch contents; whatever the trusted firmware does to them stands.",
     PATCH_V6,
 )
 UNSPECIFIED_KEEPS = Rule(
@@ -103,14 +103,14 @@ UNSPECIFIED_SCRAMBLES = Rule(
     SW_PROTECTED,
     NO_FLAG,
     SCRAMBLE,
-    "Without a content flag nothing is promised; random bytes let tests catch whoever relies on contents.",
+    "Without a content flag nothing is promised; random bytes let tests catch code that relies on contents.",
     RFC_V4,
 )
 DEFAULT_IS_SHARED = Rule(
     NO_PRIVATE_MEMORY,
     NO_FLAG,
     KEEP,
-    "Attribute 0 asks a VM without private memory for what it has already.",
+    "Attribute 0 asks a VM without private memory for what it already has.",
     RFC_V5,
     directions=TO_SHARED,
 )
@@ -118,14 +118,14 @@ LEGACY_FLIPS = Rule(
     PRIVATE_MEMORY,
     NO_FLAG,
     KEEP,
-    "The VM-fd ioctl flips the attribute and nothing else: each of the two backings keeps its bytes.",
+    "The VM-fd ioctl flips the attribute and nothing else; each of the two backings keeps its bytes.",
     API_4_141,
 )
 LEGACY_DEFAULT_IS_SHARED = Rule(
     NO_PRIVATE_MEMORY,
     NO_FLAG,
     KEEP,
-    "A VM without private memory supports no attribute, so 0 is the only value it takes.",
+    "A VM without private memory supports no attribute, so 0 is the only value it accepts.",
     API_4_141,
     directions=TO_SHARED,
 )
@@ -135,7 +135,7 @@ ZERO_TO_SHARED = Rule(
     PRIVATE_MEMORY,
     ZERO.bit,
     ZEROES,
-    "Zeroing what becomes shared is a contract of KVM with the host, which any VM type can keep.",
+    "Zeroing what becomes shared is a contract between KVM and the host, which every VM type can keep.",
     RFC_V4,
     directions=TO_SHARED,
 )
@@ -153,7 +153,7 @@ PRESERVE_IN_CLEAR = Rule(
     IN_CLEAR,
     PRESERVE.bit,
     KEEP,
-    "Private memory lies in clear there, so leaving the bytes alone preserves them, always and both ways.",
+    "Private memory is in clear there, so leaving the bytes alone preserves them, at any time and both ways.",
     MICHAEL_29_APR,
 )
 
@@ -180,7 +180,7 @@ PRESERVE_NOT_BACK_BEFORE_LAUNCH = Rule(
     COCO,
     PRESERVE.bit,
     REFUSED,
-    "A populated page shows as ciphertext or zeros once it is shared, so nothing is promised to shared.",
+    "A populated page reads as ciphertext or zeros once it is shared, so nothing can be promised to shared.",
     RFC_V5,
     phases=BEFORE_LAUNCH,
     directions=TO_SHARED,
@@ -191,7 +191,7 @@ PRESERVE_NOT_AFTER_LAUNCH = Rule(
     COCO,
     PRESERVE.bit,
     REFUSED,
-    "After launch the guest's key lies between the two sides: what one wrote in clear the other cannot read.",
+    "After launch the guest's key separates the two sides: neither reads what the other wrote in clear.",
     MICHAEL_29_APR,
     phases=AFTER_LAUNCH,
 )
@@ -201,7 +201,7 @@ PRESERVE_NOT_ON_COCO = Rule(
     COCO,
     PRESERVE.bit,
     REFUSED,
-    "PRESERVE speaks of what both sides read at all times, and the guest's key forbids that on SNP and TDX.",
+    "PRESERVE is about what both sides read at all times, which the guest's key rules out on SNP and TDX.",
     RFC_V4,
 )
 
@@ -213,21 +213,21 @@ WITH_FLAGS = (
     ZERO_NOT_TO_PRIVATE,
     PRESERVE_IN_CLEAR,
 )
-"""What every abi with flags has in common."""
+"""Rows that every revision with flags has in common."""
 
 PRESERVE_AS_IN_V5 = (PRESERVE_UNTIL_POPULATE, PRESERVE_NOT_BACK_BEFORE_LAUNCH, PRESERVE_NOT_AFTER_LAUNCH)
-"""PRESERVE on CoCo from RFC v5 on: to private before launch, and never else."""
+"""PRESERVE on CoCo from RFC v5 on: to private before launch, and not otherwise."""
 
 
 def _encrypting_rules(flag: Flag, before_launch: str | None, source: str) -> tuple[Rule, ...]:
-    """Return the CoCo rows of a flag that asks a cipher firmware to encrypt and decrypt after launch.
+    """Return the CoCo rows of a flag that asks cipher firmware to encrypt and decrypt after launch.
 
     Parameters
     ----------
     flag : Flag
-        The flag that is passed after launch.
+        The flag passed after launch.
     before_launch : str or None
-        Sentence that refuses it before launch in both directions; None if other rows speak about to private.
+        Why it is refused before launch, in both directions; None if other rows cover to private.
     source : str
         Where the proposal is from.
     """
@@ -237,7 +237,7 @@ def _encrypting_rules(flag: Flag, before_launch: str | None, source: str) -> tup
             COCO,
             flag.bit,
             ENCRYPT,
-            "A firmware that can encrypt in place makes the host's clear bytes readable to the guest.",
+            "Firmware that can encrypt in place makes the host's clear bytes readable to the guest.",
             source,
             firmware=CIPHER_FIRMWARE,
             phases=AFTER_LAUNCH,
@@ -247,7 +247,7 @@ def _encrypting_rules(flag: Flag, before_launch: str | None, source: str) -> tup
             COCO,
             flag.bit,
             DECRYPT,
-            "A firmware that can decrypt in place makes the guest's bytes readable to the host.",
+            "Firmware that can decrypt in place makes the guest's bytes readable to the host.",
             source,
             firmware=CIPHER_FIRMWARE,
             phases=AFTER_LAUNCH,
@@ -257,7 +257,7 @@ def _encrypting_rules(flag: Flag, before_launch: str | None, source: str) -> tup
             COCO,
             flag.bit,
             REFUSED,
-            "Today's firmware cannot encrypt or decrypt a page in place after launch.",
+            "Today's firmware can't encrypt or decrypt a page in place after launch.",
             source,
             firmware=TODAYS_FIRMWARE,
             phases=AFTER_LAUNCH,
@@ -339,7 +339,7 @@ _ROWS = (
     ),
     Abi(
         name="before-launch",
-        title="a flag of its own for PRESERVE before launch",
+        title="a separate flag for PRESERVE before launch",
         source=MICHAEL_29_APR,
         flags=(ZERO, PRESERVE, PRESERVE_BEFORE_LAUNCH),
         capabilities=(ALL_FLAGS_CAPABILITY,),
@@ -368,7 +368,7 @@ _ROWS = (
                 COCO,
                 PRESERVE_BEFORE_LAUNCH.bit,
                 REFUSED,
-                "The flag's own name ends with the launch.",
+                "The flag's own name restricts it to the time before launch.",
                 MICHAEL_29_APR,
                 phases=AFTER_LAUNCH,
             ),
@@ -376,14 +376,14 @@ _ROWS = (
                 IN_CLEAR,
                 PRESERVE_BEFORE_LAUNCH.bit,
                 REFUSED,
-                "Where private memory lies in clear PRESERVE holds at all times and needs no special form.",
+                "Where private memory is in clear, PRESERVE holds at all times and needs no special form.",
                 MICHAEL_29_APR,
             ),
         ),
     ),
     Abi(
         name="after-launch",
-        title="a flag of its own for PRESERVE after launch",
+        title="a separate flag for PRESERVE after launch",
         source=MICHAEL_29_APR,
         flags=(ZERO, PRESERVE, PRESERVE_AFTER_LAUNCH),
         capabilities=(ALL_FLAGS_CAPABILITY,),
@@ -399,7 +399,7 @@ _ROWS = (
             ),
             *_encrypting_rules(
                 PRESERVE_AFTER_LAUNCH,
-                "The flag is for SNP and TDX once they can preserve after launch, and only then.",
+                "The flag is for SNP and TDX once they can preserve after launch, and for that phase only.",
                 MICHAEL_29_APR,
             ),
         ),
@@ -429,7 +429,7 @@ _ROWS = (
     ),
     Abi(
         name="two-caps",
-        title="two capabilities, one a launch phase, for the same two flags",
+        title="two capabilities, one per launch phase, for the same two flags",
         source=MICHAEL_29_APR,
         flags=(ZERO, PRESERVE),
         capabilities=(PRE_LAUNCH_CAPABILITY, POST_LAUNCH_CAPABILITY),
@@ -437,7 +437,7 @@ _ROWS = (
     ),
     Abi(
         name="pre-cap",
-        title="a pre-launch capability beside FLAGS, which then speaks of the time after launch",
+        title="a pre-launch capability next to FLAGS, which then covers the time after launch",
         source=MICHAEL_29_APR_SECOND,
         flags=(ZERO, PRESERVE),
         capabilities=(PRE_LAUNCH_CAPABILITY, FLAGS_AFTER_LAUNCH_CAPABILITY),

@@ -1,4 +1,4 @@
-"""A revision in one table: a row a VM type, a column a content flag."""
+"""A revision as one table: one row per VM type, one column per content flag."""
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -11,9 +11,9 @@ from gmemcore.uapi import ContentMode, Direction, Firmware, Phase
 _REFUSED: Final = "- is EOPNOTSUPP"
 _EFFECTS_ARE: Final = "ok is KEEP, an effect in capitals another one; (cipher): with that firmware"
 LEGEND: Final = f"{_REFUSED}; {_EFFECTS_ARE}"
-"""What words of an answer mean."""
+"""Legend of answers."""
 TABLE_LEGEND: Final = f"to private | to shared; pre, post: before, after launch; {_REFUSED}\n{_EFFECTS_ARE}"
-"""What cells of the table mean."""
+"""Legend of the table's cells."""
 
 _PHASE_PREFIX = {Phase.LAUNCHING: "pre", Phase.RUNNING: "post"}
 _OUTCOMES = {"EOPNOTSUPP": "-"}
@@ -27,15 +27,15 @@ def abi_table(
     selected: Iterable[tuple[CellKey, Cell]] | None = None,
     flags: Sequence[ContentMode] | None = None,
 ) -> list[Row]:
-    """Return what an abi answers: a header, and a row for each VM type, or two where the firmware matters.
+    """Return what a revision answers: a header, then one row per VM type, or two where firmware matters.
 
     Parameters
     ----------
     abi : Abi
     selected : iterable of (CellKey, Cell), or None
-        Some of its cells, as `gmemcore.policy.cells` gives them; None: all.
+        Some of its cells, as returned by `gmemcore.policy.cells`; None: all.
     flags : sequence of ContentMode, or None
-        Columns; None: no flag, and each that it knows.
+        Columns; None: no flag, and each flag that it knows.
     """
     columns = (ContentMode.NONE, *(row.bit for row in abi.flags)) if flags is None else flags
     header = ("VM type", *("flags = 0" if not bit else flag_name(bit, abi) for bit in columns))
@@ -57,7 +57,7 @@ def abi_table(
 
 
 def answer_word(answer: Cell) -> str:
-    """Return an answer in a word: ok for KEEP, another effect, ``-`` for EOPNOTSUPP, another errno name."""
+    """Return an answer as a word: ok (KEEP), the effect, ``-`` (EOPNOTSUPP), or the errno's name."""
     if answer.effect is None:
         return _OUTCOMES.get(answer.outcome, answer.outcome)
     unless = f" unless {answer.unless}" if answer.unless else ""
@@ -65,7 +65,7 @@ def answer_word(answer: Cell) -> str:
 
 
 def _table_cell(selected: Iterable[tuple[CellKey, Cell]]) -> str:
-    """Return the text of a table cell: to private | to shared."""
+    """Return the text of a cell: to private | to shared."""
     by_direction: dict[Direction, dict[Phase, str]] = {}
     for key, answer in selected:
         by_direction.setdefault(key.direction, {})[key.phase] = answer_word(answer)
@@ -73,7 +73,7 @@ def _table_cell(selected: Iterable[tuple[CellKey, Cell]]) -> str:
 
 
 def _both_phases(answers: dict[Phase, str]) -> str:
-    """Return the answers before and after launch in one text."""
+    """Return the answers before and after launch as one text."""
     if len(set(answers.values())) == 1:
         return next(iter(answers.values()))
     return ", ".join(f"{_PHASE_PREFIX[phase]} {text}" for phase, text in answers.items())

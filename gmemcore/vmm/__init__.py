@@ -1,4 +1,4 @@
-"""The userspace side: capability probing, conversion over memslots, who is told of it, and the audit."""
+"""The userspace side: capability probing, conversion across memslots, listeners, flows and the audit."""
 
 from gmemcore.vmm.attributes import (
     CapabilityAssertionError,

@@ -1,4 +1,4 @@
-"""Setting attributes: the one place where the userspace issues a conversion.
+"""Setting attributes: the one place where userspace issues a conversion.
 
 References
 ----------
@@ -16,18 +16,18 @@ from gmemcore.uapi import Direction, MemoryAttribute, Phase
 from gmemcore.vmm.probe import Supported
 
 RETRIES = 16
-"""How often a conversion that meets a pinned page is tried again before the caller gets to know."""
+"""Default number of retries when a page is pinned, before the caller sees EAGAIN."""
 
 OnBusy = Callable[[GuestMemfd, int], object]
-"""Called between two tries with the file and the offset of the page that is in the way."""
+"""Called before each retry with the file and the offset of the pinned page."""
 
 
 class CapabilityAssertionError(AssertionError):
-    """The userspace is about to ask for what no capability answered: a bug in it, not a refusal."""
+    """Userspace is about to ask for something that no capability advertised: a bug in it, not a refusal."""
 
 
 def give_way(_gmem: GuestMemfd, _offset: int) -> None:
-    """Let others run, so that a transient reference can go."""
+    """Yield the CPU, so that a transient reference can be dropped."""
     time.sleep(0)
 
 
@@ -43,12 +43,12 @@ def guest_memfd_set_memory_attributes_fd(
     retries: int = RETRIES,
     on_busy: OnBusy = give_way,
 ) -> Counters:
-    """Convert a range of a guest_memfd, if the capabilities asked at start allow it.
+    """Convert a range of a guest_memfd, asserting that capabilities allow it.
 
     Parameters
     ----------
     supported : Supported
-        What was asked at start.
+        What capabilities answered at start.
     gmem : GuestMemfd
         The file.
     offset, size : int
@@ -58,20 +58,20 @@ def guest_memfd_set_memory_attributes_fd(
     flags : int
         At most one content flag.
     phase : Phase
-        The launch phase, which the userspace knows because it finishes the launch itself.
+        The launch phase, which userspace knows because it finishes the launch itself.
     retries : int
-        Tries after the first that met a pinned page.
+        How often to try again after EAGAIN.
     on_busy : callable
-        Called with the file and the offset of that page before each further try.
+        Called before each retry with the file and the offset of the pinned page.
 
     Raises
     ------
     CapabilityAssertionError
         An attribute or flag that no capability advertises for this phase and direction.
     PagePinnedError
-        EAGAIN, still after the last try; ``error_offset`` says where.
+        EAGAIN after the last retry; ``error_offset`` is the offset of the pinned page.
     GmemError
-        Any other refusal, at once.
+        Any other refusal, without a retry.
     """
     direction = Direction.TO_PRIVATE if attributes & MemoryAttribute.PRIVATE else Direction.TO_SHARED
     _assert_subset("attributes", attributes, supported.gmem_attributes)
@@ -83,18 +83,18 @@ def guest_memfd_set_memory_attributes_fd(
             if not left or error.error_offset is None:
                 raise
             on_busy(gmem, error.error_offset)
-    raise ValueError(f"{retries} retries; 0 or more would be accepted")
+    raise ValueError(f"retries must be 0 or more, not {retries}")
 
 
 def vm_set_memory_attributes(
     supported: Supported, vm: VmFace, address: int, size: int, attributes: int, flags: int = 0
 ) -> Counters:
-    """Set attributes of the VM by guest physical address, where there are two backings.
+    """Set attributes of the VM by guest physical address, for two backings.
 
     Raises
     ------
     CapabilityAssertionError
-        An attribute that no capability advertises; any flag, since this ioctl has none.
+        An attribute that no capability advertises, or any flag: this ioctl has none.
     GmemError
         As `Vm.set_memory_attributes`.
     """
@@ -104,6 +104,8 @@ def vm_set_memory_attributes(
 
 
 def _assert_subset(what: str, asked: int, answered: int) -> None:
-    """Hold the userspace to what it was told; not an ``assert``, which ``python -O`` would drop."""
+    """Assert that userspace asks only for what was advertised; ``python -O`` would drop an ``assert``."""
     if asked & ~answered:
-        raise CapabilityAssertionError(f"{what} {asked:#x}; capabilities answered {answered:#x}")
+        raise CapabilityAssertionError(
+            f"{what} {asked:#x} must be a subset of {answered:#x}, which capabilities answered"
+        )

@@ -1,8 +1,8 @@
-"""The audit: what a userspace believes, against what it is answered, for every request an abi knows.
+"""The audit: whether capabilities predict what each call does, for every request of a revision.
 
-Belief comes from names and capabilities alone (`gmemcore.vmm.probe`). The answer comes from running the
-request on a small fresh VM, over a range that holds live data; the rows that say what an abi allows are not
-read. So a proposal is judged as its users would meet it.
+What userspace believes comes from names and capabilities alone (`gmemcore.vmm.probe`). The answer comes from
+running the request on a small fresh VM, over a range with live data; the rows of policy aren't read. So a
+proposal is judged as its users would see it. docs/spec.md, What userspace believes, defines the columns.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -32,16 +32,16 @@ _ATTRIBUTES = {Direction.TO_PRIVATE: int(MemoryAttribute.PRIVATE), Direction.TO_
 
 @dataclass(frozen=True, slots=True)
 class AuditCell:
-    """One request: believed, and answered.
+    """One request: what userspace believes, and the answer.
 
     Attributes
     ----------
     vm_type, firmware, phase, direction : members of their enumerations
-        Who asked, when, and for which way.
+        The VM, the launch phase and the direction of the request.
     flag : str
         Name of the content flag.
     believed : bool
-        Names and capabilities say that it is allowed.
+        Whether names and capabilities say that it is allowed.
     answered : str
         ``"OK"``, or the errno name of the refusal.
     kept : bool or None
@@ -60,43 +60,43 @@ class AuditCell:
 
     @property
     def ok(self) -> bool:
-        """Whether the request was answered ok."""
+        """Whether the request succeeded."""
         return self.answered == "OK"
 
     @property
     def lie(self) -> bool:
-        """Believed, and refused."""
+        """Over-promised: believed, and refused."""
         return self.believed and not self.ok
 
     @property
     def hidden(self) -> bool:
-        """Not believed, and answered ok."""
+        """Under-promised: not believed, and ok."""
         return self.ok and not self.believed
 
     @property
     def broken(self) -> bool:
-        """Answered ok, and the promise about contents not kept."""
+        """Contents lost: ok, and the new side doesn't read what the old side wrote."""
         return self.kept is False
 
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """What an abi costs the userspace that trusts it.
+    """What a revision costs userspace that trusts it.
 
     Attributes
     ----------
     abi : str
         Its name.
     lies, hidden, broken : int
-        Requests believed and refused; not believed and answered ok; answered ok without keeping contents.
+        Requests over-promised, under-promised, and with contents lost.
     vm_type_checks : int
-        (flag, phase, direction) that two VMs (type, firmware) are believed alike and answered unlike.
+        (flag, phase, direction) for which two VMs (type, firmware) are believed alike and answer unlike.
     phase_checks : int
-        (VM, flag, direction) believed alike and answered unlike in the two phases.
+        (VM, flag, direction) believed alike in the two phases, which answer unlike.
     direction_checks : int
-        (VM, flag, phase) believed alike and answered unlike for the two directions.
+        (VM, flag, phase) believed alike for the two directions, which answer unlike.
     capabilities : tuple of str
-        Capabilities about flags that it takes.
+        Capabilities about flags.
     capability_bits : int
         Bits that these ever set, over all VMs.
     cells : tuple of AuditCell
@@ -116,25 +116,25 @@ class AuditRow:
 
     @property
     def kept(self) -> int:
-        """Places (VM, phase, direction) where some flag is answered ok and keeps contents."""
+        """Number of (VM, phase, direction) in which some flag is ok and keeps contents."""
         return len(
             {(cell.vm_type, cell.firmware, cell.phase, cell.direction) for cell in self.cells if cell.kept}
         )
 
     @property
     def rank(self) -> tuple[int, ...]:
-        """Sort key: VM-type checks, wrong bytes, wrong beliefs, other checks; what it keeps, its cost."""
+        """Sort key: VM-type checks, contents lost, wrong beliefs, other checks, contents kept, cost."""
         checks = (self.vm_type_checks, self.broken, self.lies, self.hidden)
         return *checks, self.phase_checks, self.direction_checks, -self.kept, self.capability_bits
 
 
 def audit(proposals: Iterable[Abi] = ()) -> list[AuditRow]:
-    """Audit every abi of the package and its proposals, and others.
+    """Audit every revision and proposal of the package, and further ones.
 
     Parameters
     ----------
     proposals : iterable of Abi
-        Others.
+        Further ones.
 
     Returns
     -------
@@ -146,7 +146,7 @@ def audit(proposals: Iterable[Abi] = ()) -> list[AuditRow]:
 
 
 def audit_abi(abi: Abi | str) -> AuditRow:
-    """Audit one abi: every VM type with private memory, firmware, phase, direction and flag that it knows."""
+    """Audit one revision: every VM type with private memory, firmware, phase, direction and flag."""
     revision = get_abi(abi)
     cells = tuple(_cells(revision))
     return AuditRow(
@@ -164,9 +164,9 @@ def audit_abi(abi: Abi | str) -> AuditRow:
 
 
 def _checks(cells: Iterable[AuditCell], key: Callable[[AuditCell], Hashable]) -> int:
-    """Count the groups in which two cells are believed alike and answered unlike.
+    """Count the groups in which two cells are believed alike and answer unlike.
 
-    Each is a distinction that a userspace has to make without having been told.
+    Each is a check that userspace must hard-code.
     """
     answers: dict[tuple[Hashable, bool], set[str]] = {}
     for cell in cells:
@@ -175,7 +175,7 @@ def _checks(cells: Iterable[AuditCell], key: Callable[[AuditCell], Hashable]) ->
 
 
 def _capability_bits(abi: Abi) -> int:
-    """Count the bits that an abi's capabilities about flags ever set."""
+    """Count the bits that a revision's capabilities about flags ever set."""
     names = {row.name for row in abi.capabilities}
     answers = dict.fromkeys(names, 0)
     for vm_type, firmware in product(VmType, Firmware):
@@ -187,7 +187,7 @@ def _capability_bits(abi: Abi) -> int:
 
 # --- believed -----------------------------------------------------------------------------------------------
 def _cells(abi: Abi) -> Iterator[AuditCell]:
-    """Yield every cell, each run on a VM of its own."""
+    """Yield every cell, each run on a fresh VM."""
     for vm_type, firmware in product(VmType, Firmware):
         with create_vm(vm_type, abi, firmware) as vm:
             supported = probe(vm)
@@ -202,7 +202,7 @@ def _cells(abi: Abi) -> Iterator[AuditCell]:
 
 # --- answered -----------------------------------------------------------------------------------------------
 def _run(vm: VmFace, phase: Phase, direction: Direction, flag: Flag) -> tuple[str, bool | None]:
-    """Convert live data with a flag; return the answer, and whether a promise about contents was kept."""
+    """Convert live data with a flag; return the answer, and whether contents survived as promised."""
     to_private = direction == Direction.TO_PRIVATE
     data = _HOST_DATA if to_private else _GUEST_DATA
     gmem = _live_data(vm, phase, data, shared=to_private)
@@ -215,11 +215,11 @@ def _run(vm: VmFace, phase: Phase, direction: Direction, flag: Flag) -> tuple[st
     try:
         return "OK", _read_by_new_side(vm, gmem, phase, to_private) == {data}
     except GmemError:
-        return "OK", False  # the new side cannot read at all
+        return "OK", False  # the new side can't read at all
 
 
 def _live_data(vm: VmFace, phase: Phase, data: bytes, *, shared: bool) -> GuestMemfd:
-    """Make a file whose old side holds data in clear: host-written, loaded at launch, or guest-written."""
+    """Create a file whose old side holds data in clear: host-written, populated, or guest-written."""
     init_shared = GuestMemfdFlag.INIT_SHARED if shared else 0
     gmem = vm.create_guest_memfd(_SIZE, GuestMemfdFlag.MMAP | init_shared)
     vm.add_memslot(0, 0, _SIZE, gmem)
@@ -236,7 +236,7 @@ def _live_data(vm: VmFace, phase: Phase, data: bytes, *, shared: bool) -> GuestM
 
 
 def _read_by_new_side(vm: VmFace, gmem: GuestMemfd, phase: Phase, to_private: bool) -> set[bytes]:
-    """Return what those with access now read, the guest after what it needs: populate in place, or accept."""
+    """Return what each side with access reads; the guest after a populate in place, or accept."""
     if not to_private:
         return {gmem.host_read(0, _SIZE), vm.guest_read(0, _SIZE, private=False)}
     if phase == Phase.LAUNCHING:

@@ -1,9 +1,9 @@
-"""Flows: what a userspace does with conversion, step by step, one code for every VM type and revision.
+"""Flows: what userspace does with conversion, step by step, one code for every VM type and revision.
 
-A flow is a generator that yields the name of each step before doing it. It decides by capabilities, checks
-every byte that it relies on, and ends at the first step that fails; `run_flow` says where that was and with
-which errno, ``CONTENTS`` (bytes are not what they have to be) or ``NOT_OFFERED`` (no capability offers what
-the flow cannot do without, and the userspace knew that beforehand).
+A flow is a generator that yields the name of each step before doing it. It branches on capabilities, checks
+every byte that it relies on, and ends at the first step that fails. `run_flow` returns that step and its
+errno, ``CONTENTS`` (a reader got wrong bytes) or ``NOT_OFFERED`` (no capability offers what the flow needs,
+which userspace knew beforehand).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -31,19 +31,19 @@ _RAM_PAGES = 16
 
 
 class ContentsError(GmemError):
-    """Somebody reads other bytes than the flow has to deliver."""
+    """A reader got bytes other than those the flow must deliver."""
 
     outcome = CONTENTS
 
 
 class NotOfferedError(GmemError):
-    """No capability offers a flag that the flow cannot do without."""
+    """No capability offers a flag that the flow needs."""
 
     outcome = NOT_OFFERED
 
 
 def pages(count: int, salt: int) -> bytes:
-    """Return contents that differ from page to page and from salt to salt, and are never zero."""
+    """Return nonzero contents that differ between pages and between salts."""
     return b"".join(
         (salt * 1000 + page * 2 + 1).to_bytes(8, "little") * (PAGE_SIZE // 8) for page in range(count)
     )
@@ -51,7 +51,7 @@ def pages(count: int, salt: int) -> bytes:
 
 @dataclass
 class Machine:
-    """What a flow acts on: a fresh VM, its userspace, its guest and some RAM; and what it notes on the way.
+    """What a flow acts on (a fresh VM, its userspace, its guest, some RAM), and what it records.
 
     Attributes
     ----------
@@ -60,12 +60,12 @@ class Machine:
     guest : Guest
         The guest.
     flags : list of str
-        Content flags of its conversions, in order, none as "".
+        Content flag of each conversion, in order; "" for none.
     refused : list of str
-        Flags that were believed and refused before another one did.
+        Flags that were advertised and refused before another one succeeded.
     unpromised : bool
-        Contents had to come through a conversion without a flag for it; whether they did is checked, but
-        nothing had promised it.
+        Whether contents had to survive a conversion without a flag that promises it. Whether they did is
+        checked all the same.
     """
 
     vmm: Vmm
@@ -79,38 +79,38 @@ class Machine:
         self.guest = Guest(self.vmm)
 
     def add_ram(self, *, shared: bool = True) -> None:
-        """Give the guest its RAM."""
+        """Add the guest's RAM."""
         self.block = self.vmm.add_ram(_GPA, _RAM_PAGES * PAGE_SIZE, shared=shared)
 
     # ---- conversions ---------------------------------------------------------------------------
 
     def convert(self, first: int, count: int, to_private: bool, flag: int = 0) -> None:
-        """Convert pages of RAM whose contents nobody needs."""
+        """Convert pages whose contents aren't needed."""
         self._note(self.vmm.convert(_gpa(first), count * PAGE_SIZE, to_private, flag))
 
     def keep(self, first: int, count: int, to_private: bool) -> None:
-        """Convert pages of RAM, with a flag that keeps contents if one is offered."""
+        """Convert pages, with a flag that keeps contents if one is offered."""
         converted = self.vmm.convert_keeping(_gpa(first), count * PAGE_SIZE, to_private)
         self.unpromised |= not converted.flag
         self._note(converted)
 
     def keep_or_stop(self, first: int, count: int, to_private: bool) -> None:
-        """Convert pages of RAM whose contents the flow can't do without.
+        """Convert pages whose contents the flow needs.
 
         Raises
         ------
         NotOfferedError
-            Flags that keep contents have names, and none is offered here and now.
+            The revision has flags that keep contents, and none is offered here.
         """
         if self.vmm.supported.documents_preserving and not self._offered(to_private):
-            raise NotOfferedError("no capability offers to keep contents here; a copy would have to do")
+            raise NotOfferedError("no capability offers to keep contents here; use a copy")
         self.keep(first, count, to_private)
 
     @property
     def loads_in_place(self) -> bool:
-        """Whether the initial image is converted and then populated where it is, rather than from a copy.
+        """Whether the initial image is populated in place, after a conversion, rather than from a copy.
 
-        Where a flag that keeps contents has a name but isn't offered, the userspace doesn't rely on contents.
+        If the revision has a flag that keeps contents and doesn't offer it, userspace relies on no contents.
         """
         supported = self.vmm.supported
         return supported.in_place and (not supported.documents_preserving or self._offered(to_private=True))
@@ -120,7 +120,7 @@ class Machine:
         return bool(self.vmm.supported.preserving(self.vmm.phase, direction))
 
     def _note(self, converted: Converted) -> None:
-        """Remember the flags of a conversion."""
+        """Record the flags of a conversion."""
         names = {row.bit: row.name for row in self.vmm.supported.flags}
         self.flags.append(names[ContentMode(converted.flag)] if converted.flag else "")
         self.refused += converted.refused
@@ -136,7 +136,7 @@ class Machine:
         _same(data, self.block.gmem.host_read(first * PAGE_SIZE, len(data)), f"the host at page {first}")
 
     def host_faults(self, first: int) -> None:
-        """Check that the host can't read a page, where its memory is the guest's."""
+        """Check that the host can't read a page, if its memory is the guest's."""
         if self.vmm.supported.in_place:
             try:
                 self.host_reads(first, bytes(PAGE_SIZE))
@@ -155,7 +155,7 @@ class Machine:
     # ---- launch --------------------------------------------------------------------------------
 
     def populate(self, first: int, data: bytes, page_type: PageType = PageType.NORMAL) -> None:
-        """Load pages into the image, from where they are or from a copy, in as many calls as it takes."""
+        """Populate pages, in place or from a copy, calling again for what a call leaves."""
         done, source = 0, None if self.loads_in_place else bytearray(data)
         while done < len(data):
             rest = None if source is None else source[done:]
@@ -163,7 +163,7 @@ class Machine:
             done += result.pages_done * PAGE_SIZE
 
     def launch(self, first: int, data: bytes) -> Iterator[str]:
-        """Do all of a launch whose image is one stretch of pages."""
+        """Run a launch whose image is one range of pages."""
         yield "write the image"
         self.host_write(first, data)
         yield "image to private"
@@ -176,7 +176,7 @@ class Machine:
         self.guest_reads(first, data, private=True)
 
     def keep_image(self, first: int, count: int) -> None:
-        """Convert what will be populated: its contents matter only if that happens in place."""
+        """Convert the image, keeping its contents if it is populated in place."""
         convert = self.keep if self.loads_in_place else self.convert
         convert(first, count, True)
 
@@ -186,7 +186,7 @@ def _gpa(page: int) -> int:
 
 
 def _same(expected: bytes, found: bytes, who: str) -> None:
-    """Compare what is read with what has to be."""
+    """Raise unless what was read is as expected."""
     if found != expected:
         raise ContentsError(f"{who} reads {found[:8].hex()}…, not {expected[:8].hex()}…")
 
@@ -229,14 +229,14 @@ def snp_launch(machine: Machine) -> Iterator[str]:
 
 
 def _measure(machine: Machine) -> LaunchDigest:
-    """Begin to measure, where launches are measured; returns the digest that the guest's owner computes."""
-    with suppress(UnsupportedOperationError):  # found out by asking, as everything here
+    """Start measuring, where launches are measured; return the digest that the guest's owner computes."""
+    with suppress(UnsupportedOperationError):  # detected by trying, as everything here
         machine.vmm.vm.start_measurement()
     return LaunchDigest()
 
 
 def _compare(machine: Machine, expected: LaunchDigest) -> None:
-    """Compare the digest with the owner's, where there is one."""
+    """Compare the launch digest, where there is one, with the owner's."""
     try:
         found = machine.vmm.vm.launch_measurement
     except GmemError:
@@ -245,7 +245,7 @@ def _compare(machine: Machine, expected: LaunchDigest) -> None:
 
 
 def cpuid_retry(machine: Machine) -> Iterator[str]:
-    """The firmware refuses the CPUID page and corrects it; the host looks at it and tries again."""
+    """The firmware refuses the CPUID page and corrects it; the host reads the correction and tries again."""
     corrected, page = pages(1, 9), pages(1, 8)
     yield "add RAM"
     machine.add_ram()
@@ -258,7 +258,7 @@ def cpuid_retry(machine: Machine) -> Iterator[str]:
     copy = None if machine.loads_in_place else bytearray(page)
     try:
         machine.vmm.vm.launch_update(_gpa(0), PAGE_SIZE, copy, PageType.CPUID)
-        raise ContentsError("the firmware took the page that it was to correct")
+        raise ContentsError("the firmware took the page that it had to correct")
     except LaunchUpdateError:
         pass
     if copy is None:
@@ -280,7 +280,7 @@ def cpuid_retry(machine: Machine) -> Iterator[str]:
 
 
 def tdx_launch(machine: Machine) -> Iterator[str]:
-    """A file that starts private: shared for the image, region by region private again, the rest accepted."""
+    """A file that starts private: shared for the image, private again by region, the rest accepted."""
     firmware, hand_off = pages(3, 1), pages(2, 2)
     yield "add private RAM"
     machine.add_ram(shared=False)
@@ -303,7 +303,7 @@ def tdx_launch(machine: Machine) -> Iterator[str]:
 
 
 def software_protected(machine: Machine) -> Iterator[str]:
-    """The value chain of the kernel's conversion selftest, which needs no launch."""
+    """The sequence of the kernel's conversion selftest, which needs no launch."""
     a, b, c = pages(1, 1), pages(1, 2), pages(1, 3)
     yield "add RAM"
     machine.add_ram()
@@ -378,7 +378,7 @@ def bounce_buffers(machine: Machine) -> Iterator[str]:
 
 
 def _believed_zero(machine: Machine) -> int:
-    """Return the flag that keeps what was the guest's from the host, if it is offered."""
+    """Return the flag that hides the guest's data from the host, if it is offered."""
     vmm = machine.vmm
     return sum(
         row.bit
@@ -388,7 +388,7 @@ def _believed_zero(machine: Machine) -> int:
 
 
 def encrypt_after_launch(machine: Machine) -> Iterator[str]:
-    """0xbeef, in clear from the host to a running guest and back, which takes a firmware that encrypts."""
+    """0xbeef from the host to a running guest in clear, and back: needs firmware that encrypts in place."""
     beef, reply = b"\xef\xbe" * (PAGE_SIZE // 2), pages(1, 5)
     yield "add RAM"
     machine.add_ram()
@@ -415,13 +415,13 @@ FLOWS: dict[str, Callable[[Machine], Iterator[str]]] = {
     "bounce-buffers": bounce_buffers,
     "encrypt-after-launch": encrypt_after_launch,
 }
-"""Every flow by name. Each runs on every VM type; it is named after who needs it."""
+"""Every flow by name. Each runs on every VM type; it is named after the platform that needs it."""
 
 
 # --- running them -------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class FlowResult:
-    """How far one flow came on one VM.
+    """How far one flow got on one VM.
 
     Attributes
     ----------
@@ -432,13 +432,13 @@ class FlowResult:
     outcome : str
         ``OK``; or an errno name, ``CONTENTS`` or ``NOT_OFFERED``.
     step : str or None
-        The step that ended so; None for ``OK``.
+        The step that ended the flow; None for ``OK``.
     flags : tuple of str
-        Content flags of its conversions, in order; "" for a conversion without one.
+        Content flag of each conversion, in order; "" for none.
     refused : tuple of str
-        Flags that were believed and refused before another one did.
+        Flags that were advertised and refused before another one succeeded.
     promised : bool
-        Every conversion that had to keep contents had a flag for it.
+        Whether every conversion that had to keep contents had a flag for it.
     counters : dict of str to int
         Events, by name.
     """
@@ -456,7 +456,7 @@ class FlowResult:
 
     @property
     def ok(self) -> bool:
-        """Whether it came through."""
+        """Whether the flow completed."""
         return self.outcome == OK
 
 
@@ -476,7 +476,7 @@ def run_flow(
     with Vmm(create_vm(vm_type, abi, firmware), retries=2) as vmm:
         machine = Machine(vmm)
         try:
-            for step in FLOWS[flow](machine):  # noqa: B007  # the last one is where it ended
+            for step in FLOWS[flow](machine):  # noqa: B007  # the last step is where it ended
                 pass
         except GmemError as error:
             outcome = error.outcome
@@ -501,7 +501,7 @@ def run_flows(
     vm_types: Iterable[VmType | str] = tuple(VmType),
     firmware: Iterable[Firmware | str] = tuple(Firmware),
 ) -> list[FlowResult]:
-    """Run flows on every VM of a selection; for no abis under all of them and the package's proposals."""
+    """Run flows on every selected VM; by default under every revision and the package's proposals."""
     chosen = [*ABIS.values(), *shipped_proposals()] if abis is None else list(abis)
     vms = product(list(vm_types), list(firmware))
     return [

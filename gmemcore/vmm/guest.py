@@ -1,4 +1,4 @@
-"""Guest: what runs inside, as far as conversion has to know it."""
+"""Guest: the program inside, as far as conversion is concerned."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,26 +12,26 @@ T = TypeVar("T")
 
 
 class Guest:
-    """A guest that accepts private memory when it first needs it, and asks the host to convert.
+    """A guest that accepts private memory on first use and asks the host for conversions.
 
-    It is the same program on every VM type: where accesses have no kind and pages aren't accepted, the exits
-    that it handles never come.
+    The program is the same on every VM type. Where accesses have no kind and pages aren't accepted, the exits
+    that it handles don't occur.
 
     Parameters
     ----------
     vmm : Vmm
-        Who runs it.
+        The userspace that runs it.
     """
 
     def __init__(self, vmm: Vmm) -> None:
         self._vmm = vmm
 
     def read(self, gpa: int, size: int, private: bool | None = None) -> bytes:
-        """Read, converting and accepting on the way; ``private`` as in `Vm.guest_read`."""
+        """Read, converting and accepting as needed; ``private`` as in `Vm.guest_read`."""
         return self._accepting(partial(self._vmm.vm.guest_read, gpa, size, private), size)
 
     def write(self, gpa: int, data: bytes, private: bool | None = None) -> None:
-        """Write, converting and accepting on the way."""
+        """Write, converting and accepting as needed."""
         self._accepting(partial(self._vmm.vm.guest_write, gpa, data, private), len(data))
 
     def map_gpa_range(self, gpa: int, size: int, private: bool) -> Converted:
@@ -39,7 +39,7 @@ class Guest:
         return self._vmm.convert(gpa, size, private)
 
     def _accepting(self, access: Callable[[], T], size: int) -> T:
-        """Make an access; each page that was not accepted yet is, once."""
+        """Make an access, accepting each page that needs it."""
         for _ in range(size // PAGE_SIZE + 2):
             try:
                 return self._vmm.run(access)

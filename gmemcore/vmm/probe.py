@@ -1,8 +1,8 @@
-"""What a userspace asks at start, and what it believes from then on.
+"""What userspace asks at start, and what it believes from then on.
 
 It knows two things: names (of flags and capabilities, with the limits that their documentation sets for every
-VM type alike) and what the capabilities of its VM answered. It never asks for the type of the VM, and it
-never reads what an abi allows: `policy.Flag` and `policy.FlagsCapability` are its header file.
+VM type alike) and what the capabilities of its VM answered. It never asks for the VM type, nor reads what a
+revision allows: `policy.Flag` and `policy.FlagsCapability` are its header file.
 """
 
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from gmemcore.uapi import Capability, Direction, GuestMemfdFlag, MemoryAttribute
 
 @dataclass(frozen=True, slots=True)
 class Supported:
-    """What the capabilities of one VM answered, once, at start.
+    """What the capabilities of one VM answered, asked once at start.
 
     Attributes
     ----------
     vm_attributes, gmem_attributes : int
-        Attributes that the VM fd and that a guest_memfd takes; at most one of the two is not 0.
+        Attributes that the VM fd and a guest_memfd take; at most one of the two isn't 0.
     gmem_flags : int
-        Flags that a guest_memfd can be created with.
+        Flags for creating a guest_memfd.
     content : dict of (Phase, Direction) to int
-        Content flags that the capabilities covering a phase and direction advertise.
+        Content flags advertised by the capabilities that cover a phase and direction.
     flags : tuple of Flag
-        The names.
+        The flags that the revision names.
     """
 
     vm_attributes: int
@@ -37,12 +37,12 @@ class Supported:
 
     @property
     def private_memory(self) -> bool:
-        """Whether any memory can be made private."""
+        """Whether memory can be made private."""
         return bool((self.vm_attributes | self.gmem_attributes) & MemoryAttribute.PRIVATE)
 
     @property
     def in_place(self) -> bool:
-        """Whether one backing is converted in place; else there are two, and one is discarded afterwards."""
+        """Whether one backing is converted in place; otherwise there are two, and one is discarded."""
         return bool(self.gmem_attributes & MemoryAttribute.PRIVATE)
 
     @property
@@ -51,27 +51,27 @@ class Supported:
         return bool(self.gmem_flags & GuestMemfdFlag.INIT_SHARED)
 
     def advertised(self, phase: Phase, direction: Direction) -> int:
-        """Content flags that were advertised for this phase and direction."""
+        """Return the content flags advertised for a phase and direction."""
         return self.content[phase, direction]
 
     def believes(self, flag: Flag, phase: Phase, direction: Direction) -> bool:
-        """Whether a flag is taken as allowed: advertised, and not ruled out by its own documentation."""
+        """Return whether a flag is believed allowed: advertised, and not ruled out by its documentation."""
         documented = phase in flag.phases and direction in flag.directions
         return documented and bool(self.advertised(phase, direction) & flag.bit)
 
     def preserving(self, phase: Phase, direction: Direction) -> tuple[Flag, ...]:
-        """Flags believed to keep contents, the most specific name first."""
+        """Return the flags believed to keep contents, the most specific name first."""
         believed = [row for row in self.flags if row.preserves and self.believes(row, phase, direction)]
         return tuple(sorted(believed, key=lambda row: len(row.phases) * len(row.directions)))
 
     @property
     def documents_preserving(self) -> bool:
-        """Whether there is a name for keeping contents at all, offered here or not."""
+        """Whether the revision has a flag for keeping contents, advertised or not."""
         return any(row.preserves for row in self.flags)
 
 
 def probe(vm: VmFace) -> Supported:
-    """Ask the capabilities of a VM: its attributes, its file flags and its content flags."""
+    """Ask the capabilities of a VM about attributes, file flags and content flags."""
     content = {
         (phase, direction): _advertised(vm, phase, direction)
         for phase, direction in product(Phase, Direction)
@@ -86,7 +86,7 @@ def probe(vm: VmFace) -> Supported:
 
 
 def _advertised(vm: VmFace, phase: Phase, direction: Direction) -> int:
-    """Return what the capabilities that cover a phase and direction answer together."""
+    """Return the union of what the capabilities that cover a phase and direction answer."""
     bits = 0
     for row in vm.abi.capabilities:
         if phase in row.phases and direction in row.directions:

@@ -1,7 +1,7 @@
-"""Proposals as files: an abi written in TOML, with the columns of the policy tables.
+"""Proposals as files: a revision written in TOML, with the columns of the policy tables.
 
-Reading is strict: a field that isn't known, a name that doesn't exist or two rows for one request is a
-`ProposalError` with the path of what is wrong. A proposal then is an `Abi` like any other, and runs on the
+Reading is strict: an unknown field, a name that doesn't exist, or two rows for one request raise
+`ProposalError` with the path of what is wrong. A proposal is then an `Abi` like any other, and runs on the
 same engine.
 """
 
@@ -20,10 +20,10 @@ from gmemcore.policy import ABIS, ALIASES, ASSIGNED, EFFECTS, Abi, Flag, FlagsCa
 from gmemcore.uapi import Capability, ContentMode, Direction, Firmware, Phase, VmType
 
 REFUSED = "REFUSED"
-"""The effect of a rule that only says why not."""
+"""The effect of a rule that only gives the reason of a refusal."""
 
 NO_FLAG = "NONE"
-"""The flag of a rule about requests without one."""
+"""The flag of a rule about requests without flags."""
 
 _NAMED_PHASES = {"BEFORE_LAUNCH": Phase.LAUNCHING, "AFTER_LAUNCH": Phase.RUNNING}
 
@@ -35,7 +35,7 @@ _Some = Annotated[tuple[_Member, ...], Meta(min_length=1)]
 
 
 class ProposalError(ValueError):
-    """A file that isn't a proposal; the message has the file, the path in it, and what would be accepted."""
+    """A file that isn't a valid proposal; the message has the file, the path in it, and the problem."""
 
 
 class FlagRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -58,7 +58,7 @@ class CapabilityRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class RuleRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Where a flag is allowed, or why it is not; see `gmemcore.policy.Rule`. Flag and effect go by name."""
+    """Where a flag is allowed, or why it isn't; see `gmemcore.policy.Rule`. Flag and effect are names."""
 
     vm_types: _Some[VmType]
     flag: _Name
@@ -72,7 +72,7 @@ class RuleRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Proposal(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The file; see `gmemcore.policy.Abi`."""
+    """A proposal file; see `gmemcore.policy.Abi`."""
 
     name: _AbiName
     title: _Text
@@ -90,7 +90,7 @@ def read_proposal(path: Path) -> Abi:
     Raises
     ------
     ProposalError
-        The file can't be read, or isn't a proposal.
+        The file can't be read, or isn't a valid proposal.
     """
     try:
         data = path.read_bytes()
@@ -100,12 +100,12 @@ def read_proposal(path: Path) -> Abi:
 
 
 def parse_proposal(data: bytes, name: str) -> Abi:
-    """Make an `Abi` of TOML text; `name` says where it is from, in errors.
+    """Parse a proposal from TOML text; `name` is the file's, for errors.
 
     Raises
     ------
     ProposalError
-        It isn't a proposal.
+        It isn't a valid proposal.
     """
     try:
         proposal = msgspec.toml.decode(data, type=Proposal)
@@ -129,12 +129,12 @@ def shipped_files() -> dict[str, str]:
 
 
 def read_proposals(paths: Iterable[Path]) -> list[Abi]:
-    """Read proposals, each with a name of its own.
+    """Read proposals, which must have different names.
 
     Raises
     ------
     ProposalError
-        As `read_proposal`; or a name that another file or the package has.
+        As `read_proposal`; or a name that another file or the package uses.
     """
     taken = {abi.name: "the package" for abi in shipped_proposals()}
     proposals = []
@@ -148,7 +148,7 @@ def read_proposals(paths: Iterable[Path]) -> list[Abi]:
 
 
 def _abi_of(proposal: Proposal) -> Abi:
-    """Turn checked rows into policy's."""
+    """Convert checked rows to an `Abi`."""
     bits = {NO_FLAG: ContentMode.NONE} | {row.name: ContentMode(row.bit) for row in proposal.flags}
     return Abi(
         name=proposal.name,
@@ -190,13 +190,13 @@ def _abi_of(proposal: Proposal) -> Abi:
 
 # --- what a type can't say ----------------------------------------------------------------------------------
 _Problem = tuple[str, str]
-"""Path, and what is wrong there."""
+"""A path, and what is wrong there."""
 
 
 def _problems(proposal: Proposal) -> Iterator[_Problem]:
-    """Yield what is wrong with rows that are well-formed one by one."""
+    """Yield what is wrong with rows whose types are right."""
     if proposal.name in {*ABIS, *ALIASES}:
-        yield "name", f"{proposal.name!r} is an abi of the package; another name would be accepted"
+        yield "name", f"{proposal.name!r} is a revision of the package; use another name"
     yield from _repeated("flags", "name", [row.name for row in proposal.flags])
     yield from _repeated("flags", "bit", [row.bit for row in proposal.flags])
     yield from _repeated("capabilities", "name", [row.name for row in proposal.capabilities])
@@ -204,7 +204,7 @@ def _problems(proposal: Proposal) -> Iterator[_Problem]:
         yield from _flag_problems(f"flags[{i}]", flag)
     for i, capability in enumerate(proposal.capabilities):
         if capability.name in _NOT_ABOUT_FLAGS:
-            yield f"capabilities[{i}].name", f"{capability.name!r} is a capability about something else"
+            yield f"capabilities[{i}].name", f"{capability.name!r} isn't a capability about flags"
     for i, rule in enumerate(proposal.rules):
         yield from _rule_problems(f"rules[{i}]", rule, [NO_FLAG, *(row.name for row in proposal.flags)])
     yield from _contradictions(proposal.rules)
@@ -219,11 +219,11 @@ _NOT_ABOUT_FLAGS = {
 
 
 def _repeated(table: str, column: str, values: Iterable[object]) -> Iterator[_Problem]:
-    """Yield the second use of a value that must be one row's alone."""
+    """Yield the second use of a value that must be unique."""
     seen: set[object] = set()
     for i, value in enumerate(values):
         if value in seen:
-            yield f"{table}[{i}].{column}", f"{value!r} is another row's already"
+            yield f"{table}[{i}].{column}", f"{value!r} is used by another row"
         seen.add(value)
 
 
@@ -235,11 +235,11 @@ def _flag_problems(path: str, flag: FlagRow) -> Iterator[_Problem]:
         yield f"{path}.bit", f"{flag.bit:#x} is more than one bit"
     for words, phase in _NAMED_PHASES.items():
         if re.search(rf"(^|_){words}(_|$)", flag.name) and flag.phases != (phase,):
-            yield f"{path}.phases", f"the name says {words}; [{phase.value!r}] would be accepted"
+            yield f"{path}.phases", f"must be [{phase.value!r}], since the name says {words}"
 
 
 def _rule_problems(path: str, rule: RuleRow, flags: list[str]) -> Iterator[_Problem]:
-    """Yield the names in a rule that don't exist."""
+    """Yield names in a rule that don't exist."""
     for column, value, known in (
         ("flag", rule.flag, flags),
         ("effect", rule.effect, [*EFFECTS, REFUSED]),
@@ -251,9 +251,9 @@ def _rule_problems(path: str, rule: RuleRow, flags: list[str]) -> Iterator[_Prob
 
 
 def _contradictions(rules: list[RuleRow]) -> Iterator[_Problem]:
-    """Yield rules that speak about a request that an earlier one speaks about."""
+    """Yield rules about a request that an earlier rule covers."""
     claimed: dict[tuple[str, ...], int] = {}
     for i, rule in enumerate(rules):
         for place in product(rule.vm_types, rule.firmware, rule.phases, rule.directions, [rule.flag]):
             if claimed.setdefault(place, i) != i:
-                yield f"rules[{i}]", f"rules[{claimed[place]}] speaks about {', '.join(place)} already"
+                yield f"rules[{i}]", f"rules[{claimed[place]}] already covers {', '.join(place)}"

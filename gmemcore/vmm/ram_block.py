@@ -1,10 +1,10 @@
-"""RamBlockAttributes: what is shared, as the userspace remembers it, and who is told when that changes.
+"""RamBlockAttributes: userspace's record of what is shared, and its listeners.
 
 References
 ----------
-QEMU's ``system/ram-block-attributes.c`` and its RamDiscardManager interface. Two things are other than there:
-a range with several differing runs is one notification a run (QEMU: one a page), and a listener's failure is
-taken back (QEMU leaves what was done).
+QEMU's ``system/ram-block-attributes.c`` and its RamDiscardManager interface, with two differences: a range
+with several differing runs is one notification per run (QEMU: one per page), and what was done before a
+listener failed is undone (QEMU leaves it).
 """
 
 from collections.abc import Iterable
@@ -23,29 +23,29 @@ Run = tuple[int, int]
 
 
 class Listener(Protocol):
-    """Who has to know which memory is shared. Either call-back may refuse by raising."""
+    """Something that needs to know which memory is shared. Both call-backs can refuse by raising."""
 
     def populate(self, block: "RamBlockAttributes", offset: int, size: int) -> None:
-        """Take in that a range of bytes has become shared: it may be mapped."""
+        """Called after a range of bytes became shared: it can be mapped."""
 
     def discard(self, block: "RamBlockAttributes", offset: int, size: int) -> None:
-        """Take in that a range of bytes is about to become private: it must be let go of."""
+        """Called before a range of bytes becomes private: it must be unmapped and unpinned."""
 
 
 class RamBlockAttributes:
-    """One RAM block: a guest_memfd, a bit a page (1 = shared), and listeners.
+    """One RAM block: a guest_memfd, one bit per page (1 = shared), and listeners.
 
     Parameters
     ----------
     gmem : GuestMemfd
         The file.
     shared : iterable of (int, int)
-        Page runs that are shared now; it must be what the kernel has, since nobody can ask the kernel.
+        Page runs that are shared now. They must match the kernel's attributes, which no call returns.
 
     Attributes
     ----------
     notifications : int
-        Call-backs made, those that took something back included.
+        Call-backs made, including those that undid something.
     """
 
     def __init__(self, gmem: GuestMemfd, shared: Iterable[Run]) -> None:
@@ -78,7 +78,7 @@ class RamBlockAttributes:
     # ---- listeners -----------------------------------------------------------------------------
 
     def register(self, listener: Listener) -> None:
-        """Add a listener, telling it of what is shared already; if it refuses, it is not added."""
+        """Add a listener and replay what is shared; if it refuses, it isn't added."""
         with UndoLog() as undo:
             for run in self.runs(shared=True):
                 self._tell(listener, run, shared=True)
@@ -86,7 +86,7 @@ class RamBlockAttributes:
         self._listeners.append(listener)
 
     def unregister(self, listener: Listener) -> None:
-        """Remove a listener, telling it to let go of what is shared."""
+        """Remove a listener, discarding what is shared."""
         for run in self.runs(shared=True):
             self._tell(listener, run, shared=False)
         self._listeners.remove(listener)
@@ -94,19 +94,19 @@ class RamBlockAttributes:
     # ---- changes -------------------------------------------------------------------------------
 
     def state_change(self, offset: int, size: int, to_discard: bool) -> list[Run]:
-        """Make a range shared, or not, and tell: nothing if it is so already, else once a differing run.
+        """Set the state of a range and notify listeners once per differing run; equal state is silent.
 
         Parameters
         ----------
         offset, size : int
             Bytes, multiples of PAGE_SIZE, within the block.
         to_discard : bool
-            The range becomes private.
+            Whether the range becomes private.
 
         Returns
         -------
         list of (int, int)
-            Page runs that differed; `change` with them takes it all back.
+            Page runs that differed; `change` with the opposite state undoes it.
 
         Raises
         ------
@@ -117,14 +117,14 @@ class RamBlockAttributes:
         """
         if size <= 0 or offset < 0 or (offset | size) % PAGE_SIZE or offset + size > self.gmem.size:
             raise InvalidArgumentError(
-                f"state change of {offset:#x}+{size:#x}; pages within {self.gmem.size:#x} would be accepted"
+                f"state change of {offset:#x}+{size:#x} must be whole pages within {self.gmem.size:#x}"
             )
         differing = self.runs(to_discard, offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT)
         self.change(differing, shared=not to_discard)
         return differing
 
     def change(self, runs: list[Run], shared: bool) -> None:
-        """Make runs that all differ shared, or not, and tell every listener of each; all or nothing."""
+        """Set the state of runs that all differ and notify every listener of each: all or nothing."""
         with UndoLog() as undo:
             self._mark(runs, shared)
             undo.done(self._mark, runs, not shared)

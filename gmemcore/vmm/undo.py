@@ -1,4 +1,4 @@
-"""Undo: steps that were done, each with the step that takes it back."""
+"""Undo: a log of steps, each with the step that undoes it."""
 
 import errno
 from collections.abc import Callable
@@ -8,41 +8,40 @@ from gmemcore.errors import GmemError
 
 
 class UndoError(GmemError):
-    """EIO: something failed, and taking back what was done before failed too; the cause is chained.
+    """EIO: a step failed, and so did undoing the steps before it; the first failure is chained.
 
     Attributes
     ----------
     failures : list of Exception
-        What could not be taken back, and why.
+        What couldn't be undone, and why.
     """
 
     number = errno.EIO
 
     def __init__(self, failures: list[Exception]) -> None:
         reasons = "; ".join(str(failure) for failure in failures)
-        super().__init__(f"{len(failures)} steps could not be taken back: {reasons}")
+        super().__init__(f"{len(failures)} steps couldn't be undone: {reasons}")
         self.failures = failures
 
 
 class UndoLog:
-    """A block whose steps are taken back, the last one first, if it ends with an exception.
+    """Context manager that undoes its steps, the last one first, if the block raises.
 
     Examples
     --------
     >>> with UndoLog() as undo:
-    ...     undo.done(print, "never printed: the block ends well")
+    ...     undo.done(print, "never printed: nothing raises")
 
     Notes
     -----
-    A step that can't be taken back doesn't keep the others from being: all are tried, then `UndoError` says
-    which failed.
+    If one step can't be undone, the others are still tried; `UndoError` then has those that failed.
     """
 
     def __init__(self) -> None:
         self._steps: list[Callable[[], object]] = []
 
     def done(self, take_back: Callable[..., object], *arguments: object) -> None:
-        """Remember how to take back the step that was just done."""
+        """Record how to undo the step just done."""
         self._steps.append(lambda: take_back(*arguments))
 
     def __enter__(self) -> "UndoLog":

@@ -1,4 +1,4 @@
-"""Vmm: the userspace side of conversion, written once for every VM type and every revision.
+"""Vmm: the userspace side of conversion, one code for every VM type and revision.
 
 It branches on what capabilities answered and on nothing else.
 
@@ -57,7 +57,7 @@ class Section:
     Attributes
     ----------
     gpa : int
-        Where it begins, bytes.
+        First byte.
     block : RamBlockAttributes
         The block.
     start, end : int
@@ -71,7 +71,7 @@ class Section:
 
     @property
     def offset(self) -> int:
-        """Bytes into the block."""
+        """Offset in the block, bytes."""
         return self.start << PAGE_SHIFT
 
     @property
@@ -80,7 +80,7 @@ class Section:
         return (self.end - self.start) << PAGE_SHIFT
 
     def part(self, run: Run) -> "Section":
-        """Return the part that a run of pages of the block is."""
+        """Return the part of a section that is a run of pages of the block."""
         return Section(self.gpa + ((run[0] - self.start) << PAGE_SHIFT), self.block, *run)
 
 
@@ -91,11 +91,11 @@ class Converted:
     Attributes
     ----------
     counters : Counters
-        Events of its ioctls and discards, and the call-backs made.
+        Events of its ioctls and discards, and notifications.
     flag : int
-        The content flag it was made with.
+        The content flag used.
     refused : tuple of str
-        Flags that were believed to keep contents, tried before, and refused.
+        Flags believed to keep contents that were tried before and refused.
     """
 
     counters: Counters
@@ -111,14 +111,14 @@ class Vmm:
     vm : Vm or LegacyVm
         The guest.
     retries : int
-        Tries of a conversion after the first that met a pinned page.
+        How often a conversion is tried again after EAGAIN.
     on_busy : callable
-        Called with the file and the offset of that page before each further try.
+        Called before each retry with the file and the offset of the pinned page.
 
     Attributes
     ----------
     supported : Supported
-        What was asked at start.
+        What capabilities answered at start.
     blocks : list of RamBlockAttributes
         Its RAM.
 
@@ -149,12 +149,12 @@ class Vmm:
 
     @property
     def phase(self) -> Phase:
-        """The launch phase; it is the userspace that finishes the launch."""
+        """The launch phase; userspace itself finishes the launch."""
         return self.vm.phase
 
     @property
     def counters(self) -> Counters:
-        """Events of the VM since its creation, and the call-backs made."""
+        """Events of the VM since its creation, and notifications."""
         return replace(self.vm.counters, notifications=self._notifications())
 
     def _notifications(self) -> int:
@@ -179,7 +179,7 @@ class Vmm:
         return block
 
     def add_slot(self, gpa: int, size: int, gmem: GuestMemfd, gmem_offset: int = 0) -> RamBlockAttributes:
-        """Put a range of a guest_memfd at a guest physical address; one block stands for each file."""
+        """Put a range of a guest_memfd at a guest physical address; each file has one block."""
         with self._lock:
             self.vm.add_memslot(self._new_slot, gpa, size, gmem, gmem_offset)
             self._new_slot += 1
@@ -189,13 +189,13 @@ class Vmm:
             return self._block_of[gmem]
 
     def _shared_at_start(self, gmem: GuestMemfd) -> list[Run]:
-        """Return what of a file is shared before the first conversion here; with two backings all of it."""
+        """Return the runs of a file that are shared at start; with two backings, all of it."""
         if self.supported.vm_attributes:
             return [(0, gmem.n_pages)]
         return [(start, end) for start, end, attribute in gmem.runs() if attribute == "shared"]
 
     def register(self, listener: Listener) -> None:
-        """Add a listener to every block there is; if one of them can't be mapped, to none."""
+        """Add a listener to every block, or, if it refuses one, to none."""
         with self._lock, UndoLog() as undo:
             for block in self.blocks:
                 block.register(listener)
@@ -206,7 +206,7 @@ class Vmm:
     def convert(
         self, start: int | str, size: int | str, to_private: bool, flags: ContentMode | str | int = 0
     ) -> Converted:
-        """Convert guest physical memory, over all memslots it touches.
+        """Convert guest physical memory, across all memslots that it touches.
 
         Parameters
         ----------
@@ -214,15 +214,15 @@ class Vmm:
             Bytes, multiples of PAGE_SIZE: ``4096``, ``"2m"``. Holes are skipped to shared,
             refused to private.
         to_private : bool
-            To private: listeners let go, then the ioctl. To shared: the ioctl, then listeners take in. With
-            two backings the other side is discarded in the end.
+            To private: listeners discard, then the ioctl. To shared: the ioctl, then listeners populate. With
+            two backings the other side is discarded at the end.
         flags : ContentMode, str or int
             At most one content flag, by number or by name.
 
         Returns
         -------
         Converted
-            What was done.
+            Events and the flag used.
 
         Raises
         ------
@@ -231,17 +231,17 @@ class Vmm:
         InvalidArgumentError
             EINVAL: an empty or unaligned range, a hole to private, no private memory.
         GmemError
-            What stopped a section; EAGAIN has the offset in ``error_offset`` and the file in a note.
+            What stopped a section; for EAGAIN ``error_offset`` is the offset, and a note names the file.
         Exception
             What a listener raised.
         UndoError
-            EIO: something failed and could not be taken back; the state is not as before.
+            EIO: a step failed and couldn't be undone; the state isn't as before.
 
         Notes
         -----
-        After any exception but `UndoError` attributes, bitmaps, listeners and their pins are as before. Bytes
-        and assignment of what had been converted are those of a conversion and its way back. Backings are
-        discarded only when nothing can fail any more but the discard.
+        After any exception but `UndoError`, attributes, bitmaps, listeners and their pins are as before.
+        Bytes, assigned and accepted of what had been converted are those of a conversion and its way back.
+        Backings are discarded last, when nothing else can fail.
         """
         start, size = as_u64(start, "gpa"), as_u64(size, "size")
         flags = flag_bits(flags, self.vm.abi) if isinstance(flags, str) else as_u64(flags, "flags")
@@ -258,12 +258,12 @@ class Vmm:
             return Converted(counters + Counters(notifications=self._notifications() - told), flags)
 
     def convert_keeping(self, start: int, size: int, to_private: bool) -> Converted:
-        """Convert with a flag that is believed to keep contents; without one if none is believed.
+        """Convert with a flag believed to keep contents, or without a flag if there is none.
 
         Raises
         ------
         UnsupportedContentModeError
-            EOPNOTSUPP: every flag that was believed is refused.
+            EOPNOTSUPP: every flag believed to keep contents was refused.
         GmemError
             As `convert`.
         """
@@ -282,10 +282,10 @@ class Vmm:
         return self.convert(start, size, to_private)
 
     def _sections(self, start: int, size: int, to_private: bool) -> list[Section]:
-        """Return the sections of a range, or refuse it before anything is done."""
+        """Return the sections of a range; raise before anything is done if it can't be converted."""
         if size <= 0 or start < 0 or (start | size) % PAGE_SIZE or start + size > 1 << 64:
             raise InvalidArgumentError(
-                f"conversion of {start:#x}+{size:#x}; multiples of {PAGE_SIZE:#x} would be accepted"
+                f"conversion of {start:#x}+{size:#x} must be whole pages of {PAGE_SIZE:#x} bytes"
             )
         if not self.supported.private_memory:
             raise InvalidArgumentError("the VM has no private memory; nothing can be converted")
@@ -345,16 +345,16 @@ class Vmm:
             raise
 
     def _restore(self, section: Section, to_private: bool, flags: int) -> None:
-        """Take a conversion back, with the flag that came here if it keeps contents on the way back too."""
+        """Undo a conversion, with its flag if that keeps contents on the way back too."""
         direction = Direction.TO_PRIVATE if to_private else Direction.TO_SHARED
         keeping = sum(row.bit for row in self.supported.preserving(self.phase, direction))
         try:
             self._insist(section, to_private, flags & keeping)
-        except UnsupportedContentModeError:  # believed, and refused
+        except UnsupportedContentModeError:  # advertised, and refused
             self._insist(section, to_private, 0)
 
     def _insist(self, section: Section, to_private: bool, flags: int) -> None:
-        """Issue the ioctl, trying again where memory was short."""
+        """Issue the ioctl, retrying ENOMEM."""
         for _ in range(self._retries):
             with suppress(OutOfMemoryError):
                 self._set_attributes(section, to_private, flags)
@@ -364,21 +364,21 @@ class Vmm:
     # ---- running the guest ---------------------------------------------------------------------
 
     def run(self, access: Callable[[], T], *, exits: int = 1 << 20) -> T:
-        """Let the guest make an access, converting what its exits ask for, until it gets through.
+        """Run a guest access, converting what its exits ask for, until it succeeds.
 
         Parameters
         ----------
         access : callable
             The guest's access, for example ``partial(vm.guest_read, gpa, size, private=True)``.
         exits : int
-            MEMORY_FAULT exits to be handled before the guest is taken to be stuck.
+            MEMORY_FAULT exits to handle before the guest is considered stuck.
 
         Raises
         ------
         GmemError
-            An exit of another kind, or what stopped the conversion.
+            Another exit, or what stopped the conversion.
         MemoryFaultExit
-            One more than `exits`.
+            After `exits` conversions.
         """
         for _ in range(exits):
             try:
@@ -389,7 +389,7 @@ class Vmm:
 
 
 def _discard_other(section: Section, to_private: bool) -> Counters:
-    """Discard the backing that a section has just been converted away from."""
+    """Discard the backing that a section no longer uses."""
     if to_private:
         return section.block.gmem.discard_shared(section.offset, section.size)
     return section.block.gmem.fallocate(_DISCARD, section.offset, section.size)

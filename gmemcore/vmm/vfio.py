@@ -1,4 +1,4 @@
-"""Vfio: a device that maps and pins all memory that is shared, as VFIO does for the IOMMU."""
+"""Vfio: a device that maps and pins all shared memory, as VFIO does for the IOMMU."""
 
 from weakref import WeakKeyDictionary
 
@@ -11,19 +11,18 @@ from gmemcore.vmm.ram_block import RamBlockAttributes
 
 
 class Vfio:
-    """A listener with an IOMMU: what is shared is pinned and reachable by DMA, what is discarded is neither.
+    """A listener with an IOMMU: shared memory is pinned and reachable by DMA, discarded memory is neither.
 
     Notes
     -----
-    A pin held here would make a conversion to private fail with EAGAIN; being told to discard first prevents
-    that.
+    Pins held here make a conversion to private fail with EAGAIN unless the device is told to discard first.
     """
 
     def __init__(self) -> None:
         self._mapped: WeakKeyDictionary[RamBlockAttributes, NDArray[np.bool_]] = WeakKeyDictionary()
 
     def mapped(self, block: RamBlockAttributes) -> NDArray[np.bool_]:
-        """Return whether each page of a block is mapped, a copy, shape (n_pages,)."""
+        """Return whether each page of a block is mapped: a copy, shape (n_pages,)."""
         return self._of(block).copy()
 
     def populate(self, block: RamBlockAttributes, offset: int, size: int) -> None:
@@ -32,13 +31,13 @@ class Vfio:
         Raises
         ------
         AlreadyExistsError
-            EEXIST: a page of it is mapped.
+            EEXIST: a page is mapped already.
         BadAddressError
-            EFAULT: a page of it is private.
+            EFAULT: a page is private.
         """
         pages = self._pages(block, offset, size)
         if pages.any():
-            raise AlreadyExistsError(f"DMA mapping of {offset:#x}+{size:#x}: a page of it is mapped already")
+            raise AlreadyExistsError(f"DMA mapping of {offset:#x}+{size:#x}: a page is mapped already")
         block.gmem.pin(offset, size)
         pages[:] = True
 
@@ -48,7 +47,7 @@ class Vfio:
         Raises
         ------
         BadAddressError
-            EFAULT: a page of it isn't mapped.
+            EFAULT: a page isn't mapped.
         """
         pages = self._require_mapped(block, offset, size)
         block.gmem.unpin(offset, size)
@@ -60,7 +59,7 @@ class Vfio:
         Raises
         ------
         BadAddressError
-            EFAULT: a page that isn't mapped (an IOMMU fault).
+            EFAULT: a page isn't mapped (an IOMMU fault).
         """
         self._require_mapped(block, offset, size)
         return block.gmem.host_read(offset, size)
@@ -71,18 +70,18 @@ class Vfio:
         block.gmem.host_write(offset, data)
 
     def _of(self, block: RamBlockAttributes) -> NDArray[np.bool_]:
-        """Return the pages of a block that are mapped, to be changed."""
+        """Return the mapped pages of a block, writable."""
         if block not in self._mapped:
             self._mapped[block] = np.zeros(block.gmem.n_pages, np.bool_)
         return self._mapped[block]
 
     def _pages(self, block: RamBlockAttributes, offset: int, size: int) -> NDArray[np.bool_]:
-        """Return those of a byte range."""
+        """Return the mapped pages of a byte range, writable."""
         return self._of(block)[offset >> PAGE_SHIFT : -(-(offset + size) // PAGE_SIZE)]
 
     def _require_mapped(self, block: RamBlockAttributes, offset: int, size: int) -> NDArray[np.bool_]:
-        """Return the pages of a byte range, all of them mapped."""
+        """Return the pages of a byte range; raise unless all are mapped."""
         pages = self._pages(block, offset, size)
         if not pages.all():
-            raise BadAddressError(f"DMA to {offset:#x}+{size:#x}: a page of it isn't mapped")
+            raise BadAddressError(f"DMA to {offset:#x}+{size:#x}: a page isn't mapped")
         return pages
