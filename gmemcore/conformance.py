@@ -8,21 +8,24 @@ with its methods.
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
 from gmemcore.engine.backing import BACKINGS, Backing
-from gmemcore.errors import ERRNO_NUMBERS, GmemError, OutOfMemoryError, with_known
+from gmemcore.errors import ERRNO_NUMBERS, GmemError, InputError, OutOfMemoryError
+from gmemcore.files.reading import decode_json, read_file
 from gmemcore.machine import create_vm
 from gmemcore.policy import ABIS, ALIASES, capability
 from gmemcore.uapi import Capability, Firmware, PageType, VmType
 
+MAX_BYTES: Final = 16 << 20
+"""Bytes that a vector file has at most."""
 OUTCOMES = {*ERRNO_NUMBERS, "OK", "SIGBUS", "MEMORY_FAULT", "MMIO", "NOT_VALIDATED"}
 """Outcomes that a step can expect."""
 
 
-class VectorError(ValueError):
+class VectorError(InputError):
     """A file that isn't a valid vector file; the message says where, and what is wrong."""
 
 
@@ -355,11 +358,11 @@ def read_vectors(path: Path) -> VectorFile:
         Unreadable, not JSON of this format, or an unknown op, field, capability or revision.
     """
     try:
-        vectors = msgspec.json.decode(path.read_bytes(), type=VectorFile)
+        vectors = decode_json(read_file(path, MAX_BYTES), VectorFile, str(path))
     except OSError as error:
         raise VectorError(f"{path}: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
-        raise VectorError(f"{path}: {with_known(error, VectorFile)}") from error
+    except InputError as error:
+        raise VectorError(str(error)) from error
     if vectors.abi not in {*ABIS, *ALIASES}:
         raise VectorError(f"{path}: unknown abi {vectors.abi!r}; known: {', '.join([*ABIS, *ALIASES])}")
     for case in vectors.cases:

@@ -269,8 +269,8 @@ def test_options_win_over_the_file(tmp_path):
         ("fragmentation = ['none']", r"at `\$.fragmentation\[0\]`; known: uniform, .*--axes-template"),
         ("huge_pages = [1]", r"Expected `bool`, got `int` - at `\$.huge_pages\[0\]`"),
         ("abi = []", r"length >= 1 - at `\$.abi`"),
-        ("abi = [", "no TOML"),
-        ("abi = '" + "x" * MAX_BYTES + "'", "up to that many would be read"),
+        ("abi = [", "not TOML"),
+        ("abi = '" + "x" * MAX_BYTES + "'", "must be at most 65,536 bytes"),
     ],
 )
 def test_files_that_are_wrong_say_where(tmp_path, text, where):

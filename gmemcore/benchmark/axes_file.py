@@ -1,6 +1,5 @@
 """A file that chooses axes: TOML, one key an axis, checked before anything is measured."""
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -9,7 +8,8 @@ import msgspec
 
 from gmemcore.benchmark.axes import Fragmentation, settings
 from gmemcore.benchmark.cases import Case, table
-from gmemcore.errors import GmemError, InvalidArgumentError, with_known
+from gmemcore.errors import GmemError, InputError, InvalidArgumentError, with_known
+from gmemcore.files.reading import read_file, toml_tree
 from gmemcore.units import parse_size
 
 MAX_BYTES: Final = 64 << 10
@@ -120,14 +120,10 @@ def read_axes(path: Path | None, options: Mapping[str, Any]) -> Axes:
     """
     chosen: dict[str, Any] = {}
     if path is not None:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise InvalidArgumentError(f"{path}: more than {MAX_BYTES} bytes; up to that many would be read")
         try:
-            chosen = tomllib.loads(data.decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidArgumentError(f"{path}: no TOML: {error}") from None
+            chosen = toml_tree(read_file(path, MAX_BYTES), str(path))
+        except InputError as error:
+            raise InvalidArgumentError(str(error)) from None
     where = "" if path is None else f"{path}: "
     try:
         return msgspec.convert({**chosen, **options}, Axes, dec_hook=_size)

@@ -1,12 +1,13 @@
 """Tables for people, as wide as the terminal and never wider than their words.
 
-A table that has room is printed as it is, without padding after the last column. One that hasn't wraps its
-words; one whose words alone don't fit is stacked: each row becomes lines of a name and a value. No cell is
-cut and no column left out at any width. Where standard output is no terminal and ``COLUMNS`` isn't set,
-width is no limit.
+A table that has room is printed as it is, without padding after the last column. One that has less room wraps
+its words, and then its headings at hyphens, with columns closer together. One whose words still don't fit is
+stacked: each row becomes lines of a name and a value. No cell is cut and no column left out at any width.
+Where standard output is no terminal and ``COLUMNS`` isn't set, width is no limit.
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -77,13 +78,16 @@ def table_lines(
     cells = [
         row if isinstance(row, Heading) else [printable(cell, most=_MOST) for cell in row] for row in rows
     ]
-    grid = [list(heads), *(row for row in cells if not isinstance(row, Heading))]
-    widths = _fitted(grid, frozenset(figures), width)
-    if widths is None:
+    grid = [row for row in cells if not isinstance(row, Heading)]
+    fitted = _fitted(heads, grid, frozenset(figures), width)
+    if fitted is None:
         yield from _stacked(heads, cells, width or _NARROWEST)
         return
-    yield from _line(heads, widths, figures)
-    yield "-" * (sum(widths) + GAP * (len(widths) - 1))
+    widths, gap = fitted
+    yield from _line(
+        [list(_wrapped(head, n, "-")) for head, n in zip(heads, widths, strict=True)], widths, gap, figures
+    )
+    yield "-" * (sum(widths) + gap * (len(widths) - 1))
     above: Sequence[str] = ()
     for row in cells:
         if isinstance(row, Heading):
@@ -91,55 +95,77 @@ def table_lines(
             above = ()
         else:
             same = next((i for i in range(labels) if row[: i + 1] != above[: i + 1]), labels)
-            yield from _line(["" if i < same else cell for i, cell in enumerate(row)], widths, figures)
+            shown = ["" if i < same else cell for i, cell in enumerate(row)]
+            columns = [list(_wrapped(cell, n)) for cell, n in zip(shown, widths, strict=True)]
+            yield from _line(columns, widths, gap, figures)
             above = row
 
 
-def _fitted(grid: Sequence[Sequence[str]], figures: frozenset[int], width: int | None) -> list[int] | None:
-    """Return the width of each column; None: their longest words don't fit beside each other."""
-    columns = list(zip(*grid, strict=True))
-    wanted = [max(map(cell_len, column)) for column in columns]
+def _fitted(
+    heads: Sequence[str], grid: Sequence[Sequence[str]], figures: frozenset[int], width: int | None
+) -> tuple[list[int], int] | None:
+    """Return the width of each column and the gap between two; None: they don't fit beside each other."""
+    columns = [[row[i] for row in grid] for i in range(len(heads))]
+    wanted = [max(map(cell_len, (head, *column))) for head, column in zip(heads, columns, strict=True)]
     if width is None:
-        return wanted
-    least = [
-        max(cell_len(column[0]) and _longest_word(column[0]), *map(cell_len, column[1:]))
-        if i in figures and len(column) > 1
-        else max(map(_longest_word, column))
-        for i, column in enumerate(columns)
-    ]
-    room = width - GAP * (len(columns) - 1)
-    if sum(least) > room:
-        return None
-    while sum(wanted) > room:
-        wanted[max((i for i in range(len(wanted)) if wanted[i] > least[i]), key=wanted.__getitem__)] -= 1
-    return wanted
+        return wanted, GAP
+    for gap, breaks in ((GAP, ""), (GAP, "-"), (1, "-")):
+        least = [
+            max(
+                _longest_word(head, breaks),
+                *(cell_len(cell) if i in figures else _longest_word(cell) for cell in column),
+                0,
+            )
+            for i, (head, column) in enumerate(zip(heads, columns, strict=True))
+        ]
+        room = width - gap * (len(heads) - 1)
+        if sum(least) <= room:
+            return _narrowed(wanted, least, room), gap
+    return None
 
 
-def _longest_word(text: str) -> int:
-    return max(map(cell_len, text.split()), default=0)
+def _narrowed(wanted: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """Take from the widest columns until all fit."""
+    widths = list(wanted)
+    while sum(widths) > room:
+        widths[max((i for i in range(len(widths)) if widths[i] > least[i]), key=widths.__getitem__)] -= 1
+    return widths
 
 
-def _line(cells: Sequence[str], widths: Sequence[int], figures: Sequence[int]) -> Iterator[str]:
-    """Yield the lines of one row."""
-    columns = [list(_wrapped(cell, width)) for cell, width in zip(cells, widths, strict=True)]
+def _words(text: str, breaks: str = "") -> list[str]:
+    """Return the pieces of a text between which a line can end: words, or their parts after a hyphen."""
+    return re.findall(r"\s*[^\s-]*-+|\s*[^\s-]+", text) if breaks else re.findall(r"\s*\S+", text)
+
+
+def _longest_word(text: str, breaks: str = "") -> int:
+    return max((cell_len(word.strip()) for word in _words(text, breaks)), default=0)
+
+
+def _line(
+    columns: Sequence[Sequence[str]], widths: Sequence[int], gap: int, figures: Sequence[int]
+) -> Iterator[str]:
+    """Yield the lines of one row, whose cells are wrapped."""
     for n in range(max(map(len, columns))):
         parts = []
         for i, (column, width) in enumerate(zip(columns, widths, strict=True)):
             text = column[n] if n < len(column) else ""
             blanks = " " * (width - cell_len(text))
             parts.append(blanks + text if i in figures else text + blanks)
-        yield (" " * GAP).join(parts).rstrip()
+        yield (" " * gap).join(parts).rstrip()
 
 
-def _wrapped(text: str, width: int) -> Iterator[str]:
+def _wrapped(text: str, width: int, breaks: str = "") -> Iterator[str]:
     """Yield a text in lines of a width, broken between words, and within those that are longer."""
+    if cell_len(text) <= width:
+        yield text
+        return
     line = ""
-    for word in text.split(" "):
-        if line and cell_len(line) + 1 + cell_len(word) > width:
+    for word in _words(text, breaks):
+        if line and cell_len(line + word) > width:
             yield line
-            line = word
+            line = word.lstrip()
         else:
-            line = f"{line} {word}" if line else word
+            line = line + word if line else word.lstrip()
         while cell_len(line) > width:
             end = next(i for i in range(len(line), 0, -1) if cell_len(line[:i]) <= width or i == 1)
             yield line[:end]

@@ -19,7 +19,6 @@ from typing import Any, BinaryIO, Final, TypeVar
 import msgspec
 
 from gmemcore.errors import InputError, with_known
-from gmemcore.units import format_bytes
 
 PathLike = str | os.PathLike[str]
 _Kind = TypeVar("_Kind")
@@ -138,14 +137,14 @@ def read_file(path: PathLike, most: int, *, pipe: bool = True) -> bytes:
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     if len(data) > most:
-        raise InputError(f"{os.fspath(path)}: must be at most {format_bytes(most)}, and is more")
+        raise InputError(f"{os.fspath(path)}: must be at most {most:,} bytes, and has more")
     return data
 
 
 def check_size(path: PathLike, size: int, most: int) -> None:
     """Raise `InputError` for a file of more than `most` bytes."""
     if size > most:
-        raise InputError(f"{os.fspath(path)}: must be at most {format_bytes(most)}, not {format_bytes(size)}")
+        raise InputError(f"{os.fspath(path)}: must be at most {most:,} bytes, not {size:,}")
 
 
 def decode_json(data: bytes, kind: type[_Kind], name: str) -> _Kind:

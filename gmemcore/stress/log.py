@@ -30,6 +30,8 @@ from typing import Any, Final
 
 import msgspec
 
+from gmemcore.errors import InputError
+
 FORMAT: Final = "gmemcore stress log 1"
 MAX_LINE: Final = 64 << 20
 """Bytes of a line: a longer one was written by nobody."""
@@ -42,7 +44,7 @@ _HEAD_LENGTH: Final = len(_HEAD % _START.encode())
 _TAIL: Final = b"}\n"
 
 
-class LogError(ValueError):
+class LogError(InputError):
     """A log that can't be continued: whose it is, or where it is damaged."""
 
 

@@ -6,7 +6,6 @@ into chunks doesn't, and isn't part of it.
 """
 
 import hashlib
-import tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -17,7 +16,8 @@ from typing import Any, Final
 import msgspec
 
 from gmemcore.engine.backing import BACKINGS
-from gmemcore.errors import GmemError, with_known
+from gmemcore.errors import GmemError, InputError, with_known
+from gmemcore.files.reading import read_file, toml_tree
 from gmemcore.machine.vm import MAX_THREADS
 from gmemcore.policy import get_abi
 from gmemcore.uapi import PAGE_SIZE, Firmware, VmType
@@ -34,7 +34,7 @@ MAX_MEMORY: Final = 1 << 50
 _HASH_VERSION: Final = 2  # of the meaning of a spec: a new one whenever the same spec gives other guests
 
 
-class SpecError(ValueError):
+class SpecError(InputError):
     """A spec that can't be run: where, what, and what would be accepted."""
 
 
@@ -252,14 +252,12 @@ def read(path: Path) -> Spec:
     OSError
         The file can't be read.
     """
-    with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise SpecError(f"{path}: more than {format_size(MAX_BYTES)} of spec; a few lines would do")
     try:
-        return check(tomllib.loads(data.decode()))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SpecError(f"{path}: not TOML: {error}") from error
+        tree = toml_tree(read_file(path, MAX_BYTES), str(path))
+    except InputError as error:
+        raise SpecError(str(error)) from error
+    try:
+        return check(tree)
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
 
@@ -287,6 +285,8 @@ def check(tree: Any) -> Spec:
         spec = msgspec.convert(tree, Spec)
     except msgspec.ValidationError as error:
         raise SpecError(with_known(error, Spec)) from error
+    except RecursionError as error:
+        raise SpecError("nested too deeply") from error
     _check_figures(spec)
     _check_names(spec)
     return spec

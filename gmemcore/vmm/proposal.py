@@ -10,14 +10,18 @@ from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from gmemcore.errors import with_known
+from gmemcore.errors import InputError
+from gmemcore.files.reading import decode_toml, read_file
 from gmemcore.policy import ABIS, ALIASES, ASSIGNED, EFFECTS, Abi, Flag, FlagsCapability, Rule
 from gmemcore.uapi import Capability, ContentMode, Direction, Firmware, Phase, VmType
+
+MAX_BYTES: Final = 256 << 10
+"""Bytes that a proposal has at most."""
 
 REFUSED = "REFUSED"
 """The effect of a rule that only gives the reason of a refusal."""
@@ -34,7 +38,7 @@ _Member = TypeVar("_Member")
 _Some = Annotated[tuple[_Member, ...], Meta(min_length=1)]
 
 
-class ProposalError(ValueError):
+class ProposalError(InputError):
     """A file that isn't a valid proposal; the message has the file, the path in it, and the problem."""
 
 
@@ -93,9 +97,11 @@ def read_proposal(path: Path) -> Abi:
         The file can't be read, or isn't a valid proposal.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path, MAX_BYTES)
     except OSError as error:
         raise ProposalError(f"{path}: {error.strerror}") from error
+    except InputError as error:
+        raise ProposalError(str(error)) from error
     return parse_proposal(data, str(path))
 
 
@@ -108,9 +114,9 @@ def parse_proposal(data: bytes, name: str) -> Abi:
         It isn't a valid proposal.
     """
     try:
-        proposal = msgspec.toml.decode(data, type=Proposal)
-    except (ValueError, RecursionError) as error:
-        raise ProposalError(f"{name}: {with_known(error, Proposal)}") from error
+        proposal = decode_toml(data, Proposal, name)
+    except InputError as error:
+        raise ProposalError(str(error)) from error
     for path, problem in _problems(proposal):
         raise ProposalError(f"{name}: {problem} - at `$.{path}`")
     return _abi_of(proposal)

@@ -16,11 +16,11 @@ import msgspec
 from msgspec import Meta
 
 from gmemcore.engine.counters import COUNTER_NAMES, Counters
-from gmemcore.errors import InvalidArgumentError, with_known
-from gmemcore.units import format_size
+from gmemcore.errors import InputError, InvalidArgumentError
+from gmemcore.files.reading import decode_toml, read_file
 
-MAX_BYTES: Final = 1 << 20
-"""Of a cost file: a larger one is none."""
+MAX_BYTES: Final = 256 << 10
+"""Bytes that a cost file has at most."""
 CALL: Final = "call"
 """The event that no counter counts: one request by userspace, the ioctl."""
 
@@ -180,14 +180,12 @@ def load_cost(path: Path | str) -> CostFile:
     InvalidArgumentError
         EINVAL: it can't be read or isn't a cost file; the message has the path in it.
     """
-    path = Path(path)
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_file(path, MAX_BYTES)
     except OSError as error:
         raise InvalidArgumentError(f"{path}: {error.strerror}") from error
-    if len(data) > MAX_BYTES:
-        raise InvalidArgumentError(f"{path}: more than {format_size(MAX_BYTES)}; a few lines would do")
+    except InputError as error:
+        raise InvalidArgumentError(str(error)) from error
     return parse_cost(data, str(path))
 
 
@@ -200,9 +198,9 @@ def parse_cost(data: bytes, name: str) -> CostFile:
         EINVAL: not TOML, an unknown key, a wrong type, a figure that isn't one, or one without its source.
     """
     try:
-        cost = msgspec.toml.decode(data, type=CostFile)
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgumentError(f"{name}: {with_known(error, CostFile)}") from error
+        cost = decode_toml(data, CostFile, name)
+    except InputError as error:
+        raise InvalidArgumentError(str(error)) from error
     for path, problem in _problems(cost):
         raise InvalidArgumentError(f"{name}: {problem} - at `$.events.{path}`")
     return cost

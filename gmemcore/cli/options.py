@@ -1,0 +1,158 @@
+"""Options that commands share: one spelling, one set of values, one place for their help.
+
+Types carry everything that cyclopts needs: names, help, choices for help and completion, and how a value is
+read. Names are read by `gmemcore.names`, so any case does, and ``-`` and ``_`` are alike. Options that take
+several values take them separated by commas, or the option several times.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
+
+from cyclopts import Parameter, Token
+
+from gmemcore.errors import GmemError, InputError
+from gmemcore.names import member, plain
+from gmemcore.policy import ABIS, content_flags
+from gmemcore.uapi import ContentMode, Direction, Firmware, Phase, VmType
+from gmemcore.units import parse_size
+
+_Value = TypeVar("_Value")
+Reader = Callable[[str], _Value]
+
+
+# ---- how a value is read -----------------------------------------------------------------------------------
+def one(read: Reader[Any]) -> Callable[[Any, Sequence[Token]], Any]:
+    """Return a converter of one value; errors are `InputError` with the option's name."""
+
+    def convert(_type: Any, tokens: Sequence[Token]) -> Any:
+        return _read(tokens[0], tokens[0].value, read)
+
+    return convert
+
+
+def several(read: Reader[Any]) -> Callable[[Any, Sequence[Token]], Any]:
+    """Return a converter of values separated by commas; each counts once."""
+
+    def convert(_type: Any, tokens: Sequence[Token]) -> Any:
+        texts = [(token, text) for token in tokens for text in token.value.split(",")]
+        return tuple(dict.fromkeys(_read(token, text, read) for token, text in texts))
+
+    return convert
+
+
+def _read(token: Token, text: str, read: Reader[_Value]) -> _Value:
+    try:
+        return read(text)
+    except (GmemError, ValueError) as error:
+        reason = error.strerror if isinstance(error, GmemError) else str(error)
+        raise InputError(f"{token.keyword}: {reason}" if token.keyword else str(reason)) from None
+
+
+def choice(names: Sequence[str]) -> Reader[str]:
+    """Return a reader of one of some names, in any case."""
+    known = {plain(name): name for name in names}
+
+    def read(text: str) -> str:
+        if plain(text) not in known:
+            raise ValueError(f"must be {_either(names)}, not {text!r}")
+        return known[plain(text)]
+
+    return read
+
+
+def _either(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def whole(least: int, most: int | None = None) -> Reader[int]:
+    """Return a reader of whole numbers, decimal or hexadecimal, within bounds."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text, 16 if text.lower().startswith("0x") else 10)
+        except ValueError:
+            raise ValueError(f"must be a whole number, not {text!r}") from None
+        if number < least or (most is not None and number > most):
+            bounds = f"{least} or more" if most is None else f"{least} to {most}"
+            raise ValueError(f"must be {bounds}, not {text}")
+        return number
+
+    return read
+
+
+def _revision(text: str) -> str:
+    """Return the name of a revision as policy has it; any other name, perhaps a proposal's, as it is."""
+    return {plain(name): name for name in ABIS}.get(plain(text), text)
+
+
+def _flag(text: str) -> ContentMode:
+    named = {"NONE": ContentMode.NONE} | {row.name: row.bit for row in content_flags()}
+    return named[choice([*named])(text)]
+
+
+# ---- their types -------------------------------------------------------------------------------------------
+if TYPE_CHECKING:
+    _VmType = VmType
+    _Firmware = Firmware
+    _Phase = Phase
+    _Direction = Direction
+    _Flag = ContentMode
+    _Abi = str
+else:  # choices, for help and completion
+    _VmType = Literal[tuple(map(str, VmType))]
+    _Firmware = Literal[tuple(map(str, Firmware))]
+    _Phase = Literal[tuple(map(str, Phase))]
+    _Direction = Literal[tuple(map(str, Direction))]
+    _Flag = Literal[("NONE", *(row.name for row in content_flags()))]
+    _Abi = Literal[tuple(ABIS)] | str
+
+_SEED_MOST: Final = (1 << 64) - 1
+
+AbiOption = Annotated[
+    _Abi | None, Parameter(name="--abi", help="Revision or proposal.", converter=one(_revision))
+]
+"""``--abi NAME``"""
+VmTypeOption = Annotated[
+    _VmType | None,
+    Parameter(name="--vm-type", help="VM type.", converter=one(lambda text: member(VmType, text))),
+]
+"""``--vm-type NAME``"""
+FirmwareOption = Annotated[
+    _Firmware | None,
+    Parameter(name="--firmware", help="Firmware.", converter=one(lambda text: member(Firmware, text))),
+]
+"""``--firmware NAME``"""
+PhaseOption = Annotated[
+    _Phase | None,
+    Parameter(name="--phase", help="Launch phase.", converter=one(lambda text: member(Phase, text))),
+]
+"""``--phase NAME``"""
+DirectionOption = Annotated[
+    _Direction | None,
+    Parameter(name="--direction", help="Direction.", converter=one(lambda text: member(Direction, text))),
+]
+"""``--direction NAME``"""
+FlagOption = Annotated[_Flag | None, Parameter(name="--flag", help="Content flag.", converter=one(_flag))]
+"""``--flag NAME``"""
+
+if TYPE_CHECKING:
+    SizeOption = int
+else:
+    SizeOption = Annotated[int, Parameter(converter=one(parse_size))]
+"""A size of memory: whole pages, with the unit k, m, g or t, KiB, MiB, GiB or TiB."""
+SeedOption = Annotated[int, Parameter(name="--seed", converter=one(whole(0, _SEED_MOST)))]
+"""``--seed N``: an unsigned 64-bit number."""
+
+JsonSwitch = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
+"""``--json``"""
+MarkdownSwitch = Annotated[bool, Parameter(name="--markdown", help="Print Markdown.")]
+"""``--markdown``"""
+ForceSwitch = Annotated[bool, Parameter(name="--force", help="Replace a file that exists.")]
+"""``--force``"""
+ProposalFiles = Annotated[
+    tuple[Path, ...],
+    Parameter(name="--proposal", help="TOML file of a proposal to include. Can be repeated.", negative=""),
+]
+"""``--proposal FILE``"""
