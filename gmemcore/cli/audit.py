@@ -1,89 +1,100 @@
-"""``gmemcore audit``: what userspace believes of each revision and proposal, against what it is answered."""
+"""``gmemcore audit``: whether capabilities predict what each revision and proposal answers."""
 
-import json
-import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter
-from rich import box
-from rich.console import Console, JustifyMethod
-from rich.table import Table
+
+from gmemcore.cli.console import progress, say, say_json_rows
+from gmemcore.cli.options import AbiOption, JsonSwitch, MarkdownSwitch, chosen_revisions
+from gmemcore.cli.tables import print_markdown, print_table
 
 if TYPE_CHECKING:
     from gmemcore.vmm.audit import AuditCell, AuditRow
 
-_COLUMNS = (
-    *("abi", "VM-type checks", "broken", "lies", "hidden"),
+_COLUMNS: Final = (
+    *("revision", "VM-type checks", "contents lost", "over-promised", "under-promised"),
     *("phase checks", "direction checks", "kept", "caps", "bits"),
 )
-_LEGEND = """\
-VM-type, phase, direction checks: distinctions that userspace makes without having been told
-broken: answered ok, and the new side does not read what the old side wrote; lies: believed, and refused;
-hidden: not believed, and answered ok; kept: (VM, phase, direction) where some flag keeps contents
-caps, bits: capabilities about flags, and the bits that their answers ever set: the cost"""
+_WRONG_COLUMNS: Final = ("flag", "launch phase", "direction", "what", "VMs")
+_KINDS: Final = {"over-promised": "lie", "under-promised": "hidden", "contents lost": "broken"}
+_MEANINGS: Final = {
+    "over-promised": "capabilities say yes, and the call is refused",
+    "under-promised": "capabilities say no, and the call succeeds",
+    "contents lost": "the call succeeds, and the new side doesn't read what the old side wrote",
+}
+_LEGEND: Final = f"""\
+VM-type checks    checks of the VM type that userspace must hard-code; phase, direction checks: likewise
+contents lost     {_MEANINGS["contents lost"]}
+over-promised     {_MEANINGS["over-promised"]}
+under-promised    {_MEANINGS["under-promised"]}
+kept              (VM, launch phase, direction) for which some flag keeps the contents
+caps, bits        capabilities about flags, and the bits that their answers ever set"""
 
-_LEGEND_OF_CELLS = """\
-lie: believed, and refused; hidden: not believed, and answered ok
-broken: answered ok, and the new side does not read what the old side wrote"""
 
-_Row = tuple[str, ...]
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What is printed.
+
+    Attributes
+    ----------
+    cells : bool
+        Each request that goes wrong, instead of counts.
+    as_json, markdown : bool
+        For programs, and for documents.
+    template : bool
+        The proposals that come with gmemcore, instead of an audit.
+    """
+
+    cells: Annotated[bool, Parameter(help="List each request that goes wrong.")] = False
+    as_json: JsonSwitch = False
+    markdown: MarkdownSwitch = False
+    template: Annotated[bool, Parameter(help="Print the TOML file of a proposal, to start from.")] = False
 
 
 def audit(
-    proposals: Annotated[list[Path] | None, Parameter(help="Proposals to audit too, TOML files.")] = None,
-    /,
+    proposal: Annotated[
+        tuple[Path, ...], Parameter(help="TOML file of a proposal to audit too. Can be repeated.")
+    ] = (),
     *,
-    abi: Annotated[str | None, Parameter(help="This abi or proposal alone.")] = None,
-    cells: Annotated[bool, Parameter(negative="", help="Show what is wrong, request by request.")] = False,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")] = False,
-    markdown: Annotated[bool, Parameter(negative="", help="Print the tables as Markdown.")] = False,
-    template: Annotated[bool, Parameter(negative="", help="Print a proposal's file, to start from.")] = False,
-) -> int:
-    """Audit every revision and proposal, best first.
+    abi: AbiOption = None,
+    form: Annotated[Form | None, Parameter(name="*")] = None,
+) -> None:
+    """Audit every revision and proposal, the best first.
 
-    A userspace that knows names and capabilities believes a flag to be allowed, or not; each request is then
-    run on a small VM. Exit status 2: a file that isn't a proposal, or an abi that doesn't exist.
+    A userspace that knows only names and capabilities expects each flag to work or not. Every such request is
+    run on a small VM, and the answers are compared with what was expected.
     """
-    from gmemcore.vmm.audit import audit as run
-    from gmemcore.vmm.proposal import ProposalError, read_proposals, shipped_files
+    from gmemcore.vmm.audit import audit_abi
+    from gmemcore.vmm.proposal import shipped_files
 
-    if template:
-        print(*shipped_files().values(), sep="\n", end="")
-        return 0
-    try:
-        rows = run(read_proposals(proposals or []))
-    except ProposalError as error:
-        return _usage_error(str(error))
-    if abi is not None:
-        known = ", ".join(row.abi for row in rows)
-        rows = [row for row in rows if row.abi == abi]
-        if not rows:
-            return _usage_error(f"unknown abi {abi!r}; known: {known}")
-    print_table = _markdown_table if markdown else _rich_table
-    if as_json:
-        lines = ",\n".join(json.dumps(_as_record(row)) for row in rows)
-        print(f"[\n{lines}\n]")
-    elif cells:
-        for row in rows:
-            print_table(f"{row.abi}: {_in_words(row)}", [_WRONG_COLUMNS, *_wrong(row)])
-        if any(_wrong(row) for row in rows):
-            print(_LEGEND_OF_CELLS)
+    form = form or Form()
+    if form.template:
+        say("\n".join(shipped_files().values()).rstrip("\n"))
+        return
+    chosen = chosen_revisions(abi, proposal)
+    rows = []
+    with progress("audit", len(chosen), "revisions") as done:
+        for revision in chosen:
+            rows.append(audit_abi(revision))
+            done(len(rows))
+    rows.sort(key=lambda row: row.rank)
+    if form.as_json:
+        say_json_rows(_as_record(row) for row in rows)
+    elif form.cells:
+        _print_cells(rows, markdown=form.markdown)
+    elif form.markdown:
+        print_markdown(_COLUMNS, map(_as_row, rows), figures=range(1, len(_COLUMNS)))
+        say("", _LEGEND)
     else:
-        print_table("", [_COLUMNS, *map(_as_row, rows)])
-        print(_LEGEND)
-    return 0
-
-
-def _usage_error(message: str) -> int:
-    """Say what is wrong in one line."""
-    print(f"gmemcore audit: {message}", file=sys.stderr)
-    return 2
+        print_table(_COLUMNS, [*map(_as_row, rows)], figures=range(1, len(_COLUMNS)))
+        say("", _LEGEND)
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------
 def _as_record(row: "AuditRow") -> dict[str, Any]:
-    """Return the JSON object of an abi."""
+    """Return the JSON object of a revision."""
     return {
         "abi": row.abi,
         "lies": row.lies,
@@ -112,62 +123,44 @@ def _as_cell(cell: "AuditCell") -> dict[str, Any]:
 
 
 # --- tables -------------------------------------------------------------------------------------------------
-def _as_row(row: "AuditRow") -> _Row:
-    """Return the table row of an abi."""
+def _as_row(row: "AuditRow") -> tuple[str, ...]:
+    """Return the table row of a revision."""
     counts = (row.vm_type_checks, row.broken, row.lies, row.hidden, row.phase_checks, row.direction_checks)
-    return (
-        row.abi,
-        *map(str, counts),
-        str(row.kept),
-        str(len(row.capabilities)),
-        str(row.capability_bits),
-    )
+    return (row.abi, *map(str, (*counts, row.kept, len(row.capabilities), row.capability_bits)))
 
 
-_WRONG_COLUMNS = ("flag", "launch phase", "direction", "what", "VMs")
+def _print_cells(rows: "list[AuditRow]", *, markdown: bool) -> None:
+    """Print the requests that go wrong, and what each kind is."""
+    kinds: set[str] = set()
+    for row in rows:
+        wrong = _wrong(row)
+        kinds |= {line[3] for line in wrong}
+        say(f"{row.abi}: {_in_words(row)}")
+        if wrong and markdown:
+            say()
+            print_markdown(_WRONG_COLUMNS, wrong)
+        elif wrong:
+            print_table(_WRONG_COLUMNS, wrong, labels=1)
+        if wrong:
+            say()
+    for kind, meaning in _MEANINGS.items():
+        if kind in kinds:
+            say(f"{kind}: {meaning}")
 
 
-def _wrong(row: "AuditRow") -> list[_Row]:
-    """Return the requests that are lies, hidden or broken, VMs for which they are so on one line."""
-    lines: dict[_Row, list[str]] = {}
+def _wrong(row: "AuditRow") -> list[tuple[str, ...]]:
+    """Return the requests that go wrong, on one line the VMs for which they do so alike."""
+    lines: dict[tuple[str, ...], list[str]] = {}
     for cell in row.cells:
-        kinds = {"lie": cell.lie, "hidden": cell.hidden, "broken": cell.broken}
-        for kind in (name for name, is_so in kinds.items() if is_so):
+        for kind in (kind for kind, attribute in _KINDS.items() if getattr(cell, attribute)):
             line = (cell.flag, cell.phase, cell.direction.replace("_", " "), kind)
             lines.setdefault(line, []).append(f"{cell.vm_type} ({cell.firmware})")
     return [(*line, ", ".join(vms)) for line, vms in lines.items()]
 
 
 def _in_words(row: "AuditRow") -> str:
-    """Return the counts of an abi in words."""
-    checks = (
+    """Return the counts of a revision in words."""
+    return (
+        f"{row.lies} over-promised, {row.hidden} under-promised, {row.broken} contents lost; "
         f"{row.vm_type_checks} VM-type, {row.phase_checks} phase, {row.direction_checks} direction checks"
     )
-    return f"{row.lies} lies, {row.hidden} hidden, {row.broken} broken; {checks}"
-
-
-def _rich_table(title: str, rows: list[_Row]) -> None:
-    """Print a table for people."""
-    numbers = rows[0] is _COLUMNS
-    table = Table(box=box.SIMPLE, collapse_padding=True, pad_edge=False)
-    for i, name in enumerate(rows[0]):
-        justify: JustifyMethod = "right" if numbers and i else "left"
-        words = max(map(len, name.split()))
-        table.add_column(name, justify=justify, overflow="fold", min_width=words, no_wrap=not i)
-    for row in rows[1:]:
-        table.add_row(*row)
-    if title:
-        print(title)
-    if rows[1:]:
-        Console().print(table)
-
-
-def _markdown_table(title: str, rows: list[_Row]) -> None:
-    """Print a Markdown table."""
-    numbers = rows[0] is _COLUMNS
-    rule = tuple("---:" if numbers and i else "---" for i in range(len(rows[0])))
-    if title:
-        print(f"{title}\n")
-    for line in [rows[0], rule, *rows[1:]] if rows[1:] else []:
-        print("| " + " | ".join(line) + " |")
-    print()

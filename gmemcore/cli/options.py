@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 from cyclopts import Parameter, Token
 
-from gmemcore.errors import GmemError, InputError
+from gmemcore.errors import GmemError, InputError, InvalidArgumentError
 from gmemcore.names import member, plain
-from gmemcore.policy import ABIS, content_flags
+from gmemcore.policy import ABIS, Abi, content_flags, get_abi
 from gmemcore.uapi import ContentMode, Direction, Firmware, Phase, VmType
 from gmemcore.units import parse_size
 
@@ -136,6 +136,40 @@ DirectionOption = Annotated[
 """``--direction NAME``"""
 FlagOption = Annotated[_Flag | None, Parameter(name="--flag", help="Content flag.", converter=one(_flag))]
 """``--flag NAME``"""
+
+
+# ---- revisions and proposals -------------------------------------------------------------------------------
+def revisions(proposals: Sequence[Path]) -> "dict[str, Abi]":
+    """Return every revision and proposal by name, those of files last.
+
+    Raises
+    ------
+    InputError
+        A file that isn't a proposal, or whose name is taken.
+    """
+    from gmemcore.vmm.proposal import read_proposals, shipped_proposals
+
+    return {**ABIS, **{row.name: row for row in (*shipped_proposals(), *read_proposals(proposals))}}
+
+
+def chosen_revisions(abi: str | None, proposals: Sequence[Path]) -> "list[Abi]":
+    """Return the revision or proposal of a name, or all of them.
+
+    Raises
+    ------
+    InputError
+        As `revisions`; or a name that doesn't exist.
+    """
+    known = revisions(proposals)
+    if abi is None:
+        return list(known.values())
+    if abi in known:
+        return [known[abi]]
+    try:
+        return [get_abi(abi)]
+    except InvalidArgumentError:
+        raise InputError(f"--abi: must be {_either([*known])}, not {abi!r}") from None
+
 
 if TYPE_CHECKING:
     SizeOption = int

@@ -9,7 +9,7 @@ Where standard output is no terminal and ``COLUMNS`` isn't set, width is no limi
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,6 +64,18 @@ def print_table(
     """
     for line in table_lines(heads, rows, figures=figures, labels=labels, width=width_of_output()):
         print(line)
+
+
+def print_markdown(
+    heads: Sequence[str], rows: Iterable[Sequence[object]], *, figures: Iterable[int] = ()
+) -> None:
+    """Print a table as Markdown; figures: columns that are set to the right."""
+    right = frozenset(figures)
+    rule = ["---:" if i in right else "---" for i in range(len(heads))]
+    for row in (heads, rule, *rows):
+        print(
+            "| " + " | ".join(re.sub(r"([|*])", r"\\\1", printable(cell, most=_MOST)) for cell in row) + " |"
+        )
 
 
 def table_lines(
