@@ -483,12 +483,15 @@ def test_the_table_names_every_abi(capsys):
 def test_cells_show_what_is_wrong(capsys):
     _, out, _ = run(["--cells", "--abi", "v5", "--markdown"], capsys)
     assert (
-        "| PRESERVE | running | to shared | lie | SNP (today), SNP (cipher), TDX (today), TDX (cipher) |"
-        in out
+        "| PRESERVE | running | to shared | over-promised "
+        "| SNP (today), SNP (cipher), TDX (today), TDX (cipher) |" in out
     )
-    assert "lie: believed, and refused" in out
+    assert "over-promised  capabilities say yes, and the call is refused" in out
     _, out, _ = run(["--cells", "--abi", "by-direction"], capsys)
-    assert out.strip() == "by-direction: 0 lies, 0 hidden, 0 broken; 0 VM-type, 0 phase, 0 direction checks"
+    assert out.strip() == (
+        "by-direction: 0 over-promised, 0 under-promised, 0 contents lost; "
+        "0 VM-type, 0 phase, 0 direction checks"
+    )
 
 
 def test_the_template_is_a_proposal_once_it_has_a_name(capsys, tmp_path):

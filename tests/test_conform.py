@@ -163,10 +163,12 @@ def test_a_wrong_step_says_what_was_expected_and_found(tmp_path, capsys, step, w
 def test_no_case_is_no_pass(tmp_path, capsys):
     status, out, err = conform(capsys, tmp_path)
     assert (status, out) == (2, "")
-    assert err == f"gmemcore conform: {tmp_path}: no vectors there; a folder of *.json would be accepted\n"
+    assert err == f"gmemcore conform: {tmp_path}: must be a folder with *.json files, and has none\n"
 
 
 def test_a_backing_without_bytes_is_refused(tmp_path, capsys):
     status, out, err = conform(capsys, tmp_path, "--backing", "none")
     assert (status, out) == (2, "")
-    assert err == "gmemcore conform: --backing 'none'; known: anonymous, memfd, guest_memfd\n"
+    assert err == (
+        "gmemcore conform: Invalid value for --backing: must be anonymous, memfd or guest_memfd, not 'none'\n"
+    )

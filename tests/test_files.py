@@ -1,5 +1,6 @@
 """Files that come in and go out: bounded and typed on the way in, whole or not at all on the way out."""
 
+import json
 import logging
 import os
 import signal
@@ -441,6 +442,14 @@ def test_records_come_back_with_their_end(tmp_path):
     assert b"".join(lines_of({"first": 1}, [{"n": 1}, {"n": 2}])) == path.read_bytes()
 
 
+def is_json(text):
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
 def test_every_cut_is_seen(tmp_path):
     """A file that ends anywhere before its end is incomplete; whole lines of it are read."""
     whole = b"".join(lines_of({"first": 1}, [{"n": n} for n in range(5)]))
@@ -450,7 +459,9 @@ def test_every_cut_is_seen(tmp_path):
         found = read_lines(path)
         if size < len(whole) - 1:  # without its last line feed nothing is lost
             assert "incomplete" in found.shortfall, size
-            assert len(found.records) == max(whole[:size].count(b"\n") - 1, 0)
+            *lines, cut = whole[:size].split(b"\n")
+            whole_lines = len(lines) + (lines != [] and is_json(cut))
+            assert len(found.records) == max(whole_lines - 1, 0), size
     path.write_bytes(whole)
     assert read_lines(path).shortfall is None
 
@@ -467,6 +478,7 @@ def test_a_lost_line_is_seen(tmp_path):
         (b"", "empty"),
         (b"\n" * 1000, "line 1: empty"),
         (b"{}\n\n{}\n", "line 2: empty"),
+        (b"{}\n" + b"\n" * 1000, "line 103: empty"),
         (b"{}\n" + end_line(0) + b"{}\n", "line 3: nothing may follow the end record"),
         (b'{}\n{"end":{"records":-1}}\n', "line 2: "),
         (b'{}\n{"end":{"records":0,"what":1}}\n', "line 2: "),

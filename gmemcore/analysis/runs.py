@@ -26,7 +26,7 @@ MAX_BYTES: Final = 256 << 20
 """Bytes of a file that are read at most."""
 
 
-class RunError(ValueError):
+class RunError(InputError):
     """A file that isn't a run, or a line of one that can't be read."""
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gmemcore.errors import MissingExtraError
 from gmemcore.files.writing import replace_file
 from gmemcore.html import cell_text, table
 
@@ -215,12 +216,12 @@ def extra(module: str, what: str) -> Any:
 
     Raises
     ------
-    ImportError
+    MissingExtraError
         It isn't installed; the message says how to get it.
     """
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise ImportError(
+        raise MissingExtraError(
             f"{what} needs {module}, which isn't installed; pip install 'gmemcore[analysis]'"
         ) from error

@@ -30,11 +30,12 @@ COMMANDS: Final = {
 
 _VERBOSITY: Final = {"-q": -1, "--quiet": -1, "-v": 1, "--verbose": 1}
 _EPILOGUE: Final = """\
-`gmemcore COMMAND --help` lists a command's options. Every command also takes --quiet (-q), which prints
-nothing about the work itself, and --verbose (-v).
+--quiet (-q) prints nothing about the work itself, --verbose (-v) more.
 
 Exit status: 0 done; 1 something that was checked did not hold; 2 the request can't be met; 130 interrupted;
 141 nobody reads the output."""
+_OVERVIEW: Final = f"""\
+`gmemcore COMMAND --help` lists a command's options. In every command, {_EPILOGUE}"""
 
 
 def command_line(*, summaries: bool = False) -> App:
@@ -49,7 +50,7 @@ def command_line(*, summaries: bool = False) -> App:
     app = App(
         name="gmemcore",
         help="In-place conversion of guest_memfd memory: a model to measure, compare and stress.",
-        help_epilogue=_EPILOGUE if summaries else None,
+        help_epilogue=_OVERVIEW if summaries else _EPILOGUE,
         version_flags=["--version", "-V"],
         default_parameter=Parameter(negative="", show_default=_shown_default),
     )

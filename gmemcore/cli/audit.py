@@ -1,6 +1,5 @@
 """``gmemcore audit``: whether capabilities predict what each revision and proposal answers."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -8,7 +7,7 @@ from cyclopts import Parameter
 
 from gmemcore.cli.console import progress, say, say_json_rows
 from gmemcore.cli.options import AbiOption, JsonSwitch, MarkdownSwitch, chosen_revisions
-from gmemcore.cli.tables import print_markdown, print_table
+from gmemcore.cli.tables import print_legend, print_markdown, print_table
 
 if TYPE_CHECKING:
     from gmemcore.vmm.audit import AuditCell, AuditRow
@@ -24,33 +23,13 @@ _MEANINGS: Final = {
     "under-promised": "capabilities say no, and the call succeeds",
     "contents lost": "the call succeeds, and the new side doesn't read what the old side wrote",
 }
-_LEGEND: Final = f"""\
-VM-type checks    checks of the VM type that userspace must hard-code; phase, direction checks: likewise
-contents lost     {_MEANINGS["contents lost"]}
-over-promised     {_MEANINGS["over-promised"]}
-under-promised    {_MEANINGS["under-promised"]}
-kept              (VM, launch phase, direction) for which some flag keeps the contents
-caps, bits        capabilities about flags, and the bits that their answers ever set"""
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """What is printed.
-
-    Attributes
-    ----------
-    cells : bool
-        Each request that goes wrong, instead of counts.
-    as_json, markdown : bool
-        For programs, and for documents.
-    template : bool
-        The proposals that come with gmemcore, instead of an audit.
-    """
-
-    cells: Annotated[bool, Parameter(help="List each request that goes wrong.")] = False
-    as_json: JsonSwitch = False
-    markdown: MarkdownSwitch = False
-    template: Annotated[bool, Parameter(help="Print the TOML file of a proposal, to start from.")] = False
+_LEGEND: Final = {
+    "VM-type checks": "checks of the VM type that userspace must hard-code",
+    **{name: _MEANINGS[name] for name in ("contents lost", "over-promised", "under-promised")},
+    "phase, direction checks": "checks of the launch phase and of the direction, likewise",
+    "kept": "(VM, launch phase, direction) for which some flag keeps the contents",
+    "caps, bits": "capabilities about flags, and the bits that their answers ever set",
+}
 
 
 def audit(
@@ -59,7 +38,10 @@ def audit(
     ] = (),
     *,
     abi: AbiOption = None,
-    form: Annotated[Form | None, Parameter(name="*")] = None,
+    cells: Annotated[bool, Parameter(help="List each request that goes wrong.")] = False,
+    as_json: JsonSwitch = False,
+    markdown: MarkdownSwitch = False,
+    template: Annotated[bool, Parameter(help="Print the TOML file of a proposal, to start from.")] = False,
 ) -> None:
     """Audit every revision and proposal, the best first.
 
@@ -69,8 +51,7 @@ def audit(
     from gmemcore.vmm.audit import audit_abi
     from gmemcore.vmm.proposal import shipped_files
 
-    form = form or Form()
-    if form.template:
+    if template:
         say("\n".join(shipped_files().values()).rstrip("\n"))
         return
     chosen = chosen_revisions(abi, proposal)
@@ -80,16 +61,16 @@ def audit(
             rows.append(audit_abi(revision))
             done(len(rows))
     rows.sort(key=lambda row: row.rank)
-    if form.as_json:
+    if as_json:
         say_json_rows(_as_record(row) for row in rows)
-    elif form.cells:
-        _print_cells(rows, markdown=form.markdown)
-    elif form.markdown:
+    elif cells:
+        _print_cells(rows, markdown=markdown)
+    elif markdown:
         print_markdown(_COLUMNS, map(_as_row, rows), figures=range(1, len(_COLUMNS)))
-        say("", _LEGEND)
+        print_legend(_LEGEND)
     else:
         print_table(_COLUMNS, [*map(_as_row, rows)], figures=range(1, len(_COLUMNS)))
-        say("", _LEGEND)
+        print_legend(_LEGEND)
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------
@@ -141,11 +122,8 @@ def _print_cells(rows: "list[AuditRow]", *, markdown: bool) -> None:
             print_markdown(_WRONG_COLUMNS, wrong)
         elif wrong:
             print_table(_WRONG_COLUMNS, wrong, labels=1)
-        if wrong:
-            say()
-    for kind, meaning in _MEANINGS.items():
-        if kind in kinds:
-            say(f"{kind}: {meaning}")
+    if kinds:
+        print_legend({kind: meaning for kind, meaning in _MEANINGS.items() if kind in kinds})
 
 
 def _wrong(row: "AuditRow") -> list[tuple[str, ...]]:

@@ -1,61 +1,91 @@
 """``gmemcore conform``: run vector files through the public API."""
 
-import sys
+from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import Parameter
 
-from gmemcore.errors import InvalidArgumentError
+from gmemcore.cli.console import complain, is_quiet, progress, say
+from gmemcore.cli.options import choice, one
+from gmemcore.errors import InputError
 
-_BACKINGS = ("anonymous", "memfd", "guest_memfd")
+_BACKINGS: Final = ("anonymous", "memfd", "guest_memfd")
+if TYPE_CHECKING:
+    _Backing = str
+else:  # choices, for help and completion
+    _Backing = Literal[_BACKINGS]
+
+VectorPaths = Annotated[
+    tuple[Path, ...],
+    Parameter(help="Vector files, or folders of them (*.json). [default: those that come with gmemcore]"),
+]
+"""Vector files, for the signature of a command."""
 
 
 def conform(
-    paths: Annotated[list[Path], Parameter(help="Vector files, or folders of them (*.json).")],
+    paths: VectorPaths = (),
     /,
     *,
-    backing: Annotated[str, Parameter(help="anonymous, memfd or guest_memfd.")] = "anonymous",
-    quiet: Annotated[bool, Parameter(help="Print only what is wrong, and the sum.")] = False,
+    backing: Annotated[
+        _Backing, Parameter(help="Memory of the guests.", converter=one(choice(_BACKINGS)))
+    ] = "anonymous",
 ) -> int:
-    """Run behaviour vectors: a line a case.
+    """Run behaviour vectors and compare each step with what a kernel does.
 
-    Exit status 0: every step came out as written; 1: one did not; 2: a file that can't be read.
+    Prints one line per case; with --quiet, only those that differ. Exit status 1: a step differs.
     """
     from gmemcore.conformance import VectorError, read_vectors, run_vectors
 
-    if backing not in _BACKINGS:
-        raise InvalidArgumentError(f"--backing {backing!r}; known: {', '.join(_BACKINGS)}")
     cases = wrong = unreadable = steps = 0
-    for path in vector_files(paths):
-        try:
-            vectors = read_vectors(path)
-            for case, first in run_vectors(vectors, backing):
-                cases += 1
-                steps += len(case.steps)
-                wrong += first is not None
-                if first is not None or not quiet:
-                    verdict = "FAIL" if first else "ok  "
-                    print(f"{verdict} {path.name}: {case.name}{f': {first}' if first else ''}")
-        except VectorError as error:
-            unreadable += 1
-            print(f"gmemcore conform: {error}", file=sys.stderr)
-    print(f"{cases - wrong} of {cases} cases as written, {steps} steps, {unreadable} files unreadable")
+    found = vector_files(paths)
+    with progress("conform", len(found), "files") as done:
+        for number, path in enumerate(found):
+            done(number)
+            try:
+                for case, first in run_vectors(read_vectors(path), backing):
+                    cases += 1
+                    steps += len(case.steps)
+                    wrong += first is not None
+                    if first is not None or not is_quiet():
+                        verdict = "FAIL" if first else "ok  "
+                        say(f"{verdict} {path.name}: {case.name}{f': {first}' if first else ''}")
+            except VectorError as error:
+                unreadable += 1
+                complain("conform", error)
+    say(f"{cases - wrong} of {cases} cases as written, {steps} steps, {unreadable} files unreadable")
     return 2 if unreadable or not cases else int(wrong > 0)
 
 
-def vector_files(paths: list[Path]) -> list[Path]:
-    """Files as named; folders as their *.json, not their folders'.
+def vector_files(paths: Sequence[Path]) -> list[Path]:
+    """Return files as they are, folders as their ``*.json``, and without any path the package's own.
 
     Raises
     ------
-    InvalidArgumentError
-        EINVAL: a folder that has none.
+    InputError
+        A folder that has none.
+    OSError
+        A path that can't be looked at.
     """
-    files: list[Path] = []
-    for path in paths:
-        found = sorted(path.glob("*.json")) if path.is_dir() else [path]
-        if not found:
-            raise InvalidArgumentError(f"{path}: no vectors there; a folder of *.json would be accepted")
-        files += found
-    return files
+    found: list[Path] = []
+    for path in paths or [_own_vectors()]:
+        own = sorted(path.glob("*.json")) if _is_folder(path) else [path]
+        if not own:
+            raise InputError(f"{path}: must be a folder with *.json files, and has none")
+        found += own
+    return found
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name too long: opening it says so
+        return False
+
+
+def _own_vectors() -> Path:
+    """Return the folder of the vectors that come with gmemcore: in a source tree, those of its tests."""
+    package = Path(str(files("gmemcore")))
+    installed = package / "vectors"
+    return installed if installed.is_dir() else package.parent / "tests" / "vectors"

@@ -7,6 +7,7 @@ kind become one line and an exit status in one place, `reporting`.
 import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -140,50 +141,75 @@ def progress(command: str, total: int | None, unit: str) -> Iterator[Callable[[i
     """
     if is_quiet():
         yield lambda done: None
-    elif sys.stderr.isatty():
-        bar = _Bar(command, total)
-        try:
-            yield bar
-        finally:
-            bar.close()
-    else:
-        yield _Lines(command, total, unit)
+        return
+    shown = _Bar(command, total) if sys.stderr.isatty() else _Lines(command, total, unit)
+    timer = threading.Timer(_FIRST_SECONDS, shown, [0])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield shown
+    finally:
+        timer.cancel()
+        shown.close()
 
 
-class _Bar:
-    """Draws a bar once the work has taken a while."""
+class _Progress:
+    """Shows how much is done, from a while after the work began; called by the command and by a timer."""
 
-    def __init__(self, command: str, total: int | None) -> None:
-        self._command, self._total = command, total
+    def __init__(self) -> None:
+        self._done = 0
         self._from = time.monotonic() + _FIRST_SECONDS
-        self._shown: Any = None
+        self._lock = threading.Lock()
+        self._closed = False
 
     def __call__(self, done: int) -> None:
-        if self._shown is None:
-            if time.monotonic() < self._from:
-                return
+        with self._lock:
+            self._done = max(self._done, done)
+            if not self._closed and time.monotonic() >= self._from:
+                self.show(self._done)
+
+    def show(self, done: int) -> None:
+        """Show it now."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Show nothing more."""
+        with self._lock:
+            self._closed = True
+
+
+class _Bar(_Progress):
+    """A bar."""
+
+    def __init__(self, command: str, total: int | None) -> None:
+        super().__init__()
+        self._command, self._total = command, total
+        self._bar: Any = None
+
+    def show(self, done: int) -> None:
+        if self._bar is None:
             from rich.console import Console
             from rich.progress import Progress
 
-            self._shown = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._shown.add_task(f"gmemcore {self._command}", total=self._total)
-            self._shown.start()
-        self._shown.update(self._task, completed=done)
+            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(f"gmemcore {self._command}", total=self._total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done)
 
     def close(self) -> None:
-        if self._shown is not None:
-            self._shown.stop()
+        super().close()
+        if self._bar is not None:
+            self._bar.stop()
 
 
-class _Lines:
-    """Prints a line of progress every few seconds."""
+class _Lines(_Progress):
+    """A line every few seconds."""
 
     def __init__(self, command: str, total: int | None, unit: str) -> None:
+        super().__init__()
         self._command, self._unit = command, unit
         self._of = "" if total is None else f" of {total:,}"
-        self._next = time.monotonic() + _FIRST_SECONDS
 
-    def __call__(self, done: int) -> None:
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + _LINE_SECONDS
-            complain(self._command, f"{done:,}{self._of} {self._unit}")
+    def show(self, done: int) -> None:
+        self._from = time.monotonic() + _LINE_SECONDS
+        complain(self._command, f"{done:,}{self._of} {self._unit}")

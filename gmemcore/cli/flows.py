@@ -1,92 +1,86 @@
 """``gmemcore flows``: what userspace does with conversion, on every VM type and under every revision."""
 
-import json
-import sys
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from gmemcore.errors import InvalidArgumentError
+from gmemcore.cli.console import progress, say_json_rows
+from gmemcore.cli.options import (
+    AbiOption,
+    FirmwareOption,
+    JsonSwitch,
+    MarkdownSwitch,
+    VmTypeOption,
+    choice,
+    chosen_revisions,
+    one,
+)
+from gmemcore.cli.tables import Heading, print_legend, print_markdown, print_table
 from gmemcore.uapi import Firmware, VmType
+from gmemcore.vmm.flows import FLOWS, FlowResult, run_flows
 
 if TYPE_CHECKING:
-    from gmemcore.policy import Abi
-    from gmemcore.vmm.flows import FlowResult
+    _Flow = str
+else:  # choices, for help and completion
+    _Flow = Literal[tuple(FLOWS)]
 
-_LEGEND = """\
-ok: came through; ok*: came through, though no flag had promised that contents would
-ok after FLAG: that flag was believed and refused before another one did
-else the step it ended at. CONTENTS: somebody read other bytes than those that were written
-NOT_OFFERED: contents were needed, no flag was offered, and userspace knew from capabilities and stopped"""
-
-_WIDTH = 200  # where the output is no terminal, a table is not broken for one
+_LEGEND: Final = {
+    "ok": "the flow came through",
+    "ok*": "it came through, though no flag promised to keep contents",
+    "ok after FLAG": "capabilities offered FLAG, and it was refused before another one worked",
+    "STEP: ERRNO": "the step at which it ended, and why",
+    "CONTENTS": "a reader got bytes other than those that were written",
+    "NOT_OFFERED": "contents had to be kept, and capabilities offered no flag for it",
+}
 
 _Row = tuple[str, ...]
 
 
 def flows(
-    proposals: Annotated[list[Path] | None, Parameter(help="Proposals to run too, TOML files.")] = None,
-    /,
+    proposal: Annotated[
+        tuple[Path, ...], Parameter(help="TOML file of a proposal to run too. Can be repeated.")
+    ] = (),
     *,
-    flow: Annotated[str | None, Parameter(help="This flow alone.")] = None,
-    abi: Annotated[str | None, Parameter(help="This abi or proposal alone.")] = None,
-    vm_type: Annotated[str | None, Parameter(help=f"One of: {', '.join(VmType)}.")] = None,
-    firmware: Annotated[str | None, Parameter(help=f"One of: {', '.join(Firmware)}.")] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")] = False,
-    markdown: Annotated[bool, Parameter(negative="", help="Print the table as Markdown.")] = False,
-) -> int:
-    """Run every flow under every revision and proposal, on every VM type and firmware.
-
-    Exit status 2: a file that isn't a proposal, or a name that doesn't exist.
-    """
-    from gmemcore.vmm.flows import FLOWS, run_flows
-    from gmemcore.vmm.proposal import ProposalError
-
-    try:
-        results = run_flows(
-            _chosen("abi", abi, _abis(proposals or [])),
-            flows=_chosen("flow", flow, {name: name for name in FLOWS}),
-            vm_types=_chosen("VM type", vm_type, {member.value: member for member in VmType}),
-            firmware=_chosen("firmware", firmware, {member.value: member for member in Firmware}),
-        )
-    except (ProposalError, InvalidArgumentError) as error:
-        message = error.strerror if isinstance(error, InvalidArgumentError) else error
-        print(f"gmemcore flows: {message}", file=sys.stderr)
-        return 2
+    flow: Annotated[
+        _Flow | None, Parameter(help="Run this flow alone.", converter=one(choice([*FLOWS])))
+    ] = None,
+    abi: AbiOption = None,
+    vm_type: VmTypeOption = None,
+    firmware: FirmwareOption = None,
+    as_json: JsonSwitch = False,
+    markdown: MarkdownSwitch = False,
+) -> None:
+    """Run every flow under every revision and proposal, on every VM type and firmware."""
+    chosen = chosen_revisions(abi, proposal)
+    results: list[FlowResult] = []
+    with progress("flows", len(chosen), "revisions") as done:
+        for number, revision in enumerate(chosen, start=1):
+            results += run_flows(
+                [revision],
+                flows=[*FLOWS] if flow is None else [flow],
+                vm_types=[*VmType] if vm_type is None else [vm_type],
+                firmware=[*Firmware] if firmware is None else [firmware],
+            )
+            done(number)
+    results.sort(key=lambda result: [*FLOWS].index(result.flow))
     if as_json:
-        lines = ",\n".join(json.dumps(_as_record(result)) for result in results)
-        print(f"[\n{lines}\n]")
-    elif markdown:
-        _print_markdown(_table(results))
-    else:
-        _print_rich(_table(results))
-    return 0
+        say_json_rows(_as_record(result) for result in results)
+        return
+    heads, rows = _table(results)
+    if markdown:
+        print_markdown(("flow", *heads), rows)
+        print_legend(_LEGEND)
+        return
+    by_flow: list[_Row | Heading] = []
+    for name, own in groupby(rows, key=lambda row: row[0]):
+        by_flow += [Heading(name), *(row[1:] for row in own)]
+    print_table(heads, by_flow)
+    print_legend(_LEGEND)
 
 
-def _abis(paths: list[Path]) -> "dict[str, Abi]":
-    """Return every abi by name, those of files last."""
-    from gmemcore.policy import ABIS
-    from gmemcore.vmm.proposal import read_proposals, shipped_proposals
-
-    proposals = [*shipped_proposals(), *read_proposals(paths)]
-    return {**ABIS, **{proposal.name: proposal for proposal in proposals}}
-
-
-def _chosen(kind: str, name: str | None, known: dict[str, Any]) -> list[Any]:
-    """Return the one that is asked for, or all."""
-    if name is None:
-        return list(known.values())
-    if name not in known:
-        raise InvalidArgumentError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
-    return [known[name]]
-
-
-def _as_record(result: "FlowResult") -> dict[str, Any]:
+def _as_record(result: FlowResult) -> dict[str, Any]:
     """Return the JSON object of a result."""
     return {
         "flow": result.flow,
@@ -103,23 +97,20 @@ def _as_record(result: "FlowResult") -> dict[str, Any]:
 
 
 # --- the table ----------------------------------------------------------------------------------------------
-def _table(results: "list[FlowResult]") -> list[_Row]:
-    """Return the table: a row for abis under which a flow comes equally far, a column a VM type."""
+def _table(results: list[FlowResult]) -> tuple[_Row, list[_Row]]:
+    """Return heads and rows: a row for revisions with equal results of a flow, a column per VM type."""
     vm_types = list(dict.fromkeys(result.vm_type for result in results))
-    rows: list[_Row] = [("flow", "abi", *vm_types)]
+    rows: list[_Row] = []
     for flow, of_flow in groupby(results, key=lambda result: result.flow):
         abis: dict[_Row, list[str]] = {}
         for abi, of_abi in groupby(of_flow, key=lambda result: result.abi):
             by_vm_type = groupby(of_abi, key=lambda result: result.vm_type)
             abis.setdefault(tuple(_cell(list(vms)) for _, vms in by_vm_type), []).append(abi)
-        first = flow
-        for cells, names in abis.items():
-            rows.append((first, ", ".join(names), *cells))
-            first = ""
-    return rows
+        rows += [(flow, ", ".join(names), *cells) for cells, names in abis.items()]
+    return ("revisions", *vm_types), rows
 
 
-def _cell(results: "list[FlowResult]") -> str:
+def _cell(results: list[FlowResult]) -> str:
     """Return how far a flow came on one VM type; in two parts where the firmware matters."""
     texts = {result.firmware: _text(result) for result in results}
     if len(set(texts.values())) == 1:
@@ -127,35 +118,9 @@ def _cell(results: "list[FlowResult]") -> str:
     return "; ".join(f"{firmware}: {text}" for firmware, text in texts.items())
 
 
-def _text(result: "FlowResult") -> str:
+def _text(result: FlowResult) -> str:
     """Return how far a flow came on one VM."""
     if not result.ok:
         return f"{result.step}: {result.outcome}"
     after = f" after {', '.join(dict.fromkeys(result.refused))}" if result.refused else ""
     return ("ok" if result.promised else "ok*") + after
-
-
-def _print_rich(rows: list[_Row]) -> None:
-    """Print the table for people; flows are headings in the column of abis, for it to fit 100 columns."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
-    table = Table(box=box.SIMPLE, collapse_padding=True, pad_edge=False)
-    flows, *columns = zip(*rows, strict=True)
-    for i, texts in enumerate(columns):
-        words = " ".join(texts if i else (*texts, *flows[1:])).split()
-        table.add_column(texts[0], overflow="fold", min_width=max(map(len, words)))
-    for flow, *cells in rows[1:]:
-        if flow:
-            table.add_section()
-            table.add_row(f"[bold]{flow}[/bold]")
-        table.add_row(*cells)
-    console.print(table)
-    print(_LEGEND)
-
-
-def _print_markdown(rows: list[_Row]) -> None:
-    """Print the table as Markdown."""
-    for line in [rows[0], tuple("---" for _ in rows[0]), *rows[1:]]:
-        print("| " + " | ".join(text.replace("*", r"\*") for text in line) + " |")
-    print(f"\n{_LEGEND}".replace("*", r"\*"))

@@ -23,10 +23,10 @@ Reader = Callable[[str], _Value]
 
 # ---- how a value is read -----------------------------------------------------------------------------------
 def one(read: Reader[Any]) -> Callable[[Any, Sequence[Token]], Any]:
-    """Return a converter of one value; errors are `InputError` with the option's name."""
+    """Return a converter of one value."""
 
     def convert(_type: Any, tokens: Sequence[Token]) -> Any:
-        return _read(tokens[0], tokens[0].value, read)
+        return _read(tokens[0].value, read)
 
     return convert
 
@@ -35,18 +35,18 @@ def several(read: Reader[Any]) -> Callable[[Any, Sequence[Token]], Any]:
     """Return a converter of values separated by commas; each counts once."""
 
     def convert(_type: Any, tokens: Sequence[Token]) -> Any:
-        texts = [(token, text) for token in tokens for text in token.value.split(",")]
-        return tuple(dict.fromkeys(_read(token, text, read) for token, text in texts))
+        texts = [text for token in tokens for text in token.value.split(",")]
+        return tuple(dict.fromkeys(_read(text, read) for text in texts))
 
     return convert
 
 
-def _read(token: Token, text: str, read: Reader[_Value]) -> _Value:
+def _read(text: str, read: Reader[_Value]) -> _Value:
+    """Read a value; a refusal becomes the ValueError that cyclopts puts the option's name before."""
     try:
         return read(text)
-    except (GmemError, ValueError) as error:
-        reason = error.strerror if isinstance(error, GmemError) else str(error)
-        raise InputError(f"{token.keyword}: {reason}" if token.keyword else str(reason)) from None
+    except GmemError as error:
+        raise ValueError(error.strerror) from None
 
 
 def choice(names: Sequence[str]) -> Reader[str]:

@@ -9,7 +9,7 @@ Where standard output is no terminal and ``COLUMNS`` isn't set, width is no limi
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ from gmemcore.files.text import printable
 GAP: Final = 2
 """Blanks between two columns."""
 _NARROWEST: Final = 20  # columns that a terminal is taken to have at least
+_LEGEND_WIDTH: Final = 100  # columns of a legend where there is no limit
 _MOST: Final = 10_000  # letters of a cell
 
 
@@ -66,6 +67,16 @@ def print_table(
         print(line)
 
 
+def print_legend(meanings: Mapping[str, str]) -> None:
+    """Print what columns or words mean, one paragraph each, below a table."""
+    names = max(map(cell_len, meanings))
+    width = max((width_of_output() or _LEGEND_WIDTH) - names - GAP, _NARROWEST)
+    print()
+    for name, meaning in meanings.items():
+        for n, line in enumerate(_wrapped(printable(meaning), width)):
+            print(f"{'' if n else name:{names}}{' ' * GAP}{line}")
+
+
 def print_markdown(
     heads: Sequence[str], rows: Iterable[Sequence[object]], *, figures: Iterable[int] = ()
 ) -> None:
@@ -101,8 +112,10 @@ def table_lines(
     )
     yield "-" * (sum(widths) + gap * (len(widths) - 1))
     above: Sequence[str] = ()
-    for row in cells:
+    for number, row in enumerate(cells):
         if isinstance(row, Heading):
+            if number:
+                yield ""
             yield from _wrapped(printable(row.text), width or _MOST)
             above = ()
         else:

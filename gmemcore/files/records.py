@@ -74,6 +74,7 @@ class EndLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     end: End
 
 
+_MOST_BLANK: Final = 100  # lines at the end
 _END: Final = b'{"end":'
 
 
@@ -280,13 +281,13 @@ def read_lines(path: PathLike, *, most: int = MAX_BYTES) -> Lines:
     Raises
     ------
     InputError
-        Empty, too large, a line too long, an empty line, or lines after the end record.
+        Empty, too large, a line too long, an empty line between others, or lines after the end record.
     OSError
         It can't be opened or read.
     """
     name = os.fspath(path)
     lines: list[tuple[int, bytes]] = []
-    end, left = None, most
+    end, left, blank = None, most, 0
     with opened(path) as file:
         check_size(path, os.fstat(file.fileno()).st_size, most)
         for number, text in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
@@ -298,17 +299,29 @@ def read_lines(path: PathLike, *, most: int = MAX_BYTES) -> Lines:
             if len(text) > MAX_LINE:
                 raise InputError(f"{name}: line {number}: longer than {MAX_LINE:,} bytes")
             if not text.strip():
-                raise InputError(f"{name}: line {number}: empty")
+                blank = blank or number
+                if number == 1 or number - blank > _MOST_BLANK:
+                    raise InputError(f"{name}: line {number}: empty")
+                continue
+            if blank:
+                raise InputError(f"{name}: line {blank}: empty")
             if text.startswith(_END):
                 end = _end_of(text, f"{name}: line {number}")
-            elif text.endswith(b"\n"):
+            elif text.endswith(b"\n") or number == 1 or _is_whole(text):
                 lines.append((number, text))
-            elif number == 1:
-                lines.append((number, text))  # not a file of records, most likely: its reader says so
             # else: the line that was being written when the file was cut
     if not lines:
         raise InputError(f"{name}: empty")
     return Lines(lines[0][1], lines[1:], end)
+
+
+def _is_whole(text: bytes) -> bool:
+    """Whether a last line without its line feed is a record all the same."""
+    try:
+        msgspec.json.decode(text, type=msgspec.Raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def _end_of(text: bytes, name: str) -> End | None:
