@@ -143,7 +143,7 @@ def test_flows_do_not_ask_who_they_run_on():
         tree = ast.parse(inspect.getsource(flow))
         attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         assert not attributes & {"vm_type", "firmware", "abi", "platform", "rules"}
-    tree = ast.parse(inspect.getsource(flows.Machine))
+    tree = ast.parse(inspect.getsource(flows.FlowMachine))
     assert not {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & {"vm_type", "abi"}
 
 
@@ -178,7 +178,7 @@ def test_an_image_over_several_memslots_is_populated_in_as_many_calls_as_it_take
     """SNP ends each call with the memslot; a userspace that doesn't call again would launch half an image."""
     image = flows.pages(9, 1)
     with flows.Vmm(create_vm(vm_type)) as vmm:
-        machine = flows.Machine(vmm)
+        machine = flows.FlowMachine(vmm)
         gmem = vmm.vm.create_guest_memfd(16 * 4096, 3)
         for first, end in ((0, 3), (3, 4), (4, 16)):
             machine.block = vmm.add_slot(flows._GPA + first * 4096, (end - first) * 4096, gmem, first * 4096)
@@ -219,7 +219,7 @@ def discard_once(device, block, offset, size, discard=flows.Vfio.discard):
     [
         ("bounce-buffers", "buffers to private", ("gmemcore.vmm.flows.Vfio.discard", discard_once)),
         ("cpuid-retry", "populate is refused", ("gmemcore.machine.VmFace.correct_cpuid", lambda *_: None)),
-        ("sw-protected", "to private", ("gmemcore.vmm.flows.Machine.host_reads", lambda *_: None)),
+        ("sw-protected", "to private", ("gmemcore.vmm.flows.FlowMachine.host_reads", lambda *_: None)),
     ],
 )
 def test_flows_check_what_must_not_work(flow, step, spoil, monkeypatch):

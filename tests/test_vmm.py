@@ -16,7 +16,7 @@ from gmemcore.machine import GuestMemfd, VmFace
 from gmemcore.uapi import Phase
 from gmemcore.vmm import (
     CapabilityAssertionError,
-    Guest,
+    GuestProgram,
     RamBlockAttributes,
     UndoError,
     UndoLog,
@@ -862,7 +862,7 @@ def test_listeners_hold_what_is_shared_after_any_conversions(data):
 def test_memory_faults_are_handled_by_converting():
     vmm, block = vmm_with_ram("SNP", "v13")
     vmm.vm.launch_finish()
-    guest = Guest(vmm)
+    guest = GuestProgram(vmm)
     guest.write(GPA + P - 2, b"four", private=True)  # two pages: two faults, two accepts
     assert shared_pages(block) == set(range(2, 16))
     assert vmm.counters.memory_faults == 2

@@ -5,7 +5,7 @@ from gmemcore.vmm.attributes import (
     guest_memfd_set_memory_attributes_fd,
     vm_set_memory_attributes,
 )
-from gmemcore.vmm.guest import Guest
+from gmemcore.vmm.guest import GuestProgram
 from gmemcore.vmm.probe import Supported, probe
 from gmemcore.vmm.ram_block import Listener, RamBlockAttributes
 from gmemcore.vmm.undo import UndoError, UndoLog
@@ -15,7 +15,7 @@ from gmemcore.vmm.vfio import Vfio
 __all__ = [
     "CapabilityAssertionError",
     "Converted",
-    "Guest",
+    "GuestProgram",
     "Listener",
     "RamBlockAttributes",
     "Section",

@@ -16,7 +16,7 @@ from gmemcore.machine import create_vm
 from gmemcore.machine.measurement import VMSA_GPA, LaunchDigest
 from gmemcore.policy import ABIS, Abi
 from gmemcore.uapi import PAGE_SIZE, ContentMode, Direction, Firmware, PageType, VmType
-from gmemcore.vmm.guest import Guest
+from gmemcore.vmm.guest import GuestProgram
 from gmemcore.vmm.proposal import shipped_proposals
 from gmemcore.vmm.ram_block import RamBlockAttributes
 from gmemcore.vmm.userspace import Converted, Vmm
@@ -50,14 +50,14 @@ def pages(count: int, salt: int) -> bytes:
 
 
 @dataclass
-class Machine:
+class FlowMachine:
     """What a flow acts on (a fresh VM, its userspace, its guest, some RAM), and what it records.
 
     Attributes
     ----------
     vmm : Vmm
         The userspace.
-    guest : Guest
+    guest : GuestProgram
         The guest.
     flags : list of str
         Content flag of each conversion, in order; "" for none.
@@ -69,14 +69,14 @@ class Machine:
     """
 
     vmm: Vmm
-    guest: Guest = field(init=False)
+    guest: GuestProgram = field(init=False)
     block: RamBlockAttributes = field(init=False)
     flags: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     unpromised: bool = False
 
     def __post_init__(self) -> None:
-        self.guest = Guest(self.vmm)
+        self.guest = GuestProgram(self.vmm)
 
     def add_ram(self, *, shared: bool = True) -> None:
         """Add the guest's RAM."""
@@ -192,7 +192,7 @@ def _same(expected: bytes, found: bytes, who: str) -> None:
 
 
 # --- the flows ----------------------------------------------------------------------------------------------
-def snp_launch(machine: Machine) -> Iterator[str]:
+def snp_launch(machine: FlowMachine) -> Iterator[str]:
     """An image of several page types, written by the host into shared memory, measured as it is populated.
 
     VMSAs aren't a part of it: KVM keeps them outside of guest memory, and measures them when the launch ends.
@@ -228,14 +228,14 @@ def snp_launch(machine: Machine) -> Iterator[str]:
     _compare(machine, expected)
 
 
-def _measure(machine: Machine) -> LaunchDigest:
+def _measure(machine: FlowMachine) -> LaunchDigest:
     """Start measuring, where launches are measured; return the digest that the guest's owner computes."""
     with suppress(UnsupportedOperationError):  # detected by trying, as everything here
         machine.vmm.vm.start_measurement()
     return LaunchDigest()
 
 
-def _compare(machine: Machine, expected: LaunchDigest) -> None:
+def _compare(machine: FlowMachine, expected: LaunchDigest) -> None:
     """Compare the launch digest, where there is one, with the owner's."""
     try:
         found = machine.vmm.vm.launch_measurement
@@ -244,7 +244,7 @@ def _compare(machine: Machine, expected: LaunchDigest) -> None:
     _same(expected.digest, found, "the guest's owner, in the report,")
 
 
-def cpuid_retry(machine: Machine) -> Iterator[str]:
+def cpuid_retry(machine: FlowMachine) -> Iterator[str]:
     """The firmware refuses the CPUID page and corrects it; the host reads the correction and tries again."""
     corrected, page = pages(1, 9), pages(1, 8)
     yield "add RAM"
@@ -279,7 +279,7 @@ def cpuid_retry(machine: Machine) -> Iterator[str]:
     machine.guest_reads(0, corrected, private=True)
 
 
-def tdx_launch(machine: Machine) -> Iterator[str]:
+def tdx_launch(machine: FlowMachine) -> Iterator[str]:
     """A file that starts private: shared for the image, private again by region, the rest accepted."""
     firmware, hand_off = pages(3, 1), pages(2, 2)
     yield "add private RAM"
@@ -302,7 +302,7 @@ def tdx_launch(machine: Machine) -> Iterator[str]:
     machine.guest_reads(8, pages(4, 3), private=True)
 
 
-def software_protected(machine: Machine) -> Iterator[str]:
+def software_protected(machine: FlowMachine) -> Iterator[str]:
     """The sequence of the kernel's conversion selftest, which needs no launch."""
     a, b, c = pages(1, 1), pages(1, 2), pages(1, 3)
     yield "add RAM"
@@ -325,7 +325,7 @@ def software_protected(machine: Machine) -> Iterator[str]:
     machine.host_reads(0, c)
 
 
-def pkvm(machine: Machine) -> Iterator[str]:
+def pkvm(machine: FlowMachine) -> Iterator[str]:
     """Contents kept at all times: a payload before launch, then messages both ways through one page."""
     payload, request, reply = pages(4, 1), pages(1, 2), pages(1, 3)
     yield "add RAM"
@@ -343,7 +343,7 @@ def pkvm(machine: Machine) -> Iterator[str]:
     machine.guest_reads(0, reply, private=True)
 
 
-def bounce_buffers(machine: Machine) -> Iterator[str]:
+def bounce_buffers(machine: FlowMachine) -> Iterator[str]:
     """A running guest shares buffers with a device that pins them, and takes them back."""
     request, reply, secret = pages(2, 2), pages(2, 3), pages(2, 4)
     device = Vfio()
@@ -377,7 +377,7 @@ def bounce_buffers(machine: Machine) -> Iterator[str]:
     machine.guest_reads(10, request, private=False)
 
 
-def _believed_zero(machine: Machine) -> int:
+def _believed_zero(machine: FlowMachine) -> int:
     """Return the flag that hides the guest's data from the host, if it is offered."""
     vmm = machine.vmm
     return sum(
@@ -387,7 +387,7 @@ def _believed_zero(machine: Machine) -> int:
     )
 
 
-def encrypt_after_launch(machine: Machine) -> Iterator[str]:
+def encrypt_after_launch(machine: FlowMachine) -> Iterator[str]:
     """0xbeef from the host to a running guest in clear, and back: needs firmware that encrypts in place."""
     beef, reply = b"\xef\xbe" * (PAGE_SIZE // 2), pages(1, 5)
     yield "add RAM"
@@ -406,7 +406,7 @@ def encrypt_after_launch(machine: Machine) -> Iterator[str]:
     machine.host_reads(8, reply)
 
 
-FLOWS: dict[str, Callable[[Machine], Iterator[str]]] = {
+FLOWS: dict[str, Callable[[FlowMachine], Iterator[str]]] = {
     "snp-launch": snp_launch,
     "cpuid-retry": cpuid_retry,
     "tdx-launch": tdx_launch,
@@ -474,7 +474,7 @@ def run_flow(
     """
     step, outcome = "create the VM", OK
     with Vmm(create_vm(vm_type, abi, firmware), retries=2) as vmm:
-        machine = Machine(vmm)
+        machine = FlowMachine(vmm)
         try:
             for step in FLOWS[flow](machine):  # noqa: B007  # the last step is where it ended
                 pass

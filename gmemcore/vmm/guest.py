@@ -1,4 +1,4 @@
-"""Guest: the program inside, as far as conversion is concerned."""
+"""GuestProgram: what runs inside, as far as conversion is concerned."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +11,7 @@ from gmemcore.vmm.userspace import Converted, Vmm
 T = TypeVar("T")
 
 
-class Guest:
+class GuestProgram:
     """A guest that accepts private memory on first use and asks the host for conversions.
 
     The program is the same on every VM type. Where accesses have no kind and pages aren't accepted, the exits
