@@ -75,7 +75,7 @@ class Run:
         return self._overview()._repr_html_()
 
     def _title(self) -> str:
-        shortfall = f"; {self.shortfall}" if self.shortfall else ""
+        shortfall = "" if self.shortfall is None else f"; {self.shortfall}"
         return f"Run of {self.kind}{f' from {self.name}' if self.name else ''}{shortfall}"
 
     def _overview(self) -> Table:

@@ -324,7 +324,7 @@ def _selection(abi: str | None, firmware: Firmware | str | None) -> Iterator[tup
     """Yield each revision with its firmware."""
     if abi is None:
         for name, usual in DEFAULT_SELECTION:
-            yield name, firmware or usual
+            yield name, usual if firmware is None else firmware
         return
     for each in Firmware if firmware is None else (firmware,):
         if firmware is not None or each == Firmware.TODAY or _firmware_matters(abi):

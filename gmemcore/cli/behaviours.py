@@ -58,7 +58,9 @@ def behaviours(
         row = get_behaviour(name)
         given = assignments_of(assignments or [])
         figures = read_cost(cost)
-        contents = _run(row, parse_size(memory), seed, limit, vm_type or row.vm_type, abi, given)
+        contents = _run(
+            row, parse_size(memory), seed, limit, row.vm_type if vm_type is None else vm_type, abi, given
+        )
         if as_json:
             say_json(_as_record(row) | {"contents": _contents_record(contents, figures)})
             return

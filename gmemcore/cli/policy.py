@@ -82,9 +82,13 @@ def show(
         if as_json:
             _print_json(_as_record(key, answer) for key, answer in selected.of(abi))
         elif why:
-            _print_why(selected.of(abi or DEFAULT_ABI))
+            _print_why(selected.of(DEFAULT_ABI if abi is None else abi))
         else:
-            _print_tables(get_abi(abi or DEFAULT_ABI), selected, _markdown_table if markdown else _rich_table)
+            _print_tables(
+                get_abi(DEFAULT_ABI if abi is None else abi),
+                selected,
+                _markdown_table if markdown else _rich_table,
+            )
 
 
 @app.command

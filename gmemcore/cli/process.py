@@ -36,7 +36,7 @@ class StdoutError(Exception):
     """Standard output can't be written; no OSError, since it says nothing about the command's own files."""
 
     def __init__(self, number: int | None) -> None:
-        super().__init__(f"standard output: {os.strerror(number or errno.EIO)}")
+        super().__init__(f"standard output: {os.strerror(errno.EIO if number is None else number)}")
         self.number = number
 
 

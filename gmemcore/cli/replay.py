@@ -113,9 +113,10 @@ def replay(
         _check("flags", flags, _FLAGS)
         _check("backing", backing, _BACKINGS)
         figures = read_cost(cost)
-        _targets(abi, vm_type or _DEFAULT_VM_TYPE, firmware, all_abis, proposal or [])
+        _targets(abi, _DEFAULT_VM_TYPE if vm_type is None else vm_type, firmware, all_abis, proposal or [])
         found = load(workload, options, seed=seed)
-        own = vm_type or (None if all_abis else found.traces[0].header.vm_type or _DEFAULT_VM_TYPE)
+        recorded = found.traces[0].header.vm_type or _DEFAULT_VM_TYPE
+        own = (None if all_abis else recorded) if vm_type is None else vm_type
         targets = _targets(abi, own, firmware, all_abis, proposal or [])
         asked = {"seed": seed, "backing": backing, "flags": flags, "discard": not keep, "threads": threads}
         traces = _touched(found.traces) if touch else found.traces
@@ -180,7 +181,8 @@ def _targets(
     if abi is None and everything:
         names = [*ABIS, *read]
     abis = [read[name] if name in read else get_abi(name) for name in names or ["v5"]]
-    vm_types = [*VmType] if everything and vm_type is None else (vm_type or "SNP").split(",")
+    usual = [*VmType] if everything else ["SNP"]
+    vm_types = usual if vm_type is None else vm_type.split(",")
     for each in vm_types:
         _check("vm-type", each, [*VmType])
     _check("firmware", firmware, [*Firmware])

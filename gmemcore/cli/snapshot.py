@@ -106,7 +106,7 @@ def plot(
     Exit status 0: drawn; 2: a picture that doesn't exist or that these files can't give, or no matplotlib.
     """
     with _one_line_errors("plot"):
-        name = picture or _usual_picture(files)
+        name = _usual_picture(files) if picture is None else picture
         figure = _drawn(name, files, number, file=file, abi=abi).figure
         place = output or Path(f"{name}.png")
         figure.savefig(place)

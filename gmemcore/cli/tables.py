@@ -104,7 +104,7 @@ def table_lines(
     grid = [row for row in cells if not isinstance(row, Heading)]
     fitted = _fitted(heads, grid, frozenset(figures), width)
     if fitted is None:
-        yield from _stacked(heads, cells, width or _NARROWEST)
+        yield from _stacked(heads, cells, _NARROWEST if width is None else width)
         return
     widths, gap = fitted
     yield from _line(
@@ -116,7 +116,7 @@ def table_lines(
         if isinstance(row, Heading):
             if number:
                 yield ""
-            yield from _wrapped(printable(row.text), width or _MOST)
+            yield from _wrapped(printable(row.text), _MOST if width is None else width)
             above = ()
         else:
             same = next((i for i in range(labels) if row[: i + 1] != above[: i + 1]), labels)

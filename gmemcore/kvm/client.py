@@ -213,12 +213,12 @@ class KvmVm:
 
     def ioctl(self, request: int, argument: bytearray | bytes | None) -> None:
         """An ioctl of the VM fd as it stands; None is an unreadable pointer."""
-        readable = argument is not None and len(argument) >= MEMORY_ATTRIBUTES_STRUCT.size
-        if request != KVM_SET_MEMORY_ATTRIBUTES or not readable:
+        too_short = argument is None or len(argument) < MEMORY_ATTRIBUTES_STRUCT.size
+        if request != KVM_SET_MEMORY_ATTRIBUTES or argument is None or too_short:
             with _refusals():
                 self.transport.raw_ioctl(self.fd, request, argument)
             return
-        address, size, attributes, _ = MEMORY_ATTRIBUTES_STRUCT.unpack_from(argument or b"")
+        address, size, attributes, _ = MEMORY_ATTRIBUTES_STRUCT.unpack_from(argument)
         self._make_way(address, size)
         with _refusals():
             self.transport.raw_ioctl(self.fd, request, argument)

@@ -266,7 +266,7 @@ def _encrypting_rules(flag: Flag, before_launch: str | None, source: str) -> tup
             COCO,
             flag.bit,
             REFUSED,
-            before_launch or PRESERVE_NOT_BACK_BEFORE_LAUNCH.why,
+            PRESERVE_NOT_BACK_BEFORE_LAUNCH.why if before_launch is None else before_launch,
             source,
             phases=BEFORE_LAUNCH,
             directions=refused_before,

@@ -243,7 +243,7 @@ def _run(
     """Run everything in chunks; return the outcomes, and the peaks of memory and mappings."""
     total = len(operations)
     chunk = min(max(total // _SAMPLES, 64), _CHUNK)
-    looks = {total, *(range(0, total, every) if every else ())}
+    looks = {total, *(() if every is None else range(0, total, every))}
     outcomes, peak, mapped = [], 0, Mappings()
     for start, end in pairwise([0, *sorted(looks | set(range(0, total, chunk)))]):
         outcomes.append(player.run(operations[start:end]))

@@ -139,7 +139,7 @@ def _draw_rows(
     ax: "Axes | None", memory: GuestMemory, blocks: Blocks, colours: NDArray[np.float64], columns: int | None
 ) -> "Axes":
     """Draw cells in rows that begin at multiples of their size, and a line where rows aren't neighbours."""
-    width = columns or _usual_columns(len(blocks))
+    width = _usual_columns(len(blocks)) if columns is None else columns
     row_bytes = np.uint64(width * blocks.size)
     rows, place = np.unique(blocks.gpas // row_bytes, return_inverse=True)
     across = (blocks.gpas % row_bytes // np.uint64(blocks.size)).astype(np.intp)

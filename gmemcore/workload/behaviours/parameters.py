@@ -85,7 +85,7 @@ class Parameter:
             return "yes or no"
         low = "" if self.low is None else self.format(self.low)
         high = "" if self.high is None else self.format(self.high)
-        return f"{low} to {high}" if high else f"{low} or more"
+        return f"{low} or more" if self.high is None else f"{low} to {high}"
 
     def _refusal(self, value: Any, behaviour: str) -> InvalidArgumentError:
         kind = {Kind.SIZE: "whole pages, ", Kind.COUNT: "a whole number, "}.get(self.kind, "")

@@ -140,7 +140,7 @@ class _Splitter:
             until = int(self._starts[following]) if following < len(self._starts) else len(self._events)
             return self._any(self._finishes, i, until)
         if kind == Kind.UPDATE:
-            return self._any(self._runs, self._last_update or span.start, i)
+            return self._any(self._runs, span.start if self._last_update is None else self._last_update, i)
         return False
 
     def _behind_last(self, i: int) -> int:

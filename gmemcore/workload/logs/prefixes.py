@@ -36,8 +36,8 @@ class Thread(NamedTuple):
     guest: str | None = None
 
     def __str__(self) -> str:
-        words = [self.name or "", str(self.tid or "")]
-        return " ".join(filter(None, words)) or (f"process {self.pid}" if self.pid else "unknown thread")
+        known = [str(each) for each in (self.name, self.tid) if each is not None]
+        return " ".join(known) or ("unknown thread" if self.pid is None else f"process {self.pid}")
 
 
 _SECONDS: Final = rb"(?P<seconds>\d{1,10})\.(?P<fraction>\d{6}|\d{9})"
