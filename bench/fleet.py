@@ -8,7 +8,7 @@ contents    4 guests of 2 GiB with contents, encrypted and decrypted in place: a
             the bare batch on one guest whose memory is warm
 kills       50 kills of a driver and 50 of workers and drivers, at random times: the digest of the undisturbed
             run, nothing lost and nothing twice (the long forms of tests/test_stress_log.py and
-            tests/test_stress_distributed.py)
+            tests/test_stress_processes.py)
 
 Guests are checked as fleets are: invariants and counters at the end, and an operation of every 100,000 by the
 oracle. A run starts with its workers warm: starting them is no part of a rate.
@@ -29,7 +29,7 @@ import numpy as np
 import gmemcore
 from gmemcore.engine.host import keep_freed_memory
 from gmemcore.stress import spec as specs
-from gmemcore.stress.distributed import Cluster
+from gmemcore.stress.processes import Processes
 from gmemcore.stress.run import Run, run
 from gmemcore.units import format_number, format_size
 from gmemcore.workload.behaviours import BEHAVIOURS
@@ -201,7 +201,7 @@ def attributes() -> bool:
     spec = fleet(1000, 10_000, {"memory": "64g"})
     rates, fresh = Bare(spec, 200_000).rates(), fresh_rates(spec)
     watch = Watch(warm=2 * WORKERS)
-    done = run(spec, runner=Cluster(WORKERS), workers=WORKERS, watch=watch)
+    done = run(spec, runner=Processes(WORKERS), workers=WORKERS, watch=watch)
     checked(done)
     rates += Bare(spec, 200_000).rates()
     fresh += fresh_rates(spec)
@@ -267,7 +267,7 @@ def contents() -> bool:
 
 def kills() -> bool:
     """50 kills of a driver, and 50 of drivers and workers."""
-    tests = ["tests/test_stress_log.py", "tests/test_stress_distributed.py"]
+    tests = ["tests/test_stress_log.py", "tests/test_stress_processes.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow", "-k", "fifty", *tests]
     began = time.perf_counter()
     ended = subprocess.run(command, cwd=Path(__file__).parent.parent, check=False)

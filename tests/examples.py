@@ -26,7 +26,7 @@ COLUMNS = "110"
 
 BLOCK = re.compile(r"^```console(?: (figures|times))?\n\$ (gmemcore [^\n]*)\n(.*?)^```$", re.M | re.S)
 NUMBER = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?[kMGT]?")
-TIME = re.compile(r"\d[\d.,]* (ns|µs|ms|s)\b|\d[\d.,]*[kMG]? a second")
+TIME = re.compile(r"\d[\d.,]* (ns|µs|ms|s)\b|\d[\d.,]*[kMG]?/s\b")
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def test_plot_of_every_kind_of_run(tmp_path, monkeypatch, capsys):
         'guests = 1\noperations = 64\n[guest]\nmemory = "1m"\n[[behaviour]]\nname = "scatter"\n'
     )
     with pytest.raises(SystemExit):
-        main(["stress", "fleet.toml", "--json", "stress.jsonl"])
+        main(["stress", "fleet.toml", "--output", "stress.jsonl"])
     with pytest.raises(SystemExit):
         main(["trace", "record", "scatter", "trace.jsonl", "--memory", "1m", "--limit", "64"])
     capsys.readouterr()

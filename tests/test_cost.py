@@ -215,7 +215,7 @@ def test_what_replay_and_stress_write_is_read(capsys, tmp_path, file):
     )
     for words in (
         ["trace", "record", "conversion-walk", str(trace), "--memory", "64m"],
-        ["stress", str(spec), "--json", str(tmp_path / "fleet.jsonl")],
+        ["stress", str(spec), "--output", str(tmp_path / "fleet.jsonl")],
     ):
         with pytest.raises(SystemExit) as ended:
             main(words)

@@ -64,7 +64,7 @@ poison_every = 60
 def write_stress(path):
     spec = path.with_suffix(".toml")
     spec.write_text(SPEC)
-    assert gmemcore("stress", spec, "--json", path, "--fresh") == 0
+    assert gmemcore("stress", spec, "--output", path, "--fresh", "--force") == 0
 
 
 def write_replay(path):
@@ -102,11 +102,16 @@ def bench(tmp_path_factory):
 
 
 def lines_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Lines of a run, without its end record."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return lines[:-1] if "end" in lines[-1] else lines
 
 
-def write_lines(path, lines):
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+def write_lines(path, lines, *, cut=False):
+    """Write a run, with an end record where its schema has one; cut: without it."""
+    ends = not cut and lines[0].get("schema", 1) > 1
+    end = [{"end": {"records": len(lines) - 1}}] if ends else []
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *end]))
     return path
 
 
@@ -250,7 +255,7 @@ def test_what_did_not_hold_stands_out(stress, tmp_path):
 def test_a_stress_run_that_was_cut_off_is_summed_up_and_says_so(stress, tmp_path):
     first, *guests, _ = lines_of(stress)
     for lines in ([first], [first, *guests[:1]], [first, *guests]):
-        run = read_run(write_lines(tmp_path / "cut", lines))
+        run = read_run(write_lines(tmp_path / "cut", lines, cut=True))
         assert run.last.total.guests == len(lines) - 1
         assert "This run is incomplete" in Seen(report(run)).text
     whole = read_run(stress).last

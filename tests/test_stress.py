@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -15,48 +16,28 @@ import msgspec
 import numpy as np
 import pytest
 from conftest import JIT_DISABLED
+from fleets import FAULTS, fleet, small, write
 from holds import run_python
 
 import gmemcore
 from gmemcore import cli
 from gmemcore.analysis import Snapshot
+from gmemcore.analysis.runs import read_run
 from gmemcore.engine import parts
 from gmemcore.engine.steps import Step
 from gmemcore.machine import GuestMemfd
+from gmemcore.results.kinds import SCHEMA
 from gmemcore.stress import guest as guests
 from gmemcore.stress import oracle, spec, work
 from gmemcore.stress.guest import GuestRun, Violation, run_guest
 from gmemcore.stress.invariants import ViolationError, check_file
+from gmemcore.stress.memory import backing_of
 from gmemcore.stress.merge import GuestResult, Merger, NotDeterministicError
 from gmemcore.stress.run import run
 from gmemcore.stress.work import Chunker, code_id, decode_chunk, run_chunk
 from gmemcore.uapi import PAGE_SIZE
 from gmemcore.units import format_time
 from gmemcore.workload.behaviours import BEHAVIOURS
-
-CHECKED = {"oracle_every": 10, "invariants_every": 100}
-FAULTS = {"allocation_failure_every": 20, "pin_every": 20, "poison_every": 30}
-
-
-def fleet(**changes):
-    """A small fleet, as a tree."""
-    tree = {
-        "guests": 2,
-        "operations": 200,
-        "behaviour": [{"name": "bounce-churn"}],
-        "guest": {"memory": "64m"},
-        "checks": dict(CHECKED),
-        "faults": dict(FAULTS),
-    }
-    for path, value in changes.items():
-        table, _, name = path.rpartition("__")
-        (tree.setdefault(table, {}) if table else tree)[name] = value
-    return tree
-
-
-def small(**changes):
-    return spec.check(fleet(**changes))
-
 
 # ---- specs ---------------------------------------------------------------------------------------
 
@@ -319,6 +300,19 @@ def test_memory_that_is_kept_is_cleared_for_the_next_guest():
     assert [one.digest for one in results(kept)] == digests
     assert results(other)[0].operations == 200
     assert [one.digest for one in results(kept)] == digests
+
+
+def test_guests_of_two_threads_have_memory_of_their_own():
+    """A Dask worker may have several threads, and each runs guests."""
+    made = small(guest={"memory": "4m", "backing": "anonymous", "prefault": True})
+
+    def words():
+        return backing_of(made)(made.memory).words
+
+    mine = words()
+    with ThreadPoolExecutor(1) as other:
+        assert not np.shares_memory(mine, other.submit(words).result())
+    assert np.shares_memory(mine, words())
 
 
 def test_a_launch_ends_its_guest_and_other_behaviours_begin_again():
@@ -711,43 +705,56 @@ def command(tmp_path, capsys, monkeypatch):
     return call
 
 
-def write(path, **changes):
-    """Write a small fleet's file."""
-    tree = fleet(**changes)
-    tables = {name: tree.pop(name) for name in [*tree] if isinstance(tree[name], dict)}
-    behaviour = tree.pop("behaviour")
-    lines = [f"{name} = {json.dumps(value)}" for name, value in tree.items()]
-    for row in behaviour:
-        lines += ["[[behaviour]]", *(f"{name} = {json.dumps(value)}" for name, value in row.items())]
-    for table, rows in tables.items():
-        lines += [f"[{table}]", *(f"{name} = {json.dumps(value)}" for name, value in rows.items())]
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
 def test_a_run_ends_with_a_table_a_digest_and_files(command, tmp_path):
     path = write(tmp_path / "fleet.toml", guest__vm_types=["SNP", "TDX"])
-    status, out, _ = command(path, "--json", "out.jsonl")
+    status, out, _ = command(path, "--output", "out.jsonl")
     assert status == 0
-    assert "bounce-churn SNP v5 today" in out
+    assert "bounce-churn SNP v5 today, 2 guests" in out
     assert "4 of 4 guests of 64m" in out
     checks = Counter()
     for result in results(spec.read(path)):
         checks.update(result.checks)
     assert f"injected: {checks['allocation_failure_met']} of 40 allocation failures, " in out
     assert f", {checks['pin_met']} of 40 pins, {checks['poison_met']} of {checks['poison_due']} failed" in out
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [line["guest"] for line in lines[1:-1]] == [0, 1, 2, 3]
-    assert lines[0]["spec_hash"] == spec.read(path).hash
-    assert lines[-1]["total"]["digest"] in out
-    assert sorted(lines[-1]["cells"]) == ["bounce-churn SNP v5 today", "bounce-churn TDX v5 today"]
+    written = read_run(tmp_path / "out.jsonl")
+    assert (written.kind, written.shortfall, written.first.schema) == ("stress", None, SCHEMA)
+    assert [record.guest for record in written.records] == [0, 1, 2, 3]
+    assert written.first.spec_hash == spec.read(path).hash
+    digest = written.last.total.digest
+    assert out.splitlines()[-1] == f"digest {digest}"
+    assert sorted(written.last.cells) == ["bounce-churn SNP v5 today", "bounce-churn TDX v5 today"]
     status, _, err = command(path)
-    assert (status, "--resume" in err) == (2, True)
+    assert (status, "--resume continues" in err) == (2, True)
     status, again, _ = command(path, "--resume")
     assert status == 0
     assert "4 guests were in the log" in again
-    assert lines[-1]["total"]["digest"] in again
+    assert again.splitlines()[-1] == f"digest {digest}"
     assert command(path, "--fresh")[0] == 0
+
+
+def test_json_is_printed_instead_of_the_table(command, tmp_path):
+    path = write(tmp_path / "fleet.toml")
+    status, out, _ = command(path, "--json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert [line.get("guest") for line in lines] == [None, 0, 1, None, None]
+    assert lines[0]["kind"] == "stress"
+    assert lines[-1]["end"]["complete"]
+
+
+@pytest.mark.parametrize("option", ["--output", "--parquet"])
+def test_an_output_that_is_there_is_kept_unless_it_may_be_replaced(command, tmp_path, option):
+    """Before anything is run: neither a log that is there nor the output costs anything."""
+    path = write(tmp_path / "fleet.toml")
+    (tmp_path / "out").write_text("dear to somebody")
+    status, _, err = command(path, option, "out")
+    assert (status, "out exists; use --force to replace it" in err) == (2, True)
+    assert not (tmp_path / "fleet.log").exists()
+    assert command(path, option, "out", "--force")[0] == 0
+    kept = (tmp_path / "out").read_bytes()
+    assert kept != b"dear to somebody"
+    assert command(path, option, "out", "--force")[0] == 2  # the log holds results
+    assert (tmp_path / "out").read_bytes() == kept
 
 
 def test_an_address_that_nobody_answers_costs_no_results(command, tmp_path):
@@ -761,30 +768,27 @@ def test_an_address_that_nobody_answers_costs_no_results(command, tmp_path):
     assert (tmp_path / "fleet.log").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("columns", "heads", "legend"),
-    [
-        (130, "guests number operations refused changed allocated RMP", "RMP, S-EPT, accepted: pages"),
-        (80, "number operations refused changed allocated RMP", "RMP, S-EPT, accepted: pages"),
-        (40, "number operations refused changed", "retries\nchanged: pages\n"),
-    ],
-)
-def test_figures_that_fit_are_shown_and_explained(command, tmp_path, monkeypatch, columns, heads, legend):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+@pytest.mark.parametrize("columns", [130, 80])
+def test_figures_are_shown_and_explained(command, tmp_path, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     path = write(tmp_path / "fleet.toml", guest__vm_types=["SNP", "TDX"])
-    out = re.sub(r"\x1b\[[\d;]*m", "", command(path)[1])
-    table, _, rest = out.partition("\nrefused, ")
-    table = table.partition("without room: ")[0]
-    shown = next(line.split() for line in table.splitlines() if "operations" in line)
-    assert shown[: len(heads.split())] == heads.split()
-    assert "…" not in table
+    out = command(path)[1]
+    table, _, rest = out.partition("\n\nrefused, ")
+    heads = table.splitlines()[1].split()
+    assert heads == [
+        "operations",
+        "refused",
+        "changed",
+        "allocated",
+        "RMP",
+        "S-EPT",
+        "accepted",
+        "split",
+        "merged",
+    ]
     assert max(map(len, table.splitlines()[1:])) <= columns
-    assert legend in out
-    explained = re.findall(r"[\w-]+", rest.partition("retries\n")[2].partition("checked:")[0])
-    for name in ("changed", "allocated", "RMP", "S-EPT", "accepted", "split", "merged", "faults"):
-        assert (name in explained) is (name in shown), name
-    assert ("without room: " in out) is (columns == 40)
+    assert "changed, allocated, RMP, S-EPT, accepted: pages\nsplit, merged: 2 MiB blocks\n" in rest
+    assert "faults:" not in rest
 
 
 def test_parquet_has_a_row_a_guest(command, tmp_path):
@@ -825,7 +829,8 @@ def test_the_page_state_of_one_guest_is_kept(command, tmp_path, monkeypatch):
     assert command(path, "--guest", 1, "--snapshot", "none/x")[0] == 2
 
 
-def test_costs_are_predicted(command, tmp_path):
+def test_costs_are_predicted(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     path = write(tmp_path / "fleet.toml", guest__vm_types=["SNP", "TDX"])
     (tmp_path / "cost.toml").write_text('title = "a machine"\n[events.call]\nns = 1e9\nsource = "measured"\n')
     calls = [sum(run_guest(spec.read(path), number).sizes) for number in range(4)]  # SNP, TDX, SNP, TDX
@@ -833,7 +838,8 @@ def test_costs_are_predicted(command, tmp_path):
     assert f"predicted on a machine: {format_time(sum(calls))}" in out
     assert f"call {sum(calls):,} x 1e+09 ns  (measured)" in out
     assert "not priced: " in out
-    (row,) = [line for line in out.splitlines() if line.startswith(" bounce-churn TDX v5 today ")]
+    lines = out.splitlines()
+    row = lines[lines.index("bounce-churn TDX v5 today, 2 guests") + 1]
     assert format_time(calls[1] + calls[3]) in row
     assert "predicted on a machine" in command(path, "--guest", 0, "--cost", "cost.toml")[1]
     assert command(path, "--fresh", "--cost", "none.toml")[0] == 2
@@ -853,17 +859,27 @@ def test_a_violation_is_told_with_what_shows_it_again(command, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "a spec is needed"),
+        ([], "SPEC is required"),
         (["none.toml"], "No such file"),
         (["fleet.toml", "--guest", "2"], "guests 0 to 1"),
-        (["fleet.toml", "--until", "2"], "--guest says of which"),
-        (["fleet.toml", "--guest", "0", "--until", "-2"], "0 or more"),
-        (["fleet.toml", "--workers", "0"], "1 to 1024"),
+        (["fleet.toml", "--until", "2"], "--until needs --guest"),
+        (["fleet.toml", "--until", "0"], "--until needs --guest"),
+        (["fleet.toml", "--snapshot", "x"], "--snapshot needs --guest"),
+        (["fleet.toml", "--guest", "0", "--until", "-2"], 'Invalid value "-2" for --until. Must be >= 0.'),
+        (["fleet.toml", "--guest", "0", "--workers", "2", "--json"], "without --json, --workers"),
+        (["fleet.toml", "--guest", "0", "--output", "x"], "without --output"),
+        (["fleet.toml", "--guest", "0", "--log", "x"], "without --log"),
+        (["fleet.toml", "--workers", "0"], 'Invalid value "0" for --workers. Must be >= 1.'),
+        (["fleet.toml", "--workers", "1025"], "Must be <= 1024."),
+        (["fleet.toml", "--workers", "2", "--patience", "0"], "Must be > 0."),
+        (["fleet.toml", "--patience", "5"], "--patience needs --workers or --scheduler"),
+        (["fleet.toml", "--workers", "2", "--scheduler", "tcp://h:1"], "exclude each other"),
         (["fleet.toml", "--resume", "--fresh"], "one of them"),
-        (["fleet.toml", "--tls-cert", "x", "--scheduler", "tcp://h:1"], "tls://"),
+        (["fleet.toml", "--tls-cert", "x", "--scheduler", "tcp://h:1"], "TLS files need --scheduler tls://"),
+        (["fleet.toml", "--tls-key", "x"], "TLS files need --scheduler tls://"),
         (["fleet.toml", "--log", "fleet.toml", "--fresh"], "is no log of a stress run"),
         (["fleet.toml", "--log", "fleet.toml", "--resume"], "is no log of a stress run"),
-        (["fleet.toml", "--json", "/nowhere/x"], "No such file"),
+        (["fleet.toml", "--output", "/nowhere/x"], "No such file"),
     ],
 )
 def test_options_that_cant_be_used(command, tmp_path, arguments, message):
@@ -893,26 +909,28 @@ def test_an_interrupted_run_says_how_to_go_on(command, tmp_path, monkeypatch):
 
     monkeypatch.setattr(runs, "run", interrupted)
     status, _, err = command(write(tmp_path / "fleet.toml"))
-    assert (status, "--resume goes on" in err) == (130, True)
+    assert (status, "--resume continues" in err) == (130, True)
 
 
 def test_progress_is_lines_elsewhere_and_a_bar_on_a_terminal(monkeypatch, capsys):
     from gmemcore.cli import stress as command_module
+    from gmemcore.cli import stress_report
 
     made = small(guests=3, chunks={"guests": 1})
     times = iter(range(0, 1000, 10))
     monkeypatch.setattr(command_module.time, "monotonic", lambda: next(times))
-    with command_module._watching(False) as watch:
+    with command_module._watching() as watch:
         run(made, watch=watch)
     err = capsys.readouterr().err
-    assert "0 of 3 guests, starting" in err
-    assert "operations/s" in err
-    assert "left" in err
-    with command_module._watching(True) as watch:
+    assert "1 of 3 guests, " in err
+    assert "operations/s, " in err
+    assert " left, " in err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with command_module._watching() as watch:
         run(made, watch=watch)
-    assert command_module._clock(3725) == "1:02:05"
-    assert command_module._clock(65) == "1:05"
-    assert command_module._big(1_234_567) == "1.23M"
+    assert stress_report._clock(3725) == "1:02:05"
+    assert stress_report._clock(65) == "1:05"
+    assert stress_report._big(1_234_567) == "1.23M"
 
 
 def test_places_of_events_are_one_in_every_stretch_and_depend_on_no_cut():

@@ -1,24 +1,23 @@
-"""Fleets on Dask: the same results on a cluster, whoever is lost on the way."""
+"""Fleets on Dask: the same results on a cluster, whoever is lost or silent, and doors that are locked."""
 
+import asyncio
 import os
-import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import pytest
-from holds import OF_THIS_RUN, skip_unless_slow
-from test_stress import small, write
-from test_stress_log import KILLED, descendants, end_group, finish, guests_in, started, undisturbed, wait_for
+from fleets import end_group, guests_in, small, started, undisturbed, wait_for, write
 
 from gmemcore.stress import distributed
-from gmemcore.stress.distributed import Cluster, ClusterError
+from gmemcore.stress.distributed import Cluster
+from gmemcore.stress.guest import Violation
+from gmemcore.stress.link import ClusterError
 from gmemcore.stress.run import run
-from gmemcore.stress.work import ChunkResult
+from gmemcore.stress.work import ChunkResult, code_id
 
 pytest.importorskip("distributed")
 pytestmark = [
@@ -28,6 +27,8 @@ pytestmark = [
 ]
 
 SPEC = {"guests": 12, "operations": 150, "guest__vm_types": ["SNP", "TDX"], "chunks": {"guests": 1}}
+LONG = {"guests": 300, "operations": 3000, "checks": {}, "faults": {}, "chunks": {"guests": 1}}
+"""More than a test waits for."""
 
 
 def free_port():
@@ -39,8 +40,7 @@ def free_port():
 @contextmanager
 def process(*arguments):
     """A process of its own that ends with the test, whatever happens."""
-    inherited = {name: value for name, value in os.environ.items() if name not in OF_THIS_RUN}
-    environment = {**inherited, "DASK_DISTRIBUTED__WORKER__DAEMON": "True", "NUMBA_NUM_THREADS": "1"}
+    environment = {**os.environ, "DASK_DISTRIBUTED__WORKER__DAEMON": "True", "NUMBA_NUM_THREADS": "1"}
     started_ = subprocess.Popen(
         [sys.executable, "-m", *arguments],
         stdout=subprocess.DEVNULL,
@@ -61,53 +61,31 @@ def answers(port):
 
 
 @contextmanager
-def cluster(workers):
+def cluster(workers, threads=1, tls=()):
     """A scheduler and workers as processes of their own: its address, and the processes."""
     port = free_port()
-    address = f"tcp://127.0.0.1:{port}"
+    scheme = "tls" if tls else "tcp"
+    address, host = f"{scheme}://127.0.0.1:{port}", f"{scheme}://127.0.0.1"
     with ExitStack() as stack:
-        options = ("--host", "127.0.0.1", "--port", str(port), "--dashboard-address", "127.0.0.1:0")
+        options = ("--host", host, "--port", str(port), "--dashboard-address", "127.0.0.1:0", *tls)
         scheduler = stack.enter_context(process("distributed.cli.dask_scheduler", *options))
         assert wait_for(lambda: answers(port), scheduler)
-        worker = ("distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
-        processes = [stack.enter_context(process(*worker, "--host", "127.0.0.1")) for _ in range(workers)]
+        worker = ("distributed.cli.dask_worker", address, "--nthreads", str(threads), "--no-nanny")
+        worker += ("--no-dashboard", "--host", host, *tls)
+        processes = [stack.enter_context(process(*worker)) for _ in range(workers)]
         yield address, scheduler, processes
-
-
-def worker_processes(pid):
-    """Processes of a LocalCluster's workers."""
-    found = []
-    for child in descendants(pid):
-        words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-        found += [child] if any(b"spawn_main" in word for word in words) else []
-    return found
 
 
 @pytest.fixture(scope="module")
 def one_worker():
-    with cluster(1) as (address, _, _):
+    with cluster(1, threads=2) as (address, _, _):
         yield address
 
 
-def test_two_processes_give_what_one_gives_though_one_is_killed():
-    made = small(**SPEC)
-    alone = run(made)
-    killed = []
-
-    def watch(state):
-        if len(state.merger.results) >= made.total // 3 and not killed:
-            killed.append(worker_processes(os.getpid())[0])
-            os.kill(killed[0], signal.SIGKILL)
-
-    many = run(made, runner=Cluster(2), workers=2, watch=watch)
-    assert killed
-    assert many.merger.all.digest == alone.merger.all.digest
-    assert {n: one.digest for n, one in many.merger.results.items()} == {
-        n: one.digest for n, one in alone.merger.results.items()
-    }
+# ---- results -----------------------------------------------------------------------------------------
 
 
-def test_a_scheduler_and_two_workers_by_address_one_of_them_killed_at_a_quarter():
+def test_a_cluster_gives_what_one_process_gives_though_a_worker_is_killed():
     made = small(**SPEC)
     with cluster(2) as (address, _, workers):
         killed = []
@@ -117,7 +95,7 @@ def test_a_scheduler_and_two_workers_by_address_one_of_them_killed_at_a_quarter(
                 os.killpg(workers[0].pid, signal.SIGKILL)
                 killed.append(len(state.merger.results))
 
-        done = run(made, runner=Cluster(scheduler=address, patience=60), watch=watch)
+        done = run(made, runner=Cluster(address), watch=watch)
         assert killed
         assert workers[1].poll() is None
     assert done.merger.complete
@@ -125,35 +103,26 @@ def test_a_scheduler_and_two_workers_by_address_one_of_them_killed_at_a_quarter(
 
 
 def test_a_violation_comes_back(one_worker, monkeypatch):
-    from gmemcore.stress.guest import Violation
-
     found = Violation(3, 7, "broken")
-    monkeypatch.setattr(
-        distributed, "decode_chunk", lambda text: ChunkResult(distributed.code_id(), [], found)
-    )
-    done = run(small(**SPEC), runner=Cluster(scheduler=one_worker))
+    monkeypatch.setattr("gmemcore.stress.dispatch.decode_chunk", lambda _: ChunkResult(code_id(), [], found))
+    done = run(small(**SPEC), runner=Cluster(one_worker))
     assert done.violation == found
     assert not done.merger.complete
 
 
 def test_another_gmemcore_is_told_apart(one_worker, monkeypatch):
     monkeypatch.setattr(distributed, "code_id", lambda: "0.0.1 (other)")
-    with pytest.raises(ClusterError, match=r"a worker runs gmemcore 0\.\d.*; this is 0\.0\.1 \(other\)"):
-        run(small(**SPEC), runner=Cluster(scheduler=one_worker))
+    with pytest.raises(ClusterError, match=r"a worker runs gmemcore 0\.\d.*, not 0\.0\.1 \(other\)"):
+        run(small(**SPEC), runner=Cluster(one_worker))
 
 
 def test_workers_without_gmemcore_and_chunks_that_fail(one_worker, monkeypatch):
     monkeypatch.setattr(distributed, "run_chunk", eval_on_worker("ModuleNotFoundError"))
     with pytest.raises(ClusterError, match="a worker has no gmemcore"):
-        run(small(**SPEC), runner=Cluster(scheduler=one_worker))
+        run(small(**SPEC), runner=Cluster(one_worker))
     monkeypatch.setattr(distributed, "run_chunk", eval_on_worker("ValueError"))
-    with pytest.raises(ClusterError, match=r"guests \d+ to \d+ failed 5 times: ValueError"):
-        run(
-            small(
-                **SPEC,
-            ),
-            runner=Cluster(scheduler=one_worker),
-        )
+    with pytest.raises(ClusterError, match=r"guest \d+ failed 5 times: ValueError: there"):
+        run(small(**SPEC), runner=Cluster(one_worker))
 
 
 def eval_on_worker(error):
@@ -163,99 +132,188 @@ def eval_on_worker(error):
     return scope["fails"]
 
 
+# ---- silence -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def mute_port():
+    """A port that accepts connections and says nothing."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+
 def test_nobody_there_is_told_soon():
+    address = f"tcp://127.0.0.1:{free_port()}"
     began = time.monotonic()
-    with pytest.raises(ClusterError, match=r"no scheduler answers at tcp://127\.0\.0\.1:"):
-        run(small(), runner=Cluster(scheduler=f"tcp://127.0.0.1:{free_port()}", patience=1))
+    with pytest.raises(ClusterError, match=rf"at {address}.* (hasn't answered|Timed out)"):
+        run(small(), runner=Cluster(address, patience=1))
     assert time.monotonic() - began < 60
 
 
+def test_a_scheduler_that_accepts_and_says_nothing_is_given_up():
+    with mute_port() as address:
+        began = time.monotonic()
+        with pytest.raises(ClusterError, match=f"the scheduler at {address} hasn't answered for 2 s"):
+            run(small(), runner=Cluster(address, patience=2))
+        assert time.monotonic() - began < 60
+
+
 def test_a_cluster_without_workers_is_given_up():
-    with cluster(0) as (address, _, _), pytest.raises(ClusterError, match="has no worker for 1 s; --resume"):
-        run(small(), runner=Cluster(scheduler=address, patience=1))
+    with (
+        cluster(0) as (address, _, _),
+        pytest.raises(ClusterError, match="has had no worker that responds for"),
+    ):
+        run(small(), runner=Cluster(address, patience=8))
+
+
+@pytest.mark.parametrize("who", ["workers stopped", "scheduler stopped", "scheduler killed"])
+def test_a_cluster_that_falls_silent_is_given_up_and_loses_nothing(tmp_path, who):
+    path = write(tmp_path / "fleet.toml", **LONG)
+    log = path.with_suffix(".log")
+    with cluster(2) as (address, scheduler, workers):
+        command = started(path, "--scheduler", address, "--patience", "5")
+        try:
+            assert wait_for(lambda: guests_in(log) >= 4, command, 120)
+            for each in workers if who.startswith("workers") else [scheduler]:
+                os.killpg(each.pid, signal.SIGKILL if who.endswith("killed") else signal.SIGSTOP)
+            out, err = command.communicate(timeout=90)
+        finally:
+            end_group(command)
+    assert (command.returncode, out) == (2, "")
+    assert "Traceback" not in err
+    assert f"--resume continues from {log}" in err.splitlines()[-1]
+    before = guests_in(log)
+    resumed = started(path, "--resume")
+    try:
+        assert wait_for(lambda: guests_in(log) > before, resumed)
+    finally:
+        end_group(resumed)
+
+
+def test_the_other_worker_goes_on_when_one_is_stopped(tmp_path):
+    path = write(tmp_path / "fleet.toml", **{**LONG, "guests": 40})
+    log = path.with_suffix(".log")
+    with cluster(2) as (address, _, workers):
+        command = started(path, "--scheduler", address, "--patience", "5")
+        try:
+            assert wait_for(lambda: guests_in(log) >= 4, command, 120)
+            os.killpg(workers[0].pid, signal.SIGSTOP)
+            out, err = command.communicate(timeout=120)
+        finally:
+            end_group(command)
+    assert command.returncode == 0, err
+    assert out.splitlines()[-1] == undisturbed(path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_without_a_word_of_dask(tmp_path, number):
+    path = write(tmp_path / "fleet.toml", **LONG)
+    log = path.with_suffix(".log")
+    with cluster(1) as (address, _, _):
+        command = started(path, "--scheduler", address)
+        try:
+            assert wait_for(lambda: guests_in(log) >= 2, command, 120)
+            os.killpg(command.pid, number)
+            _, err = command.communicate(timeout=60)
+        finally:
+            end_group(command)
+    assert all(line.startswith("gmemcore stress: ") for line in err.splitlines()), err
+    if number == signal.SIGINT:
+        assert command.returncode == 130
+        assert (
+            err.splitlines()[-1]
+            == f"gmemcore stress: interrupted; --resume continues from {path.with_suffix('.log')}"
+        )
+
+
+def test_an_interruption_while_it_connects_is_a_line(tmp_path):
+    path = write(tmp_path / "fleet.toml", **SPEC)
+    with mute_port() as address:
+        command = started(path, "--scheduler", address)
+        try:
+            wait_for(lambda: "0 of 24 guests" in command.stderr.readline(), command)
+            time.sleep(1)
+            os.killpg(command.pid, signal.SIGINT)
+            _, err = command.communicate(timeout=60)
+        finally:
+            end_group(command)
+    assert command.returncode == 130
+    assert (
+        err.splitlines()[-1]
+        == f"gmemcore stress: interrupted; --resume continues from {path.with_suffix('.log')}"
+    )
+
+
+# ---- addresses and certificates ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("address", ["foo", "host:8786", "tcp://host", "http://host:80", ""])
 def test_an_address_that_is_none_is_refused_at_once(address):
-    with pytest.raises(ClusterError, match="tcp:// or tls://HOST:PORT would be accepted"):
-        Cluster(scheduler=address)
+    with pytest.raises(ClusterError, match="must be tcp://HOST:PORT or tls://HOST:PORT, not"):
+        Cluster(address)
 
 
-def test_a_scheduler_that_goes_away_ends_the_run():
-    made = small(**{**SPEC, "guests": 50, "operations": 2000})
-    with cluster(1) as (address, scheduler, _):
+def test_only_a_client_with_the_certificate_reaches_a_scheduler_with_tls(tmp_path):
+    from distributed import Security
 
-        def watch(state):
-            if len(state.merger.results) == 2:
-                os.killpg(scheduler.pid, signal.SIGKILL)
+    made = Security.temporary()
+    files = {"ca-file": made.tls_ca_file, "cert": made.tls_client_cert, "key": made.tls_client_key}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    tls = tuple(word for name in files for word in (f"--tls-{name}", str(tmp_path / name)))
+    path = write(tmp_path / "fleet.toml", **SPEC)
+    with cluster(1, tls=tls) as (address, _, _):
+        command = started(path, "--scheduler", address, *tls)
+        out, err = command.communicate(timeout=120)
+        assert command.returncode == 0, err
+        assert "warning" not in err
+        assert out.splitlines()[-1] == undisturbed(path)
 
-        with pytest.raises(ClusterError, match="--resume goes on from here"):
-            run(made, runner=Cluster(scheduler=address, patience=2), watch=watch)
+        with pytest.raises(ClusterError, match="needs --tls-ca-file, --tls-cert and --tls-key"):
+            run(small(), runner=Cluster(address, patience=20))
+
+        assert ask_identity(made, address)["type"] == "Scheduler"
+        for stranger, scheme in ((Security.temporary(), "tls"), (Security(), "tls"), (Security(), "tcp")):
+            with pytest.raises((OSError, TimeoutError, TypeError)):
+                ask_identity(stranger, address.replace("tls", scheme))
+
+
+def ask_identity(security, address):
+    """What anybody who gets through to a scheduler is answered."""
+    from distributed.comm import connect
+
+    async def ask():
+        comm = await connect(address, timeout=3, **security.get_connection_args("client"))
+        try:
+            await comm.write({"op": "identity", "reply": True})
+            return await comm.read()
+        finally:
+            comm.abort()
+
+    return asyncio.run(asyncio.wait_for(ask(), 10))
 
 
 def test_tls_files_are_passed_through(tmp_path):
     files = [tmp_path / name for name in ("ca.pem", "cert.pem", "key.pem")]
     for file in files:
         file.write_text("x")
-    security = Cluster(2, "tls://h:1", *files)._security()
+    security = Cluster("tls://h:1", *files).security()
     assert security.require_encryption
     assert (security.tls_ca_file, security.tls_client_cert, security.tls_client_key) == tuple(map(str, files))
-    assert Cluster(2, "tls://h:1")._security() is None
+    assert Cluster("tls://h:1").security() is None
+
+
+def test_a_scheduler_without_tls_is_warned_of_once(tmp_path):
+    path = write(tmp_path / "fleet.toml", **SPEC)
+    command = started(path, "--scheduler", f"tcp://127.0.0.1:{free_port()}", "--patience", "0.2")
+    _, err = command.communicate(timeout=60)
+    [warning] = [line for line in err.splitlines() if "warning" in line]
+    assert "tcp:// is neither encrypted nor authenticated: whoever reaches the scheduler" in warning
 
 
 def test_without_dask_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(distributed, "find_spec", lambda name: None)
     with pytest.raises(ClusterError, match=r"pip install 'gmemcore\[distributed\]'"):
-        Cluster(2)
-
-
-# ---- kills ---------------------------------------------------------------------------------------
-
-
-def kill_workers(path, digest, kills, choose):
-    """Kill workers of a running command at random times; it must go on by itself and end well."""
-    log, done = path.with_suffix(".log"), 0
-    while done < kills:
-        log.unlink(missing_ok=True)
-        running = started(path, "--workers", "2")
-        try:
-            seen = 0
-            while done < kills:
-                more = choose.randrange(1, 4)
-                if not wait_for(lambda seen=seen, more=more: guests_in(log) >= seen + more, running):
-                    break
-                seen = guests_in(log)
-                workers = worker_processes(running.pid)
-                if workers:
-                    os.kill(choose.choice(workers), signal.SIGKILL)
-                    done += 1
-            out, err = running.communicate(timeout=120)
-        finally:
-            end_group(running)
-        assert running.returncode == 0, err
-        assert out.splitlines()[-1] == digest
-    return done
-
-
-@pytest.mark.timeout(1800)
-def test_fifty_kills_of_workers_and_drivers(tmp_path, request):
-    skip_unless_slow(request)
-    path = write(tmp_path / "fleet.toml", **{**KILLED, "guests": 40, "operations": 4000})
-    digest = undisturbed(path)
-    assert kill_workers(path, digest, 25, random.Random(4)) == 25
-    log, choose, done = path.with_suffix(".log"), random.Random(5), 0
-    while done < 25:
-        log.unlink(missing_ok=True)
-        alive = True
-        while alive and done < 25:
-            before = guests_in(log)
-            driver = started(path, "--resume", "--workers", "2")
-            try:
-                more = choose.randrange(1, 6)
-                alive = wait_for(lambda before=before, more=more: guests_in(log) >= before + more, driver)
-                if alive:
-                    os.kill(driver.pid, signal.SIGKILL)
-                    done += 1
-            finally:
-                end_group(driver)
-        assert finish(path, "--workers", "2") == digest
+        Cluster("tcp://h:1")

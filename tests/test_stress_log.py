@@ -4,18 +4,14 @@ import errno
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
-from holds import OF_THIS_RUN, skip_unless_slow
-from test_stress import run_guest, small, write
+from fleets import KILLED, end_group, finish, guests_in, small, started, undisturbed, wait_for, write
+from holds import skip_unless_slow
 
 from gmemcore.stress import log as logs
+from gmemcore.stress.guest import run_guest
 from gmemcore.stress.log import Header, Log, LogError
 from gmemcore.stress.run import LogError as RunLogError
 from gmemcore.stress.run import open_log, run
@@ -124,7 +120,7 @@ def test_a_log_of_another_run_is_refused_and_kept(path, header, message):
 
 
 def test_what_is_there_goes_only_when_asked_and_only_if_it_is_a_log(path, tmp_path):
-    with pytest.raises(LogError, match="--resume goes on"):
+    with pytest.raises(LogError, match="--resume continues"):
         Log(path, HEADER)
     before = path.read_bytes()
     path.chmod(0o640)
@@ -256,60 +252,6 @@ def test_results_of_guests_that_arent_the_fleets_are_refused(tmp_path):
 # ---- SIGKILL ---------------------------------------------------------------------------------------
 
 
-def started(path, *options):
-    """The command in a process group of its own."""
-    inherited = {name: value for name, value in os.environ.items() if name not in OF_THIS_RUN}
-    arguments = [sys.executable, "-m", "gmemcore", "stress", str(path), *options]
-    return subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=inherited,
-        start_new_session=True,
-    )
-
-
-def guests_in(path):
-    return path.read_bytes().count(b'"guest":') if path.exists() else 0
-
-
-def wait_for(condition, process, seconds=60):
-    """Wait until a condition holds, or the process has ended; whether the process still runs."""
-    until = time.monotonic() + seconds
-    while not condition() and process.poll() is None:
-        assert time.monotonic() < until, "nothing happened"
-        time.sleep(0.01)
-    return process.poll() is None
-
-
-def descendants(pid):
-    """Processes below one, by /proc."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            found += [child, *descendants(child)]
-    return found
-
-
-def end_group(process):
-    """End a process and everything that it started."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=30)
-
-
-def finish(path, *options):
-    """Run what is left; the digest and how many guests the log had."""
-    process = started(path, "--resume", *options)
-    try:
-        out, err = process.communicate(timeout=120)
-    finally:
-        end_group(process) if process.poll() is None else None
-    assert process.returncode == 0, err
-    return out.splitlines()[-1]
-
-
 def kill_until_done(path, digest, kills, choose, *options):
     """Kill the run at random times, go on, and compare; guests already in the log are never run again."""
     log = path.with_suffix(".log")
@@ -336,15 +278,6 @@ def kill_until_done(path, digest, kills, choose, *options):
         ]
         assert sorted(numbers) == list(range(len(numbers)))  # nothing twice
     return done
-
-
-KILLED = {"guests": 12, "operations": 200, "chunks": {"guests": 1}}
-
-
-def undisturbed(path):
-    from gmemcore.stress.spec import read
-
-    return f"digest {run(read(path)).merger.all.digest}"
 
 
 def test_a_killed_driver_goes_on(tmp_path):

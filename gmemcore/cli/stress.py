@@ -1,215 +1,227 @@
-"""``gmemcore stress``: fleets of seeded guests, checked, made to fail, and resumed where they were killed."""
+"""``gmemcore stress``: run fleets of seeded guests, check them, inject faults, and resume after a kill."""
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
+from cyclopts.validators import Number
 
-from gmemcore.cli.common import aligned_lines, console_for_tables, make_table
-from gmemcore.cli.page_states import SnapshotOption, require_place
-from gmemcore.cli.predictions import CostOption, prediction_lines, read_cost
-from gmemcore.errors import GmemError
-from gmemcore.units import format_time
+from gmemcore.cli.console import complain, is_quiet, note, reporting
+from gmemcore.cli.page_states import SnapshotOption
+from gmemcore.cli.predictions import CostOption, read_cost
+from gmemcore.cli.stress_report import print_fleet, print_guest, progress_text
+from gmemcore.errors import InputError
+from gmemcore.files.writing import check_output, replace_file
 
 if TYPE_CHECKING:
     from gmemcore.machine import VmFace
     from gmemcore.stress.guest import Violation
-    from gmemcore.stress.merge import Totals
     from gmemcore.stress.run import Run, Runner, Watch
     from gmemcore.stress.spec import Spec
-    from gmemcore.workload.cost import CostFile, Prediction
+    from gmemcore.workload.cost import CostFile
 
 _LINE_SECONDS = 5.0  # between two lines of progress, where there is no terminal
-_CLUSTER = Group("Where it runs", sort_key=1)
-_REPLAY = Group("One guest", sort_key=2)
+_PATIENCE = 60.0
+_RESUME = "--resume continues from"
+_RESULTS = Group("Results", sort_key=1)
+_WORKERS = Group("Workers", sort_key=2)
+_GUEST = Group("One guest", sort_key=3)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Where results go."""
+
+    log: Annotated[Path | None, Parameter(help="Log of results. [default: SPEC with the suffix .log]")] = None
+    resume: Annotated[bool, Parameter(help="Continue with the guests that the log doesn't have.")] = False
+    fresh: Annotated[bool, Parameter(help="Start over; the first results replace the log.")] = False
+    as_json: Annotated[bool, Parameter(name="--json", help="Print JSON Lines, see docs/outputs.md.")] = False
+    output: Annotated[Path | None, Parameter(name=("--output", "-o"), help="Write JSON Lines here.")] = None
+    parquet: Annotated[Path | None, Parameter(help="Write a Parquet table here, one row per guest.")] = None
+    force: Annotated[bool, Parameter(help="Replace output files that exist.")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Who runs the guests."""
+
+    workers: Annotated[
+        int, Parameter(help="Worker processes on this machine.", validator=Number(gte=1, lte=1024))
+    ] = 1
+    scheduler: Annotated[
+        str | None,
+        Parameter(help="Dask scheduler whose workers run the guests: tcp://HOST:PORT or tls://HOST:PORT."),
+    ] = None
+    tls_ca_file: Annotated[
+        Path | None, Parameter(help="Certificate of the CA that signed the scheduler's certificate.")
+    ] = None
+    tls_cert: Annotated[Path | None, Parameter(help="Certificate of this client.")] = None
+    tls_key: Annotated[Path | None, Parameter(help="Private key of this client.")] = None
+    patience: Annotated[
+        float | None,
+        Parameter(
+            help=f"Give up after this many seconds without a responding worker. [default: {_PATIENCE:g}]",
+            validator=Number(gt=0),
+        ),
+    ] = None
+
+    def runner(self) -> "Runner":
+        """Return who runs the guests: this process, others on this machine, or a cluster."""
+        from gmemcore.stress.distributed import Cluster
+        from gmemcore.stress.processes import Processes
+        from gmemcore.stress.run import serial
+
+        patience = _PATIENCE if self.patience is None else self.patience
+        if self.scheduler is not None:
+            return Cluster(self.scheduler, self.tls_ca_file, self.tls_cert, self.tls_key, patience)
+        return serial if self.workers == 1 else Processes(self.workers, patience)
+
+
+@dataclass(frozen=True, slots=True)
+class OneGuest:
+    """A guest of the fleet that is run again, in this process."""
+
+    guest: Annotated[
+        int | None, Parameter(help="Run only this guest, without a log.", validator=Number(gte=0))
+    ] = None
+    until: Annotated[
+        int | None, Parameter(help="Stop after the operation with this number.", validator=Number(gte=0))
+    ] = None
+    snapshot: SnapshotOption = None
 
 
 def stress(
-    spec: Annotated[Path | None, Parameter(help="The fleet, a TOML file.")] = None,
+    spec: Annotated[Path | None, Parameter(help="The fleet: a TOML file.")] = None,
     /,
     *,
-    template: Annotated[bool, Parameter(negative="", help="Print a commented spec, to start from.")] = False,
-    log: Annotated[
-        Path | None, Parameter(help="Where results are kept; SPEC with .log unless given.")
-    ] = None,
-    resume: Annotated[bool, Parameter(negative="", help="Go on with the log that is there.")] = False,
-    fresh: Annotated[bool, Parameter(negative="", help="Begin anew: first results replace the log.")] = False,
-    json: Annotated[Path | None, Parameter(help="Write JSON Lines here, a line a guest.")] = None,
-    parquet: Annotated[Path | None, Parameter(help="Write Parquet here, a row a guest.")] = None,
+    template: Annotated[bool, Parameter(help="Print a commented spec to start from.")] = False,
     cost: CostOption = None,
-    workers: Annotated[
-        int,
-        Parameter(
-            help="Processes on this machine; more than 1 need the extra distributed, as a scheduler does.",
-            group=_CLUSTER,
-        ),
-    ] = 1,
-    scheduler: Annotated[
-        str | None, Parameter(help="A Dask scheduler's address, tcp:// or tls://.", group=_CLUSTER)
-    ] = None,
-    tls_ca_file: Annotated[Path | None, Parameter(help="Who signed its certificate.", group=_CLUSTER)] = None,
-    tls_cert: Annotated[Path | None, Parameter(help="This side's certificate.", group=_CLUSTER)] = None,
-    tls_key: Annotated[Path | None, Parameter(help="Its key.", group=_CLUSTER)] = None,
-    patience: Annotated[
-        float, Parameter(help="Seconds without any worker, then the run is given up.", group=_CLUSTER)
-    ] = 60.0,
-    guest: Annotated[int | None, Parameter(help="Run this guest of the fleet alone.", group=_REPLAY)] = None,
-    until: Annotated[int | None, Parameter(help="Up to this operation of it.", group=_REPLAY)] = None,
-    snapshot: Annotated[SnapshotOption, Parameter(group=_REPLAY)] = None,
+    results: Annotated[Results | None, Parameter(name="*", group=_RESULTS)] = None,
+    workers: Annotated[Workers | None, Parameter(name="*", group=_WORKERS)] = None,
+    one: Annotated[OneGuest | None, Parameter(name="*", group=_GUEST)] = None,
 ) -> int:
-    """Run a fleet of guests; every result follows from the spec alone.
+    """Run a fleet of guests and check that every operation does what it must.
 
-    Results are the same for any number of workers, any chunks, and after any number of resumptions. A log
-    beside the spec keeps what is done; after a crash, --resume runs what is left.
+    The same spec gives the same results for any number of workers. A log beside the spec keeps them; after an
+    interruption, --resume runs the guests that are missing.
 
-    Exit status 0: all held; 1: something did not, and which guest and operation show it; 2: a spec, a log or
-    a cluster that can't be used.
+    Exit status: 0 everything held; 1 something did not, and the guest and operation are printed; 2 a spec,
+    log, worker or option that can't be used.
     """
-    from gmemcore.stress.distributed import ClusterError
-    from gmemcore.stress.log import LogError
-    from gmemcore.stress.spec import SpecError, read
-    from gmemcore.stress.spec import template as spec_template
-    from gmemcore.stress.summary import MissingExtraError
-
     if template:
-        print(spec_template(), end="")
+        from gmemcore.stress.spec import template as commented_spec
+
+        print(commented_spec(), end="")
         return 0
-    try:
+    results, workers, one = results or Results(), workers or Workers(), one or OneGuest()
+    with reporting("stress"):
+        from gmemcore.stress.spec import read
+
+        _check_options(results, workers, one)
         if spec is None:
-            raise SpecError("a spec is needed; --template prints one to start from")
+            raise InputError("SPEC is required; --template prints one to start from")
         fleet, figures = read(spec), read_cost(cost)
-        if any(option is not None for option in (guest, until, snapshot)):
-            return _replay(spec, fleet, guest, until, snapshot, figures)
-        _check_options(resume, fresh, workers, scheduler, (tls_ca_file, tls_cert, tls_key))
-        tls = {"tls_ca_file": tls_ca_file, "tls_cert": tls_cert, "tls_key": tls_key}
-        runner = _runner(workers, scheduler, patience=patience, **tls)
-        return _run(
-            *(spec, fleet, log or spec.with_suffix(".log"), resume, fresh, runner, workers, json, parquet),
-            figures,
-        )
-    except (SpecError, LogError, ClusterError, MissingExtraError) as error:
-        return _say(str(error), 2)
-    except BrokenPipeError:  # whoever reads the report has seen enough
-        raise
-    except (GmemError, OSError) as error:
-        return _say(str(error.strerror or error) + (f": {error.filename}" if error.filename else ""), 2)
-    except KeyboardInterrupt:
-        return _say("interrupted; --resume goes on from here", 130)
+        if one.guest is not None:
+            return _run_guest(spec, fleet, one.guest, one, figures)
+        return _run_fleet(spec, fleet, results, workers, figures)
 
 
-def _say(text: str, status: int = 0) -> int:
-    """Print a line, and return an exit status."""
-    print(f"gmemcore stress: {text}", file=sys.stderr, flush=True)
-    return status
+def _check_options(results: Results, workers: Workers, one: OneGuest) -> None:
+    """Refuse options that contradict each other or would have no effect."""
+    of_fleet, of_guest = {**_given(results), **_given(workers)}, _given(one)
+    given = of_fleet | of_guest
+    has_workers = workers.workers > 1 or workers.scheduler is not None
+    has_tls = (workers.scheduler or "").startswith("tls://")
+    for wrong, message in (
+        ("--guest" in given and of_fleet, f"--guest runs one guest here, without {', '.join(of_fleet)}"),
+        ("--guest" not in given and of_guest, f"{', '.join(of_guest)} needs --guest"),
+        (results.resume and results.fresh, "--resume keeps the log and --fresh replaces it; use one of them"),
+        (workers.workers > 1 and workers.scheduler, "--workers and --scheduler exclude each other"),
+        (
+            not has_tls and any("--tls" in name for name in given),
+            "TLS files need --scheduler tls://HOST:PORT",
+        ),
+        (not has_workers and "--patience" in given, "--patience needs --workers or --scheduler"),
+    ):
+        if wrong:
+            raise InputError(message)
 
 
-def _check_options(
-    resume: bool, fresh: bool, workers: int, scheduler: str | None, tls: tuple[Path | None, ...]
-) -> None:
-    """Refuse options that don't go together."""
-    from gmemcore.stress.spec import SpecError
-
-    if resume and fresh:
-        raise SpecError("--resume keeps the log, --fresh lets it go; one of them would be accepted")
-    if not 1 <= workers <= 1024:
-        raise SpecError(f"--workers {workers}; 1 to 1024 would be accepted")
-    if any(tls) and (scheduler is None or not scheduler.startswith("tls://")):
-        raise SpecError("TLS files are for a scheduler; --scheduler tls://… would be accepted with them")
+def _given(options: Results | Workers | OneGuest) -> dict[str, object]:
+    """Return the options of a group that differ from their defaults, by name."""
+    values = {field.name: (getattr(options, field.name), field.default) for field in fields(options)}
+    return {
+        f"--{name.removeprefix('as_').replace('_', '-')}": value
+        for name, (value, default) in values.items()
+        if value != default
+    }
 
 
-def _runner(workers: int, scheduler: str | None, **options: Any) -> "Runner":
-    """Who runs the guests: this process, more of this machine, or a cluster."""
-    from gmemcore.stress.distributed import Cluster
-    from gmemcore.stress.run import serial
-
-    return serial if scheduler is None and workers == 1 else Cluster(workers, scheduler, **options)
-
-
-def _run(
-    path: Path,
-    spec: "Spec",
-    log: Path,
-    resume: bool,
-    fresh: bool,
-    runner: "Runner",
-    workers: int,
-    json: Path | None,
-    parquet: Path | None,
-    figures: "CostFile | None",
+# ---- a fleet -----------------------------------------------------------------------------------------------
+def _run_fleet(
+    path: Path, spec: "Spec", results: Results, workers: Workers, figures: "CostFile | None"
 ) -> int:
-    """Run the fleet and report."""
-    from gmemcore.benchmark.record import environment
-    from gmemcore.stress.run import check_memory, open_log, run
+    """Run a fleet, write its results and report."""
     from gmemcore.stress.summary import import_pyarrow, json_lines, write_parquet
 
-    check_memory(spec, workers)
-    with ExitStack() as stack:
-        file = None if json is None else stack.enter_context(json.open("w", encoding="utf-8"))
-        if parquet is not None:
-            import_pyarrow()
-        kept = stack.enter_context(open_log(log, spec, resume=resume, fresh=fresh))
-        if kept.dropped:
-            _say(f"{log}: a torn last record of {kept.dropped} bytes was dropped; its guests are run again")
-        with _watching(sys.stderr.isatty()) as watch:
-            done = run(spec, log=kept, runner=runner, workers=workers, watch=watch)
-        if file is not None:
-            file.writelines(f"{line}\n" for line in json_lines(done, environment()))
-    if parquet is not None:
-        write_parquet(parquet, done)
-    _print_report(path, done, figures)
+    for place in (results.output, results.parquet):
+        if place is not None:
+            check_output(place, force=results.force)
+    if results.parquet is not None:
+        import_pyarrow()
+    done = _run_with_log(path, spec, results, workers)
+    if results.output is not None:
+        replace_file(results.output, json_lines(done))
+    if results.parquet is not None:
+        write_parquet(results.parquet, done)
+    if results.as_json:
+        for line in json_lines(done):
+            sys.stdout.write(line.decode())
+    else:
+        print_fleet(path, done, figures)
     return 0 if done.violation is None else _print_violation(path, spec, done.violation)
 
 
-def _replay(
-    path: Path,
-    spec: "Spec",
-    guest: int | None,
-    until: int | None,
-    snapshot: Path | None,
-    figures: "CostFile | None",
-) -> int:
-    """Run one guest, here."""
-    from gmemcore.stress.guest import Violation, run_guest
-    from gmemcore.stress.merge import Totals
-    from gmemcore.stress.spec import SpecError
+def _run_with_log(path: Path, spec: "Spec", results: Results, workers: Workers) -> "Run":
+    """Run what the log doesn't have."""
+    from gmemcore.stress.link import ClusterError
+    from gmemcore.stress.merge import NotDeterministicError
+    from gmemcore.stress.run import check_memory, open_log, run
 
-    if guest is None:
-        option = "--snapshot is the page state" if until is None else "--until is an operation"
-        raise SpecError(f"{option} of a guest; --guest says of which")
-    if until is not None and until < 0:
-        raise SpecError(f"--until {until}; 0 or more would be accepted")
-    plan = spec.plan(guest)
-    found = run_guest(spec, guest, until=until, watch=_keeping(snapshot, f"guest {guest}"))
-    if isinstance(found, Violation):
-        return _print_violation(path, spec, found)
-    totals = Totals()
-    totals.add(found)
-    print(f"guest {guest}: {plan.cell}, up to operation {until}" if until else f"guest {guest}: {plan.cell}")
-    _print_table({plan.cell: totals}, figures)
-    _print_prediction(totals, figures)
-    print(f"digest {found.digest}")
-    return 0
+    runner = workers.runner()
+    if (workers.scheduler or "").startswith("tcp://"):
+        complain(
+            "stress",
+            "warning: tcp:// is neither encrypted nor authenticated: whoever reaches the scheduler or a "
+            "worker can run code there; use tls://",
+        )
+    check_memory(spec, workers.workers)
+    log = path.with_suffix(".log") if results.log is None else results.log
+    with open_log(log, spec, resume=results.resume, fresh=results.fresh) as kept:
+        if kept.dropped:
+            note("stress", f"{log}: dropped an incomplete last record; its guests run again")
+        said = reporting(
+            "stress", interrupted=f"interrupted; {_RESUME} {log}", wrong=(NotDeterministicError,)
+        )
+        with said, _watching() as watch:
+            try:
+                return run(spec, log=kept, runner=runner, workers=workers.workers, watch=watch)
+            except ClusterError as error:
+                raise ClusterError(f"{error}; {_RESUME} {log}") from error
 
 
-def _keeping(path: Path | None, label: str) -> "Callable[[VmFace, int], object] | None":
-    """What keeps the page state of a guest, if that was asked for."""
-    if path is None:
-        return None
-    from gmemcore.analysis import take
-
-    require_place(path)
-    return lambda vm, at: take(vm, at=at + 1, label=label).write(path)
-
-
-# --- progress -----------------------------------------------------------------------------------------------
 @contextmanager
-def _watching(terminal: bool) -> "Iterator[Watch]":
-    """Show how far it has come: a bar on a terminal, elsewhere a line now and then."""
-    if not terminal:
+def _watching() -> "Iterator[Watch]":
+    """Show progress: a bar on a terminal, elsewhere a line every few seconds."""
+    if is_quiet():
+        yield lambda run: None
+        return
+    if not sys.stderr.isatty():
         yield _Lines()
         return
     from rich.console import Console
@@ -221,7 +233,7 @@ def _watching(terminal: bool) -> "Iterator[Watch]":
 
         def watch(run: "Run") -> None:
             progress.update(
-                task, total=run.merger.total, completed=len(run.merger.results), text=_progress_text(run)
+                task, total=run.merger.total, completed=len(run.merger.results), text=progress_text(run)
             )
 
         yield watch
@@ -234,182 +246,41 @@ class _Lines:
         self._next = time.monotonic() + 1.0
 
     def __call__(self, run: "Run") -> None:
-        """Tell how far it has come, if it is time."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _LINE_SECONDS
-            _say(f"{len(run.merger.results)} of {run.merger.total} guests, {_progress_text(run)}")
+            note("stress", f"{len(run.merger.results)} of {run.merger.total} guests, {progress_text(run)}")
 
 
-def _progress_text(run: "Run") -> str:
-    """Rate, time left and counters in a line."""
-    if not run.operations:
-        return "starting" if not run.resumed else f"{run.resumed} of them from the log"
-    left = run.seconds_left
-    sums = run.merger.all
-    refused = sums.operations - sums.outcomes["OK"]
-    parts = [
-        f"{_big(run.rate)} operations/s",
-        "" if left is None else f"{_clock(left)} left",
-        f"{_big(sums.counters['pages_changed'])} pages changed",
-        f"{_big(refused)} refused",
-        f"{_big(sums.checks['oracle'])} repeated by the oracle",
-    ]
-    return ", ".join(part for part in parts if part)
+# ---- one guest ---------------------------------------------------------------------------------------------
+def _run_guest(path: Path, spec: "Spec", number: int, one: OneGuest, figures: "CostFile | None") -> int:
+    """Run one guest here and report."""
+    from gmemcore.stress.guest import Violation, run_guest
+
+    plan = spec.plan(number)
+    found = run_guest(spec, number, until=one.until, watch=_keeping(one.snapshot, f"guest {number}"))
+    if isinstance(found, Violation):
+        return _print_violation(path, spec, found)
+    print_guest(plan, one.until, found, figures)
+    return 0
 
 
-def _big(figure: float) -> str:
-    """Return a number in three digits and a letter."""
-    from gmemcore.units import format_number
+def _keeping(path: Path | None, label: str) -> "Callable[[VmFace, int], object] | None":
+    """Return what writes a guest's page state to a file; None without a file."""
+    if path is None:
+        return None
+    from gmemcore.analysis import take
 
-    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if figure >= unit:
-            return f"{format_number(figure / unit)}{letter}"
-    return format_number(figure)
-
-
-def _clock(seconds: float) -> str:
-    """Return a time as h:mm:ss, or seconds alone."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minutes:02}:{rest:02}"
-    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
-
-
-# --- the report ---------------------------------------------------------------------------------------------
-_FIGURES = {
-    "changed": "pages_changed",
-    "allocated": "pages_allocated",
-    "RMP": "rmp_updates",
-    "S-EPT": "sept_changes",
-    "accepted": "pages_accepted",
-    "split": "blocks_2m_split",
-    "merged": "blocks_2m_merged",
-    "faults": "memory_faults",
-}
-_MEANINGS = {
-    "pages": ("changed", "allocated", "RMP", "S-EPT", "accepted"),
-    "blocks of 2 MiB": ("split", "merged"),
-    "MEMORY_FAULT exits": ("faults",),
-}
-_WIDE = 120  # columns for a table that no terminal limits
-
-
-def _print_report(path: Path, run: "Run", figures: "CostFile | None") -> None:
-    """Print a table of what guests are and do, then sums."""
-    from gmemcore.units import format_size
-
-    spec, sums = run.spec, run.merger.all
-    print(f"{path}: {len(run.merger.results)} of {spec.total} guests of {format_size(spec.memory)}")
-    shown = _print_table(run.merger.by_cell(), figures)
-    print(_legend(shown))
-    print(f"checked: {', '.join(f'{sums.checks[name]} {words}' for name, words in _CHECKS.items())}")
-    if faults := ", ".join(_fault_words(sums.checks)):
-        print(f"injected: {faults}")
-    if run.resumed:
-        print(f"{run.resumed} guests were in the log")
-    if run.operations:
-        workers = f" with {run.workers} workers" if run.workers > 1 else ""
-        print(f"{_big(run.operations)} operations in {run.elapsed:.1f} s{workers}: {_big(run.rate)} a second")
-    _print_prediction(sums, figures)
-    print(f"digest {sums.digest}")
-
-
-_CHECKS = {"oracle": "operations by the oracle", "invariants": "looks at all page state"}
-_FAULTS = {
-    "allocation_failure": "allocation failures",
-    "pin": "pins",
-    "poison": "failed pages",
-}
-
-
-def _fault_words(checks: Mapping[str, int]) -> Iterator[str]:
-    """How many of the faults that were due were injected and met."""
-    for name, words in _FAULTS.items():
-        if due := checks.get(f"{name}_due"):
-            yield f"{checks.get(f'{name}_met', 0)} of {due} {words}"
-
-
-def _print_prediction(sums: "Totals", figures: "CostFile | None") -> None:
-    """Print what it would take on other hardware, if that was asked for."""
-    if figures is not None:
-        print(*prediction_lines(_predicted(sums, figures), figures.title), sep="\n")
-
-
-def _predicted(sums: "Totals", figures: "CostFile") -> "Prediction":
-    from gmemcore.workload.cost import predict
-
-    return predict(sums.counters, figures, calls=sums.conversions)
-
-
-def _legend(shown: Sequence[str]) -> str:
-    """Return what the columns that are shown count."""
-    lines = ["operations with injected faults and retries"]
-    for meaning, names in _MEANINGS.items():
-        if own := [name for name in names if name in shown]:
-            lines.append(f"{', '.join(own)}: {meaning}")
-    return "\n".join(lines)
-
-
-def _print_table(cells: "dict[str, Totals]", figures: "CostFile | None") -> list[str]:
-    """Print the figures of each kind of guest, and what was refused under it; returns the columns shown."""
-    names = _columns(cells)
-    rows = [_row(sums, names, figures) for sums in cells.values()]
-    predicted = () if figures is None else ("predicted",)
-    heads = ["number", "operations", "refused", *predicted, *names]
-    console = console_for_tables(_WIDE + 11 * len(predicted))
-    table = make_table("guests", *heads, right=range(1, len(heads) + 1))
-    for cell, row in zip(cells, rows, strict=True):
-        table.add_row(cell, *row)
-    unbounded = console.options.update(max_width=10_000)
-    if console.measure(table, options=unbounded).maximum <= console.width:
-        console.print(table)
-    else:
-        heads = _print_narrow(cells, heads, rows, console.width)
-    for cell, sums in cells.items():
-        kinds = sorted(name for name in sums.outcomes if name != "OK")
-        if kinds:
-            print(f"refused, {cell}: {', '.join(f'{sums.outcomes[name]} {name}' for name in kinds)}")
-    return heads
-
-
-def _columns(cells: "dict[str, Totals]") -> list[str]:
-    """Return the counters that counted anything."""
-    return [name for name, key in _FIGURES.items() if any(sums.counters[key] for sums in cells.values())]
-
-
-def _row(sums: "Totals", names: Sequence[str], figures: "CostFile | None") -> list[str]:
-    """Return the figures of a kind of guest, a text a column."""
-    return [
-        *map(_big, (sums.guests, sums.operations, sums.operations - sums.outcomes["OK"])),
-        *(() if figures is None else (format_time(_predicted(sums, figures).seconds),)),
-        *(_big(sums.counters[_FIGURES[name]]) for name in names),
-    ]
-
-
-def _print_narrow(
-    cells: "dict[str, Totals]", heads: list[str], rows: list[list[str]], width: int
-) -> list[str]:
-    """Print a line for what guests are and one for their figures; returns the columns that fit."""
-    fitting = len(heads)
-    while fitting > 1:
-        head, rule, *lines = aligned_lines(heads[:fitting], [row[:fitting] for row in rows])
-        if len(rule) <= width:
-            break
-        fitting -= 1
-    print(f"\n{head}\n{rule}")
-    for cell, line in zip(cells, lines, strict=True):
-        print(f"{cell}\n{line}")
-    print()
-    if fitting < len(heads):
-        print(f"without room: {', '.join(heads[fitting:])}; --json has all of them")
-    return heads[:fitting]
+    check_output(path, force=True)
+    return lambda vm, at: take(vm, at=at + 1, label=label).write(path)
 
 
 def _print_violation(path: Path, spec: "Spec", found: "Violation") -> int:
-    """Say what did not hold, and how to see it again."""
+    """Print what did not hold and the command that shows it again; returns the exit status."""
     plan = spec.plan(found.guest)
-    _say(f"guest {found.guest} ({plan.cell}, key {plan.stream.key:#x}), operation {found.operation}:")
-    print(f"  {found.what}", file=sys.stderr)
-    print(f"  again: gmemcore stress {path} --guest {found.guest} --until {found.operation}", file=sys.stderr)
+    complain(
+        "stress",
+        f"guest {found.guest} ({plan.cell}, key {plan.stream.key:#x}), operation {found.operation}:\n"
+        f"  {found.what}\n"
+        f"  again: gmemcore stress {path} --guest {found.guest} --until {found.operation}",
+    )
     return 1

@@ -10,8 +10,7 @@ import msgspec
 from gmemcore.analysis.runs import StressRun, run_of
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.names import chosen
-from gmemcore.results.environment import as_object, environment
-from gmemcore.stress.distributed import Cluster
+from gmemcore.stress.processes import Processes
 from gmemcore.stress.run import check_memory, open_log, serial
 from gmemcore.stress.run import run as run_fleet
 from gmemcore.stress.spec import Spec, check
@@ -48,7 +47,7 @@ def stress(
     vm_types, abis, firmware : str, or a sequence of them, or None
         In place of the spec's; ``"SNP,TDX"``.
     workers : int
-        Processes on this machine; more than one need the extra ``distributed``. Results are the same.
+        Worker processes on this machine. Results are the same for any number.
     log : str, Path or None
         A file that keeps what is done; None keeps nothing.
     resume : bool
@@ -90,13 +89,13 @@ def stress(
     check_memory(fleet, workers)
     if resume and log is None:
         raise InvalidArgumentError("resume needs the log that it goes on with, as log='fleet.log'")
-    runner = serial if workers == 1 else Cluster(workers)
+    runner = serial if workers == 1 else Processes(workers)
     if log is None:
         done = run_fleet(fleet, runner=runner, workers=workers)
     else:
         with open_log(Path(log), fleet, resume=resume) as kept:
             done = run_fleet(fleet, log=kept, runner=runner, workers=workers)
-    run = run_of(line.encode() for line in json_lines(done, as_object(environment())))
+    run = run_of(json_lines(done))
     assert isinstance(run, StressRun)
     return run
 

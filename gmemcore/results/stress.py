@@ -16,6 +16,8 @@ class StressFirst(msgspec.Struct, frozen=True):
     code: str
     spec_hash: str
     spec: dict[str, Any]
+    kind: str = "stress"
+    schema: Count = 1
 
 
 class StressGuest(msgspec.Struct, frozen=True):

@@ -116,7 +116,7 @@ class Log:
                 self._header_to_replace_by = header
                 return
             if not resume and holds:
-                raise LogError(f"{path} holds results; --resume goes on with them, --fresh begins anew")
+                raise LogError(f"{path} holds results; --resume continues with them, --fresh starts over")
             self._guests = self._read(header)
         except BaseException:
             os.close(self._fd)

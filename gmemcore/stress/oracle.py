@@ -93,7 +93,7 @@ def answer(machine: Machine, request: Request, runs: list[Run]) -> Answer:
     try:
         return Answer("OK", None, joined(_RULES[request.step](machine, request, runs)))
     except _Stopped as stopped:
-        return Answer(stopped.outcome, stopped.page, joined(stopped.left or runs))
+        return Answer(stopped.outcome, stopped.page, joined(runs if stopped.left is None else stopped.left))
 
 
 def joined(runs: list[Run]) -> list[Run]:

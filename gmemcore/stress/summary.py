@@ -7,30 +7,32 @@ from typing import Any
 import msgspec
 
 from gmemcore.engine.counters import COUNTER_NAMES
+from gmemcore.errors import MissingExtraError
+from gmemcore.files.records import lines_of
+from gmemcore.files.writing import replacing
+from gmemcore.results.environment import as_object, environment
+from gmemcore.results.kinds import SCHEMA
+from gmemcore.results.stress import StressFirst
 from gmemcore.stress.run import Run
 from gmemcore.stress.work import code_id
 
 
-class MissingExtraError(RuntimeError):
-    """A library that isn't installed, and how to install it."""
-
-
-def json_lines(run: Run, environment: dict[str, Any]) -> Iterator[str]:
-    """Return a line about the run, a line a guest, in order, and a line with the sums.
+def json_lines(run: Run) -> Iterator[bytes]:
+    """Yield the lines of a run file: one about the run, one per guest in order, the sums, the end record.
 
     Lines of guests are the same for any number of workers and any chunks, but for ``seconds``.
     """
-    spec = msgspec.to_builtins(run.spec)
-    yield _line({"environment": environment, "code": code_id(), "spec_hash": run.spec.hash, "spec": spec})
-    for number in sorted(run.merger.results):
-        yield _line(msgspec.to_builtins(run.merger.results[number]))
+    first = StressFirst(
+        environment=as_object(environment()),
+        code=code_id(),
+        spec_hash=run.spec.hash,
+        spec=msgspec.to_builtins(run.spec),
+        schema=SCHEMA,
+    )
+    guests = (run.merger.results[number] for number in sorted(run.merger.results))
     cells = {cell: totals.asdict() for cell, totals in run.merger.by_cell().items()}
-    last = {"total": run.merger.all.asdict(), "cells": cells, "violation": msgspec.to_builtins(run.violation)}
-    yield _line(last)
-
-
-def _line(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
+    sums = {"total": run.merger.all.asdict(), "cells": cells, "violation": run.violation}
+    return lines_of(first, (*guests, sums))
 
 
 def rows(run: Run) -> list[dict[str, Any]]:
@@ -67,7 +69,8 @@ def write_parquet(path: Path, run: Run) -> None:
     flat = rows(run)
     names = list(dict.fromkeys(name for row in flat for name in row))
     columns = {name: [row.get(name, 0) for row in flat] for name in names}
-    parquet.write_table(pyarrow.table(columns), path)
+    with replacing(path) as file:
+        parquet.write_table(pyarrow.table(columns), file)
 
 
 def import_pyarrow() -> tuple[Any, Any]:

@@ -53,7 +53,7 @@ def run_chunk(spec: bytes, guests: Sequence[int], code: str) -> bytes:
     """
     if code != code_id():
         return msgspec.json.encode(ChunkResult(code_id()))
-    _prepare()
+    prepare()
     results: list[GuestResult] = []
     for number in guests:
         found = run_guest(_decoded(spec), number)
@@ -69,8 +69,8 @@ def decode_chunk(text: bytes) -> ChunkResult:
 
 
 @cache
-def _prepare() -> None:
-    """Make this process quick: once, since nothing here is undone."""
+def prepare() -> None:
+    """Compile kernels and keep freed memory in this process, once."""
     warmup()
     keep_freed_memory()  # each guest then gets the memory of the one before, without page faults
     gc.collect()
