@@ -8,7 +8,7 @@ with its methods.
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -16,7 +16,7 @@ from gmemcore.engine.backing import BACKINGS, Backing
 from gmemcore.errors import ERRNO_NUMBERS, GmemError, InputError, OutOfMemoryError
 from gmemcore.files.reading import decode_json, read_file
 from gmemcore.machine import create_vm
-from gmemcore.policy import ABIS, ALIASES, capability
+from gmemcore.policy import abi_names, capability
 from gmemcore.uapi import Capability, Firmware, PageType, VmType
 
 MAX_BYTES: Final = 16 << 20
@@ -146,6 +146,13 @@ def sparse(backing: str) -> Callable[[int], Backing]:
 
 Seen = dict[str, Any]
 Step = dict[str, Any]
+
+
+class Answer(NamedTuple):
+    """What came of a step: its outcome, and what was seen, by name."""
+
+    outcome: str
+    seen: Seen
 
 
 def _file(machine: Machine, step: Step) -> Any:
@@ -363,8 +370,8 @@ def read_vectors(path: Path) -> VectorFile:
         raise VectorError(f"{path}: {error.strerror}") from error
     except InputError as error:
         raise VectorError(str(error)) from error
-    if vectors.abi not in {*ABIS, *ALIASES}:
-        raise VectorError(f"{path}: unknown abi {vectors.abi!r}; known: {', '.join([*ABIS, *ALIASES])}")
+    if vectors.abi not in abi_names():
+        raise VectorError(f"{path}: unknown abi {vectors.abi!r}; known: {', '.join(abi_names())}")
     for case in vectors.cases:
         if not 0 <= case.seed < 1 << 64:
             raise VectorError(f"{path}: case {case.name!r}: seed {case.seed} isn't an unsigned 64-bit number")
@@ -490,15 +497,24 @@ def run_case(machine: Machine, case: Case) -> CaseResult:
     return CaseResult(passed, tuple(skipped), tuple(known))
 
 
-def _run_step(machine: Machine, number: int, step: Step) -> Wrong | None:
-    outcome, seen = "OK", {}
+def perform(machine: Machine, step: Step) -> Answer:
+    """Do one step, and return what came of it.
+
+    Raises
+    ------
+    VectorError
+        The step names a file that was never created.
+    """
     try:
-        seen = OPERATIONS[step["op"]].run(machine, step)
+        return Answer("OK", OPERATIONS[step["op"]].run(machine, step))
     except _Outcome as refused:
-        outcome, seen = refused.error.outcome, refused.seen
+        return Answer(refused.error.outcome, refused.seen)
     except GmemError as error:
-        outcome = error.outcome
-    differences = _differences(step, outcome, seen)
+        return Answer(error.outcome, {})
+
+
+def _run_step(machine: Machine, number: int, step: Step) -> Wrong | None:
+    differences = _differences(step, *perform(machine, step))
     what, expected, found = next(differences, ("", None, None))
     return Wrong(number, step["op"], what, str(expected), str(found)) if what else None
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import VECTORS
 
-from gmemcore.cli.kvm import app
+from gmemcore.cli import main
 
 P = 4096
 
@@ -21,9 +21,10 @@ def run(capsys):
     """Return a function that runs the subcommand and gives back status, stdout and stderr."""
 
     def run_once(*words):
-        status = app([str(word) for word in words], result_action="return_value")
+        with pytest.raises(SystemExit) as ended:
+            main(["kvm", *map(str, words)])
         captured = capsys.readouterr()
-        return SimpleNamespace(status=status, out=captured.out, err=captured.err)
+        return SimpleNamespace(status=ended.value.code, out=captured.out, err=captured.err)
 
     return run_once
 
@@ -150,3 +151,61 @@ def test_unreadable_outranks_different(run, mappable, vectors, tmp_path):
     assert "odd.json" in result.err
     assert "not created" in result.err
     assert "2 files unreadable" in result.out
+
+
+# ---- fuzz ------------------------------------------------------------------------------------------------
+
+
+@has_kvm
+def test_fuzz_prints_coverage_and_the_rate(run, mappable, tmp_path):
+    result = run("fuzz", "--steps", 500, "--seed", 3, "--folder", tmp_path / "new")
+    assert result.status == 0
+    assert "500 steps in 3 walks on Linux" in result.out
+    assert "no difference" in result.out
+    assert "slot_add" in result.out
+    assert max(map(len, result.out.splitlines())) <= 80
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+@has_kvm
+def test_fuzz_for_programs(run, mappable, tmp_path):
+    record = json.loads(run("fuzz", "--steps", 300, "--folder", tmp_path, "--json").out)
+    assert record["steps"] == 300
+    assert sum(row["count"] for row in record["coverage"]) == 300
+    assert record["difference"] is None
+
+
+@has_kvm
+def test_fuzz_that_finds_something_ends_with_1(run, mappable, tmp_path, monkeypatch):
+    monkeypatch.setattr("gmemcore.machine.memslots.MOST_SLOTS", 10**6, raising=False)
+    monkeypatch.setattr("gmemcore.machine.vm.VmFace.delete_memslot", lambda vm, slot: None)
+    result = run("fuzz", "--steps", 5000, "--folder", tmp_path)
+    assert result.status == 1
+    assert "the model's outcome is" in result.out
+    (path,) = tmp_path.glob("difference-*.json")
+    assert f"Written to {path}" in result.out
+    assert json.loads(path.read_text())["cases"][0]["steps"]
+
+
+@has_kvm
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "0"], "more than 0"),
+        (["--seconds", "-1"], "more than 0"),
+        (["--seed", "-1"], "0 or more"),
+        (["--vm-type", "PKVM"], "PKVM can't be walked on this host"),
+        (["--vm-type", "nothing"], "VM type"),
+    ],
+)
+def test_fuzz_refuses(run, words, message, tmp_path):
+    result = run("fuzz", *words, "--folder", tmp_path)
+    assert result.status == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_fuzz_without_kvm(run, no_kvm, tmp_path):
+    result = run("fuzz", "--folder", tmp_path)
+    assert result.status == 2
+    assert "/dev/no-such-kvm can't be opened" in result.err

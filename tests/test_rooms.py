@@ -16,6 +16,7 @@ FLOORS = [
     {"front"},
     {"analysis", "benchmark", "stress"},
     {"workload"},
+    {"fuzz"},
     {"kvm"},
     {"vmm", "conformance"},
     {"machine"},

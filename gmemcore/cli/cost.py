@@ -1,5 +1,6 @@
 """``gmemcore cost``: cost files, what they predict for recorded runs, and what this host can fill in."""
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -44,6 +45,32 @@ def template(*, output: _Output = None, force: ForceSwitch = False) -> None:
         if output is not None:
             check_output(output, force=force)
         _write(cost_text(CostFile(title="my machine")), output)
+
+
+@app.command(name="list")
+def list_shipped(*, as_json: JsonSwitch = False) -> None:
+    """List the cost files that ship with gmemcore: their figures, each with its public source.
+
+    Their names can be given wherever a cost file can. No public figure is known for RMPUPDATE, PVALIDATE or
+    SNP_LAUNCH_UPDATE, so no file prices them.
+    """
+    from gmemcore.workload.cost import shipped
+
+    files = shipped()
+    if as_json:
+        say_json([{"name": name, **_figures(cost)} for name, cost in files.items()])
+        return
+    indent = " " * 4
+    for name, cost in files.items():
+        say(f"{name}: {cost.title}")
+        for event, figure in cost.events.items():
+            say(f"  {event}: {figure.ns_each:,.0f} ns")
+            say(textwrap.fill(figure.source, 78, initial_indent=indent, subsequent_indent=indent))
+
+
+def _figures(cost: "CostFile") -> dict[str, Any]:
+    events = {name: {"ns": each.ns_each, "source": each.source} for name, each in cost.events.items()}
+    return {"title": cost.title, "events": events}
 
 
 @app.command

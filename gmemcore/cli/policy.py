@@ -2,9 +2,10 @@
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import cyclopts
@@ -16,8 +17,9 @@ from rich.table import Table
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.policy import (
     ABIS,
-    ALIASES,
     DEFAULT_ABI,
+    HISTORY,
+    UPSTREAM,
     Abi,
     Cell,
     CellKey,
@@ -56,7 +58,12 @@ class Selection:
         )
 
 
-_Abi = Annotated[str | None, Parameter(help=f"One of: {', '.join([*ABIS, *ALIASES])}.")]
+_Abi = Annotated[
+    str | None,
+    Parameter(
+        help=f"One of: {', '.join(ABIS)}; v6 to v12 and merged, which are v13; linux-6.8 to linux-7.3."
+    ),
+]
 _Cells = Annotated[Selection | None, Parameter(name="*")]
 _Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
 _Why = Annotated[bool, Parameter(negative="", help="Say why one cell is as it is, and the source.")]
@@ -84,11 +91,27 @@ def show(
         elif why:
             _print_why(selected.of(DEFAULT_ABI if abi is None else abi))
         else:
-            _print_tables(
-                get_abi(DEFAULT_ABI if abi is None else abi),
-                selected,
-                _markdown_table if markdown else _rich_table,
-            )
+            print_table = _markdown_table if markdown else _table_with_status
+            _print_tables(get_abi(DEFAULT_ABI if abi is None else abi), selected, print_table)
+
+
+@app.command(name="list")
+def list_revisions(*, as_json: _Json = False) -> None:
+    """List every revision, proposal and release: when it was posted, where, and what became of it."""
+    if as_json:
+        _print_json(asdict(row) for row in HISTORY)
+        return
+    print(UPSTREAM)
+    for row in HISTORY:
+        modelled = {row.name: "", None: ", not modelled"}.get(row.abi, f", modelled as {row.abi}")
+        print(f"\n{row.name}: {', '.join(part for part in (row.status, row.date) if part)}{modelled}")
+        print("\n".join(_wrapped(row.summary, "  ")))
+        if row.message_id:
+            print(f"  <{row.message_id}>")
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, 78, initial_indent=indent, subsequent_indent=indent)
 
 
 @app.command
@@ -203,6 +226,12 @@ def _print_tables(abi: Abi, selected: Selection, print_table: Callable[[str, lis
     flags = [bit for bit in known if selected.flag is None or bit == _flag(selected.flag)]
     rows = abi_table(abi, selected.of(abi.name), flags)
     print_table(f"{abi.name}: {abi.title}", rows, TABLE_LEGEND)
+
+
+def _table_with_status(title: str, rows: list[Row], legend: str) -> None:
+    """Print what is upstream, then a table."""
+    print(f"{UPSTREAM}\n")
+    _rich_table(title, rows, legend)
 
 
 def _rich_table(title: str, rows: list[Row], legend: str) -> None:

@@ -17,6 +17,7 @@ from gmemcore.errors import (
     BadFileError,
     GmemError,
     InvalidArgumentError,
+    MmioExit,
     NotMappableError,
     OutOfMemoryError,
     PagePinnedError,
@@ -108,7 +109,8 @@ class KvmVm:
     vm_type : VmType
         One that the kernel offers; see `probe`.
     two_backings : bool
-        Give every file ordinary memory beside it for what is shared, as before conversion in place.
+        Give every file that the host can't map ordinary memory beside it for what is shared, as before
+        conversion in place.
 
     Raises
     ------
@@ -129,6 +131,7 @@ class KvmVm:
         self._vcpu: Vcpu | None = None
         self._own: Placement | None = None
         self._private = PrivateFrames()
+        self._mmio_frames: set[int] = set()
         if vm_type not in VM_TYPE_NUMBERS:
             raise InvalidArgumentError(f"KVM has no VM type {vm_type}; known: {', '.join(VM_TYPE_NUMBERS)}")
         kvm = transport.open()
@@ -182,6 +185,9 @@ class KvmVm:
             self._set_region(
                 *(slot, KVM_MEM_GUEST_MEMFD, gpa, size, userspace_address, gmem_offset, fd & 0xFFFFFFFF)
             )
+        if size == 0:  # which deletes a memslot, whatever the flags
+            self.memslots.pop(slot, None)
+            return
         assert gmem is not None, "the kernel took a memslot without a file"
         self.memslots[slot] = Slot(gpa, size, gmem, gmem_offset)
 
@@ -228,13 +234,29 @@ class KvmVm:
 
     def guest_read(self, gpa: int, size: int, private: bool | None = None) -> bytes:
         """Read as the guest does, on a vCPU. The kind follows the attribute, and private is ignored."""
-        with _refusals():
-            return self._vcpu_beside(gpa, size).read(gpa, size)
+        with self._guest_access(gpa, size) as vcpu:
+            return vcpu.read(gpa, size)
 
     def guest_write(self, gpa: int, data: bytes, private: bool | None = None) -> None:
         """Write as the guest does; see `guest_read`."""
-        with _refusals():
-            self._vcpu_beside(gpa, len(data)).write(gpa, data)
+        with self._guest_access(gpa, len(data)) as vcpu:
+            vcpu.write(gpa, data)
+
+    @contextmanager
+    def _guest_access(self, gpa: int, size: int) -> Iterator[Vcpu]:
+        try:
+            with _refusals():
+                yield self._vcpu_beside(gpa, size)
+        except MmioExit as error:
+            self._mmio_frames.add(error.gpa >> PAGE_SHIFT)
+            raise
+
+    def has_stale_mmio(self, gpa: int, size: int) -> bool:
+        """Whether a range has a private frame that was MMIO before. KVM's entry for that outlives it."""
+        frames = range(gpa >> PAGE_SHIFT, -(-(gpa + size) >> PAGE_SHIFT))
+        return any(
+            frame in self._mmio_frames and bool(self._private.runs(frame, frame + 1)) for frame in frames
+        )
 
     @property
     def vcpu(self) -> Vcpu:
@@ -302,7 +324,7 @@ class KvmFile:
         self.size = size
         self.flags = flags
         self._transport = vm.transport
-        self._beside: int | None = None
+        self._beside = self._transport.shared_memory(size) if self.two_backings else None
         self._address: int | None = None
         self._pins: dict[int, int] = {}
 
@@ -320,18 +342,19 @@ class KvmFile:
         return self.fd < 0
 
     @property
+    def two_backings(self) -> bool:
+        """Whether shared memory lies beside the file. A file that the host can map is the only backing."""
+        return self.vm.two_backings and not self.flags & GuestMemfdFlag.MMAP
+
+    @property
     def mappable(self) -> bool:
         """Whether the host can map what it shares with the guest."""
-        return self.vm.two_backings or bool(self.flags & GuestMemfdFlag.MMAP)
+        return self.two_backings or bool(self.flags & GuestMemfdFlag.MMAP)
 
     @property
     def _host(self) -> int:
-        """What the host maps: the file, or the ordinary memory beside it, made at its first use."""
-        if not self.vm.two_backings:
-            return self.fd
-        if self._beside is None:
-            self._beside = self._transport.shared_memory(self.size)
-        return self._beside
+        """What the host maps: the file, or the ordinary memory beside it."""
+        return self.fd if self._beside is None else self._beside
 
     def userspace_address(self, offset: int, size: int) -> int:
         """Where this process has a range mapped, for memslots; 0 if it has not, or can't.
@@ -429,7 +452,7 @@ class KvmFile:
 
     def discard_shared(self, offset: int, size: int) -> None:
         """Discard the host's side of a range: the VMM's step where there are two backings."""
-        if not self.vm.two_backings:
+        if not self.two_backings:
             raise UnsupportedOperationError("there is one backing, converted in place")
         with _refusals():
             mode = FallocateMode.KEEP_SIZE | FallocateMode.PUNCH_HOLE

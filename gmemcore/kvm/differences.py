@@ -6,14 +6,16 @@ else. What isn't here is a difference, and ``gmemcore kvm conform`` says so.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from enum import Enum, auto
+from typing import TYPE_CHECKING, NamedTuple
 
 from gmemcore.errors import GmemError
 from gmemcore.kvm.missed import Step, size_of
-from gmemcore.uapi import PAGE_SIZE
+from gmemcore.uapi import KVM_SET_MEMORY_ATTRIBUTES, PAGE_SIZE
 
 if TYPE_CHECKING:
     from gmemcore.kvm.client import KvmVm
+    from gmemcore.kvm.probe import VmOffer
 
 Version = tuple[int, int]
 
@@ -23,6 +25,27 @@ MAX_FILE_SIZE = (1 << 63) - 1
 """Largest offset of the virtual file system (``MAX_LFS_FILESIZE``)."""
 MOST_ADDRESS_BITS = 52
 """Of a physical address of x86."""
+
+
+class Situation(NamedTuple):
+    """A step that came out otherwise: where it was done, and what the VM type offers."""
+
+    vm: "KvmVm"
+    step: Step
+    offer: "VmOffer | None"
+
+
+class Follow(Enum):
+    """What is done after a known difference, so that model and kernel have the same state again."""
+
+    NOTHING = auto()
+    """Neither side changed anything."""
+    MODEL_OMITS = auto()
+    """The model hasn't done the step, which the kernel refused."""
+    MODEL_DELETES = auto()
+    """The model deletes the step's memslot, as the kernel did."""
+    KERNEL_DELETES = auto()
+    """The kernel deletes the step's memslot, which it should have refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +61,11 @@ class Difference:
     since, before : (major, minor)
         Kernels that answer so, half-open; before None: all that are known.
     when : callable
-        Whether this step of a VM is such a one.
+        Whether it applies to a step.
     why : str
         What the kernel does.
+    follow : Follow
+        What is done about it.
     """
 
     op: str
@@ -48,48 +73,102 @@ class Difference:
     found: str
     since: Version
     before: Version | None
-    when: "Callable[[KvmVm, Step], bool]"
+    when: "Callable[[Situation], bool]"
     why: str
 
+    follow: Follow = Follow.NOTHING
 
-def _unaligned_or_empty(_: "KvmVm", step: Step) -> bool:
+
+def _unaligned_or_empty(at: Situation) -> bool:
+    step = at.step
     return bool(step["size"] == 0 or step.get("offset", 0) % PAGE_SIZE)
 
 
-def _mapped_beyond_files(_: "KvmVm", step: Step) -> bool:
+def _mapped_beyond_files(at: Situation) -> bool:
+    step = at.step
     end = step.get("offset", 0) + size_of(step)
     return bool(-(-end // PAGE_SIZE) * PAGE_SIZE > MAX_FILE_SIZE)
 
 
-def _beyond_address_space(_: "KvmVm", step: Step) -> bool:
+def _beyond_address_space(at: Situation) -> bool:
+    step = at.step
     return bool(step["size"] >= 1 << 46)
 
 
-def _free_in_gpa(vm: "KvmVm", step: Step) -> bool:
+def _large_and_private(at: Situation) -> bool:
+    return not at.step.get("shared", True) and bool(at.step["size"] >= 1 << 30)
+
+
+def _free_in_gpa(at: Situation) -> bool:
+    step = at.step
     start, end = step["gpa"], step["gpa"] + step["size"]
-    return all(end <= slot.gpa or slot.gpa + slot.size <= start for slot in vm.memslots.values())
+    return all(end <= slot.gpa or slot.gpa + slot.size <= start for slot in at.vm.memslots.values())
 
 
-def _beyond_guest_memory(vm: "KvmVm", step: Step) -> bool:
+def _beyond_guest_memory(at: Situation) -> bool:
     try:
-        bits = vm.vcpu.address_bits
+        bits = at.vm.vcpu.address_bits
     except GmemError:
         bits = MOST_ADDRESS_BITS
-    return bool(step["gpa"] + step["size"] > 1 << bits)
+    return bool(at.step["gpa"] + at.step["size"] > 1 << bits)
 
+
+def _stale_mmio(at: Situation) -> bool:
+    return at.vm.has_stale_mmio(at.step["gpa"], size_of(at.step))
+
+
+def _file_range_overflows(at: Situation) -> bool:
+    offset = at.step.get("gmem_offset", 0)
+    return bool(offset < 1 << 63 <= offset + at.step["size"])
+
+
+def _without_vm_attributes(at: Situation) -> bool:
+    step = at.step
+    asks = step["op"] == "vm_set" or (step["fd"] == "vm" and step["request"] == KVM_SET_MEMORY_ATTRIBUTES)
+    return bool(asks) and at.offer is not None and not at.offer.vm_attributes
+
+
+_STALE_ANSWERS = (("OK", "MEMORY_FAULT"), ("MMIO", "MEMORY_FAULT"), ("MEMORY_FAULT", "MMIO"))
 
 DIFFERENCES = (
     Difference(
         *("slot_add", "EEXIST", "EINVAL", FIRST_KERNEL, (6, 19), _free_in_gpa),
-        "a range of the file that is bound already was a wrong argument before it was a conflict",
+        "a range of the file that is bound already was EINVAL before it was EEXIST",
     ),
     *(
         Difference(
             *("slot_add", written, "EINVAL", FIRST_KERNEL, None, _beyond_guest_memory),
-            "a memslot must end within the physical addresses that this host can give a guest; the file, and "
-            "what else is bound to it, can come after that",
+            "a memslot must end within the guest addresses of this host, which is checked before the file",
+            Follow.MODEL_OMITS if written == "OK" else Follow.NOTHING,
         )
         for written in ("OK", "EEXIST", "EBADF")
+    ),
+    *(
+        Difference(
+            *(op, written, found, FIRST_KERNEL, None, _stale_mmio),
+            "a fault of kvm_mmu_page_fault: a frame that is private now and was MMIO counts as shared",
+            Follow.MODEL_OMITS if (op, written) == ("guest_write", "OK") else Follow.NOTHING,
+        )
+        for op in ("guest_read", "guest_write")
+        for written, found in _STALE_ANSWERS
+    ),
+    Difference(
+        *("slot_add", "EINVAL", "OK", (6, 18), (6, 19), _file_range_overflows),
+        "a fault of kvm_gmem_bind: the end of the file's range is a signed number, and 2^63 below every size",
+        Follow.KERNEL_DELETES,
+    ),
+    Difference(
+        *("slot_add", "EINVAL", "OK", FIRST_KERNEL, None, lambda at: at.step["size"] == 0),
+        "size 0 deletes the memslot",
+        Follow.MODEL_DELETES,
+    ),
+    *(
+        Difference(
+            *(op, written, "ENOTTY", FIRST_KERNEL, None, _without_vm_attributes),
+            "this kernel is built without attributes of a VM (KVM_GENERIC_MEMORY_ATTRIBUTES)",
+        )
+        for op in ("vm_set", "ioctl")
+        for written in ("OK", "EINVAL", "EFAULT")
     ),
     *(
         Difference(
@@ -97,6 +176,13 @@ DIFFERENCES = (
             "the mapping doesn't fit into the address space, which is looked at before the file",
         )
         for written in ("OK", "ENODEV", "EINVAL")
+    ),
+    *(
+        Difference(
+            *("mmap", written, "ENOMEM", FIRST_KERNEL, None, _large_and_private),
+            "a private mapping is charged against this host's memory before the file is asked",
+        )
+        for written in ("ENODEV", "EINVAL")
     ),
     *(
         Difference(
@@ -120,12 +206,37 @@ def version_of(release: str) -> Version:
     return int(numbers[0]), int(numbers[1])
 
 
-def known_difference(release: str, vm: "KvmVm", step: Step, outcome: str) -> Difference | None:
-    """The row that excuses this outcome of a step on this kernel, or None."""
-    version = version_of(release)
+def known_difference(
+    release: str,
+    vm: "KvmVm",
+    step: Step,
+    outcome: str,
+    *,
+    offer: "VmOffer | None" = None,
+    written: str | None = None,
+) -> Difference | None:
+    """Return the row that excuses this outcome of a step on this kernel, or None.
+
+    Parameters
+    ----------
+    release : str
+        Of the kernel.
+    vm : KvmVm
+        Where the step was done.
+    step : dict
+        The step.
+    outcome : str
+        The kernel's.
+    offer : VmOffer or None
+        What the VM type offers on this host, where that is known.
+    written : str or None
+        The outcome that the step should have; None: as it says.
+    """
+    version, at = version_of(release), Situation(vm, step, offer)
+    expected = step.get("expect", "OK") if written is None else written
     for row in DIFFERENCES:
-        if (row.op, row.written, row.found) != (step["op"], step.get("expect", "OK"), outcome):
+        if (row.op, row.written, row.found) != (step["op"], expected, outcome):
             continue
-        if row.since <= version and (row.before is None or version < row.before) and row.when(vm, step):
+        if row.since <= version and (row.before is None or version < row.before) and row.when(at):
             return row
     return None

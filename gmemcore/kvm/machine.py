@@ -7,7 +7,7 @@ A kernel can't do every step: `gmemcore.kvm.rules` has those that it isn't asked
 from typing import Any
 
 from gmemcore.kvm.client import KvmFile, KvmVm, check_extension
-from gmemcore.kvm.differences import known_difference
+from gmemcore.kvm.differences import Difference, known_difference
 from gmemcore.kvm.missed import Missed, Range, Step, size_of
 from gmemcore.kvm.probe import Host, VmOffer
 from gmemcore.kvm.rules import GUEST_OPS, RULES, Context
@@ -69,11 +69,17 @@ class KvmMachine:
 
     def known_difference(self, step: Step, outcome: str) -> str | None:
         """Return why this kernel answers so, or None if nothing is known. A known step counts as not done."""
-        row = known_difference(self.transport.release, self.vm, step, outcome)
+        row = self.difference(step, outcome)
         if row is None:
             return None
         self._miss(step)
         return row.why
+
+    def difference(self, step: Step, outcome: str, written: str | None = None) -> Difference | None:
+        """Return the known difference that a step shows; see `known_difference`."""
+        return known_difference(
+            self.transport.release, self.vm, step, outcome, offer=self.offer, written=written
+        )
 
     def close(self) -> None:
         """Close the VM and its files."""

@@ -9,10 +9,13 @@ from gmemcore.kvm.client import KvmFile
 from gmemcore.kvm.missed import Step, size_of
 from gmemcore.kvm.probe import VmOffer
 from gmemcore.kvm.structs import CAPABILITIES
+from gmemcore.policy import get_abi
 from gmemcore.uapi import (
     KVM_SET_MEMORY_ATTRIBUTES,
     KVM_SET_MEMORY_ATTRIBUTES2,
+    MEMORY_ATTRIBUTES_STRUCT,
     PAGE_SIZE,
+    FallocateMode,
     GuestMemfdFlag,
 )
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 MOST_PINS = 256
 """Pages of a pin step; each costs a file descriptor."""
+MOST_ATTRIBUTE_PAGES = 1 << 18
+"""Pages of a vm_set step: 1 GiB. KVM stores these attributes page by page, and can't be stopped meanwhile."""
 GUEST_OPS = frozenset({"guest_read", "guest_write"})
 _IN_PLACE_FLAGS = GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED
 
@@ -35,8 +40,9 @@ class Context:
 
     @property
     def same_abi(self) -> bool:
-        """Whether the vectors are about the revision that this kernel has."""
-        return self.machine.abi.name == self.offer.abi
+        """Whether the vectors are about the revision that this kernel has, by family for released kernels."""
+        kernel = get_abi(self.offer.abi)
+        return self.machine.abi.name == kernel.name or (self.machine.abi.legacy and kernel.legacy)
 
     @property
     def expected(self) -> str:
@@ -93,6 +99,29 @@ def _other_revision(context: Context) -> str:
     return f"the vectors are about {context.machine.abi.name}, this kernel's interface is {context.offer.abi}"
 
 
+def attribute_pages(step: Step) -> int:
+    """Return how many pages' attributes an accepted vm_set stores; 0 for one that is refused."""
+    address, size = step["address"], step["size"]
+    refused = step.get("flags", 0) or (address | size) % PAGE_SIZE or address + size > 1 << 64
+    return 0 if refused else int(size // PAGE_SIZE)
+
+
+def _stores_too_many(context: Context) -> bool:
+    step = context.step
+    if step["op"] == "ioctl":
+        argument = bytes.fromhex(step["argument"] or "")
+        if step["request"] != KVM_SET_MEMORY_ATTRIBUTES or len(argument) < MEMORY_ATTRIBUTES_STRUCT.size:
+            return False
+        fields = MEMORY_ATTRIBUTES_STRUCT.unpack_from(argument)
+        step = dict(zip(("address", "size", "attributes", "flags"), fields, strict=True))
+    return attribute_pages(step) > MOST_ATTRIBUTE_PAGES
+
+
+def _allocates_too_many(context: Context) -> bool:
+    allocates = context.step["mode"] == FallocateMode.KEEP_SIZE and context.expected == "OK"
+    return bool(allocates and context.step["size"] > MOST_ATTRIBUTE_PAGES * PAGE_SIZE)
+
+
 def _needs_vm_attributes(context: Context) -> bool:
     """An attribute request to the VM fd, where it has none."""
     step = context.step
@@ -114,10 +143,12 @@ def _legacy_elsewhere(context: Context) -> bool:
     return context.machine.abi.legacy and context.offer.in_place
 
 
-def _legacy_with_mmap(context: Context) -> bool:
+def _mapped_files_differ(context: Context) -> bool:
+    """Accesses to a file that the host can map, where the vectors have memory beside it and kernels don't."""
+    abi = context.machine.abi
     files = context.files_behind if context.step["op"] in GUEST_OPS else [context.file]
     mapped = any(gmem is not None and gmem.flags & GuestMemfdFlag.MMAP for gmem in files)
-    return context.machine.abi.legacy and mapped
+    return abi.legacy and not abi.mapped_alone and mapped
 
 
 def _attributes_elsewhere(context: Context) -> bool:
@@ -181,6 +212,8 @@ RULES = (
     _rule(
         "vm_set ioctl", _needs_vm_attributes, "this kernel has no KVM_SET_MEMORY_ATTRIBUTES (called: ENOTTY)"
     ),
+    _rule("vm_set ioctl", _stores_too_many, "it would keep the kernel busy for minutes, page by page"),
+    _rule("fallocate", _allocates_too_many, "it would take more than 1 GiB of this host's memory"),
     _rule("ioctl", _other_vm_request, "a VM fd is sent none but the requests of the format"),
     _rule("check_cap", lambda c: c.step["cap"] not in CAPABILITIES, "the capability's number isn't settled"),
     _rule("check_cap", lambda c: not c.same_abi, _other_revision),
@@ -188,7 +221,7 @@ RULES = (
     _rule("create", _unoffered_flags, "a creation flag isn't offered for this VM type"),
     _rule("discard_shared", _refused, "it is no system call, and its refusals are the model's"),
     _rule(f"discard_shared slot_add {_TOUCHES}", _legacy_elsewhere, _ONE_BACKING),
-    _rule(f"discard_shared {_TOUCHES}", _legacy_with_mmap, _ONE_BACKING),
+    _rule(f"discard_shared {_TOUCHES}", _mapped_files_differ, _ONE_BACKING),
     _rule(_TOUCHES, lambda c: size_of(c.step) == 0, "it touches nothing"),
     _rule("host_read host_write pin", _unmappable, "the file was created without MMAP"),
     _rule("slot_add", _deletes, "size 0 deletes the memslot"),

@@ -465,7 +465,7 @@ class GuestMemfd:
             EOPNOTSUPP: `legacy` has two backings, and attributes that no file knows.
         """
         store = self._open(self._store)
-        if self._host is not store:
+        if self.vm.abi.legacy:
             raise UnsupportedOperationError("abi legacy has two backings; its steps are taken one by one")
         requests = _requests(steps, offsets, sizes, attributes, flags)
         with self.vm.lock, store.lock:

@@ -45,7 +45,16 @@ class LegacyVm(VmFace):
             return self._attributes.runs(0, 1 << 64 - PAGE_SHIFT)
 
     def _new_stores(self, size: int, flags: GuestMemfdFlag) -> tuple[Store, Store]:
-        store = self._new_store(size, private=not flags & GuestMemfdFlag.INIT_SHARED, host_maps=False)
+        """Return both sides of a file, or one store twice where the file is the only backing.
+
+        References
+        ----------
+        kvm_memslot_is_gmem_only.
+        """
+        alone = self.abi.mapped_alone and bool(flags & GuestMemfdFlag.MMAP)
+        store = self._new_store(size, private=not flags & GuestMemfdFlag.INIT_SHARED, host_maps=alone)
+        if alone:
+            return store, store
         return store, self._new_store(size, private=False, host_maps=True)
 
     def _resolve(self, gpa: int, size: int, *, private_side: bool = False) -> list[Segment]:

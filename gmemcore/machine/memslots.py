@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from gmemcore.engine.arguments import U64_MAX, check_aligned
-from gmemcore.errors import AlreadyExistsError, InvalidArgumentError
+from gmemcore.errors import AlreadyExistsError, GmemError, InvalidArgumentError
 from gmemcore.uapi import PAGE_SIZE
 
 FileT = TypeVar("FileT")
@@ -80,15 +80,26 @@ class Memslots(Generic[FileT]):
                     f"at {other.gpa:#x}+{other.size:#x}"
                 )
 
-    def bind(self, new: Memslot[FileT], file_size: int) -> None:
+    def bind(
+        self, new: Memslot[FileT], file_size: int, overlap: type[GmemError] = AlreadyExistsError
+    ) -> None:
         """Add a memslot whose region was checked to a file that takes it.
+
+        Parameters
+        ----------
+        new : Memslot
+            The memslot.
+        file_size : int
+            Bytes of its file.
+        overlap : type of GmemError
+            What is raised if the same file's range is in another memslot: EINVAL up to Linux 6.18.
 
         Raises
         ------
         InvalidArgumentError
             EINVAL: the range goes beyond the end of the file.
-        AlreadyExistsError
-            EEXIST: it overlaps the range of the same file in another memslot. (EINVAL up to Linux 6.18.)
+        GmemError
+            `overlap`: it overlaps the range of the same file in another memslot.
 
         References
         ----------
@@ -100,7 +111,7 @@ class Memslots(Generic[FileT]):
             )
         for slot in self._by_gpa:
             if slot.gmem is new.gmem and _overlap(slot.gmem_offset, new.gmem_offset, slot.size, new.size):
-                raise AlreadyExistsError(
+                raise overlap(
                     f"memslot file range {new.gmem_offset:#x}+{new.size:#x} is bound by memslot {slot.slot}"
                 )
         insort(self._by_gpa, new, key=lambda slot: slot.gpa)

@@ -33,6 +33,7 @@ from gmemcore.engine.steps import (
 )
 from gmemcore.engine.store import Store
 from gmemcore.errors import (
+    AlreadyExistsError,
     BadFileError,
     InvalidArgumentError,
     LaunchFinishError,
@@ -63,6 +64,7 @@ from gmemcore.uapi import (
 )
 
 MAX_THREADS: Final = 1024
+_FILE_OVERLAPS: Final = {"EEXIST": AlreadyExistsError, "EINVAL": InvalidArgumentError}
 
 
 class VmFace:
@@ -259,7 +261,7 @@ class VmFace:
         BadFileError
             EBADF: not an open guest_memfd.
         AlreadyExistsError
-            EEXIST: overlap in gpa, or of the file's range.
+            EEXIST: overlap in gpa, or of the file's range (there EINVAL up to Linux 6.18).
 
         Notes
         -----
@@ -271,13 +273,16 @@ class VmFace:
         """
         slot, gpa, size = as_int(slot, "slot"), as_u64(gpa, "gpa"), as_u64(size, "size")
         gmem_offset = as_u64(gmem_offset, "gmem_offset")
+        if not (self.abi.shared_files or self.platform.private_memory):
+            raise InvalidArgumentError(f"a {self.vm_type} VM has no memslots with a guest_memfd before 6.18")
         with self.lock:
             self._memslots.check_region(slot, gpa, size, gmem_offset)
             if not isinstance(gmem, GuestMemfd) or gmem.closed:
                 raise BadFileError(f"{gmem!r} isn't an open guest_memfd")
             if gmem.vm is not self:
                 raise InvalidArgumentError("the guest_memfd belongs to another Vm")
-            self._memslots.bind(Memslot(slot, gpa, size, gmem, gmem_offset), gmem.size)
+            overlap = _FILE_OVERLAPS[self.abi.file_overlap]
+            self._memslots.bind(Memslot(slot, gpa, size, gmem, gmem_offset), gmem.size, overlap)
 
     def delete_memslot(self, slot: int) -> None:
         """Delete a memslot; its file and the attributes there stay.

@@ -6,10 +6,12 @@ each posted revision and proposal answers; `lookup` has the questions. Pure Pyth
 
 from gmemcore.policy.abi import ASSIGNED, Abi, Flag, FlagsCapability, Rule
 from gmemcore.policy.effects import EFFECTS, Effect
+from gmemcore.policy.history import HISTORY, UPSTREAM, Posting, Status
 from gmemcore.policy.lookup import (
     OK,
     Cell,
     CellKey,
+    abi_names,
     byte_operations,
     capability,
     cell,
@@ -21,6 +23,7 @@ from gmemcore.policy.lookup import (
 )
 from gmemcore.policy.platforms import PLATFORMS, Accept, Platform, Populate, Tracking
 from gmemcore.policy.ranks import ByteOperation, Operations, Rank
+from gmemcore.policy.releases import RELEASES, release_of
 from gmemcore.policy.revisions import ABIS, ALIASES, DEFAULT_ABI
 
 __all__ = [
@@ -29,8 +32,11 @@ __all__ = [
     "ASSIGNED",
     "DEFAULT_ABI",
     "EFFECTS",
+    "HISTORY",
     "OK",
     "PLATFORMS",
+    "RELEASES",
+    "UPSTREAM",
     "Abi",
     "Accept",
     "ByteOperation",
@@ -42,9 +48,12 @@ __all__ = [
     "Operations",
     "Platform",
     "Populate",
+    "Posting",
     "Rank",
     "Rule",
+    "Status",
     "Tracking",
+    "abi_names",
     "byte_operations",
     "capability",
     "cell",
@@ -53,4 +62,5 @@ __all__ = [
     "flag_bits",
     "flag_name",
     "get_abi",
+    "release_of",
 ]

@@ -113,6 +113,12 @@ class Abi:
         A launch update without a source takes the bytes in place.
     legacy : bool
         Two backings, with attributes set by the VM-fd ioctl.
+    file_overlap : str
+        Errno name of a memslot for a range of a file that another memslot has bound.
+    mapped_alone : bool
+        Whether a file that the host can map is the only backing of its memslots (`legacy`, since 6.18).
+    shared_files : bool
+        Whether a guest_memfd can hold shared memory: creation flags exist, and every VM type can bind one.
     """
 
     name: str
@@ -124,6 +130,9 @@ class Abi:
     error_offset_must_be_zero: bool = False
     in_place_populate: bool = True
     legacy: bool = False
+    file_overlap: str = "EEXIST"
+    mapped_alone: bool = False
+    shared_files: bool = True
 
     def __hash__(self) -> int:
         """Hash by name: lookups are memoised by Abi, and hashing every row each time would be slow."""

@@ -12,6 +12,7 @@ from gmemcore.policy.abi import ASSIGNED, Abi, Flag, Rule
 from gmemcore.policy.effects import EFFECTS
 from gmemcore.policy.platforms import PLATFORMS, Platform
 from gmemcore.policy.ranks import ByteOperation, Operations
+from gmemcore.policy.releases import RELEASES
 from gmemcore.policy.revisions import ABIS, ALIASES, DEFAULT_ABI
 from gmemcore.uapi import (
     Capability,
@@ -91,16 +92,21 @@ def get_abi(name: str | Abi = DEFAULT_ABI) -> Abi:
         return name
     if not isinstance(name, str):
         raise TypeError(f"abi must be a name or an Abi, not {type(name).__name__}")
-    abi = ABIS.get(ALIASES.get(name, name)) or _by_plain_name().get(plain(name))
+    found = ALIASES.get(name, name)
+    abi = ABIS.get(found) or RELEASES.get(found) or _by_plain_name().get(plain(name))
     if abi is None:
-        known = ", ".join([*ABIS, *ALIASES])
-        raise InvalidArgumentError(f"unknown abi {name!r}; known: {known}")
+        raise InvalidArgumentError(f"unknown abi {name!r}; known: {', '.join(abi_names())}")
     return abi
+
+
+def abi_names() -> tuple[str, ...]:
+    """Return every name that `get_abi` takes."""
+    return (*ABIS, *ALIASES, *RELEASES)
 
 
 def _by_plain_name() -> dict[str, Abi]:
     """Every revision by its case-insensitive name, for lookups that no exact name satisfies."""
-    names = {name: ABIS[name] for name in ABIS} | {alias: ABIS[name] for alias, name in ALIASES.items()}
+    names = {**ABIS, **RELEASES} | {alias: ABIS[name] for alias, name in ALIASES.items()}
     return {plain(name): abi for name, abi in names.items()}
 
 
@@ -364,13 +370,15 @@ def _gmem_attributes(abi: Abi, platform: Platform) -> int:
     return MemoryAttribute.PRIVATE if not abi.legacy and platform.private_memory else 0
 
 
-def _gmem(_abi: Abi, _platform: Platform) -> int:
-    """GUEST_MEMFD: always there."""
-    return 1
+def _gmem(abi: Abi, platform: Platform) -> int:
+    """GUEST_MEMFD: whether a memslot can have one."""
+    return int(abi.shared_files or platform.private_memory)
 
 
 def _gmem_flags(abi: Abi, platform: Platform) -> int:
     """GUEST_MEMFD_FLAGS: with two backings, a file of private memory can't start shared."""
+    if not abi.shared_files:
+        return 0
     if abi.legacy and platform.private_memory:
         return GuestMemfdFlag.MMAP
     return GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED

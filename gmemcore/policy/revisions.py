@@ -482,7 +482,7 @@ _ROWS = (
 ABIS: Final[dict[str, Abi]] = {row.name: row for row in _ROWS}
 """Every revision and proposal by name, in the order of the table."""
 
-ALIASES: Final[dict[str, str]] = {"merged": "v13"}
+ALIASES: Final[dict[str, str]] = {"merged": "v13", **{f"v{number}": "v13" for number in range(6, 13)}}
 """Other names that `get_abi` takes."""
 
 DEFAULT_ABI: Final = "v5"

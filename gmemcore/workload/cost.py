@@ -1,12 +1,13 @@
 """Cost files: nanoseconds an event, by which exact counters become predicted time on other hardware.
 
-A cost file is TOML with its user's own figures. Each has its source; a figure without one is refused, and no
-figure ships with gmemcore. An event that was counted and has no figure is listed as not priced: it is never
-taken for free.
+A cost file is TOML. Each figure has its source; one without is refused. Files with public figures ship with
+gmemcore (`shipped`); anybody can write their own. An event that was counted and has no figure is listed as
+not priced: it is never taken for free.
 """
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from gmemcore.engine.counters import COUNTER_NAMES, Counters
 from gmemcore.errors import InputError, InvalidArgumentError
 from gmemcore.files.reading import decode_toml, read_file
 
+_SHIPPED_FOLDER: Final = Path(__file__).parent / "cost_files"
 MAX_BYTES: Final = 256 << 10
 """Bytes that a cost file has at most."""
 CALL: Final = "call"
@@ -172,14 +174,24 @@ def predict(counters: Counters | Mapping[str, int], cost: CostFile, *, calls: in
 
 
 # --- files ----------------------------------------------------------------------------------------------
+def shipped() -> dict[str, CostFile]:
+    """Return the cost files that ship with gmemcore, by name."""
+    paths = sorted(_SHIPPED_FOLDER.glob("*.toml"))
+    return {path.stem: parse_cost(path.read_bytes(), path.name) for path in paths}
+
+
 def load_cost(path: Path | str) -> CostFile:
-    """Read a cost file.
+    """Read a cost file: one that ships with gmemcore, by its name, or any other by its path.
 
     Raises
     ------
     InvalidArgumentError
         EINVAL: it can't be read or isn't a cost file; the message has the path in it.
     """
+    own = {each.stem: each for each in _SHIPPED_FOLDER.glob("*.toml")}
+    if str(path) in own and not os.path.exists(path):
+        path = own[str(path)]
+    path = Path(path)
     try:
         data = read_file(path, MAX_BYTES)
     except OSError as error:

@@ -1,60 +1,33 @@
-"""``gmemcore kvm``: the host's kernel instead of the model."""
+"""``gmemcore kvm conform``: behaviour vectors against the host's kernel."""
 
-import json
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
-from gmemcore.errors import GmemError
+from gmemcore.cli.console import complain, is_quiet, say, say_json, say_lines
+from gmemcore.cli.kvm.common import counted_lines
+from gmemcore.cli.options import JsonSwitch
 
 if TYPE_CHECKING:
     from gmemcore.conformance import Case, CaseResult, VectorFile
     from gmemcore.kvm import Host, KernelTransport
 
-app = App(name="kvm", help="Ask the host's kernel (/dev/kvm), and hold it to behaviour vectors.")
 
-_Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
-
-
-@app.command
-def probe(*, as_json: _Json = False) -> int:
-    """Show what this host's KVM offers: VM types, capabilities, creation flags, conversion in place, guests.
-
-    Exit status 0; 2 where there is no KVM.
-    """
-    from gmemcore.kvm import KernelTransport
-    from gmemcore.kvm import probe as probe_host
-
-    try:
-        with KernelTransport() as transport:
-            host = probe_host(transport)
-    except GmemError as error:
-        return _no_kvm(error)
-    if as_json:
-        print(json.dumps(asdict(host), indent=2))
-    else:
-        print("\n".join(_host_lines(host)))
-    return 0
-
-
-@app.command
 def conform(
     paths: Annotated[list[Path], Parameter(help="Vector files, or folders of them (*.json).")],
     /,
     *,
-    quiet: Annotated[bool, Parameter(negative="", help="Print only differences, and the sum.")] = False,
-    as_json: _Json = False,
+    as_json: JsonSwitch = False,
 ) -> int:
     """Run behaviour vectors against the host's kernel, step by step.
 
     Steps that this host can't do are counted as skipped, with the reason, and so are steps that depend on
-    them; where kernels are known to differ, the step is counted as known.
+    them. Where kernels are known to differ, the step is counted as known. With --quiet only differences and
+    the sum are printed.
 
     Exit status 0: every step that was run came out as written, or as is known; 1: one did not; 2: a file that
     can't be read, no KVM, or nothing that could be run.
@@ -65,21 +38,21 @@ def conform(
     from gmemcore.kvm import probe as probe_host
 
     tally = Tally()
-    try:
-        with KernelTransport() as transport:
-            host = probe_host(transport)
-            for path in vector_files(paths):
-                try:
-                    for vectors, case, result in _run(path, transport, host):
-                        tally.add(path, vectors, case, result)
-                        if not as_json and (line := _case_line(path, case, result, quiet)):
-                            print(line)
-                except VectorError as error:
-                    tally.unreadable += 1
-                    print(f"gmemcore kvm conform: {error}", file=sys.stderr)
-    except GmemError as error:
-        return _no_kvm(error)
-    print(json.dumps(tally.record(host), indent=2) if as_json else "\n".join(tally.lines()))
+    with KernelTransport() as transport:
+        host = probe_host(transport)
+        for path in vector_files(paths):
+            try:
+                for vectors, case, result in _run(path, transport, host):
+                    tally.add(path, vectors, case, result)
+                    if not as_json and (line := _case_line(path, case, result)):
+                        say(line)
+            except VectorError as error:
+                tally.unreadable += 1
+                complain("kvm conform", error)
+    if as_json:
+        say_json(tally.record(host))
+    else:
+        say_lines(tally.lines())
     return tally.status
 
 
@@ -140,10 +113,8 @@ class Tally:
 
     def lines(self) -> Iterator[str]:
         """The sum, for people."""
-        for why, count in self.skipped.most_common():
-            yield f"skipped {count:6}  {why}"
-        for why, count in self.known_reasons.most_common():
-            yield f"known   {count:6}  {why}"
+        yield from counted_lines("skipped", self.skipped)
+        yield from counted_lines("known", self.known_reasons)
         yield (
             f"{self.run} steps run: {self.passed} as written, {self.known} known to differ, "
             f"{self.different} different; {self.skipped.total()} skipped, {self.after} after a difference; "
@@ -175,11 +146,11 @@ def _reason(why: str) -> str:
     return "it depends on a step that wasn't done" if why.startswith("it depends on step") else why
 
 
-def _case_line(path: Path, case: "Case", result: "CaseResult", quiet: bool) -> str | None:
+def _case_line(path: Path, case: "Case", result: "CaseResult") -> str | None:
     where = f"{path.name}: {case.name}"
     if result.wrong:
         return f"FAIL {where}: {result.wrong}"
-    if quiet:
+    if is_quiet():
         return None
     run = result.passed + len(result.known)
     parts = [f"{run} of {len(case.steps)} steps run"]
@@ -189,45 +160,3 @@ def _case_line(path: Path, case: "Case", result: "CaseResult", quiet: bool) -> s
         why, count = Counter(_reason(note.why) for note in result.skipped).most_common(1)[0]
         parts.append(f"{len(result.skipped)} skipped, {count} because {why}")
     return f"{'ok  ' if run else 'skip'} {where}: {'; '.join(parts)}"
-
-
-def _host_lines(host: "Host") -> Iterator[str]:
-    from gmemcore.kvm.structs import MOVED_CAPABILITIES
-
-    modules = ", ".join(host.modules) or "no module"
-    yield f"kernel          {host.release}, KVM API {host.api_version}, {modules}"
-    switches = ", ".join(f"kvm.{name}={value}" for name, value in host.switches.items())
-    yield f"in-place switch {switches or 'no such module parameter'}"
-    yield f"VM types        {', '.join(host.vm_types)}"
-    for name, value in host.capabilities.items():
-        answers = "  ".join(f"{offer.vm_type} {offer.capabilities[name]}" for offer in host.offers.values())
-        yield f"  {name:32} {value:6}   {answers}"
-    for name, numbers in MOVED_CAPABILITIES.items():
-        yield f"  {name:32} not asked: its number was {', '.join(map(str, numbers))}"
-    for offer in host.offers.values():
-        yield f"{offer.vm_type}"
-        flags = "no guest_memfd" if offer.creation_flags is None else _flags(offer.creation_flags)
-        yield f"  creation flags                {flags}"
-        in_place = f"{_called(offer.in_place)} (guest_memfd); interface: {offer.abi}"
-        yield f"  KVM_SET_MEMORY_ATTRIBUTES2    {in_place}"
-        yield f"  KVM_SET_MEMORY_ATTRIBUTES     {_called(offer.vm_attributes)} (VM fd)"
-        runs = f"runs, {offer.guest_address_bits} address bits"
-        yield f"  guest                         {offer.guest or runs}"
-        yield f"  pins                          {offer.pins or 'taken'}"
-
-
-def _flags(flags: int) -> str:
-    from gmemcore.uapi import GuestMemfdFlag
-
-    known = [flag.name or "" for flag in GuestMemfdFlag if flags & flag]
-    rest = flags & ~sum(GuestMemfdFlag)
-    return ", ".join([*known, *([f"{rest:#x}"] if rest else [])]) or "none"
-
-
-def _called(there: bool) -> str:
-    return "called, and there" if there else "called: ENOTTY"
-
-
-def _no_kvm(error: GmemError) -> int:
-    print(f"gmemcore kvm: {error.strerror}", file=sys.stderr)
-    return 2

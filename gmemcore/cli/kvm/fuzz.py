@@ -1,0 +1,156 @@
+"""``gmemcore kvm fuzz``: random walks on the model and on the host's kernel, until they differ."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from gmemcore.cli.console import progress, say, say_json, say_lines
+from gmemcore.cli.kvm.common import counted_lines, hanging
+from gmemcore.cli.options import JsonSwitch
+from gmemcore.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from gmemcore.fuzz import Report
+    from gmemcore.kvm import Host
+    from gmemcore.uapi import VmType
+
+SECONDS = 60.0
+_SHOWN = 64  # characters of bytes
+
+
+def fuzz(
+    *,
+    steps: Annotated[int | None, Parameter(help="Run this many steps.")] = None,
+    seconds: Annotated[
+        float | None, Parameter(help="Run for this long. [default: 60, without --steps]")
+    ] = None,
+    seed: Annotated[int, Parameter(help="Seed of the walks, from 0 on.")] = 0,
+    vm_type: Annotated[
+        str | None, Parameter(help="Walk on this VM type. [default: all that the host offers, in turn]")
+    ] = None,
+    folder: Annotated[
+        Path, Parameter(help="Folder for the running walk, and for one that shows a difference.")
+    ] = Path("kvm-fuzz"),
+    as_json: JsonSwitch = False,
+) -> int:
+    """Run random walks on the host's kernel and on the model, and stop at the first difference.
+
+    Walks contain what the host offers: files, memslots, host and guest accesses, conversions, pins. A
+    difference is shrunk to the fewest steps and written as a vector file with both answers. Differences that
+    kernels are known for are counted. Each walk is on disk before it runs: if the host goes down, it is in
+    FOLDER.
+
+    Exit status 0: no difference; 1: one was found; 2: no KVM, or nothing to walk on.
+    """
+    from gmemcore.fuzz import Limits
+    from gmemcore.fuzz import fuzz as fuzz_host
+    from gmemcore.kvm import KernelTransport
+    from gmemcore.kvm import probe as probe_host
+
+    if steps is None and seconds is None:
+        seconds = SECONDS
+    if seed < 0 or any(limit is not None and limit <= 0 for limit in (steps, seconds)):
+        raise InvalidArgumentError("--steps and --seconds must be more than 0, --seed 0 or more")
+    with KernelTransport() as transport, progress("kvm fuzz", steps, "steps") as show:
+        host = probe_host(transport)
+        report = fuzz_host(
+            *(transport, host),
+            limits=Limits(steps, seconds),
+            folder=folder,
+            seed=seed,
+            vm_types=_vm_types(host, vm_type),
+            progress=lambda report: show(report.steps),
+        )
+    if as_json:
+        say_json(_record(report))
+    else:
+        _print(report)
+    return int(report.finding is not None)
+
+
+def _vm_types(host: "Host", name: str | None) -> "list[VmType]":
+    from gmemcore.fuzz import fuzzable, terrain_of
+    from gmemcore.names import member
+    from gmemcore.uapi import VmType
+
+    wanted = fuzzable(host) if name is None else [member(VmType, name)]
+    if not wanted:
+        raise InvalidArgumentError("this host offers no VM type with guest_memfd")
+    for vm_type in wanted:
+        terrain_of(host, vm_type)  # refuses what isn't offered
+    return wanted
+
+
+def _rate(report: "Report") -> float:
+    return report.steps / report.seconds if report.seconds else 0.0
+
+
+def _print(report: "Report") -> None:
+    if report.left_over is not None:
+        say(f"An earlier run didn't end. The walk that was running is kept: {report.left_over}")
+    say_lines(_coverage_lines(report))
+    say_lines(counted_lines("known", report.known))
+    found = "no difference" if report.finding is None else "a difference"
+    walks = "1 walk" if report.walks == 1 else f"{report.walks:,} walks"
+    say(f"{report.steps:,} steps in {walks} on Linux {report.release}, seed {report.seed}: {found}")
+    say(f"{_rate(report):,.0f} steps per second; {report.known.total():,} answers known to differ")
+    if report.finding is not None:
+        say("", report.finding.sentences(report.release))
+        for number, step in enumerate(report.walk):
+            say(f"  {number} {_short(step)}")
+        say(f"Written to {report.path}")
+
+
+def _short(step: dict[str, Any]) -> str:
+    """A step in a line; long bytes are in the file."""
+    shown = {
+        name: f"{value[:_SHOWN]}... ({len(value) // 2} bytes)"
+        if isinstance(value, str) and len(value) > _SHOWN
+        else value
+        for name, value in step.items()
+    }
+    return json.dumps(shown)
+
+
+def _coverage_lines(report: "Report") -> Iterator[str]:
+    """Yield a line per operation with the outcomes seen and how often, then those that could be seen."""
+    seen: dict[tuple[str, str], list[str]] = {}
+    unseen: dict[str, list[str]] = {}
+    for vm_type, op, outcome, count in report.coverage.rows():
+        here = seen.setdefault((vm_type, op), [])
+        if count:
+            here.append(f"{outcome} {count:,}")
+        else:
+            unseen.setdefault(vm_type, []).append(f"{op} {outcome}")
+    for (kind, name), outcomes in seen.items():
+        yield from hanging(f"{kind:13} {name:15}", ", ".join(outcomes))
+    for kind, missing in unseen.items():
+        yield from hanging(f"{kind:13} {'not seen':15}", ", ".join(missing))
+
+
+def _record(report: "Report") -> dict[str, Any]:
+    finding = report.finding
+    return {
+        "kernel": report.release,
+        "seed": report.seed,
+        "steps": report.steps,
+        "walks": report.walks,
+        "seconds": report.seconds,
+        "coverage": [
+            {"vm_type": vm_type, "op": op, "outcome": outcome, "count": count}
+            for vm_type, op, outcome, count in report.coverage.rows()
+        ],
+        "known": dict(report.known.most_common()),
+        "left_over": None if report.left_over is None else str(report.left_over),
+        "difference": None
+        if finding is None
+        else {
+            "sentences": finding.sentences(report.release),
+            "what": finding.what,
+            "steps": report.walk,
+            "file": str(report.path),
+        },
+    }

@@ -1,0 +1,73 @@
+"""Which outcomes of which operations were seen, on which VM types, and how often."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from gmemcore.conformance import Answer
+from gmemcore.fuzz.terrain import Terrain
+from gmemcore.uapi import VmType
+
+Step = dict[str, Any]
+
+OUTCOMES: Final = {
+    "create": "OK EINVAL",
+    "set": "OK EINVAL EOPNOTSUPP EAGAIN",
+    "vm_set": "OK EINVAL",
+    "ioctl": "OK EINVAL EFAULT ENOTTY",
+    "check_cap": "OK",
+    "host_read": "OK SIGBUS",
+    "host_write": "OK SIGBUS",
+    "guest_read": "OK MEMORY_FAULT MMIO",
+    "guest_write": "OK MEMORY_FAULT MMIO",
+    "fallocate": "OK EINVAL EOPNOTSUPP EFBIG",
+    "discard_shared": "OK",
+    "mmap": "OK EINVAL ENODEV",
+    "pin": "OK EFAULT",
+    "unpin": "OK",
+    "slot_add": "OK EINVAL EEXIST EBADF",
+    "slot_delete": "OK EINVAL",
+}
+"""Outcomes that walks can meet, by operation. Others are counted, too."""
+
+
+def possible(terrain: Terrain, op: str) -> list[str]:
+    """Return the outcomes of an operation that walks on a terrain can meet."""
+    if op == "set" and terrain.legacy:
+        return ["ENOTTY"]
+    impossible = set()
+    if not terrain.private_memory:
+        impossible |= {("set", "OK"), ("set", "EAGAIN"), ("set", "EOPNOTSUPP")}
+    if not (terrain.legacy and terrain.private_memory):
+        impossible |= {("guest_read", "MEMORY_FAULT"), ("guest_write", "MEMORY_FAULT")}
+    if not terrain.abi.flags:
+        impossible.add(("set", "EOPNOTSUPP"))
+    if not terrain.pins:
+        impossible.add(("set", "EAGAIN"))
+    return [outcome for outcome in OUTCOMES[op].split() if (op, outcome) not in impossible]
+
+
+class Coverage:
+    """Counts of outcomes by VM type and operation."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[VmType, str, str]] = Counter()
+        self._terrains: dict[VmType, Terrain] = {}
+
+    def add(self, terrain: Terrain, steps: Iterable[Step], answers: Iterable[Answer]) -> None:
+        """Count the steps of a walk."""
+        vm_type = terrain.vm_type
+        self._terrains[vm_type] = terrain
+        pairs = zip(steps, answers, strict=False)
+        self.counts.update((vm_type, step["op"], answer.outcome) for step, answer in pairs)
+
+    def rows(self) -> Iterator[tuple[VmType, str, str, int]]:
+        """Yield VM type, operation, outcome and count: what was seen, then what could be and wasn't (0)."""
+        found: dict[tuple[VmType, str], dict[str, int]] = {}
+        for (vm_type, op, outcome), count in self.counts.items():
+            found.setdefault((vm_type, op), {})[outcome] = count
+        order = list(OUTCOMES)
+        for vm_type, op in sorted(found, key=lambda key: (key[0], order.index(key[1]))):
+            here = found[vm_type, op]
+            for outcome in dict.fromkeys([*possible(self._terrains[vm_type], op), *sorted(here)]):
+                yield vm_type, op, outcome, here.get(outcome, 0)

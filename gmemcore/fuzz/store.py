@@ -1,0 +1,82 @@
+"""Walks on disk: the running one, since a kernel can go down with it, and those that found something."""
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from gmemcore.fuzz.terrain import Terrain
+
+Step = dict[str, Any]
+
+RUNNING: Final = "walk.json"
+"""The walk that is running. It is there after a run only if the run didn't end."""
+_ENCODE = msgspec.json.Encoder().encode
+
+
+def vectors(terrain: Terrain, name: str, source: str, steps: list[Step], note: str = "") -> bytes:
+    """Return a walk as a vector file.
+
+    Parameters
+    ----------
+    terrain : Terrain
+        Where it was made.
+    name, source : str
+        Of the file.
+    steps : list of dict
+        With the model's answers.
+    note : str
+        A sentence about it, after the source.
+    """
+    case = {"name": name, "steps": steps}
+    head = {"format": 1, "name": name, "source": f"{source}. {note}".strip()}
+    kind = {"abi": terrain.abi.name, "vm_type": terrain.vm_type, "firmware": "today"}
+    return _ENCODE(head | kind | {"cases": [case]})
+
+
+class RunningWalk:
+    """The file of the walk that is running, written and flushed to the disk before each walk.
+
+    Parameters
+    ----------
+    folder : Path
+        It is made if it isn't there. A walk that an earlier run didn't end is kept under another name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / RUNNING
+        self.left_over = self._keep_left_over()
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder_fd)
+        finally:
+            os.close(folder_fd)
+
+    def _keep_left_over(self) -> Path | None:
+        if not self._path.exists():
+            return None
+        kept = free_name(self._path.parent, "unfinished")
+        self._path.rename(kept)
+        return kept
+
+    def write(self, data: bytes) -> None:
+        """Put a walk on disk, in place of the one before."""
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, data, 0)
+        os.fdatasync(self._fd)
+
+    def done(self) -> None:
+        """Remove the file: the run has ended."""
+        os.close(self._fd)
+        self._path.unlink(missing_ok=True)
+
+
+def free_name(folder: Path, stem: str) -> Path:
+    """Return the first of STEM-1.json, STEM-2.json and so on that isn't there."""
+    number = 1
+    while (path := folder / f"{stem}-{number}.json").exists():
+        number += 1
+    return path
