@@ -134,12 +134,13 @@ def spans(operations: Operations, *, gap: int = 0) -> list[tuple[int, int]]:
     gap : int
         Ranges no further apart than this are taken together.
     """
-    touching = operations[operations["size"] > 0]
-    if not len(touching):
+    touching = operations["size"] > 0
+    if not touching.any():
         return []
-    order = np.argsort(touching["gpa"], kind="stable")
-    starts = touching["gpa"][order]
-    ends = np.maximum.accumulate(starts + touching["size"][order])
+    starts = operations["gpa"][touching]
+    ends = np.sort(starts + operations["size"][touching])
+    starts.sort()
+    # As many ranges end before a place as begin before it: none is over it.
     apart = np.flatnonzero((starts[1:] > ends[:-1]) & (starts[1:] - ends[:-1] > np.uint64(gap)))
     firsts = [0, *(apart + 1).tolist()]
     lasts = [*apart.tolist(), len(starts) - 1]

@@ -80,14 +80,24 @@ def cells_of(
     chosen = np.flatnonzero(touches & (operations["size"] > 0))
     starts = operations["gpa"][chosen]
     ends = starts + operations["size"][chosen]
-    edges = np.unique(np.concatenate([starts, ends, bounds.reshape(-1), *more]))
-    first = first_over(np.searchsorted(edges, starts), np.searchsorted(edges, ends), len(edges) - 1)
+    edges, places = _ranked(np.concatenate([starts, ends, bounds.reshape(-1), *more]))
+    first = first_over(places[: len(starts)], places[len(starts) : 2 * len(starts)], len(edges) - 1)
     if len(chosen):
         first = np.where(first >= 0, chosen[np.maximum(first, 0)], _NONE)
     region = np.searchsorted(bounds[:, 0], edges[:-1], side="right") - 1
     region[edges[:-1] >= bounds[:, 1].take(np.maximum(region, 0))] = -1
     private = np.array([region[2] for region in regions]).take(np.maximum(region, 0))
     return Cells(edges, first, private & (region >= 0), region)
+
+
+def _ranked(values: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.intp]]:
+    """Return the values that there are, ascending, and the place of each; `np.unique` is a tenth as fast."""
+    order = np.argsort(values)
+    ascending = values[order]
+    new = np.append(True, ascending[1:] != ascending[:-1])
+    places = np.empty(len(values), np.intp)
+    places[order] = np.cumsum(new) - 1
+    return ascending[new], places
 
 
 def first_over(low: NDArray[np.intp], high: NDArray[np.intp], cells: int) -> NDArray[np.int64]:

@@ -213,16 +213,16 @@ class _Importer:
     ) -> None:
         self._log, self._all, self._span, self._slots = log, events, span, slots
         self._given = None if given is None else memory.of_layout(given)
-        becomes = np.isin(events["kind"][span.start : span.end], launches.OPERATIONS)
+        own = events[span.start : span.end]
+        becomes = np.isin(own["kind"], launches.OPERATIONS)
+        late = 0
         if span.finish is not None:
-            becomes[span.finish - span.start] = True
-        places = np.flatnonzero(becomes) + span.start
-        self._events = events[places]
-        self._account = Account(events=len(places))
-        self._mixed = np.zeros(len(places), np.bool_)
-        if span.finish is not None:
-            updates = self._events["kind"] == Kind.UPDATE
-            self._account.late = int(np.count_nonzero(updates & (places > span.finish)))
+            at = span.finish - span.start
+            becomes[at] = True
+            late = int(np.count_nonzero(own["kind"][at:] == Kind.UPDATE))
+        self._events = own.copy() if becomes.all() else own[becomes]
+        self._account = Account(events=len(self._events), late=late)
+        self._mixed = np.zeros(len(self._events), np.bool_)
 
     def launch(self, number: int, name: str, seed: int, *, launching: bool) -> Launch:
         """Return the launch."""
@@ -285,27 +285,29 @@ class _Importer:
 
     def _drop_repeats(self) -> None:
         """Drop conversions that are in the log twice: as a request, as KVM does it, as QEMU records it."""
-        kinds = self._events["kind"]
-        if len(np.unique(kinds[np.isin(kinds, _CONVERSIONS)])) < 2:
-            return
-        places = np.flatnonzero(np.isin(kinds, _CONVERSIONS))
-        rows = zip(
-            places.tolist(),
-            *(self._events[name][places].tolist() for name in ("kind", "gpa", "size")),
-            self._to_private()[places].tolist(),
-            strict=True,
-        )
-        kept = np.ones(len(self._events), np.bool_)
-        recent: list[tuple[int, int, int, bool]] = []
-        for i, kind, gpa, size, to_private in rows:
-            earlier = next((each for each in reversed(recent) if _above(each, kind, gpa, gpa + size)), None)
-            if earlier is not None and earlier[1] <= gpa and gpa + size <= earlier[2]:
-                kept[i] = earlier[3] != to_private
-            recent.append((kind, gpa, gpa + size, to_private))
-            if len(recent) > 2 * _WINDOW:
-                del recent[:_WINDOW]
-        self._account.repeats += int(np.count_nonzero(~kept))
-        self._keep(kept)
+        places = np.flatnonzero(np.isin(self._events["kind"], _CONVERSIONS))
+        kind, low, size = (self._events[name][places] for name in ("kind", "gpa", "size"))
+        high, to_private = low + size, self._to_private()[places]
+        repeats = np.zeros(len(self._events), np.bool_)
+        waiting = np.flatnonzero(kind > kind.min()) if len(kind) else places
+        for back in range(1, _WINDOW + 1):
+            waiting = waiting[waiting >= back]
+            earlier = waiting - back
+            # Requests come before what they cause.
+            above = (
+                (kind[earlier] < kind[waiting])
+                & (low[earlier] < high[waiting])
+                & (low[waiting] < high[earlier])
+            )
+            last, own = earlier[above], waiting[above]
+            covered = (low[last] <= low[own]) & (high[own] <= high[last])
+            repeats[places[own]] = covered & (to_private[last] == to_private[own])
+            waiting = waiting[~above]
+            if not len(waiting):
+                break
+        self._account.repeats += int(np.count_nonzero(repeats))
+        if repeats.any():
+            self._keep(~repeats)
 
     def _to_private(self) -> NDArray[np.bool_]:
         value, blocks = self._events["value"], self._events["kind"] == Kind.BLOCK
@@ -423,11 +425,6 @@ def cut_continued(updates: Events) -> tuple[NDArray[np.uint64], int]:
     rest = (value[1:] == value[:-1]) & (end[1:] == end[:-1]) & (gpa[1:] >= gpa[:-1])
     size[:-1][rest] = (gpa[1:] - gpa[:-1])[rest]
     return size, int(np.count_nonzero(rest))
-
-
-def _above(earlier: tuple[int, int, int, bool], kind: int, start: int, end: int) -> bool:
-    """Whether a later event of a range can repeat this one: requests come before what they cause."""
-    return earlier[0] < kind and earlier[1] < end and start < earlier[2]
 
 
 def _below_four_gib(slots: Memory, given: Memory) -> list[memory.Range]:

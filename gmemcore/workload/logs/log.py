@@ -160,7 +160,7 @@ def memory_error(gpa: int, size: int) -> str | None:
         return "the range is empty"
     if (gpa | size) % PAGE_SIZE:
         return f"{gpa:#x} and {size:#x} must be multiples of {PAGE_SIZE:#x}"
-    if (gpa + size) >> ADDRESS_BITS:
+    if gpa + size > 1 << ADDRESS_BITS:
         return f"{gpa:#x} + {size:#x} must end within {ADDRESS_BITS} address bits"
     return None
 
@@ -231,9 +231,16 @@ class Collector:
         unread.append(Unread(line, event, reason if len(unread) < SHOWN else ""))
 
     def finish(self) -> Log:
-        """Return the log."""
+        """Return the log, its threads in the order of their first events."""
         self._flush()
-        self.log.events = _joined(self._parts)
+        self.log.events = events = _joined(self._parts)
+        first = np.full(len(self.log.threads), len(events))
+        first[events["thread"][::-1]] = np.arange(len(events))[
+            ::-1
+        ]  # the last assignment is the first event's
+        order = np.argsort(first, kind="stable")
+        events["thread"] = np.argsort(order)[events["thread"]]
+        self.log.threads = [self.log.threads[i] for i in order.tolist()]
         return self.log
 
 

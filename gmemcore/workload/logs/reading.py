@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Final
 
+from gmemcore.workload.logs.columns import Columns
 from gmemcore.workload.logs.lines import MAX_LINE, Lines
 from gmemcore.workload.logs.log import Collector, Log
 from gmemcore.workload.trace import TraceError
@@ -38,6 +39,7 @@ COMPRESSIONS: Final[dict[bytes, Callable[[BinaryIO], Any]]] = {
 }
 """First bytes of a compressed file -> what reads it."""
 
+_TOO_LONG: Final = f"line {{}}: longer than {MAX_LINE:,} bytes: not a log"
 _DAMAGED: Final = (EOFError, OSError, lzma.LZMAError, zlib.error, ValueError)
 """What decompressors raise for bytes that they didn't write."""
 
@@ -74,45 +76,45 @@ def read_log(
         EINVAL: more events than a trace has operations.
     """
     collector = Collector(strict=strict)
-    lines, number = Lines(collector), 0
-    for block, whole in _blocks(*decompressed(file), collector):
-        number = _read_block(lines, block, number, cut=not whole)
+    lines = Lines(collector)
+    columns = Columns(collector, lines)
+    for block, whole in _blocks(*decompressed(file), collector, lambda: columns.number):
+        if whole:
+            columns.read(block)
+        else:
+            columns.number += 1
+            lines.read(columns.number, block, cut=True)
         if progress is not None:
             progress(file.tell() if file.seekable() else 0)
     log = collector.finish()
-    log.lines = number
+    log.lines = columns.number
     return log
 
 
-def _read_block(lines: Lines, block: bytes, number: int, *, cut: bool) -> int:
-    """Read a block of lines; returns the number of the last one."""
-    texts = block.split(b"\n")
-    if not cut:
-        texts.pop()
-    for at, text in enumerate(texts, start=number + 1):
-        lines.read(at, text, cut=cut and at == number + len(texts))
-    return number + len(texts)
+def _blocks(
+    file: BinaryIO, compressed: bool, collector: Collector, lines: Callable[[], int]
+) -> Iterator[tuple[bytes, bool]]:
+    """Yield blocks of whole lines, then what follows the last line feed: (bytes, whether lines are whole).
 
-
-def _blocks(file: BinaryIO, compressed: bool, collector: Collector) -> Iterator[tuple[bytes, bool]]:
-    """Yield blocks of whole lines, then what follows the last line feed: (bytes, whether lines are whole)."""
-    kept, lines = b"", 0
+    `lines` returns how many lines have been read of what was yielded.
+    """
+    kept = b""
     while True:
         data, error = _next(file)
         end = data.rfind(b"\n") + 1
         if end:
             block = kept + data[:end]
-            lines += block.count(b"\n")
-            _check_lengths(block, lines)
+            if len(block) > MAX_LINE and block.find(b"\n") > MAX_LINE:
+                raise TraceError(_TOO_LONG.format(lines() + 1))
             yield block, True
             kept = b""
         kept += data[end:]
         if len(kept) > MAX_LINE:
-            raise TraceError(f"line {lines + 1}: longer than {MAX_LINE:,} bytes: not a log")
+            raise TraceError(_TOO_LONG.format(lines() + 1))
         if error is not None and not compressed:
             raise error
         if error is not None:
-            collector.unreadable(lines + 1, f"the compressed data is cut or damaged here ({error})")
+            collector.unreadable(lines() + 1, f"the compressed data is cut or damaged here ({error})")
         if error is not None or not data:
             break
     if kept:
@@ -133,12 +135,3 @@ def _next(file: BinaryIO) -> tuple[bytes, Exception | None]:
     except _DAMAGED as error:
         return b"".join(parts), error
     return b"".join(parts), None
-
-
-def _check_lengths(block: bytes, lines: int) -> None:
-    """Refuse a line that is too long in a block that is longer than that."""
-    if len(block) <= MAX_LINE:
-        return
-    first = block.find(b"\n")
-    if first > MAX_LINE:
-        raise TraceError(f"line {lines - block.count(10) + 1}: longer than {MAX_LINE:,} bytes: not a log")
