@@ -1,5 +1,8 @@
 """Snapshots: what they hold, what changed between two, what comes back from a file, what doesn't come in."""
 
+import copy
+from pathlib import Path
+
 import numpy as np
 import pytest
 from guests import PAGE, random_guest
@@ -7,6 +10,7 @@ from guests import PAGE, random_guest
 import gmemcore
 from gmemcore.analysis import Series, Snapshot, diff, state_mix, take, watch
 from gmemcore.analysis.snapshot_file import KIND
+from gmemcore.engine.counters import COUNTER_NAMES, Counters
 from gmemcore.engine.packed import PLANE_NAMES
 from gmemcore.engine.steps import Step
 from gmemcore.workload import container
@@ -203,7 +207,7 @@ def test_a_series_through_a_file(tmp_path):
     assert stream.columns[0] == "second"
     assert stream.units["second"] == "s"
     assert np.array_equal(stream.where(second=0.5)["pages"], state_mix(series[0])["pages"])
-    with pytest.raises(ContainerError, match="holds 3 snapshots"):
+    with pytest.raises(ContainerError, match="must hold one snapshot, not 3"):
         Snapshot.read(tmp_path / "all.gms")
     with pytest.raises(ValueError, match=r"at 1 after one at 1\.5"):
         series.take(vm, 1)
@@ -237,7 +241,10 @@ def parts(tmp_path):
     good = container.read(tmp_path / "good.gms", KIND)
 
     def read(change):
-        meta, sections = good.meta, {name: array.copy() for name, array in good.sections.items()}
+        meta, sections = (
+            copy.deepcopy(good.meta),
+            {name: array.copy() for name, array in good.sections.items()},
+        )
         change(meta, sections)
         container.write(tmp_path / "bad.gms", KIND, meta, sections)
         return Series.read(tmp_path / "bad.gms")
@@ -264,27 +271,27 @@ def longer(section):
 
 
 DAMAGES = {
-    "no lines": (lambda _, sections: sections.pop("lines"), "are due"),
+    "no lines": (lambda _, sections: sections.pop("lines"), "sections must be counters"),
     "a section of other numbers": (
         lambda _, sections: sections.update(words=sections["words"].astype(np.uint32)),
-        "u64 of 1 columns are due",
+        "must be u64 of 1 columns",
     ),
     "a section of another shape": (
         lambda _, sections: sections.update(frames=sections["frames"].reshape(-1)),
-        "u64 of 2 columns are due",
+        "must be u64 of 2 columns",
     ),
     "an unknown field": (change_meta(colour="blue"), "unknown field `colour`"),
     "a text for a number": (change_meta(files="2"), r"Expected `int`"),
-    "more files than there are": (change_meta(files=3), "more rows of section"),
+    "more files than there are": (change_meta(files=3), "section files must have 3 more rows"),
     "fewer files than there are": (change_meta(files=1), "rows too many|isn't within a file"),
-    "less than no slots": (change_meta(slots=-1), "-1 more rows of section slots"),
-    "one side only": (change_meta(legacy=False), "rows too many|has .* lines|more pages in a block"),
+    "less than no slots": (change_meta(slots=-1), "Expected `int` >= 0"),
+    "one side only": (change_meta(legacy=False), "only legacy has one"),
     "words left over": (longer("words"), "section words has 1 rows too many"),
     "lines left over": (longer("lines"), "section lines has 1 rows too many"),
     "counters left over": (longer("counters"), "section counters has 1 rows too many"),
-    "a file of 2^60 pages": (put("files", (0, 2), 1 << 60), "more rows of section words"),
+    "a file of 2^60 pages": (put("files", (0, 2), 1 << 60), "section words must have"),
     "a file of no pages": (put("files", (0, 2), 0), "block words for 0 pages"),
-    "more lines than there are": (put("files", (0, 3), 1 << 40), "more rows of section lines"),
+    "more lines than there are": (put("files", (0, 3), 1 << 40), "section lines must have"),
     "fewer lines than its words say": (put("files", (0, 3), 0), "has 0 lines"),
     "more lines than its words say": (
         lambda _, sections: sections["files"].__setitem__((0, 3), sections["files"][0, 3] + 1),
@@ -306,7 +313,7 @@ DAMAGES = {
     "memslots of the same pages": (put("slots", (1, 4), 0), "memslots that overlap"),
     "frames out of order": (
         lambda _, sections: sections.update(frames=sections["frames"][::-1].copy()),
-        "aren't in order",
+        "must be in order",
     ),
 }
 
@@ -320,6 +327,102 @@ def test_contents_that_contradict_each_other(parts, damage):
 
 def test_the_unchanged_contents_are_taken(parts):
     assert len(parts(lambda meta, sections: None)) == 1
+
+
+FILES = Path(__file__).parent / "files"
+
+
+def test_files_of_the_first_release_are_read():
+    """They name neither counters nor planes."""
+    one = Snapshot.read(FILES / "snapshot-0.1.gms")
+    assert (one.vm_type, one.abi, one.phase, one.at, one.label) == ("TDX", "v5", "running", 3, "one")
+    assert one.counters == Counters(
+        pages_changed=2, pages_allocated=1, sept_changes=1, pages_accepted=1, blocks_2m_split=1
+    )
+    states = state_mix(one)
+    assert dict(zip(states["state"], states["pages"], strict=True))["accepted"] == 1
+    series = Series.read(FILES / "series-0.1.gms")
+    assert [(each.label, each.counters.pages_changed) for each in series] == [("first", 0), ("second", 2)]
+
+
+def without(name, place):
+    """A file by a gmemcore that had no such counter."""
+
+    def change(meta, sections):
+        meta["counters"] = [each for each in meta["counters"] if each != name]
+        sections["counters"] = np.delete(sections["counters"], place, 1)
+
+    return change
+
+
+@pytest.mark.parametrize("name", COUNTER_NAMES)
+def test_a_counter_that_a_file_does_not_have_is_0(parts, name):
+    good = parts(lambda meta, sections: None)[0].counters.asdict()
+    read = parts(without(name, COUNTER_NAMES.index(name)))[0].counters.asdict()
+    assert read == good | {name: 0}
+
+
+def test_a_counter_of_a_later_release_is_passed_over(parts):
+    def change(meta, sections):
+        meta["counters"] = ["pages_dreamt_of", *meta["counters"]]
+        sections["counters"] = np.insert(sections["counters"], 0, 17, 1)
+
+    assert parts(change)[0].counters == parts(lambda meta, sections: None)[0].counters
+
+
+def with_planes(snapshot, names, source, target):
+    """Write a file of one snapshot as one that has these planes, in this order."""
+    read = container.read(source, KIND)
+    words = read.sections["words"]
+    read.meta["planes"] = list(names)
+    fields = [
+        words >> np.uint64(10 * PLANE_NAMES.index(name)) & np.uint64(1023)
+        if name in PLANE_NAMES
+        else np.zeros_like(words)
+        for name in names
+    ]
+    read.sections["words"] = sum(field << np.uint64(10 * n) for n, field in enumerate(fields))
+    lines = []
+    for file in snapshot.files:
+        for state in (file.state, file.host):
+            if state is not None:
+                own = {name: rows for name, (_, _, rows) in state.planes().items()}
+                lines += [own[name] for name in names if name in own]
+    read.sections["lines"] = np.concatenate(lines)
+    container.write(target, KIND, read.meta, read.sections)
+
+
+def same_states(one, other):
+    assert len(one.files) == len(other.files)
+    for ours, theirs in zip(one.files, other.files, strict=True):
+        assert np.array_equal(ours.state.words, theirs.state.words)
+        assert np.array_equal(ours.state.lines, theirs.state.lines)
+
+
+@pytest.mark.parametrize("abi", ["v5", "legacy"])
+def test_planes_in_another_order_are_the_same(tmp_path, abi):
+    snapshot = take(random_guest("SNP", abi, 8))
+    snapshot.write(tmp_path / "good.gms")
+    with_planes(snapshot, PLANE_NAMES[::-1], tmp_path / "good.gms", tmp_path / "other.gms")
+    same_states(snapshot, Snapshot.read(tmp_path / "other.gms"))
+
+
+def test_planes_that_a_file_does_not_have_and_those_that_nobody_is_in_are_empty(tmp_path):
+    vm = gmemcore.create_vm("DEFAULT", backing="none")
+    vm.create_guest_memfd(3 << 20, 3).pin(4096, 8192)
+    snapshot = take(vm)
+    snapshot.write(tmp_path / "good.gms")
+    names = ("dreamt", "pinned", "allocated")
+    with_planes(snapshot, names, tmp_path / "good.gms", tmp_path / "other.gms")
+    same_states(snapshot, Snapshot.read(tmp_path / "other.gms"))
+
+
+def test_a_plane_of_a_later_release_is_refused_where_it_says_something(parts):
+    def change(meta, sections):
+        meta["planes"] = ["dreamt", *meta["planes"][1:]]
+
+    with pytest.raises(ContainerError, match="plane 'dreamt' is of a newer gmemcore"):
+        parts(change)
 
 
 def test_a_line_can_not_speak_of_pages_beyond_the_end(tmp_path):
@@ -339,9 +442,9 @@ def test_time_does_not_run_backwards(tmp_path):
     snapshot = take(gmemcore.create_vm("SNP"))
     Series([snapshot, snapshot]).write(tmp_path / "good.gms")
     read = container.read(tmp_path / "good.gms", KIND)
-    read.meta["snapshots"][1]["at"] = -1
+    read.meta["snapshots"][0]["at"] = 1
     container.write(tmp_path / "bad.gms", KIND, read.meta, read.sections)
-    with pytest.raises(ContainerError, match="at -1 after one at 0"):
+    with pytest.raises(ContainerError, match="at 0 after one at 1"):
         Series.read(tmp_path / "bad.gms")
 
 

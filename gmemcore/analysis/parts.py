@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gmemcore.analysis.bitmap import Bitmap
 from gmemcore.engine.counters import Counters
 from gmemcore.engine.packed import PLANE_NAMES, PackedState
@@ -92,3 +95,20 @@ class FileState:
     def size(self) -> int:
         """Bytes of the file."""
         return self.state.n_pages * PAGE_SIZE
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SnapshotState:
+    """What a snapshot holds, and what its file does; see `gmemcore.analysis.snapshot.Snapshot`."""
+
+    vm_type: str
+    abi: str
+    firmware: str
+    phase: str
+    legacy: bool
+    counters: Counters
+    files: tuple[FileState, ...]
+    slots: tuple[SlotState, ...]
+    private_frames: NDArray[np.uint64]
+    at: float = 0.0
+    label: str = ""

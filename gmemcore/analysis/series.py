@@ -362,7 +362,7 @@ class Series(Sequence[Snapshot]):
         OSError
             It can't be opened or read.
         """
-        snapshots, unit = read_snapshots(path)
+        snapshots, unit = read_snapshots(path, Snapshot)
         try:
             return cls(snapshots, unit)
         except ValueError as error:

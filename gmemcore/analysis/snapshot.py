@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from gmemcore.analysis.address import GuestMemory, block_bytes, states_by_block
 from gmemcore.analysis.bitmap import Bitmap
-from gmemcore.analysis.parts import FileState, Planes, SlotState
+from gmemcore.analysis.parts import FileState, Planes, SlotState, SnapshotState
 from gmemcore.analysis.plots import SnapshotPlot
+from gmemcore.analysis.snapshot_file import read_snapshots, write_snapshots
 from gmemcore.analysis.states import STATES, states_of
 from gmemcore.analysis.tables import Table, extra, make_table, write_parquet
-from gmemcore.engine.counters import COUNTER_NAMES, Counters
+from gmemcore.engine.counters import COUNTER_NAMES
 from gmemcore.engine.packed import PackedState
 from gmemcore.html import facts
 from gmemcore.machine import GuestMemfd, LegacyVm, VmFace
@@ -27,7 +28,7 @@ from gmemcore.workload.container import ContainerError
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Snapshot:
+class Snapshot(SnapshotState):
     """A guest's page state at one moment. Made by `take`, or read from a file.
 
     Attributes
@@ -49,18 +50,6 @@ class Snapshot:
     label : str
         What it is of, in the user's words.
     """
-
-    vm_type: str
-    abi: str
-    firmware: str
-    phase: str
-    legacy: bool
-    counters: Counters
-    files: tuple[FileState, ...]
-    slots: tuple[SlotState, ...]
-    private_frames: NDArray[np.uint64]
-    at: float = 0.0
-    label: str = ""
 
     def __repr__(self) -> str:
         label = f", {self.label!r}" if self.label else ""
@@ -229,8 +218,6 @@ class Snapshot:
 
     def write(self, path: str | Path) -> None:
         """Write it to a file, as a `Series` of one."""
-        from gmemcore.analysis.snapshot_file import write_snapshots
-
         write_snapshots(path, [self], "operations")
 
     @classmethod
@@ -244,11 +231,9 @@ class Snapshot:
         OSError
             It can't be opened or read.
         """
-        from gmemcore.analysis.snapshot_file import read_snapshots
-
-        snapshots, _ = read_snapshots(path)
+        snapshots, _ = read_snapshots(path, cls)
         if len(snapshots) != 1:
-            raise ContainerError(f"{path}: it holds {len(snapshots)} snapshots; Series.read reads them all")
+            raise ContainerError(f"{path}: must hold one snapshot, not {len(snapshots)}; use Series.read")
         return snapshots[0]
 
 
