@@ -150,6 +150,21 @@ def format_ratio(figure: float | None) -> str:
     return f"{figure:.2f}" if figure >= 0.1 else f"{figure:.2g}"
 
 
+def format_percent(share: float) -> str:
+    """Return a share in percent: 0 and 100 only where it is, otherwise three digits.
+
+    Examples
+    --------
+    >>> format_percent(1.0), format_percent(0.3415), format_percent(0.9999), format_percent(0.0001)
+    ('100 %', '34.1 %', '>99.9 %', '<0.1 %')
+    """
+    if 0 < share < 0.001:
+        return "<0.1 %"
+    if 0.999 < share < 1:
+        return ">99.9 %"
+    return f"{share * 100:.3g} %"
+
+
 def format_time(seconds: float | None) -> str:
     """Return a time in the unit that suits it; nothing for None.
 

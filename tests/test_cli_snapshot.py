@@ -59,7 +59,7 @@ def test_info(files, capsys):
     assert "split and merged" not in text
     assert run("info", directory / "series.gms") == 0
     text = capsys.readouterr().out
-    assert "at 100 of 2 snapshots (operations)" in text
+    assert "snapshot 1 of 0 to 1, at 100 operations" in text
     assert "split and merged" in text
 
 
@@ -158,7 +158,24 @@ def test_plot(files, names, options, begins, monkeypatch, capsys):
         place = options[-1]
     assert run("plot", *names, *options) == 0
     assert (directory / place).read_bytes().startswith(begins)
-    assert f"gmemcore snapshot: {place}: " in capsys.readouterr().err
+    assert f"gmemcore snapshot plot: {place}: " in capsys.readouterr().err
+
+
+def test_a_picture_is_written_where_it_was_told(files, tmp_path, monkeypatch, capsys):
+    """A name without an ending too, and nothing is replaced unasked."""
+    directory, _ = files
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    before = directory / "before.gms"
+    assert run("plot", before, "-o", "foo") == 0
+    assert [path.name for path in Path().iterdir()] == ["foo"]
+    assert Path("foo").read_bytes().startswith(b"\x89PNG")
+    Path("foo").write_bytes(b"old")
+    assert run("plot", before, "-o", "foo") == 2
+    assert "foo exists; use --force to replace it" in capsys.readouterr().err
+    assert Path("foo").read_bytes() == b"old"
+    assert run("plot", before, "-o", "foo", "--force") == 0
+    assert Path("foo").read_bytes().startswith(b"\x89PNG")
 
 
 def test_plot_of_every_kind_of_run(tmp_path, monkeypatch, capsys):
@@ -178,7 +195,8 @@ def test_plot_of_every_kind_of_run(tmp_path, monkeypatch, capsys):
         assert run("plot", f"{kind}.jsonl") == 0
         assert Path(f"{picture}.png").read_bytes().startswith(b"\x89PNG")
         assert run("plot", f"{kind}.jsonl", "--picture", "cube") == 2
-        assert f"must be a run of bench, not of {kind}" in capsys.readouterr().err
+        found = "a replay" if kind == "replay" else f"a {kind} run"
+        assert f"is {found}; must be a bench run for the picture cube" in capsys.readouterr().err
 
 
 def test_the_map_is_of_all_files_or_says_which(files, monkeypatch):
@@ -200,16 +218,26 @@ def test_the_map_is_of_all_files_or_says_which(files, monkeypatch):
     ("words", "complaint"),
     [
         (["plot", "before.gms", "--file", "7"], "no file 7 in the snapshot; there are 0, 1"),
-        (["plot", "series.gms", "--file", "1"], "stream has no --file; it is of series"),
+        (["plot", "series.gms", "--file", "1"], "--file means nothing for stream, which is of a series"),
         (["info", "nothing.gms"], "nothing.gms: No such file"),
         (["info", "bench.jsonl"], "bench.jsonl is a bench run; must be a snapshot or a series"),
-        (["info", "series.gms", "--number", "2"], "no snapshot 2; it holds 2"),
-        (["diff", "before.gms", "legacy.gms", "--plane", "dirty"], "no plane 'dirty'"),
+        (["plot", "series.gms", "--number", "0"], "--number means nothing for stream"),
+        (["plot", "bench.jsonl", "--number", "-1"], "--number means nothing for cube"),
+        (["plot", "before.gms", "--abi", "v5"], "--abi means nothing for map"),
+        (["info", "series.gms", "--number", "2"], "no snapshot 2; there are 2, from 0"),
+        (["info", "series.gms", "--number", "1.5"], "must be a whole number, not '1.5'"),
+        (
+            ["diff", "before.gms", "legacy.gms", "--plane", "dirty"],
+            "must be private, allocated, ",
+        ),
         (["diff", "before.gms", "small.gms"], "snapshots of one guest"),
-        (["plot", "before.gms", "--picture", "pie"], "no picture 'pie'; there are"),
+        (["plot", "before.gms", "--picture", "pie"], "must be map, hilbert"),
         (["plot", "before.gms", "--picture", "stream"], "at least two are needed"),
-        (["plot", "before.gms", "after.gms"], "map of 2 files; one is accepted"),
-        (["plot", "before.gms", "--picture", "cube"], "before.gms is a snapshot; must be a run of"),
+        (["plot", "before.gms", "after.gms"], "map must be of one file, not of 2"),
+        (
+            ["plot", "before.gms", "--picture", "cube"],
+            "before.gms is a snapshot; must be a bench run for",
+        ),
         (["plot", "bench.jsonl", "--abi", "v4"], "no cell of 'v4'; it has v5"),
         (["plot", "before.gms", "-o", "nowhere/map.png"], "nowhere/map.png: No such file"),
         (["plot", "before.gms", "-o", "map.docx"], "docx"),

@@ -213,7 +213,7 @@ def test_a_replay_on_every_revision():
     data = done.to_xarray()
     assert data["refused"].dims[:2] == ("abi", "vm_type")
     assert data["peak_memory"].attrs["units"] == "bytes"
-    assert done.plot.refusals().get_title(loc="left") == "Operations refused"
+    assert done.plot.refusals().get_title(loc="left") == "Conversions refused"
     assert str(done).splitlines()[0] == "Run of replay"
 
 

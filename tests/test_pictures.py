@@ -31,6 +31,7 @@ from gmemcore.analysis.speed import bench_axes, bench_cube, cost_by_range
 from gmemcore.analysis.states import state_of_masks, states_of
 from gmemcore.analysis.style import STATE_COLOURS
 from gmemcore.engine.packed import PLANE_NAMES
+from gmemcore.results.replay import Reason
 from gmemcore.units import size_words
 
 
@@ -585,21 +586,26 @@ def stress_run(sizes):
 
 
 def replay_run(*refused):
-    """A run of replay in which so many of 100 operations were refused."""
-    replays = [
-        Replay(abi, vm_type, "today", 100, count, 0, [], [], {}, 0.0, 0, None)
-        for abi, vm_type, count in refused
-    ]
+    """A run of replay in which so many of 41 conversions were refused, among 120 operations."""
+    replays = []
+    for abi, vm_type, count in refused:
+        reasons = [Reason("CONVERT", "EINVAL", count // 2), Reason("CONVERT", "EAGAIN", count - count // 2)]
+        reasons += [Reason("ACCEPT", "EINVAL", 30)]
+        replays.append(Replay(abi, vm_type, "today", 120, count + 30, 41, reasons, [], {}, 0.0, 0, None))
     return Run("replay", None, replays)
 
 
 def test_refusals_stand_at_their_revision_and_vm_type():
-    ax = refusal_map(replay_run(("v5", "SNP", 3), ("v13", "SNP", 0), ("v13", "TDX", 100)))
+    """The share of conversions, the same in words and in colour; other operations count for nothing."""
+    ax = refusal_map(replay_run(("v5", "SNP", 14), ("v13", "SNP", 0), ("v13", "TDX", 41)))
     assert [text.get_text() for text in ax.get_xticklabels()] == ["SNP", "TDX"]
     assert [text.get_text() for text in ax.get_yticklabels()] == ["v5", "v13"]
-    share = ax.get_images()[0].get_array()
-    assert share.tolist() == [[3, None], [0, 100]]
-    assert {text.get_text() for text in ax.texts} == {"3", "0", "100"}
+    image = ax.get_images()[0]
+    assert image.get_clim() == (0, 100)
+    share = image.get_array()
+    assert share.tolist() == [[pytest.approx(1400 / 41), None], [0, 100]]
+    said = {text.get_position(): text.get_text() for text in ax.texts}
+    assert said == {(0, 0): "34.1 %", (0, 1): "0 %", (1, 1): "100 %"}
     with pytest.raises(ValueError, match="replayed nowhere"):
         refusal_map(replay_run())
     with pytest.raises(ValueError, match="must be a run of replay, not of bench"):

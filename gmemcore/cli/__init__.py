@@ -91,7 +91,7 @@ def _status(words: list[str]) -> int:
             app = command_line(summaries=not command)
             status = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        fail(command, " ".join(str(error).split()))
+        fail(" ".join(error.command_chain or ()), " ".join(str(error).split()))
     except SystemExit as stopped:
         return stopped.code if isinstance(stopped.code, int) else 0 if stopped.code is None else 1
     return status if isinstance(status, int) else 0

@@ -1,25 +1,38 @@
-"""``gmemcore snapshot``: what snapshots of page state say, what changed between two, and pictures of them."""
+"""``gmemcore snapshot``: what snapshots of page state hold, what changed between two, and pictures."""
 
-import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import cyclopts
 from cyclopts import Parameter
 
-from gmemcore.cli.common import complaint
-from gmemcore.units import format_bytes, format_number, format_size
+from gmemcore.analysis import PICTURES
+from gmemcore.cli.console import note, progress, reporting, say, say_json
+from gmemcore.cli.options import ForceSwitch, JsonSwitch, choice, one, whole
+from gmemcore.cli.pictures import PictureFile
+from gmemcore.cli.tables import print_table
+from gmemcore.engine.packed import PLANE_NAMES
+from gmemcore.errors import InputError
+from gmemcore.files.kinds import is_not
+from gmemcore.files.text import printable
+from gmemcore.units import format_bytes, format_number, format_percent, format_size
 
 if TYPE_CHECKING:
     from gmemcore.analysis import Diff, Series, Snapshot, Table
+    from gmemcore.analysis.runs import Run
 
-app = cyclopts.App(name="snapshot", help="Look at snapshots of page state: figures, differences, pictures.")
+    _Picture = str
+    _Plane = str
+else:  # choices, for help and completion
+    _Picture = Literal[tuple(PICTURES)]
+    _Plane = Literal[PLANE_NAMES]
 
-_Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
-_Number = Annotated[int, Parameter(help="Which snapshot of a series, from 0; -1 is the last.")]
+app = cyclopts.App(
+    name="snapshot",
+    help="Describe and compare snapshots of page state, and draw pictures of them and of runs.",
+)
 
 DISTRIBUTIONS: Final = (
     *("state_mix", "by_slot", "by_region", "run_quantiles", "fragmentation", "mappability", "iommu"),
@@ -27,52 +40,79 @@ DISTRIBUTIONS: Final = (
 """What ``info`` prints, by the names of `gmemcore.analysis`."""
 ROWS: Final = 24
 """Rows of a table that are printed."""
+_RUNS: Final = ("bench", "stress", "replay")
+_WANTED: Final = {
+    "snapshot": "a snapshot or a series",
+    "snapshots": "a snapshot or a series",
+    "series": "a series of snapshots",
+    "several series": "a series of snapshots",
+    **{kind: f"a {kind} run" for kind in _RUNS},
+}
+"""What a picture is of -> the file that it needs."""
+_OPTIONS: Final[dict[str, frozenset[str]]] = {
+    "snapshot": frozenset({"file", "number"}),
+    "snapshots": frozenset({"number"}),
+    "bench": frozenset({"abi"}),
+}
+"""What a picture is of -> options that mean something for it."""
+
+_Number = Annotated[
+    int | None,
+    Parameter(
+        help="Snapshot of a series, from 0; -1 is the last. [default: -1]",
+        converter=one(whole(-(1 << 31), 1 << 31)),
+        allow_leading_hyphen=True,
+    ),
+]
 
 
 @app.command
 def info(
-    files: Annotated[tuple[Path, ...], Parameter(help="Files of snapshots.", negative="")],
+    files: Annotated[tuple[Path, ...], Parameter(help="Files of snapshots.")],
     /,
     *,
-    number: _Number = -1,
-    as_json: _Json = False,
+    number: _Number = None,
+    as_json: JsonSwitch = False,
 ) -> None:
-    """Print what is in snapshots: states, runs, fragmentation, large mappings, the IOMMU's share.
-
-    Exit status 0: printed; 2: a file that holds no snapshots, or none of that number.
-    """
-    with _one_line_errors("info"):
-        described = [(path, series, _chosen(series, number, path)) for path, series in _read(files)]
+    """Print what is in snapshots: states, runs, fragmentation, large mappings, the IOMMU's share."""
+    with reporting("snapshot info"), progress("snapshot info", len(files), "files") as done:
+        described = []
+        for path in files:
+            series = _series(path)
+            described.append((path, series, *_chosen(series, number, path)))
+            done(len(described))
         if as_json:
-            print(json.dumps([_as_record(*one) for one in described], indent=1))
-        else:
-            for one in described:
-                _print_info(*one)
+            say_json([_as_record(*each) for each in described])
+            return
+        for each in described:
+            _print_info(*each)
 
 
 @app.command
 def diff(
-    before: Annotated[Path, Parameter(help="The earlier snapshot; of a series the last, or the first.")],
-    after: Annotated[Path | None, Parameter(help="The later one; none: the last of the same series.")] = None,
+    before: Annotated[Path, Parameter(help="The earlier snapshot; of a series its last, or its first.")],
+    after: Annotated[
+        Path | None, Parameter(help="The later snapshot. [default: the last of the same series]")
+    ] = None,
     /,
     *,
-    plane: Annotated[str | None, Parameter(help="List the ranges in which this plane changed.")] = None,
-    as_json: _Json = False,
+    plane: Annotated[
+        _Plane | None,
+        Parameter(help="List the ranges in which this plane changed.", converter=one(choice(PLANE_NAMES))),
+    ] = None,
+    as_json: JsonSwitch = False,
 ) -> None:
-    """Print what changed from one snapshot to a later one: pages by plane, counters, files.
-
-    Exit status 0: printed; 2: files that hold no snapshots, or snapshots of different guests.
-    """
+    """Print what changed from one snapshot to a later one: pages by plane, counters, files."""
     from gmemcore.analysis import diff as compare
 
-    with _one_line_errors("diff"):
-        paths = [before] if after is None else [before, after]
-        read = _read(paths)
-        first = _chosen(read[0][1], 0 if after is None else -1, before)
-        changes = compare(first, _chosen(read[-1][1], -1, paths[-1]))
+    with reporting("snapshot diff"), _input_errors():
+        series = _series(before)
+        first, _ = _chosen(series, 0 if after is None else -1, before)
+        last, _ = _chosen(series if after is None else _series(after), -1, after or before)
+        changes = compare(first, last)
         ranges = None if plane is None else _ranges(changes, plane)
         if as_json:
-            print(json.dumps(_diff_record(changes, ranges), indent=1))
+            say_json(_diff_record(changes, ranges))
         else:
             _print_diff(changes, ranges)
 
@@ -80,110 +120,131 @@ def diff(
 @app.command
 def plot(
     files: Annotated[
-        tuple[Path, ...],
-        Parameter(help="Files of snapshots, or JSON Lines of bench, stress or replay.", negative=""),
+        tuple[Path, ...], Parameter(help="Files of snapshots, or JSON Lines of bench, stress or replay.")
     ],
     /,
     *,
     picture: Annotated[
-        str | None,
+        _Picture | None,
         Parameter(
-            help="Of snapshots map, hilbert, bars, runs; of a series stream, heatmap, mappable, memory; "
-            "of bench cube, axes, cost; of stress sizes, outcomes; of replay refusals."
+            help="Picture to draw. [default: map of a snapshot, stream of a series, the first of a run's]",
+            converter=one(choice([*PICTURES])),
         ),
     ] = None,
     output: Annotated[
-        Path | None, Parameter(name=("--output", "-o"), help="PNG, SVG or PDF; PICTURE.png.")
+        Path | None,
+        Parameter(
+            name=("--output", "-o"),
+            help="PNG, SVG or PDF file, by its ending. [default: PICTURE.png]",
+        ),
     ] = None,
-    number: _Number = -1,
+    force: ForceSwitch = False,
+    number: _Number = None,
     file: Annotated[
-        int | None, Parameter(help="Of map and hilbert: which file of the guest; its first.")
+        int | None, Parameter(help="Of map and hilbert: file of the guest.", converter=one(whole(0)))
     ] = None,
-    abi: Annotated[str | None, Parameter(help="Of bench: one revision; its first, or all.")] = None,
+    abi: Annotated[str | None, Parameter(help="Of bench: one revision.")] = None,
 ) -> None:
-    """Draw a picture; without a name, the map of a snapshot, the stream of a series, the first of a run's.
+    """Draw a picture of page states or of a run.
 
-    Exit status 0: drawn; 2: a picture that doesn't exist or that these files can't give, or no matplotlib.
+    Of a snapshot: map, hilbert, bars, runs. Of a series: stream, heatmap, mappable, memory. Of bench: cube,
+    axes, cost. Of stress: sizes, outcomes. Of replay: refusals.
     """
-    with _one_line_errors("plot"):
-        name = _usual_picture(files) if picture is None else picture
-        figure = _drawn(name, files, number, file=file, abi=abi).figure
-        place = output or Path(f"{name}.png")
-        figure.savefig(place)
-        print(f"gmemcore snapshot: {place}: {place.stat().st_size:,} bytes", file=sys.stderr)
+    with reporting("snapshot plot"), _input_errors():
+        name = _usual_picture(files[0]) if picture is None else picture
+        place = Path(f"{name}.png") if output is None else output
+        drawing = PictureFile(place, force=force)
+        with progress("snapshot plot", 1, "pictures"):
+            size = drawing.write(_drawn(name, files, number=number, file=file, abi=abi).figure)
+        note("snapshot plot", f"{place}: {size:,} bytes")
 
 
 # --- input --------------------------------------------------------------------------------------------------
 @contextmanager
-def _one_line_errors(command: str) -> Iterator[None]:
-    """Turn what can't be used into one line on stderr."""
+def _input_errors() -> Iterator[None]:
+    """Let what analysis can't do with some input be an `InputError`."""
     try:
         yield
-    except BrokenPipeError:
-        raise  # the reader has seen enough, and `main` knows
-    except OSError as error:
-        text = complaint(error)
+    except (InputError, UnicodeError):
+        raise
+    except ValueError as error:
+        raise InputError(str(error)) from error
     except KeyError as error:
-        text = str(error.args[0])
-    except (ValueError, ImportError) as error:
-        text = str(error)
-    else:
-        return
-    print(f"gmemcore snapshot {command}: {text}", file=sys.stderr)
-    raise SystemExit(2)
+        raise InputError(str(error.args[0])) from error
 
 
-def _read(paths: Sequence[Path]) -> "list[tuple[Path, Series]]":
+def _series(path: Path) -> "Series":
     from gmemcore.analysis import Series
 
-    return [(path, Series.read(path)) for path in paths]
+    return Series.read(path)
 
 
-def _chosen(series: "Series", number: int, path: Path) -> "Snapshot":
-    if not -len(series) <= number < len(series):
-        raise ValueError(f"{path}: no snapshot {number}; it holds {len(series)}")
-    return series[number]
+def _chosen(series: "Series", number: int | None, path: Path) -> "tuple[Snapshot, int]":
+    """Return a snapshot of a series, and its place in it."""
+    place = -1 if number is None else number
+    if not -len(series) <= place < len(series):
+        raise InputError(f"{path}: no snapshot {place}; there are {len(series)}, from 0")
+    return series[place], place % len(series)
 
 
-def _usual_picture(files: Sequence[Path]) -> str:
-    from gmemcore.analysis import PICTURES, read_run
+def _usual_picture(path: Path) -> str:
     from gmemcore.workload.container import is_container
 
-    if not is_container(files[0]):
-        kind = read_run(files[0]).kind
+    if not is_container(path):
+        kind = _run(path).kind
         return next(name for name, picture in PICTURES.items() if picture.of == kind)
-    return "stream" if len(_read(files)[0][1]) > 1 else "map"
+    return "stream" if len(_series(path)) > 1 else "map"
+
+
+def _run(path: Path) -> "Run":
+    from gmemcore.analysis import read_run
+
+    return read_run(path)
 
 
 # --- pictures -----------------------------------------------------------------------------------------------
-def _drawn(name: str, files: Sequence[Path], number: int, **options: Any) -> Any:
-    from gmemcore.analysis import PICTURES, read_run
-
-    if name not in PICTURES:
-        known = "\n".join(f"  {known:9} {one.shows} (of {one.of})" for known, one in PICTURES.items())
-        raise ValueError(f"no picture {name!r}; there are\n{known}")
+def _drawn(name: str, files: Sequence[Path], *, number: int | None, **options: Any) -> Any:
+    """Return the Axes of a picture; options that mean nothing for it are refused."""
     chosen = PICTURES[name]
     if len(files) > 1 and chosen.of not in ("snapshots", "several series"):
-        raise ValueError(f"{name} of {len(files)} files; one is accepted")
+        raise InputError(f"{name} must be of one file, not of {len(files)}")
     given = {option: value for option, value in options.items() if value is not None}
-    accepted = {"snapshot": {"file"}, "bench": {"abi"}}.get(chosen.of, set())
-    if surplus := sorted(given.keys() - accepted):
-        raise ValueError(f"{name} has no --{surplus[0]}; it is of {chosen.of}")
-    prepared: dict[str, Callable[[], Any]] = {
-        "snapshot": lambda: _chosen(_read(files)[0][1], number, files[0]),
+    asked = given.keys() | ({"number"} if number is not None else set())
+    if surplus := sorted(asked - _OPTIONS.get(chosen.of, frozenset())):
+        raise InputError(f"--{surplus[0]} means nothing for {name}, which is of {_WANTED[chosen.of]}")
+    return chosen.draw(_prepared(name, chosen.of, files, number), **given)
+
+
+def _prepared(name: str, of: str, files: Sequence[Path], number: int | None) -> Any:
+    """Read what a picture is of."""
+    from gmemcore.workload.container import is_container
+
+    wanted = f"{_WANTED[of]} for the picture {name}"
+    for path in files:
+        if is_container(path) == (of in _RUNS):
+            raise InputError(is_not(path, wanted))
+    if of in _RUNS:
+        run = _run(files[0])
+        if run.kind != of:
+            raise InputError(is_not(files[0], wanted))
+        if run.shortfall is not None:
+            note("snapshot plot", f"{files[0]}: {run.shortfall}")
+        return run
+    read = [(path, _series(path)) for path in files]
+    prepare: dict[str, Callable[[], Any]] = {
+        "snapshot": lambda: _chosen(read[0][1], number, files[0])[0],
         "snapshots": lambda: {
-            _name_of(path, series): _chosen(series, number, path) for path, series in _read(files)
+            _name_of(path, series): _chosen(series, number, path)[0] for path, series in read
         },
-        "series": lambda: _read(files)[0][1],
-        "several series": lambda: {_name_of(path, series): series for path, series in _read(files)},
+        "series": lambda: read[0][1],
+        "several series": lambda: {_name_of(path, series): series for path, series in read},
     }
-    prepare = prepared.get(chosen.of, lambda: read_run(files[0]))
-    return chosen.draw(prepare(), **given)
+    return prepare[of]()
 
 
 def _name_of(path: Path, series: "Series") -> str:
-    """What a file is called in a legend: the label of its snapshots, or its own name."""
-    return (series[0].label if len(series) else "") or path.stem
+    """Return what a file is called in a legend: the label of its snapshots, or its own name."""
+    return printable((series[0].label if len(series) else "") or path.stem, most=60)
 
 
 # --- figures ------------------------------------------------------------------------------------------------
@@ -198,13 +259,14 @@ def _facts(snapshot: "Snapshot") -> dict[str, Any]:
     return {name: getattr(snapshot, name) for name in names}
 
 
-def _as_record(path: Path, series: "Series", snapshot: "Snapshot") -> dict[str, Any]:
+def _as_record(path: Path, series: "Series", snapshot: "Snapshot", place: int) -> dict[str, Any]:
     from gmemcore.analysis import splits_and_merges
 
     tables = _tables(snapshot) | ({"splits_and_merges": splits_and_merges(series)} if len(series) > 1 else {})
     return {
         "file": str(path),
         "snapshots": len(series),
+        "number": place,
         "unit": series.unit,
         **_facts(snapshot),
         "counters": snapshot.counters.asdict(),
@@ -212,15 +274,15 @@ def _as_record(path: Path, series: "Series", snapshot: "Snapshot") -> dict[str, 
     }
 
 
-def _print_info(path: Path, series: "Series", snapshot: "Snapshot") -> None:
+def _print_info(path: Path, series: "Series", snapshot: "Snapshot", place: int) -> None:
     from gmemcore.analysis import splits_and_merges
 
-    of = f", at {snapshot.at:g} of {len(series)} snapshots ({series.unit})" if len(series) > 1 else ""
+    which = f", snapshot {place} of 0 to {len(series) - 1}" if len(series) > 1 else ""
     label = f" {snapshot.label!r}" if snapshot.label else ""
     guest = f"{snapshot.vm_type}, {snapshot.abi}, firmware {snapshot.firmware}, {snapshot.phase}"
-    print(f"{path}:{label} {guest}{of}")
+    say(f"{path}:{label} {guest}{which}, at {snapshot.at:,.10g} {series.unit}")
     in_use = format_bytes(snapshot.memory_pages << 12)
-    print(f"files: {len(snapshot.files)}, of {format_size(snapshot.size)}; memory in use: {in_use}\n")
+    say(f"files: {len(snapshot.files)}, of {format_size(snapshot.size)}; memory in use: {in_use}", "")
     for name, table in _tables(snapshot).items():
         if name != "by_region" or len(snapshot.slots) > 1:
             _print_table(table, counting=("pages",) if name in ("state_mix", "by_slot", "by_region") else ())
@@ -249,14 +311,14 @@ def _diff_record(changes: "Diff", ranges: "dict[int, Table] | None") -> dict[str
 
 def _print_diff(changes: "Diff", ranges: "dict[int, Table] | None") -> None:
     before, after = changes.before, changes.after
-    print(f"from {before.at:g} ({before.phase}) to {after.at:g} ({after.phase})")
+    say(f"from {before.at:,.10g} ({before.phase}) to {after.at:,.10g} ({after.phase})")
     for word, files in (("new", changes.appeared), ("closed", changes.gone)):
         if files:
-            print(f"{word} files: {', '.join(map(str, files))}")
+            say(f"{word} files: {', '.join(map(str, files))}")
     if changes:
         _print_table(changes.changes)
     else:
-        print("no page has changed")
+        say("no page has changed")
     for table in (ranges or {}).values():
         _print_table(table)
     _print_counters(changes.counters.asdict())
@@ -264,30 +326,26 @@ def _print_diff(changes: "Diff", ranges: "dict[int, Table] | None") -> None:
 
 def _print_counters(counters: dict[str, int]) -> None:
     counted = {name: figure for name, figure in counters.items() if figure}
-    print("counters: " + (", ".join(f"{name} {figure:,}" for name, figure in counted.items()) or "none"))
+    say("counters: " + (", ".join(f"{name} {figure:,}" for name, figure in counted.items()) or "none"))
 
 
 def _print_table(table: "Table", *, counting: Sequence[str] = ()) -> None:
     """Print a table for people; counting: columns of which one is not 0 in a row worth showing."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
     records = [row for row in table.records() if not counting or any(row[name] for name in counting)]
-    print(table.title + ("" if records else ": none"))
-    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in table.columns:
-        numeric = table.rows.dtype[name].kind in "iuf"
-        drawn.add_column(name, justify="right" if numeric else "left", no_wrap=True)
-    for record in records[:ROWS]:
-        # Text, not markup: names are the user's.
-        drawn.add_row(*(Text(_word(name, value, table.units.get(name))) for name, value in record.items()))
+    say(table.title + ("" if records else ": none"))
+    figures = [i for i, name in enumerate(table.columns) if table.rows.dtype[name].kind in "iuf"]
     if records:
-        Console(width=None if sys.stdout.isatty() else 160).print(drawn)
-    print()
+        print_table(
+            table.columns,
+            [
+                tuple(_word(name, value, table.units.get(name)) for name, value in record.items())
+                for record in records[:ROWS]
+            ],
+            figures=figures,
+        )
     if len(records) > ROWS:
-        print(f"and {len(records) - ROWS:,} more rows; --json has them\n")
+        say(f"and {len(records) - ROWS:,} more rows; --json has them")
+    say()
 
 
 def _word(name: str, value: Any, unit: str | None) -> str:
@@ -300,5 +358,5 @@ def _word(name: str, value: Any, unit: str | None) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value * 100:.4g} %" if unit == "1" else format_number(value)
+        return format_percent(value) if unit == "1" else format_number(value)
     return str(value)

@@ -68,3 +68,13 @@ class Replay(msgspec.Struct, frozen=True):
     peak_memory: Count
     launch_digest: Name | None
     predicted: Prediction | None = None
+
+    @property
+    def conversions_refused(self) -> int:
+        """How many of its conversions were refused."""
+        return sum(reason.operations for reason in self.reasons if reason.step == "CONVERT")
+
+    @property
+    def refused_share(self) -> float:
+        """Share of its conversions that was refused, 0 to 1; 0 without conversions."""
+        return min(self.conversions_refused / max(self.conversions, 1), 1.0)

@@ -52,7 +52,7 @@ PICTURES: Final = {
     "cost": Picture("speed against the size of one conversion", "bench", cost_by_range),
     "sizes": Picture("conversions by size, a bar per behaviour", "stress", conversion_sizes),
     "outcomes": Picture("operations by outcome, a bar per kind of guest", "stress", fleet_outcomes),
-    "refusals": Picture("operations refused, by revision and VM type", "replay", refusal_map),
+    "refusals": Picture("conversions refused, by revision and VM type", "replay", refusal_map),
 }
 """Pictures by name."""
 

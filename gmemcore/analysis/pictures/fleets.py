@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from gmemcore.analysis.runs import Run
 from gmemcore.analysis.style import FRACTION_MAP, LINES, axes_for, legend_beside, text_colour
 from gmemcore.uapi import PAGE_SIZE
-from gmemcore.units import size_words
+from gmemcore.units import format_percent, size_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +116,7 @@ def _shades(n: int) -> list[Any]:
 
 
 def refusal_map(run: Run, ax: "Axes | None" = None) -> "Axes":
-    """Draw how many operations of a workload are refused: revisions down, VM types across.
+    """Draw the share of a workload's conversions that is refused: revisions down, VM types across.
 
     Parameters
     ----------
@@ -135,22 +135,20 @@ def refusal_map(run: Run, ax: "Axes | None" = None) -> "Axes":
     abis = list(dict.fromkeys(replay.abi for replay in run.records))
     vm_types = list(dict.fromkeys(replay.vm_type for replay in run.records))
     refused: Any = np.ma.MaskedArray(np.zeros((len(abis), len(vm_types))), mask=True)
-    counts: dict[tuple[int, int], int] = {}
     for replay in run.records:
-        place = abis.index(replay.abi), vm_types.index(replay.vm_type)
-        refused[place] = replay.refused / max(replay.operations, 1) * 100
-        counts[place] = replay.refused
+        refused[abis.index(replay.abi), vm_types.index(replay.vm_type)] = replay.refused_share * 100
     drawn = axes_for(ax, (3.6 + 1.1 * len(vm_types), max(1.6 + 0.32 * len(abis), 2.6)))
     image = drawn.imshow(refused, cmap=FRACTION_MAP, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
-    bar = drawn.figure.colorbar(image, ax=drawn, label="operations refused (%)", shrink=0.9)
+    bar = drawn.figure.colorbar(image, ax=drawn, label="conversions refused (%)", shrink=0.9)
     bar.outline.set_visible(False)
-    for (y, x), count in counts.items():
-        colour = text_colour(image, refused[y, x])
-        drawn.text(x, y, f"{count:,}", ha="center", va="center", fontsize=8, color=colour)
+    for y, x in np.argwhere(~np.ma.getmaskarray(refused)).tolist():
+        share = float(refused[y, x])
+        colour = text_colour(image, share)
+        drawn.text(x, y, format_percent(share / 100), ha="center", va="center", fontsize=8, color=colour)
     drawn.set_xticks(range(len(vm_types)), vm_types)
     drawn.set_yticks(range(len(abis)), abis)
     drawn.tick_params(length=0, labelsize=8)
     drawn.xaxis.tick_top()
     drawn.spines[:].set_visible(False)
-    drawn.set_title("Operations refused", loc="left", pad=12)
+    drawn.set_title("Conversions refused", loc="left", pad=12)
     return drawn

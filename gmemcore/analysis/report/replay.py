@@ -19,7 +19,7 @@ from gmemcore.analysis.report.blocks import (
 from gmemcore.analysis.report.page import Block, Cell, Facts, Page, Section, Table, Text
 from gmemcore.analysis.runs import Replay, Run
 from gmemcore.uapi import ContentMode, MemoryAttribute
-from gmemcore.units import format_number, format_size, format_time
+from gmemcore.units import format_number, format_percent, format_size, format_time
 
 _LEGEND: Final = (
     "An operation is refused if it ended with an errno or an exit. Of each replay the first refusals are "
@@ -59,7 +59,7 @@ def _map(run: Run) -> list[Block]:
     if not 1 < len(cells) <= LABELS or len({replay.firmware for replay in run.records}) > 1:
         return []
     return picture(
-        lambda: refusal_map(run), "Operations refused by revision and VM type, as in the table below"
+        lambda: refusal_map(run), "Conversions refused by revision and VM type, as in the table below"
     )
 
 
@@ -77,14 +77,24 @@ def _summary(replays: Sequence[Replay]) -> Table:
             f"{replay.refused:,}",
             Cell(_reasons(replay), "long"),
             f"{replay.conversions:,}",
+            _refused_conversions(replay),
             *(f"{format_number(replay.peak_memory / 1e6)} MB", format_time(replay.seconds)),
             *([digest] if measured else []),
         )
         for replay, digest in zip(shown, digests, strict=True)
     ]
     last = ["launch digest"] if measured else []
-    columns = (*_TARGET, "refused", "why", "conversions", "memory at most", "took", *last)
-    return Table(columns, muted(rows, 2), frozenset({3, 5, 6, 7}), "What came of it, revision by revision")
+    columns = (
+        *(*_TARGET, "refused", "why", "conversions", "conversions refused", "peak memory", "time"),
+        *last,
+    )
+    return Table(columns, muted(rows, 2), frozenset({3, 5, 6, 7, 8}), "What came of it, revision by revision")
+
+
+def _refused_conversions(replay: Replay) -> str:
+    """Return how many conversions were refused, and which share of them."""
+    refused = replay.conversions_refused
+    return f"{refused:,} ({format_percent(replay.refused_share)})" if refused else "0"
 
 
 def _reasons(replay: Replay) -> str:
