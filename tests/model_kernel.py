@@ -18,7 +18,7 @@ class ModelVcpu:
     """The model's guest. Its own memory is no memslot of the model, which must not notice it."""
 
     address_bits = 52
-    own_size = 22 * P
+    own_size = 23 * P
 
     def __init__(self, transport, vm):
         self._transport = transport
@@ -54,6 +54,11 @@ class ModelVcpu:
     def write(self, gpa, data):
         self.read(gpa, len(data))
         self._vm.guest_write(gpa, data)
+
+    def touch(self, gpa, size):
+        for page in range(gpa, gpa + size, P):
+            self.write(page, b"\0")
+        return 1e-6 * size / P
 
     def close(self):
         pass
@@ -194,6 +199,12 @@ class ModelTransport:
                 self.files[fd].discard_shared(offset, size)
             else:
                 self.files[fd].fallocate(mode, offset, size)
+
+    def touch_pages(self, address, size):
+        for page in range(address, address + size, P):
+            self.store(page, b"\1")
+
+    populate = touch_pages
 
     def pin(self, address):
         file, offset = self._mapped(address, P)

@@ -353,7 +353,7 @@ def test_signed_numbers_are_sent_in_either_form():
 
 # ---- the vCPU's own memory -------------------------------------------------------------------------------
 
-LOW = 22 * P
+LOW = 23 * P
 
 
 def test_own_memory_keeps_out_of_the_way():
@@ -415,7 +415,7 @@ def test_places_for_own_memory():
     assert placed(occupied=[(0, 0xFEE00000 - P)]).gpa == 0xFEE00000 + P
     with pytest.raises(GmemError, match="8 memslots"):
         placed(slots=range(8))
-    with pytest.raises(GmemError, match="no 0x16000 bytes"):
+    with pytest.raises(GmemError, match="no 0x17000 bytes"):
         placed(occupied=[(0, 1 << 40)])
 
 

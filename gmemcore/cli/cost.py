@@ -142,21 +142,35 @@ def calibrate(
     *,
     output: _Output = None,
     memory: Annotated[SizeOption, Parameter(help="Memory that each primitive works on.")] = 128 << 20,
+    kvm: Annotated[
+        bool, Parameter(negative="", help="Take calls and first touches from this host's kernel (kvm bench).")
+    ] = False,
     force: ForceSwitch = False,
 ) -> None:
     """Measure what this host can: zeroing, XOR, scrambling, first touches, calls.
 
+    With --kvm, the attribute ioctl, its cost per page and the first touch of a page are what this host's
+    kernel takes, as far as it offers them. On a kernel with SW_PROTECTED that is the kernel's own share of a
+    conversion, without confidential hardware.
+
     Measure on a quiet machine. Events that only SNP or TDX hardware has stay as lines to be filled in.
     """
     from gmemcore.benchmark.calibrate import calibrate as measure
+    from gmemcore.benchmark.kernel import calibrate_kernel
     from gmemcore.engine.host import check_available
-    from gmemcore.workload.cost import cost_text
+    from gmemcore.workload.cost import CostFile, cost_text
 
     with reporting("cost calibrate"):
         if output is not None:
             check_output(output, force=force)
         check_available(3 * memory)
         cost = measure(memory, say=lambda what: note("cost calibrate", what))
+        if kvm:
+            host, figures = calibrate_kernel(
+                memory=min(memory, 1 << 30), seconds=0.5, say=lambda what: note("cost calibrate", what)
+            )
+            title = f"{cost.title}, Linux {host.release}"
+            cost = CostFile(title=title, events=dict(cost.events) | figures)
         _write(cost_text(cost), output)
 
 

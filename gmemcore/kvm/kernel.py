@@ -8,6 +8,8 @@ import os
 import platform
 from collections.abc import Callable
 
+import numpy as np
+
 from gmemcore.kvm import touch
 from gmemcore.kvm.structs import KVM_CREATE_GUEST_MEMFD
 from gmemcore.kvm.transport import KvmUnavailableError, Vcpu
@@ -15,6 +17,8 @@ from gmemcore.kvm.vcpu import KernelVcpu
 from gmemcore.uapi import PAGE_SIZE
 
 DEVICE = "/dev/kvm"
+MADV_POPULATE_WRITE = 23
+"""Since Linux 5.14; Python's mmap doesn't have it."""
 
 
 class KernelTransport:
@@ -117,6 +121,16 @@ class KernelTransport:
     def store(self, address: int, data: bytes) -> None:
         """See `Transport`."""
         self._host.store(address, data)
+
+    def touch_pages(self, address: int, size: int) -> None:
+        """See `Transport`."""
+        np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))[::PAGE_SIZE] = 1
+
+    def populate(self, address: int, size: int) -> None:
+        """See `Transport`."""
+        if self._libc.madvise(address, size, MADV_POPULATE_WRITE):
+            number = ctypes.get_errno()
+            raise OSError(number, f"MADV_POPULATE_WRITE: {os.strerror(number)}")
 
     def pin(self, address: int) -> int:
         """See `Transport`. A pipe that the page is spliced into holds the reference, as in the selftests."""

@@ -37,6 +37,9 @@ class Vcpu(Protocol):
     def write(self, gpa: int, data: bytes) -> None:
         """Write as the guest; see `read`."""
 
+    def touch(self, gpa: int, size: int) -> float:
+        """Write a byte to each page of up to 1 GiB as the guest; return the seconds of KVM_RUN."""
+
     def close(self) -> None:
         """Give the vCPU back."""
 
@@ -85,6 +88,12 @@ class Transport(Protocol):
 
     def store(self, address: int, data: bytes) -> None:
         """Write mapped memory; see `load`."""
+
+    def touch_pages(self, address: int, size: int) -> None:
+        """Write a byte to each page of mapped memory, at the speed of the processor; a bad page is fatal."""
+
+    def populate(self, address: int, size: int) -> None:
+        """madvise(2) with MADV_POPULATE_WRITE."""
 
     def pin(self, address: int) -> int:
         """Take a reference on the mapped page that lasts until the returned file is closed."""

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from gmemcore.errors import GuestExit, HwPoisonExit, MemoryFaultExit, MmioExit
+from gmemcore.errors import GuestExit, HwPoisonExit, InvalidArgumentError, MemoryFaultExit, MmioExit
 from gmemcore.kvm.alarm import Alarm
 from gmemcore.kvm.structs import (
     CONTROL_AT,
@@ -71,17 +71,38 @@ PROGRAM = (
 )
 """Touch every page of the range first: an access that is refused moves no data."""
 
+TOUCH_PROGRAM = (
+    b"\x0f\x20\xd8"  # mov rax, cr3
+    b"\x0f\x22\xd8"  # mov cr3, rax
+    b"\x4d\x85\xc9"  # test r9, r9: pages left to touch
+    b"\x74\x0f"  # jz to the end
+    b"\x41\x88\x00"  # mov [r8], al
+    b"\x49\x81\xc0\x00\x10\x00\x00"  # add r8, 4096
+    b"\x49\xff\xc9"  # dec r9
+    b"\xeb\xec"  # jmp to the test
+    b"\xf4"  # hlt
+)
+"""Write a byte to each page of a long range."""
+TOUCH_AT = 512
+"""Offset of that program in the code page."""
+
 # Pages of the own memory.
-CODE, ROOT, DIRECTORY_POINTERS, DIRECTORY, OWN_TABLE, WINDOW_TABLE, BUFFER = range(7)
+CODE, ROOT, DIRECTORY_POINTERS, DIRECTORY, OWN_TABLE, WINDOW_TABLE, LONG_DIRECTORY, BUFFER = range(8)
 BUFFER_PAGES = 16
 OWN_PAGES = BUFFER + BUFFER_PAGES
 OWN_SIZE = OWN_PAGES * PAGE_SIZE
 WINDOW = 1 << 21
 """Virtual address of the window: the second entry of the page directory."""
+LONG_WINDOW = 1 << 30
+"""Virtual address of a window of 1 GiB, in pages of 2 MiB: the second entry of the directory pointers."""
 RUN_SECONDS: Final = 10.0
 """KVM_RUN ends after this long, whatever the guest does. An access takes microseconds."""
+PAGES_PER_SECOND: Final = 10_000
+"""What a long touch may take longer; emulated kernels are slow."""
 
 _PRESENT_WRITABLE = 3
+_LARGE = 0x80  # a page directory's entry that is a page of 2 MiB
+_LARGE_SIZE = 2 << 20
 _CR0 = 0x80050033  # paging, protection, write protection, and what every processor wants set
 _CR4_PAE = 0x20
 _EFER_LONG_MODE = 0x500  # enabled and active
@@ -148,9 +169,10 @@ class KernelVcpu:
         del view
         self._slot = slot
         self._own[: len(PROGRAM)] = PROGRAM
+        self._own[TOUCH_AT : TOUCH_AT + len(TOUCH_PROGRAM)] = TOUCH_PROGRAM
         for table, entries in (
             (ROOT, [gpa + DIRECTORY_POINTERS * PAGE_SIZE]),
-            (DIRECTORY_POINTERS, [gpa + DIRECTORY * PAGE_SIZE]),
+            (DIRECTORY_POINTERS, [gpa + DIRECTORY * PAGE_SIZE, gpa + LONG_DIRECTORY * PAGE_SIZE]),
             (DIRECTORY, [gpa + OWN_TABLE * PAGE_SIZE, gpa + WINDOW_TABLE * PAGE_SIZE]),
             (OWN_TABLE, [gpa + page * PAGE_SIZE for page in range(OWN_PAGES)]),
         ):
@@ -200,6 +222,20 @@ class KernelVcpu:
             self._own[at : at + length] = data[start - gpa :][:length]
             self._copy(start, length, write=True)
 
+    def touch(self, gpa: int, size: int) -> float:
+        """See `Vcpu`."""
+        start = gpa & -_LARGE_SIZE
+        if gpa % PAGE_SIZE or size % PAGE_SIZE or gpa + size > start + LONG_WINDOW:
+            raise InvalidArgumentError(f"a guest can't touch {gpa:#x}+{size:#x} at once: at most 1 GiB")
+        self._write_table(LONG_DIRECTORY, [page | _LARGE for page in range(start, gpa + size, _LARGE_SIZE)])
+        r8, r9 = LONG_WINDOW + gpa - start, size // PAGE_SIZE
+        rip = CODE * PAGE_SIZE + TOUCH_AT
+        regs = REGS_STRUCT.pack(*[0] * 8, r8, r9, *[0] * 6, rip, _RFLAGS)
+        self._ioctl(self._vcpu, KVM_SET_REGS, bytearray(regs))
+        began = time.perf_counter()
+        self._enter(gpa, size)
+        return time.perf_counter() - began
+
     def _copy(self, gpa: int, size: int, *, write: bool) -> None:
         """Let the guest copy between its buffer and the range; the whole range lies in one window."""
         pages = range(gpa & -PAGE_SIZE, gpa + size, PAGE_SIZE)
@@ -221,7 +257,8 @@ class KernelVcpu:
         GuestExit
             It couldn't go on.
         """
-        deadline = time.monotonic() + RUN_SECONDS
+        patience = RUN_SECONDS + size / PAGE_SIZE / PAGES_PER_SECOND
+        deadline = time.monotonic() + patience
         while True:
             try:
                 self._ioctl(self._vcpu, KVM_RUN)
@@ -231,7 +268,7 @@ class KernelVcpu:
                     self._raise_failed_run(error, gpa, size)
             self._alarm.take()
             if time.monotonic() > deadline:
-                raise GuestStoppedExit(f"KVM_RUN didn't end in {RUN_SECONDS:g} s", gpa, size, "TIMEOUT")
+                raise GuestStoppedExit(f"KVM_RUN didn't end in {patience:.0f} s", gpa, size, "TIMEOUT")
         reason = self._exit_reason()
         if reason == KVM_EXIT_HLT:
             return

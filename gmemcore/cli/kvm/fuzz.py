@@ -1,15 +1,15 @@
 """``gmemcore kvm fuzz``: random walks on the model and on the host's kernel, until they differ."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from gmemcore.cli.console import progress, say, say_json, say_lines
-from gmemcore.cli.kvm.common import counted_lines, hanging
+from gmemcore.cli.kvm.common import counted_lines
 from gmemcore.cli.options import JsonSwitch
+from gmemcore.cli.tables import print_table
 from gmemcore.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def _rate(report: "Report") -> float:
 def _print(report: "Report") -> None:
     if report.left_over is not None:
         say(f"An earlier run didn't end. The walk that was running is kept: {report.left_over}")
-    say_lines(_coverage_lines(report))
+    _print_coverage(report)
+    say()
     say_lines(counted_lines("known", report.known))
     found = "no difference" if report.finding is None else "a difference"
     walks = "1 walk" if report.walks == 1 else f"{report.walks:,} walks"
@@ -115,20 +116,18 @@ def _short(step: dict[str, Any]) -> str:
     return json.dumps(shown)
 
 
-def _coverage_lines(report: "Report") -> Iterator[str]:
-    """Yield a line per operation with the outcomes seen and how often, then those that could be seen."""
+def _print_coverage(report: "Report") -> None:
+    """Print the outcomes of each operation, how often they were seen, and those that could be and weren't."""
     seen: dict[tuple[str, str], list[str]] = {}
-    unseen: dict[str, list[str]] = {}
+    unseen: dict[tuple[str, str], list[str]] = {}
     for vm_type, op, outcome, count in report.coverage.rows():
-        here = seen.setdefault((vm_type, op), [])
+        seen.setdefault((vm_type, op), [])
         if count:
-            here.append(f"{outcome} {count:,}")
+            seen[vm_type, op].append(f"{outcome} {count:,}")
         else:
-            unseen.setdefault(vm_type, []).append(f"{op} {outcome}")
-    for (kind, name), outcomes in seen.items():
-        yield from hanging(f"{kind:13} {name:15}", ", ".join(outcomes))
-    for kind, missing in unseen.items():
-        yield from hanging(f"{kind:13} {'not seen':15}", ", ".join(missing))
+            unseen.setdefault((vm_type, op), []).append(outcome)
+    rows = [(*key, ", ".join(outcomes), ", ".join(unseen.get(key, ()))) for key, outcomes in seen.items()]
+    print_table(("VM type", "operation", "seen", "not seen"), rows, labels=1)
 
 
 def _record(report: "Report") -> dict[str, Any]:
