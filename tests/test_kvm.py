@@ -15,11 +15,12 @@ from conftest import VECTORS
 from model_kernel import ModelTransport, ModelVcpu
 
 import gmemcore
-from gmemcore.conformance import OPERATIONS, Case, VectorError, read_vectors, run_case
+from gmemcore.conformance import OPERATIONS, Case, ModelMachine, VectorError, read_vectors, run_case
 from gmemcore.engine.backing import BACKINGS
 from gmemcore.errors import GmemError, HostAccessError
 from gmemcore.kvm import KernelTransport, KvmMachine, KvmUnavailableError, KvmVm, probe
 from gmemcore.kvm import structs as kvm
+from gmemcore.kvm.addresses import fit
 from gmemcore.kvm.differences import DIFFERENCES, known_difference, version_of
 from gmemcore.kvm.own_memory import place
 from gmemcore.uapi import (
@@ -954,3 +955,64 @@ def test_this_kernel_passes_what_it_can_do(transport, offer, name):
         assert result.wrong is None, f"{case.name}: {result.wrong}"
         passed += result.passed
     assert passed > 20
+
+
+# ---- guest addresses that a host doesn't have ------------------------------------------------------------
+
+
+def test_guest_addresses_are_moved_to_where_a_host_has_them():
+    """What touches stays together, at the same place within 1 GiB; nothing comes to touch anything else."""
+    high, low = 1 << 45, GPA
+    steps = [
+        CREATE,
+        {**SLOT, "gpa": high + 5 * P, "size": 2 * P},
+        {**SLOT, "slot": 2, "gpa": high + 7 * P, "size": P, "gmem_offset": 2 * P},
+        {"op": "guest_write", "gpa": high + 8 * P - 2, "data": "01020304", "expect": "MMIO"},
+        {"op": "vm_set", "address": high + 5 * P, "size": P, "attributes": 0},
+        {**SLOT, "slot": 3, "gpa": low, "size": P, "gmem_offset": 3 * P},
+        {"op": "guest_read", "gpa": 1 << 51},
+        {**SLOT, "slot": 4, "gpa": (1 << 64) - P, "size": P, "expect": "EINVAL"},
+        {**SLOT, "slot": 5, "gpa": (1 << 63) + 1, "size": P, "expect": "EINVAL"},
+    ]
+    fitted = fit(Case("c", steps, seed=7), 40)
+    assert (fitted.name, fitted.seed) == ("c", 7)
+    gpas = [step.get("gpa", step.get("address")) for step in fitted.steps[1:]]
+    start = gpas[0]
+    assert start % (1 << 30) == 5 * P
+    assert gpas[:4] == [start, start + 2 * P, start + 3 * P - 2, start]
+    assert gpas[4] == low
+    assert gpas[6] == (1 << 64) - P
+    assert gpas[7] % P == 1
+    assert max(gpas[:6] + gpas[7:]) < 1 << 40
+    assert len({gpa // P for gpa in gpas[:6]}) == 4
+    assert fit(Case("c", steps[:1] + steps[5:6]), 40).steps == steps[:1] + steps[5:6]
+
+
+def test_what_does_not_fit_stays():
+    steps = [{"op": "vm_set", "address": 0, "size": 1 << 50, "attributes": 0}]
+    assert fit(Case("c", steps), 40).steps == steps
+
+
+def test_raw_arguments_are_moved_with_the_rest():
+    argument = MEMORY_ATTRIBUTES_STRUCT.pack(1 << 45, P, 8, 0).hex() + "ff"
+    steps = [
+        {"op": "ioctl", "fd": "vm", "request": KVM_SET_MEMORY_ATTRIBUTES, "argument": argument},
+        {"op": "ioctl", "fd": "vm", "request": KVM_SET_MEMORY_ATTRIBUTES, "argument": argument[:20]},
+        {"op": "guest_read", "gpa": 1 << 45},
+    ]
+    raw, short, read_ = fit(Case("c", steps), 40).steps
+    fields = MEMORY_ATTRIBUTES_STRUCT.unpack_from(bytes.fromhex(raw["argument"]))
+    assert fields == (read_["gpa"], P, 8, 0)
+    assert read_["gpa"] < 1 << 40
+    assert raw["argument"].endswith("ff")
+    assert short == steps[1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_cases_come_out_the_same_where_they_are_moved(path):
+    vectors = read_vectors(path)
+    for case in vectors.cases:
+        moved = fit(case, 40)
+        machine = ModelMachine(vectors, case.seed)
+        assert run_case(machine, moved).wrong is None
+        machine.close()

@@ -6,6 +6,8 @@ A kernel can't do every step: `gmemcore.kvm.rules` has those that it isn't asked
 
 from typing import Any
 
+from gmemcore.conformance import Case
+from gmemcore.kvm.addresses import fit
 from gmemcore.kvm.client import KvmFile, KvmVm, check_extension
 from gmemcore.kvm.differences import Difference, known_difference
 from gmemcore.kvm.missed import Missed, Range, Step, size_of
@@ -80,6 +82,10 @@ class KvmMachine:
         return known_difference(
             self.transport.release, self.vm, step, outcome, offer=self.offer, written=written
         )
+
+    def fit(self, case: Case) -> Case:
+        """Return a case with its guest addresses moved to where this host has them."""
+        return case if self.offer is None else fit(case, self.offer.guest_address_bits)
 
     def close(self) -> None:
         """Close the VM and its files."""
