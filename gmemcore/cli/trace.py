@@ -1,17 +1,21 @@
 """``gmemcore trace``: workloads as files: recorded, imported from logs, converted, described."""
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 from cyclopts import App, Parameter
+from cyclopts.types import PositiveInt
 
-from gmemcore.cli.console import note, reporting, say, say_json
+from gmemcore.cli.console import note, reporting, say, say_json, say_lines
 from gmemcore.cli.tables import print_table
 from gmemcore.cli.workloads import STDIN, Options, Workload, load
 from gmemcore.errors import InvalidArgumentError
-from gmemcore.files.writing import check_output
+from gmemcore.files.reading import opened
+from gmemcore.files.writing import check_output, replacing
 from gmemcore.units import format_bytes, format_time
 
 if TYPE_CHECKING:
@@ -19,7 +23,9 @@ if TYPE_CHECKING:
 
 app = App(name="trace", help="Record, import, convert and describe what happens to guest memory.")
 
-_REGIONS_SHOWN = 8
+_REGIONS_SHOWN: Final = 8
+_LONGEST: Final = 86_400
+"""Seconds of a recording."""
 
 _Output = Annotated[
     Path, Parameter(help="Where to write: .jsonl is text, .parquet a table, anything else the binary form.")
@@ -53,7 +59,7 @@ def record(
     Exit status 0: the trace is written; 2: a name, a value or a line that can't be read.
     """
     with reporting("trace record"):
-        check_output(output, force=force)
+        _check_output(output, force=force)
         workload = load(what, options, seed=seed)
         _write(output, workload)
         workload.note_import("trace record")
@@ -118,10 +124,87 @@ def convert(
     with reporting("trace convert"):
         if source != STDIN and output.exists() and Path(source).exists() and output.samefile(source):
             raise InvalidArgumentError(f"{output} is the source; the output must be another file")
-        check_output(output, force=force)
+        _check_output(output, force=force)
         workload = load(source, options, seed=seed)
         _write(output, workload)
         workload.note_import("trace convert")
+
+
+@app.command
+def capture(
+    *,
+    run: Annotated[
+        float | None, Parameter(help="Record for so many seconds, by perf or trace-cmd; needs --pid.")
+    ] = None,
+    pid: Annotated[PositiveInt | None, Parameter(help="The VMM's process.")] = None,
+    output: Annotated[
+        Path | None, Parameter(name=("--output", "-o"), help="Where the log goes. [default: guest-PID.txt]")
+    ] = None,
+    force: _Force = False,
+) -> None:
+    """Print the commands that record a guest of your own, and what each can show; or record one.
+
+    Exit status 0; 2: nothing could be recorded.
+    """
+    from gmemcore.workload.logs import capture as ways
+
+    with reporting("trace capture"):
+        if run is None and pid is None and output is None:
+            _print_ways()
+            return
+        if run is None or pid is None:
+            raise InvalidArgumentError("recording needs both --run SECONDS and --pid PID")
+        if not 0 < run <= _LONGEST:
+            raise InvalidArgumentError(f"--run must be more than 0 and at most {_LONGEST:,} seconds")
+        place = output or Path(f"guest-{pid}.txt")
+        check_output(place, force=force)
+        with replacing(place) as file:
+            program = ways.record(file, pid, run)
+        _note_captured(place, program)
+
+
+def _print_ways() -> None:
+    """Print each way of recording a guest: commands, unbroken, and what is in such a log."""
+    from gmemcore.workload.logs.capture import GENERAL, SOURCES
+
+    for source in SOURCES:
+        say(f"{source.title}\n")
+        say(_wrapped(f"Shows: {source.shows}.", "  "))
+        say(_wrapped(f"Doesn't show: {source.lacks}.", "  "))
+        say()
+        for way in source.ways:
+            say(f"  {way.title}")
+            for command in way.commands:
+                say_lines(f"    {line}" for line in command.splitlines())
+            say()
+    say(_wrapped(GENERAL))
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 78, initial_indent=indent, subsequent_indent=f"{indent}  " if indent else "")
+
+
+def _note_captured(place: Path, program: str) -> None:
+    from gmemcore.workload.logs import read_log
+
+    if not place.is_file():
+        return
+    with opened(place) as file:
+        log = read_log(cast(BufferedReader, file))
+    lost = f"; {program} {log.lost}" if log.lost else ""
+    note("trace capture", f"{place}: {len(log.events):,} conversions, recorded by {program}{lost}")
+    note("trace capture", f"gmemcore replay {place} --memory SIZE imports it")
+
+
+def _check_output(output: Path, *, force: bool) -> None:
+    """Make sure, before any work, that a trace can be written."""
+    from gmemcore.workload.trace import PARQUET_SUFFIX
+
+    check_output(output, force=force)
+    if output.suffix.lower() == PARQUET_SUFFIX:
+        from gmemcore.workload.parquet import import_pyarrow
+
+        import_pyarrow()
 
 
 def _write(output: Path, workload: Workload) -> None:

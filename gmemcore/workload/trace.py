@@ -1,8 +1,9 @@
-"""Traces: the operations of one guest in a file, as a binary container or as JSON Lines.
+"""Traces: the operations of one guest in a file, as a binary container, JSON Lines or Parquet.
 
-Both forms hold the same. The binary form has the header as meta and the sections ``operations`` and, if pages
-begin otherwise than their region, ``start``. The text form is a line with the header, one for each range of
-such pages, and one for each operation; fields that are zero are left out:
+All forms hold the same; the third one is in `gmemcore.workload.parquet`. The binary form has the header as
+meta and the sections ``operations`` and, if pages begin otherwise than their region, ``start``. The text form
+is a line with the header, one for each range of such pages, and one for each operation; fields that are zero
+are left out:
 
 .. code-block:: json
 
@@ -13,7 +14,7 @@ such pages, and one for each operation; fields that are zero are left out:
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
@@ -50,7 +51,10 @@ MAX_OPERATIONS: Final = 1 << 26
 """Operations of a trace: 3 GiB of them."""
 TEXT_SUFFIXES: Final = (".jsonl", ".ndjson")
 """Endings of names that are written as JSON Lines."""
+PARQUET_SUFFIX: Final = ".parquet"
+"""Ending of names that are written as Parquet."""
 
+_PARQUET_MAGIC: Final = b"PAR1"
 _VERSION: Final = 1
 _SECTION: Final = "operations"
 _START: Final = "start"
@@ -116,18 +120,27 @@ class Trace:
 
 # ---- both forms -------------------------------------------------------------------------------------------
 def write_trace(path: str | os.PathLike[str], trace: Trace) -> None:
-    """Write a trace, whole or not at all: JSON Lines if the name ends so (`TEXT_SUFFIXES`), else binary.
+    """Write a trace, whole or not at all, in the form that the name asks for.
+
+    `TEXT_SUFFIXES` are JSON Lines, `PARQUET_SUFFIX` is Parquet, all others are binary.
 
     Raises
     ------
     TypeError, InvalidArgumentError
         Operations that don't exist; nothing was written.
+    MissingExtraError
+        Parquet, and pyarrow isn't installed.
     ContainerError, OSError
         As `gmemcore.workload.container.write`.
     """
     _check(trace)
-    if Path(path).suffix.lower() in TEXT_SUFFIXES:
+    suffix = Path(path).suffix.lower()
+    if suffix in TEXT_SUFFIXES:
         replace_file(path, _lines(trace), mode=0o600)
+    elif suffix == PARQUET_SUFFIX:
+        from gmemcore.workload import parquet  # with pyarrow, which is large
+
+        parquet.write(path, trace)
     else:
         sections: dict[str, NDArray[Any]] = {_SECTION: trace.operations}
         if len(trace.start):
@@ -136,7 +149,7 @@ def write_trace(path: str | os.PathLike[str], trace: Trace) -> None:
 
 
 def read_trace(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Trace:
-    """Read a trace of either form, whatever its name.
+    """Read a trace of any form, whatever its name.
 
     Parameters
     ----------
@@ -153,12 +166,24 @@ def read_trace(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> T
         The file can't be opened or read.
     """
     try:
-        trace = _read_binary(path, max_bytes) if is_container(path) else _read_text(path, max_bytes)
+        trace = _reader(path)(path, max_bytes)
         _check(trace)
         return trace
     except (GmemError, TypeError, TraceError) as error:
         what = error.strerror if isinstance(error, GmemError) else error
         raise TraceError(f"{os.fspath(path)}: {what}") from error
+
+
+def _reader(path: str | os.PathLike[str]) -> Callable[[str | os.PathLike[str], int], Trace]:
+    """Return what reads the form that a file has."""
+    if is_container(path):
+        return _read_binary
+    with open_regular(path) as file:
+        if file.read(len(_PARQUET_MAGIC)) != _PARQUET_MAGIC:
+            return _read_text
+    from gmemcore.workload import parquet
+
+    return parquet.read
 
 
 def _check(trace: Trace) -> None:
@@ -201,8 +226,8 @@ def check_start(layout: Layout, start: NDArray[np.uint64]) -> None:
 
 
 def is_trace(head: bytes) -> bool:
-    """Whether a file that begins so is a trace of either form, or claims to be: a log begins otherwise."""
-    return head.startswith((MAGIC, b"{"))
+    """Whether a file that begins so is a trace of any form, or claims to be: a log begins otherwise."""
+    return head.startswith((MAGIC, _PARQUET_MAGIC, b"{"))
 
 
 class Recorder:
