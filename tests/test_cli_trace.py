@@ -156,7 +156,7 @@ def test_imports_say_what_they_assumed(run):
         (("trace", "convert", "noise", "noise"), "noise is the source"),
         (("replay", "nowhere"), "No such file or directory"),
         (("replay", "noise"), "no line names an event"),
-        (("replay", LAUNCH_LOG, "--abi", "v6"), "unknown abi 'v6'"),
+        (("replay", LAUNCH_LOG, "--abi", "v99"), "unknown abi 'v99'"),
         (("replay", LAUNCH_LOG, "--vm-type", "SEV"), "--vm-type 'SEV'; known: DEFAULT"),
         (("replay", LAUNCH_LOG, "--firmware", "old"), "--firmware 'old'; known: today, cipher"),
         (("replay", LAUNCH_LOG, "--flags", "all"), "--flags 'all'; known: as-recorded"),
