@@ -537,7 +537,7 @@ class Pair:
         offset, size = self._range(choose, file)
         address = (file.base + offset) % TOP
         if choose.chance(2):
-            address = TOP - size  # ends at 2^64
+            address = (TOP - size) % TOP  # ends at 2^64
         valid = address + size < TOP and (address | size) % PAGE == 0
         return address, PAGE if valid and size > 1 << 32 else size
 
