@@ -17,7 +17,7 @@ from gmemcore.uapi import PAGE_SIZE, PageType
 from gmemcore.workload.behaviours import BEHAVIOURS, Behaviour, Kind, get_behaviour
 from gmemcore.workload.behaviours import walk as walk_module
 from gmemcore.workload.behaviours.behaviour import COMMON
-from gmemcore.workload.behaviours.guest import Grid, operations
+from gmemcore.workload.behaviours.guest import Grid, Guest, operations
 from gmemcore.workload.layout import Layout, Region
 from gmemcore.workload.operations import Access, check_operations
 from gmemcore.workload.outcomes import CODES
@@ -471,6 +471,39 @@ def test_fragmentation_splits_every_block_and_merges_it_again(pieces, run):
         guest.play([back])
         assert vm.counters.blocks_2m_merged == blocks
     assert np.array_equal(np.sort(share["gpa"]), np.sort(back["gpa"]))
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 7, 100, 256])
+@pytest.mark.parametrize("pages", [1, 2, 511, 513, 1536])
+def test_fragmentation_of_any_memory_is_runs_of_whole_pages_that_do_not_meet(pieces, pages):
+    layout = Layout.single(pages * PAGE_SIZE)
+    ops = take("fragmentation", 4000, layout=layout, pieces=pieces, run=16 * K)[1:]
+    assert not ((ops["gpa"] | ops["size"]) % PAGE_SIZE).any()
+    turn = np.flatnonzero(np.diff(ops["attributes"]))[0] + 1
+    share, back = ops[:turn], ops[turn : 2 * turn]
+    assert not share["attributes"].any()
+    assert back["attributes"].all()
+    assert np.array_equal(share[["gpa", "size"]], back[["gpa", "size"]])
+    in_order = np.sort(share, order="gpa")
+    starts, ends = in_order["gpa"], in_order["gpa"] + in_order["size"]
+    assert ends[-1] <= layout.size
+    gaps = starts[1:] - ends[:-1]
+    assert (starts[1:] >= ends[:-1]).all()
+    assert (gaps >= PAGE_SIZE).sum() >= len(gaps) - 1  # a place at the end may have one page, and no gap
+
+
+@pytest.mark.parametrize("pages", [1, 2, 3, 513])
+@pytest.mark.parametrize("name", BEHAVIOURS)
+def test_generators_have_something_to_do_in_little_memory(name, pages):
+    """What a generator makes costs a pass over arrays, so most of them must hold operations."""
+    row, layout = BEHAVIOURS[name], Layout.single(pages * PAGE_SIZE)
+    guest = Guest.of(layout, Stream(3))
+    values = {each.name: each.default for each in row.parameters}
+    try:
+        arrays = list(islice(row.generate(guest, **values), 2000))
+    except InvalidArgumentError:
+        return  # it says that it needs more memory
+    assert sum(map(len, arrays)) >= len(arrays) / 2
 
 
 def test_hostile_requests_are_of_all_kinds():

@@ -31,7 +31,7 @@ MAX_BYTES: Final = 1 << 20
 MAX_GUESTS: Final = 10_000_000
 MAX_OPERATIONS: Final = 1 << 40
 MAX_MEMORY: Final = 1 << 50
-_HASH_VERSION: Final = 2  # of the meaning of a spec: a new one whenever the same spec gives other guests
+_HASH_VERSION: Final = 3  # of the meaning of a spec: a new one whenever the same spec gives other guests
 
 
 class SpecError(InputError):

@@ -1,13 +1,16 @@
 """Behaviours that go over all of memory: migration, and a guest that fragments it on purpose."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gmemcore.engine.steps import Step
 from gmemcore.uapi import PAGE_SIZE
 from gmemcore.workload.behaviours.guest import BLOCK, PRIVATE, Guest, distinct, in_turn, operations, over
 from gmemcore.workload.operations import Operations
+from gmemcore.workload.seeds import Words
 
 HUGE_PAGE = 2 << 20
 
@@ -39,25 +42,32 @@ def migration_sweep(
 def fragmentation(guest: Guest, *, pieces: int, run: int) -> Iterator[Operations]:
     """Every 2 MiB block gets `pieces` shared runs, each in a place of its own; then all of them go again."""
     grid = guest.grid(HUGE_PAGE)
-    stride = np.uint64(HUGE_PAGE // pieces)
-    # A run leaves a page of its place private at least, so that no two runs meet.
-    length = min(run, int(stride) - PAGE_SIZE)
-    room = (int(stride) - length) // PAGE_SIZE
+    total = grid.count * pieces
+    stride = np.uint64(HUGE_PAGE // PAGE_SIZE // pieces * PAGE_SIZE)
+    # A run leaves a page of its place private where there are two, so that no two runs meet.
+    longest = min(np.uint64(run), stride - np.uint64(PAGE_SIZE))
+
+    @lru_cache(maxsize=1)  # a small guest has one part, and many turns
+    def part(low: int) -> tuple[Words, Words, Words, NDArray[np.bool_]]:
+        """First address, run length and number of possible offsets of some places; whether each exists."""
+        # Piece by piece over all blocks: neighbours in time are no neighbours in memory.
+        places = np.arange(low, min(low + BLOCK, total), dtype=np.uint64)
+        gpa, size = grid[places % np.uint64(grid.count)]
+        start = places // np.uint64(grid.count) * stride
+        room = np.minimum(np.maximum(size, start) - start, stride)  # the last block may be short
+        length = np.minimum(room, longest)
+        ways = np.maximum((room - length) // np.uint64(PAGE_SIZE), np.uint64(1))
+        return gpa + start, length, ways, room > 0
+
     yield over(Step.CONVERT, guest.ranges, PRIVATE)
     turn = 0
     while True:
         stream = guest.stream.split("turn", turn)
         for attributes in (0, PRIVATE):
-            for low in range(0, grid.count * pieces, BLOCK):
-                # Piece by piece over all blocks: neighbours in time are no neighbours in memory.
-                places = np.arange(low, min(low + BLOCK, grid.count * pieces), dtype=np.uint64)
-                block, piece = places % np.uint64(grid.count), places // np.uint64(grid.count)
-                gpa, size = grid[block]
-                offset = piece * stride + stream.below(room, low, len(places)) * np.uint64(PAGE_SIZE)
-                there = offset < size
-                gpa, offset, size = gpa[there], offset[there], size[there]
-                length_here = np.minimum(np.uint64(length), size - offset)
-                yield operations(Step.CONVERT, gpa + offset, length_here, attributes=attributes)
+            for low in range(0, total, BLOCK):
+                gpa, length, ways, there = part(low)
+                gpa = gpa + stream.below(ways, low, len(ways)) * np.uint64(PAGE_SIZE)
+                yield operations(Step.CONVERT, gpa[there], length[there], attributes=attributes)
         turn += 1
 
 
