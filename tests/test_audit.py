@@ -14,15 +14,15 @@ import gmemcore.vmm.audit as audit_module
 from gmemcore import create_vm, policy
 from gmemcore.cli import main
 from gmemcore.policy import ABIS, Flag, FlagsCapability
-from gmemcore.uapi import ContentMode, Direction, Firmware, Phase, VmType
-from gmemcore.vmm.audit import audit, audit_abi
-from gmemcore.vmm.proposal import (
+from gmemcore.policy.proposal import (
     ProposalError,
     parse_proposal,
     read_proposal,
     read_proposals,
     shipped_proposals,
 )
+from gmemcore.uapi import ContentMode, Direction, Firmware, Phase, VmType
+from gmemcore.vmm.audit import audit, audit_abi
 
 COUNTS = ("vm_type_checks", "lies", "hidden", "broken", "phase_checks", "direction_checks")
 # In words below: there are 8 VMs (4 types with private memory, 2 kinds of firmware), 4 of them CoCo (SNP,

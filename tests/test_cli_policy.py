@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from gmemcore import policy
-from gmemcore.cli.policy import app
+from gmemcore.cli import main
 from gmemcore.policy import ABIS
+from gmemcore.policy.proposal import shipped_files
 from gmemcore.uapi import VmType
 
 KEYS = ["abi", "vm_type", "firmware", "phase", "direction", "flag", "outcome", "effect", "unless"]
@@ -19,12 +20,10 @@ def run(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
 
     def run_once(line):
-        try:
-            status = app(line.split(), result_action="return_value") or 0
-        except SystemExit as exit_:
-            status = exit_.code
+        with pytest.raises(SystemExit) as ended:
+            main(["policy", *line.split()])
         captured = capsys.readouterr()
-        return SimpleNamespace(status=status, out=captured.out, err=captured.err)
+        return SimpleNamespace(status=ended.value.code, out=captured.out, err=captured.err)
 
     return run_once
 
@@ -167,6 +166,8 @@ def test_diff_of_equals(run):
         ("--flag KEEP", "PRESERVE_AFTER_LAUNCH"),
         ("--why", "--vm-type"),
         ("diff v5 v99", "two-caps"),
+        ("--json --markdown", "exclude each other"),
+        ("--proposal none.toml", "No such file"),
     ],
 )
 def test_wrong_selections_are_one_line_and_status_2(run, line, accepted):
@@ -174,5 +175,41 @@ def test_wrong_selections_are_one_line_and_status_2(run, line, accepted):
     assert result.status == 2
     assert result.out == ""
     assert result.err.count("\n") == 1
-    assert result.err.startswith("gmemcore policy: ")
+    assert result.err.startswith(("gmemcore policy: ", "gmemcore policy diff: "))
     assert accepted in result.err
+
+
+# --- names and proposals ------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--vm-type snp --json", "--vm-type SNP --json"),
+        ("--vm-type sw-protected --json", "--vm-type SW_PROTECTED --json"),
+        ("--flag preserve --json", "--flag PRESERVE --json"),
+        ("--firmware TODAY --json", "--firmware today --json"),
+        ("--direction to-shared --json", "--direction to_shared --json"),
+        ("--abi V5 --json", "--abi v5 --json"),
+        ("--abi Two_Caps", "--abi two-caps"),
+        ("diff V4 V5", "diff v4 v5"),
+    ],
+)
+def test_names_are_taken_in_any_case(run, typed, meant):
+    assert run(typed).status == 0
+    assert run(typed).out == run(meant).out
+
+
+def test_a_shipped_proposal_is_known_by_name(run):
+    assert "two-caps with the pre-launch capability split" in run("--abi by-direction").out
+    assert run("diff two-caps by-direction").status == 0
+
+
+def test_a_proposal_of_a_file_is_shown_and_compared(run, tmp_path):
+    text = next(iter(shipped_files().values())).replace('"by-direction"', '"mine"')
+    text = text.replace('"PRESERVE"', '"KEEP_ALL"')
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    assert run(f"--proposal {path}").out.splitlines()[2].startswith("mine: ")
+    assert {row["abi"] for row in json.loads(run(f"--json --proposal {path}").out)} == {*ABIS, "mine"}
+    assert {row["abi"] for row in json.loads(run(f"--json --abi mine --proposal {path}").out)} == {"mine"}
+    assert run(f"diff mine v5 --proposal {path}").status == 0
+    assert run("--abi mine").status == 2

@@ -12,10 +12,10 @@ from gmemcore.cli import main
 from gmemcore.machine import create_vm
 from gmemcore.machine.measurement import LaunchDigest
 from gmemcore.policy import ABIS, get_abi
+from gmemcore.policy.proposal import shipped_files, shipped_proposals
 from gmemcore.uapi import ContentMode, Phase, VmType
 from gmemcore.vmm import flows
 from gmemcore.vmm.flows import FLOWS, run_flow, run_flows
-from gmemcore.vmm.proposal import shipped_files, shipped_proposals
 
 COCO = ("SNP", "TDX")
 ALL_ABIS = (*ABIS, "by-direction")

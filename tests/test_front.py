@@ -15,9 +15,9 @@ from gmemcore.analysis.runs import ReplayRun, StressRun
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.front import replaying, running, stressing, workloads
 from gmemcore.policy import ABIS
+from gmemcore.policy.proposal import shipped_proposals
 from gmemcore.stress.spec import SpecError, check
 from gmemcore.stress.spec import read as read_spec
-from gmemcore.vmm.proposal import shipped_proposals
 from gmemcore.workload.behaviours import BEHAVIOURS, workload
 from gmemcore.workload.layout import Layout
 from gmemcore.workload.operations import join_operations

@@ -141,7 +141,7 @@ def test_several_bits_by_name():
 
 
 def test_a_flag_by_the_name_that_a_proposal_gives_it():
-    from gmemcore.vmm.proposal import shipped_proposals
+    from gmemcore.policy.proposal import shipped_proposals
 
     (proposal,) = shipped_proposals()
     for abi in (*ABIS.values(), proposal):

@@ -48,8 +48,8 @@ def audit(
     A userspace that knows only names and capabilities expects each flag to work or not. Every such request is
     run on a small VM, and the answers are compared with what was expected.
     """
+    from gmemcore.policy.proposal import shipped_files
     from gmemcore.vmm.audit import audit_abi
-    from gmemcore.vmm.proposal import shipped_files
 
     if template:
         say("\n".join(shipped_files().values()).rstrip("\n"))

@@ -58,7 +58,7 @@ def say_json(value: Any, *, indent: int | None = 1) -> None:
 def say_json_rows(rows: Iterable[Any]) -> None:
     """Print a JSON list to standard output, one line per member."""
     lines = ",\n".join(map(json.dumps, rows))
-    print(f"[\n{lines}\n]")
+    print(f"[\n{lines}\n]" if lines else "[]")
 
 
 _MUCH: Final = 1 << 20  # characters of one text; longer ones are nobody's to read

@@ -14,8 +14,12 @@ from cyclopts import Parameter, Token
 from gmemcore.errors import GmemError, InputError, InvalidArgumentError
 from gmemcore.names import member, plain
 from gmemcore.policy import ABIS, Abi, content_flags, get_abi
-from gmemcore.uapi import ContentMode, Direction, Firmware, Phase, VmType
+from gmemcore.policy.proposal import read_proposals, shipped_proposals
+from gmemcore.uapi import Direction, Firmware, Phase, VmType
 from gmemcore.units import parse_size
+
+FLAG_NAMES: Final = ("NONE", *(row.name for row in content_flags()))
+"""Content flags of the revisions, and no flag."""
 
 _Value = TypeVar("_Value")
 Reader = Callable[[str], _Value]
@@ -87,9 +91,9 @@ def _revision(text: str) -> str:
     return {plain(name): name for name in ABIS}.get(plain(text), text)
 
 
-def _flag(text: str) -> ContentMode:
-    named = {"NONE": ContentMode.NONE} | {row.name: row.bit for row in content_flags()}
-    return named[choice([*named])(text)]
+def _flag(text: str) -> str:
+    """Return the name of a content flag as policy has it; any other name, perhaps a proposal's, as it is."""
+    return {plain(name): name for name in FLAG_NAMES}.get(plain(text), text)
 
 
 # ---- their types -------------------------------------------------------------------------------------------
@@ -98,15 +102,15 @@ if TYPE_CHECKING:
     _Firmware = Firmware
     _Phase = Phase
     _Direction = Direction
-    _Flag = ContentMode
+    _Flag = str
     _Abi = str
 else:  # choices, for help and completion
     _VmType = Literal[tuple(map(str, VmType))]
     _Firmware = Literal[tuple(map(str, Firmware))]
     _Phase = Literal[tuple(map(str, Phase))]
     _Direction = Literal[tuple(map(str, Direction))]
-    _Flag = Literal[("NONE", *(row.name for row in content_flags()))]
-    _Abi = Literal[tuple(ABIS)] | str
+    _Flag = Literal[FLAG_NAMES] | str
+    _Abi = Literal[(*ABIS, *(row.name for row in shipped_proposals()))] | str
 
 _SEED_MOST: Final = (1 << 64) - 1
 
@@ -147,8 +151,6 @@ def revisions(proposals: Sequence[Path]) -> "dict[str, Abi]":
     InputError
         A file that isn't a proposal, or whose name is taken.
     """
-    from gmemcore.vmm.proposal import read_proposals, shipped_proposals
-
     return {**ABIS, **{row.name: row for row in (*shipped_proposals(), *read_proposals(proposals))}}
 
 
@@ -168,7 +170,7 @@ def chosen_revisions(abi: str | None, proposals: Sequence[Path]) -> "list[Abi]":
     try:
         return [get_abi(abi)]
     except InvalidArgumentError:
-        raise InputError(f"--abi: must be {_either([*known])}, not {abi!r}") from None
+        raise InputError(f"unknown revision {abi!r}; known: {', '.join(known)}") from None
 
 
 if TYPE_CHECKING:

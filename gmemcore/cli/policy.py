@@ -1,20 +1,29 @@
 """``gmemcore policy``: what each revision and proposal answers, as tables, JSON or Markdown, or one why."""
 
-import json
-import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from gmemcore.errors import InvalidArgumentError
+from gmemcore.cli.console import reporting, say, say_json_rows
+from gmemcore.cli.options import (
+    AbiOption,
+    DirectionOption,
+    FirmwareOption,
+    FlagOption,
+    JsonSwitch,
+    MarkdownSwitch,
+    PhaseOption,
+    ProposalFiles,
+    VmTypeOption,
+    chosen_revisions,
+)
+from gmemcore.cli.tables import print_markdown, print_table
+from gmemcore.errors import InputError
 from gmemcore.policy import (
     ABIS,
     DEFAULT_ABI,
@@ -23,13 +32,13 @@ from gmemcore.policy import (
     Abi,
     Cell,
     CellKey,
+    cell,
     cells,
-    content_flags,
+    flag_bits,
     flag_name,
-    get_abi,
 )
 from gmemcore.policy.summary import LEGEND, TABLE_LEGEND, Row, abi_table, answer_word
-from gmemcore.uapi import ContentMode, Direction, Firmware, Phase, VmType
+from gmemcore.uapi import ContentMode, Firmware, Phase
 
 app = cyclopts.App(name="policy", help="Show what each revision and proposal of the interface answers.")
 
@@ -38,76 +47,63 @@ app = cyclopts.App(name="policy", help="Show what each revision and proposal of 
 class Selection:
     """Which cells; what is left out selects all."""
 
-    vm_type: Annotated[str | None, Parameter(help=f"One of: {', '.join(VmType)}.")] = None
-    firmware: Annotated[str | None, Parameter(help=f"One of: {', '.join(Firmware)}.")] = None
-    phase: Annotated[str | None, Parameter(help=f"One of: {', '.join(Phase)}.")] = None
-    direction: Annotated[str | None, Parameter(help=f"One of: {', '.join(Direction)}.")] = None
-    flag: Annotated[str | None, Parameter(help="NONE, or the name of a content flag.")] = None
+    vm_type: VmTypeOption = None
+    firmware: FirmwareOption = None
+    phase: PhaseOption = None
+    direction: DirectionOption = None
+    flag: FlagOption = None
 
-    def of(self, abi: str | None) -> list[tuple[CellKey, Cell]]:
-        """Return the selected cells of an abi; of every abi for None."""
-        return list(
-            cells(
-                abi,
-                self.vm_type,
-                self.firmware,
-                phase=self.phase,
-                direction=self.direction,
-                flag=None if self.flag is None else _flag(self.flag),
-            )
-        )
+    def of(self, abi: Abi) -> list[tuple[CellKey, Cell]]:
+        """Return the selected cells of a revision."""
+        place = {"phase": self.phase, "direction": self.direction, "flag": self.flag}
+        return list(cells(abi, self.vm_type, self.firmware, **place))
 
 
-_Abi = Annotated[
-    str | None,
-    Parameter(
-        help=f"One of: {', '.join(ABIS)}; v6 to v12 and merged, which are v13; linux-6.8 to linux-7.3."
-    ),
-]
 _Cells = Annotated[Selection | None, Parameter(name="*")]
-_Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
-_Why = Annotated[bool, Parameter(negative="", help="Say why one cell is as it is, and the source.")]
-_Markdown = Annotated[bool, Parameter(negative="", help="Print the tables as Markdown.")]
 
 
 @app.default
 def show(
     *,
-    abi: _Abi = None,
+    abi: AbiOption = None,
+    proposal: ProposalFiles = (),
     selection: _Cells = None,
-    as_json: _Json = False,
-    why: _Why = False,
-    markdown: _Markdown = False,
+    as_json: JsonSwitch = False,
+    why: Annotated[bool, Parameter(help="Give the reason of one cell, and its source.")] = False,
+    markdown: MarkdownSwitch = False,
 ) -> None:
-    """Show what the interface answers to a conversion, by VM type, launch phase, direction and content flag.
+    """Show the answer to each conversion, by VM type, launch phase, direction and content flag.
 
-    Tables and ``--why`` are about one abi, v5 unless another is named; ``--json`` without ``--abi`` is about
-    all of them.
+    Tables and --why are about one revision, by default v5 or the proposal of a file; --json without --abi is
+    about all revisions.
     """
     selected = selection or Selection()
-    with _one_line_errors():
+    with reporting("policy"):
+        if as_json + why + markdown > 1:
+            raise InputError("--json, --why and --markdown exclude each other")
+        every = as_json and abi is None
+        chosen = [*ABIS.values(), *_of_files(proposal)] if every else [_one(abi, proposal)]
         if as_json:
-            _print_json(_as_record(key, answer) for key, answer in selected.of(abi))
+            say_json_rows(_as_record(row, *each) for row in chosen for each in selected.of(row))
         elif why:
-            _print_why(selected.of(DEFAULT_ABI if abi is None else abi))
+            _print_why(chosen[0], selected.of(chosen[0]))
         else:
-            print_table = _markdown_table if markdown else _table_with_status
-            _print_tables(get_abi(DEFAULT_ABI if abi is None else abi), selected, print_table)
+            _print_answers(chosen[0], selected, markdown=markdown)
 
 
 @app.command(name="list")
-def list_revisions(*, as_json: _Json = False) -> None:
+def list_revisions(*, as_json: JsonSwitch = False) -> None:
     """List every revision, proposal and release: when it was posted, where, and what became of it."""
     if as_json:
-        _print_json(asdict(row) for row in HISTORY)
+        say_json_rows(asdict(row) for row in HISTORY)
         return
-    print(UPSTREAM)
+    say(UPSTREAM)
     for row in HISTORY:
         modelled = {row.name: "", None: ", not modelled"}.get(row.abi, f", modelled as {row.abi}")
-        print(f"\n{row.name}: {', '.join(part for part in (row.status, row.date) if part)}{modelled}")
-        print("\n".join(_wrapped(row.summary, "  ")))
+        say("", f"{row.name}: {', '.join(part for part in (row.status, row.date) if part)}{modelled}")
+        say("\n".join(_wrapped(row.summary, "  ")))
         if row.message_id:
-            print(f"  <{row.message_id}>")
+            say(f"  <{row.message_id}>")
 
 
 def _wrapped(text: str, indent: str = "") -> list[str]:
@@ -116,47 +112,39 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
 
 @app.command
 def diff(
-    before: str,
-    after: str,
+    before: Annotated[str, Parameter(help="A revision or proposal.")],
+    after: Annotated[str, Parameter(help="Another one.")],
     /,
     *,
+    proposal: ProposalFiles = (),
     selection: _Cells = None,
-    as_json: _Json = False,
+    as_json: JsonSwitch = False,
 ) -> None:
-    """Show the cells that two abis answer differently.
-
-    Parameters
-    ----------
-    before, after
-        The two abis.
-    """
+    """Show the cells that two revisions answer differently."""
     selected = selection or Selection()
-    with _one_line_errors():
-        pairs = zip(selected.of(before), selected.of(after), strict=True)
-        changes = [(key, old, new) for (key, old), (_, new) in pairs if _answer(old) != _answer(new)]
+    with reporting("policy diff"):
+        old, new = _one(before, proposal), _one(after, proposal)
+        places = dict.fromkeys(key[1:] for row in (old, new) for key, _ in selected.of(row))
+        answers = ((CellKey(old.name, *each), cell(old, *each), cell(new, *each)) for each in places)
+        changes = [change for change in answers if _answer(change[1]) != _answer(change[2])]
         if as_json:
-            _print_json(_as_change(key, old, new, get_abi(after)) for key, old, new in changes)
+            say_json_rows(_as_change(old, new, *change) for change in changes)
         else:
-            _print_changes(changes, get_abi(before), get_abi(after))
+            _print_changes(changes, old, new)
 
 
 # --- input --------------------------------------------------------------------------------------------------
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn a wrong selection into one line on stderr and exit status 2."""
-    try:
-        yield
-    except InvalidArgumentError as error:
-        print(f"gmemcore policy: {error.strerror}", file=sys.stderr)
-        raise SystemExit(2) from None
+def _of_files(proposals: Sequence[Path]) -> list[Abi]:
+    """Return the proposals of files alone."""
+    known = chosen_revisions(None, proposals)
+    return known[len(known) - len(proposals) :]
 
 
-def _flag(name: str) -> ContentMode:
-    """Return the content flag of a name."""
-    by_name = {"NONE": ContentMode.NONE} | {row.name: row.bit for row in content_flags()}
-    if name not in by_name:
-        raise InvalidArgumentError(f"unknown flag {name!r}; known: {', '.join(by_name)}")
-    return by_name[name]
+def _one(abi: str | None, proposals: Sequence[Path]) -> Abi:
+    """Return the revision that is asked for; without a name, the proposal of a file, or the usual one."""
+    if abi is None and proposals:
+        return _of_files(proposals)[-1]
+    return chosen_revisions(abi or DEFAULT_ABI, proposals)[0]
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------
@@ -165,50 +153,46 @@ def _answer(answer: Cell) -> dict[str, str | None]:
     return {"outcome": answer.outcome, "effect": answer.effect, "unless": answer.unless}
 
 
-def _place(key: CellKey) -> dict[str, str]:
-    """Return the question as a program gets it, the abi aside."""
+def _place(abi: Abi, key: CellKey) -> dict[str, str]:
+    """Return the question as a program gets it, the revision aside."""
     return {
         "vm_type": key.vm_type,
         "firmware": key.firmware,
         "phase": key.phase,
         "direction": key.direction,
-        "flag": flag_name(key.flag, key.abi),
+        "flag": flag_name(key.flag, abi),
     }
 
 
-def _as_record(key: CellKey, answer: Cell) -> dict[str, Any]:
+def _as_record(abi: Abi, key: CellKey, answer: Cell) -> dict[str, Any]:
     """Return the JSON object of a cell."""
-    return {"abi": key.abi, **_place(key), **_answer(answer)}
+    return {"abi": abi.name, **_place(abi, key), **_answer(answer)}
 
 
-def _as_change(key: CellKey, old: Cell, new: Cell, after: Abi) -> dict[str, Any]:
-    """Return the JSON object of a cell that two abis answer differently."""
+def _as_change(before: Abi, after: Abi, key: CellKey, old: Cell, new: Cell) -> dict[str, Any]:
+    """Return the JSON object of a cell that two revisions answer differently."""
     return {
-        **_place(key),
-        "before": {"abi": key.abi, **_answer(old)},
+        **_place(before, key),
+        "before": {"abi": before.name, **_answer(old)},
         "after": {"abi": after.name, **_answer(new)},
     }
 
 
-def _print_json(records: Iterable[dict[str, Any]]) -> None:
-    """Print a JSON list, a record a line."""
-    lines = ",\n".join(json.dumps(record) for record in records)
-    print(f"[\n{lines}\n]" if lines else "[]")
-
-
 # --- one cell -----------------------------------------------------------------------------------------------
-def _print_why(selected: list[tuple[CellKey, Cell]]) -> None:
+def _print_why(abi: Abi, selected: list[tuple[CellKey, Cell]]) -> None:
     """Print the answer of one cell, the reason and where it can be read."""
     places = {key._replace(firmware=Firmware.TODAY) for key, _ in selected}
     if len(places) != 1:
-        raise InvalidArgumentError(
-            f"--why is about one cell, not {len(places)}: give --vm-type, --phase, --direction and --flag"
+        raise InputError(
+            f"--why must be about one cell, not {len(places)}; use --vm-type, --phase, --direction and --flag"
         )
     key, answer = selected[0]  # today's firmware comes first
-    question = ", ".join(_place(key).values())
-    print(f"{key.abi}: {question}: {answer.outcome}{_effect_in_words(answer)}")
-    print(answer.why)
-    print(f"Source: {answer.source}")
+    question = ", ".join(_place(abi, key).values())
+    say(
+        f"{abi.name}: {question}: {answer.outcome}{_effect_in_words(answer)}",
+        answer.why,
+        f"Source: {answer.source}",
+    )
 
 
 def _effect_in_words(answer: Cell) -> str:
@@ -220,39 +204,18 @@ def _effect_in_words(answer: Cell) -> str:
 
 
 # --- tables -------------------------------------------------------------------------------------------------
-def _print_tables(abi: Abi, selected: Selection, print_table: Callable[[str, list[Row], str], None]) -> None:
-    """Print what an abi answers, a row a VM type and a column a flag."""
+def _print_answers(abi: Abi, selected: Selection, *, markdown: bool) -> None:
+    """Print what a revision answers, a row per VM type and a column per flag."""
+    wanted = None if selected.flag is None else flag_bits(selected.flag, abi)
     known = (ContentMode.NONE, *(row.bit for row in abi.flags))
-    flags = [bit for bit in known if selected.flag is None or bit == _flag(selected.flag)]
-    rows = abi_table(abi, selected.of(abi.name), flags)
-    print_table(f"{abi.name}: {abi.title}", rows, TABLE_LEGEND)
-
-
-def _table_with_status(title: str, rows: list[Row], legend: str) -> None:
-    """Print what is upstream, then a table."""
-    print(f"{UPSTREAM}\n")
-    _rich_table(title, rows, legend)
-
-
-def _rich_table(title: str, rows: list[Row], legend: str) -> None:
-    """Print a table for people."""
-    table = Table(box=box.SIMPLE)
-    for name in rows[0]:
-        table.add_column(name)
-    for row in rows[1:]:
-        table.add_row(*row)
-    print(title)
-    Console().print(table)
-    print(legend)
-
-
-def _markdown_table(title: str, rows: list[Row], legend: str) -> None:
-    """Print a Markdown table."""
-    lines = [rows[0], tuple("---" for _ in rows[0]), *rows[1:]]
-    print(f"{title}\n")
-    for line in lines:
-        print("| " + " | ".join(text.replace("|", r"\|") for text in line) + " |")
-    print(f"\n{legend}")
+    heads, *rows = abi_table(abi, selected.of(abi), [bit for bit in known if wanted in (None, int(bit))])
+    if markdown:
+        say(f"{abi.name}: {abi.title}", "")
+        print_markdown(heads, rows)
+    else:
+        say(UPSTREAM, "", f"{abi.name}: {abi.title}")
+        print_table(heads, rows)
+    say("", TABLE_LEGEND)
 
 
 # --- differences --------------------------------------------------------------------------------------------
@@ -271,9 +234,9 @@ def _when(places: list[tuple[Firmware, Phase]]) -> str:
 
 
 def _print_changes(changes: list[tuple[CellKey, Cell, Cell]], before: Abi, after: Abi) -> None:
-    """Print cells that two abis answer differently, equal changes of one VM type on one line."""
+    """Print cells that two revisions answer differently, equal changes of one VM type on one line."""
     if not changes:
-        print(f"{before.name} and {after.name} answer alike")
+        say(f"{before.name} and {after.name} answer alike")
         return
     lines: dict[Row, list[tuple[Firmware, Phase]]] = {}
     for key, old, new in changes:
@@ -285,4 +248,6 @@ def _print_changes(changes: list[tuple[CellKey, Cell, Cell]], before: Abi, after
         for (vm_type, flag, direction, was, becomes), places in lines.items()
     ]
     header = ("VM type", "flag", "direction", "when", before.name, after.name)
-    _rich_table(f"{before.name} to {after.name}", [header, *rows], LEGEND)
+    say(f"{before.name} to {after.name}")
+    print_table(header, rows, labels=3)
+    say("", LEGEND)

@@ -170,7 +170,7 @@ def _targets(
 ) -> "tuple[Target, ...]":
     """Return where to run it."""
     from gmemcore.policy import ABIS, get_abi
-    from gmemcore.vmm.proposal import ProposalError, read_proposals
+    from gmemcore.policy.proposal import ProposalError, read_proposals
     from gmemcore.workload.replay import targets
 
     try:

@@ -9,8 +9,8 @@ from gmemcore.analysis.series import Series
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.files.kinds import kind_of
 from gmemcore.front.workloads import load
+from gmemcore.policy.proposal import read_proposal
 from gmemcore.stress.spec import read as read_spec
-from gmemcore.vmm.proposal import read_proposal
 from gmemcore.workload.cost import load_cost
 from gmemcore.workload.trace import read_trace
 

@@ -13,8 +13,8 @@ from gmemcore.engine.arguments import as_u64
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.files.reading import opened
 from gmemcore.policy import ABIS, Abi, get_abi
+from gmemcore.policy.proposal import read_proposal
 from gmemcore.units import parse_size
-from gmemcore.vmm.proposal import read_proposal
 from gmemcore.workload.behaviours import BEHAVIOURS, Behaviour, find_behaviour, workload
 from gmemcore.workload.layout import Layout
 from gmemcore.workload.logs import import_log, read_log, summary_lines

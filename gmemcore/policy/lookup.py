@@ -11,6 +11,7 @@ from gmemcore.names import bits, chosen, is_number, member, plain
 from gmemcore.policy.abi import ASSIGNED, Abi, Flag, Rule
 from gmemcore.policy.effects import EFFECTS
 from gmemcore.policy.platforms import PLATFORMS, Platform
+from gmemcore.policy.proposal import shipped_proposals
 from gmemcore.policy.ranks import ByteOperation, Operations
 from gmemcore.policy.releases import RELEASES
 from gmemcore.policy.revisions import ABIS, ALIASES, DEFAULT_ABI
@@ -101,12 +102,13 @@ def get_abi(name: str | Abi = DEFAULT_ABI) -> Abi:
 
 def abi_names() -> tuple[str, ...]:
     """Return every name that `get_abi` takes."""
-    return (*ABIS, *ALIASES, *RELEASES)
+    return (*ABIS, *(abi.name for abi in shipped_proposals()), *ALIASES, *RELEASES)
 
 
 def _by_plain_name() -> dict[str, Abi]:
     """Every revision by its case-insensitive name, for lookups that no exact name satisfies."""
     names = {**ABIS, **RELEASES} | {alias: ABIS[name] for alias, name in ALIASES.items()}
+    names |= {abi.name: abi for abi in shipped_proposals()}
     return {plain(name): abi for name, abi in names.items()}
 
 

@@ -12,6 +12,7 @@ from itertools import product
 from gmemcore.errors import GmemError
 from gmemcore.machine import GuestMemfd, VmFace, create_vm
 from gmemcore.policy import ABIS, Abi, Flag, get_abi
+from gmemcore.policy.proposal import shipped_proposals
 from gmemcore.uapi import (
     PAGE_SIZE,
     Direction,
@@ -22,7 +23,6 @@ from gmemcore.uapi import (
     VmType,
 )
 from gmemcore.vmm.probe import probe
-from gmemcore.vmm.proposal import shipped_proposals
 
 _SIZE = 2 * PAGE_SIZE
 _HOST_DATA = b"\xef\xbe\xad\xde" * (_SIZE // 4)

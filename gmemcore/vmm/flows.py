@@ -15,9 +15,9 @@ from gmemcore.errors import GmemError, HostAccessError, LaunchUpdateError, Unsup
 from gmemcore.machine import create_vm
 from gmemcore.machine.measurement import VMSA_GPA, LaunchDigest
 from gmemcore.policy import ABIS, Abi
+from gmemcore.policy.proposal import shipped_proposals
 from gmemcore.uapi import PAGE_SIZE, ContentMode, Direction, Firmware, PageType, VmType
 from gmemcore.vmm.guest import GuestProgram
-from gmemcore.vmm.proposal import shipped_proposals
 from gmemcore.vmm.ram_block import RamBlockAttributes
 from gmemcore.vmm.userspace import Converted, Vmm
 from gmemcore.vmm.vfio import Vfio

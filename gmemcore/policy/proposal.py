@@ -7,6 +7,7 @@ same engine.
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -17,7 +18,9 @@ from msgspec import Meta
 
 from gmemcore.errors import InputError
 from gmemcore.files.reading import decode_toml, read_file
-from gmemcore.policy import ABIS, ALIASES, ASSIGNED, EFFECTS, Abi, Flag, FlagsCapability, Rule
+from gmemcore.policy.abi import ASSIGNED, Abi, Flag, FlagsCapability, Rule
+from gmemcore.policy.effects import EFFECTS
+from gmemcore.policy.revisions import ABIS, ALIASES
 from gmemcore.uapi import Capability, ContentMode, Direction, Firmware, Phase, VmType
 
 MAX_BYTES: Final = 256 << 10
@@ -122,14 +125,19 @@ def parse_proposal(data: bytes, name: str) -> Abi:
     return _abi_of(proposal)
 
 
+@cache
+def _shipped() -> tuple[Abi, ...]:
+    return tuple(parse_proposal(text.encode(), name) for name, text in shipped_files().items())
+
+
 def shipped_proposals() -> list[Abi]:
     """Return the proposals that come with the package, by name."""
-    return [parse_proposal(text.encode(), name) for name, text in shipped_files().items()]
+    return list(_shipped())
 
 
 def shipped_files() -> dict[str, str]:
     """Return the text of the proposals that come with the package, by file name."""
-    folder = files("gmemcore.vmm") / "proposals"
+    folder = files("gmemcore.policy") / "proposals"
     resources = sorted(folder.iterdir(), key=lambda resource: resource.name)
     return {each.name: each.read_text("utf-8") for each in resources if each.name.endswith(".toml")}
 
