@@ -49,7 +49,7 @@ def examples(text):
 
 def without_times(text):
     """Lines without times, and without the space that they take."""
-    return [re.sub(r"[\s─]+", " ", TIME.sub("#", line)) for line in text.splitlines()]
+    return [re.sub(r"([\s─]|-{3,})+", " ", TIME.sub("#", line)) for line in text.splitlines()]
 
 
 def shape(text):
@@ -61,7 +61,7 @@ def shape(text):
         bare = NUMBER.sub("#", TIME.sub("#", line.replace("~", "")))
         bare = re.sub(r"the best is \w+", "the best is", bare)
         bare = re.sub(r"# ([KMG]iB|=)", "#", bare)
-        lines.append(re.sub(r"[\s─]+", " ", bare).strip())
+        lines.append(re.sub(r"([\s─]|-{3,})+", " ", bare).strip())
     return [line for line in lines if line]
 
 

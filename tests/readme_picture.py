@@ -7,6 +7,7 @@ refused. Both follow from seeds: nothing in them is a figure of one machine.
 import sys
 import tempfile
 from contextlib import redirect_stdout
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
@@ -14,6 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from PIL import Image
 
 import gmemcore
 from gmemcore.analysis import page_map, read_run, refusal_map, take
@@ -62,7 +64,7 @@ def draw():
         False
     )
     refusal_map(refusals(), right).set_title(
-        "Operations refused: PRESERVE, and a firmware that could", loc="left", pad=12
+        "Conversions refused: PRESERVE, and a firmware that could", loc="left", pad=12
     )
     return figure
 
@@ -70,5 +72,7 @@ def draw():
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         sys.exit("usage: python tests/readme_picture.py --write")
-    draw().savefig(PICTURE, dpi=110, metadata={"Software": None})
+    drawn = BytesIO()
+    draw().savefig(drawn, dpi=110)
+    Image.open(drawn).convert("RGB").quantize(128).save(PICTURE, optimize=True)
     print(f"{PICTURE.name}: {PICTURE.stat().st_size >> 10} KiB")

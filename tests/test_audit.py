@@ -486,7 +486,7 @@ def test_cells_show_what_is_wrong(capsys):
         "| PRESERVE | running | to shared | over-promised "
         "| SNP (today), SNP (cipher), TDX (today), TDX (cipher) |" in out
     )
-    assert "over-promised  capabilities say yes, and the call is refused" in out
+    assert "* over-promised: capabilities say yes, and the call is refused" in out
     _, out, _ = run(["--cells", "--abi", "by-direction"], capsys)
     assert out.strip() == (
         "by-direction: 0 over-promised, 0 under-promised, 0 contents lost; "

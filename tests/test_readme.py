@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import pytest
 import readme_picture
 from cyclopts import CycloptsError, MissingArgumentError
 
-from gmemcore.cli import COMMANDS, command_line, main
+import gmemcore
+from gmemcore.cli import COMMANDS, VERBOSITY, command_line, main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -31,6 +34,21 @@ def test_the_example_runs(capsys):
     (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
     exec(compile(example.replace("1 << 30", "1 << 21"), "README", "exec"), {})
     assert capsys.readouterr().out == "1 [(0, 1, 'private'), (1, 512, 'shared')]\n"
+
+
+@pytest.mark.parametrize("what", ["the example", "every public name"])
+def test_strict_type_checkers_find_nothing(what, tmp_path):
+    """In the README's example, and in code that uses all that ``import gmemcore as gm`` offers."""
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    if what == "every public name":
+        names = [f"{name}: object = gm.{name}" for name in gmemcore.__all__]
+        example = "\n".join(["import gmemcore as gm", *(f"use_{line}" for line in names)])
+    (tmp_path / "example.py").write_text(example)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), "example.py"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
 
 
 def test_it_has_the_two_commands_of_a_fresh_machine():
@@ -57,7 +75,7 @@ def test_every_command_that_is_named_can_be_typed(page):
     """It exists, with those options; running them is the matter of other tests."""
     commands = commands_of(page.read_text())
     for command in commands:
-        words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)[1:]]
+        words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)[1:] if word not in VERBOSITY]
         if len(words) > 1:
             with suppress(MissingArgumentError):  # the name of a command, without all that it needs
                 command_line().parse_args(words, exit_on_error=False, print_error=False)

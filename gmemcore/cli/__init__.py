@@ -28,7 +28,8 @@ COMMANDS: Final = {
 }
 """Command -> where it is, and what it answers in a line."""
 
-_VERBOSITY: Final = {"-q": -1, "--quiet": -1, "-v": 1, "--verbose": 1}
+VERBOSITY: Final = {"-q": -1, "--quiet": -1, "-v": 1, "--verbose": 1}
+"""Options of every command, anywhere in it."""
 _EPILOGUE: Final = """\
 --quiet (-q) prints nothing about the work itself, --verbose (-v) more.
 
@@ -83,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _status(words: list[str]) -> int:
     """Run one command and return its exit status."""
-    set_verbosity(sum({_VERBOSITY[word] for word in words if word in _VERBOSITY}))
-    words = [word for word in words if word not in _VERBOSITY]
+    set_verbosity(sum({VERBOSITY[word] for word in words if word in VERBOSITY}))
+    words = [word for word in words if word not in VERBOSITY]
     command = words[0] if words and words[0] in COMMANDS else ""
     try:
         with reporting(command):

@@ -67,7 +67,7 @@ def audit(
         _print_cells(rows, markdown=markdown)
     elif markdown:
         print_markdown(_COLUMNS, map(_as_row, rows), figures=range(1, len(_COLUMNS)))
-        print_legend(_LEGEND)
+        print_legend(_LEGEND, markdown=True)
     else:
         print_table(_COLUMNS, [*map(_as_row, rows)], figures=range(1, len(_COLUMNS)))
         print_legend(_LEGEND)
@@ -123,7 +123,7 @@ def _print_cells(rows: "list[AuditRow]", *, markdown: bool) -> None:
         elif wrong:
             print_table(_WRONG_COLUMNS, wrong, labels=1)
     if kinds:
-        print_legend({kind: meaning for kind, meaning in _MEANINGS.items() if kind in kinds})
+        print_legend({kind: _MEANINGS[kind] for kind in _MEANINGS if kind in kinds}, markdown=markdown)
 
 
 def _wrong(row: "AuditRow") -> list[tuple[str, ...]]:

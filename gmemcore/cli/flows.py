@@ -71,7 +71,7 @@ def flows(
     heads, rows = _table(results)
     if markdown:
         print_markdown(("flow", *heads), rows)
-        print_legend(_LEGEND)
+        print_legend(_LEGEND, markdown=True)
         return
     by_flow: list[_Row | Heading] = []
     for name, own in groupby(rows, key=lambda row: row[0]):

@@ -67,8 +67,13 @@ def print_table(
         print(line)
 
 
-def print_legend(meanings: Mapping[str, str]) -> None:
+def print_legend(meanings: Mapping[str, str], *, markdown: bool = False) -> None:
     """Print what columns or words mean, one paragraph each, below a table."""
+    if markdown:
+        print()
+        for name, meaning in meanings.items():
+            print(f"* {printable(name).replace('*', '&#42;')}: {printable(meaning)}")
+        return
     names = max(map(cell_len, meanings))
     width = max((width_of_output() or _LEGEND_WIDTH) - names - GAP, _NARROWEST)
     print()
