@@ -6,19 +6,35 @@ with its methods.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
 from gmemcore.engine.backing import BACKINGS, Backing
-from gmemcore.errors import ERRNO_NUMBERS, GmemError, InputError, OutOfMemoryError
+from gmemcore.errors import (
+    ERRNO_NUMBERS,
+    BadFileError,
+    GmemError,
+    InputError,
+    MemoryFaultExit,
+    OutOfMemoryError,
+)
 from gmemcore.files.reading import decode_json, read_file
 from gmemcore.machine import create_vm
+from gmemcore.ordinary import (
+    FILE_CALLS,
+    VM_FD_OPERATIONS,
+    VmWithOrdinary,
+    check_executable,
+    check_interrupted,
+    file_call,
+)
 from gmemcore.policy import abi_names, capability
-from gmemcore.uapi import Capability, Firmware, PageType, VmType
+from gmemcore.uapi import Capability, Firmware, PageType, Protection, VmType
 
+_READ_WRITE: Final = int(Protection.READ | Protection.WRITE)
 MAX_BYTES: Final = 16 << 20
 """Bytes that a vector file has at most."""
 OUTCOMES = {*ERRNO_NUMBERS, "OK", "SIGBUS", "MEMORY_FAULT", "MMIO", "NOT_VALIDATED"}
@@ -100,6 +116,19 @@ class Machine(Protocol):
     def known_difference(self, step: dict[str, Any], outcome: str) -> str | None:
         """Return why this machine is known to answer a step with this outcome, or None."""
 
+    @property
+    def other_vm(self) -> Any:
+        """A second VM of the same type."""
+
+    def file_call(self, file: Any, step: dict[str, Any]) -> None:
+        """Make a system call on a file; ``call`` is its name."""
+
+    def map_file(self, file: Any, step: dict[str, Any]) -> None:
+        """Map a range of a file, and unmap it again."""
+
+    def in_child(self, step: dict[str, Any]) -> "Answer":
+        """Do a step in a forked child process."""
+
     def close(self) -> None:
         """Release everything."""
 
@@ -108,8 +137,40 @@ class ModelMachine:
     """The model, under the revision of the vectors."""
 
     def __init__(self, vectors: VectorFile, seed: int, backing: str = "anonymous") -> None:
-        self.vm: Any = create_vm(vectors.vm_type, vectors.abi, vectors.firmware, seed, sparse(backing))
+        options = (vectors.vm_type, vectors.abi, vectors.firmware, seed, sparse(backing))
+        self.vm: Any = VmWithOrdinary(create_vm(*options))
         self.files: dict[str, Any] = {}
+        self._options = options
+        self._other_vm: Any = None
+
+    @property
+    def other_vm(self) -> Any:
+        """See `Machine`."""
+        if self._other_vm is None:
+            self._other_vm = create_vm(*self._options)
+        return self._other_vm
+
+    def file_call(self, file: Any, step: dict[str, Any]) -> None:
+        """See `Machine`."""
+        _require_open(file)
+        file_call(step["call"], signed(step.get("offset", 0)))
+
+    def map_file(self, file: Any, step: dict[str, Any]) -> None:
+        """See `Machine`."""
+        _require_open(file)
+        offset, size = step.get("offset", 0), step["size"]
+        mappable = self.vm.abi.shared_files
+        check_executable(step.get("prot", _READ_WRITE), offset, size, mappable=mappable)
+        file.mmap(offset, size, step.get("shared", True))
+
+    def in_child(self, step: dict[str, Any]) -> "Answer":
+        """See `Machine`."""
+        if step["op"] in VM_FD_OPERATIONS or (step["op"] == "check_cap" and step.get("vm", True)):
+            return Answer("EIO", {})
+        if step["op"] == "ioctl" and step["fd"] == "vm":
+            argument = step["argument"]
+            return Answer("EIO", {"argument_out": None if argument is None else argument.lower()})
+        return perform(self, {name: value for name, value in step.items() if name != "child"})
 
     def check_cap(self, name: str) -> int:
         """See `Machine`."""
@@ -126,6 +187,13 @@ class ModelMachine:
     def close(self) -> None:
         """See `Machine`."""
         self.vm.close()
+        if self._other_vm is not None:
+            self._other_vm.close()
+
+
+def _require_open(file: Any) -> None:
+    if file.closed:
+        raise BadFileError("the guest_memfd is closed")
 
 
 def sparse(backing: str) -> Callable[[int], Backing]:
@@ -165,7 +233,8 @@ def _file(machine: Machine, step: Step) -> Any:
 
 
 def _create(machine: Machine, step: Step) -> Seen:
-    machine.files[step.get("as", "g")] = machine.vm.create_guest_memfd(_signed(step["size"]), step["flags"])
+    vm = machine.other_vm if step.get("other_vm", False) else machine.vm
+    machine.files[step.get("as", "g")] = vm.create_guest_memfd(signed(step["size"]), step["flags"])
     return {}
 
 
@@ -217,12 +286,23 @@ def _host_write(machine: Machine, step: Step) -> Seen:
 
 
 def _guest_read(machine: Machine, step: Step) -> Seen:
-    return {"bytes": machine.vm.guest_read(step["gpa"], _read_size(step), step.get("private"))}
+    with _faults():
+        return {"bytes": machine.vm.guest_read(step["gpa"], _read_size(step), step.get("private"))}
 
 
 def _guest_write(machine: Machine, step: Step) -> Seen:
-    machine.vm.guest_write(step["gpa"], _written(step), step.get("private"))
+    with _faults():
+        machine.vm.guest_write(step["gpa"], _written(step), step.get("private"))
     return {}
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    """See the address and the flags of a memory fault."""
+    try:
+        yield
+    except MemoryFaultExit as error:
+        raise _Outcome(error, {"fault_gpa": error.gpa, "fault_flags": error.flags}) from error
 
 
 def _accept(machine: Machine, step: Step) -> Seen:
@@ -231,7 +311,11 @@ def _accept(machine: Machine, step: Step) -> Seen:
 
 
 def _fallocate(machine: Machine, step: Step) -> Seen:
-    _file(machine, step).fallocate(step["mode"], _signed(step["offset"]), _signed(step["size"]))
+    gmem = _file(machine, step)
+    arguments = step["mode"], signed(step["offset"]), signed(step["size"])
+    if step.get("interrupted", False):
+        check_interrupted(*arguments, gmem.size)
+    gmem.fallocate(*arguments)
     return {}
 
 
@@ -241,7 +325,12 @@ def _discard_shared(machine: Machine, step: Step) -> Seen:
 
 
 def _mmap(machine: Machine, step: Step) -> Seen:
-    _file(machine, step).mmap(step.get("offset", 0), step["size"], step.get("shared", True))
+    machine.map_file(_file(machine, step), step)
+    return {}
+
+
+def _file_call(machine: Machine, step: Step) -> Seen:
+    machine.file_call(_file(machine, step), step)
     return {}
 
 
@@ -260,9 +349,14 @@ def _poison(machine: Machine, step: Step) -> Seen:
     return {}
 
 
+_REGION_FIELDS: Final = {"flags": "flags", "userspace_addr": "userspace_address"}
+
+
 def _slot_add(machine: Machine, step: Step) -> Seen:
     gmem = machine.files.get(step.get("gmem", "g"))
-    machine.vm.add_memslot(step["slot"], step["gpa"], step["size"], gmem, step.get("gmem_offset", 0))
+    region = (step["slot"], step["gpa"], step["size"], gmem, step.get("gmem_offset", 0))
+    given = {name: step[field] for field, name in _REGION_FIELDS.items() if field in step}
+    machine.vm.add_memslot(*region, **given)
     return {}
 
 
@@ -313,28 +407,37 @@ class Operation(msgspec.Struct, frozen=True):
     may: frozenset[str]
 
 
+_CHILD_OPERATIONS: Final = frozenset(
+    {"create", "set", "vm_set", "ioctl", "check_cap", "host_read", "host_write", "guest_read", "guest_write"}
+    | {"fallocate", "mmap", "file_call", "slot_add", "slot_delete"}
+)
+"""Operations that a child process can do."""
+
+
 def _operation(run: Callable[[Machine, Step], Seen], needs: str = "", may: str = "") -> Operation:
-    return Operation(run, frozenset(needs.split()), frozenset(("op expect " + may).split()))
+    child = "child" if run.__name__[1:] in _CHILD_OPERATIONS else ""
+    return Operation(run, frozenset(needs.split()), frozenset(f"op expect {may} {child}".split()))
 
 
 OPERATIONS = {
-    "create": _operation(_create, "size flags", "as"),
+    "create": _operation(_create, "size flags", "as other_vm"),
     "set": _operation(_set, "offset size attributes", "gmem flags reserved error_offset_in error_offset"),
     "vm_set": _operation(_vm_set, "address size attributes", "flags"),
     "ioctl": _operation(_ioctl, "fd request argument", "argument_out"),
     "check_cap": _operation(_check_cap, "cap value", "vm"),
     "host_read": _operation(_host_read, "offset", "gmem size data fill not_data"),
     "host_write": _operation(_host_write, "offset", "gmem data fill size"),
-    "guest_read": _operation(_guest_read, "gpa", "size data fill not_data private"),
-    "guest_write": _operation(_guest_write, "gpa", "data fill size private"),
+    "guest_read": _operation(_guest_read, "gpa", "size data fill not_data private fault_gpa fault_flags"),
+    "guest_write": _operation(_guest_write, "gpa", "data fill size private fault_gpa fault_flags"),
     "accept": _operation(_accept, "gpa size"),
-    "fallocate": _operation(_fallocate, "mode offset size", "gmem"),
+    "fallocate": _operation(_fallocate, "mode offset size", "gmem interrupted"),
     "discard_shared": _operation(_discard_shared, "offset size", "gmem"),
-    "mmap": _operation(_mmap, "size", "gmem offset shared"),
+    "mmap": _operation(_mmap, "size", "gmem offset shared prot"),
+    "file_call": _operation(_file_call, "call", "gmem offset size"),
     "pin": _operation(_pin, "offset size", "gmem"),
     "unpin": _operation(_unpin, "offset size", "gmem"),
     "poison": _operation(_poison, "offset", "gmem"),
-    "slot_add": _operation(_slot_add, "slot gpa size", "gmem gmem_offset"),
+    "slot_add": _operation(_slot_add, "slot gpa size", "gmem gmem_offset flags userspace_addr"),
     "slot_delete": _operation(_slot_delete, "slot"),
     "launch_update": _operation(_launch_update, "gpa size", "source page_type pages_done"),
     "launch_finish": _operation(_launch_finish, may="vmsas"),
@@ -344,7 +447,9 @@ OPERATIONS = {
 }
 """The operations of the format."""
 
-CHECKED = ("error_offset", "argument_out", "value", "pages_done", "runs")
+ANSWERS: Final = frozenset({"value"})
+"""Fields that a step needs to have where it succeeds."""
+CHECKED = ("error_offset", "argument_out", "value", "pages_done", "runs", "fault_gpa", "fault_flags")
 """Fields of a step that are compared literally with what was seen."""
 
 
@@ -391,13 +496,16 @@ def _check_step(step: Step) -> None:
     unknown = step.keys() - operation.needs - operation.may
     if unknown:
         raise VectorError(f"op {op} has no field {', '.join(sorted(unknown))}")
-    missing = operation.needs - step.keys()
+    refused = step.get("expect", "OK") != "OK"
+    missing = operation.needs - step.keys() - (ANSWERS if refused else frozenset())
     if missing:
         raise VectorError(f"op {op} needs {', '.join(sorted(missing))}")
     if step.get("expect", "OK") not in OUTCOMES:
         raise VectorError(f"unknown outcome {step['expect']!r}; known: {', '.join(sorted(OUTCOMES))}")
     if op == "check_cap" and step["cap"] not in set(Capability):
         raise VectorError(f"unknown capability {step['cap']!r}; known: {', '.join(Capability)}")
+    if op == "file_call" and step["call"] not in FILE_CALLS:
+        raise VectorError(f"unknown call {step['call']!r}; known: {', '.join(FILE_CALLS)}")
     if op == "launch_update" and step.get("page_type", "NORMAL") not in set(PageType):
         raise VectorError(f"unknown page type {step['page_type']!r}; known: {', '.join(PageType)}")
     _check_values(step)
@@ -406,8 +514,10 @@ def _check_step(step: Step) -> None:
 _INTEGERS = frozenset(
     {"size", "flags", "offset", "attributes", "error_offset_in", "error_offset", "address"}
     | {"request", "value", "mode", "gpa", "slot", "gmem_offset", "pages_done", "fill"}
+    | {"fault_gpa", "fault_flags", "prot", "userspace_addr"}
 )
-_TEXTS = frozenset({"as", "gmem", "fd", "cap", "page_type", "expect"})
+_TEXTS = frozenset({"as", "gmem", "fd", "cap", "page_type", "expect", "call"})
+_TRUTHS = frozenset({"private", "vm", "shared", "other_vm", "child", "interrupted"})
 _HEXES = frozenset({"data", "not_data", "argument", "argument_out"})
 
 
@@ -421,7 +531,7 @@ def _check_values(step: Step) -> None:
         if field in _HEXES and not (field == "argument" and value is None):
             _check_hex(field, value)
         may_be_null = field == "private" and value is None
-        if field in ("private", "vm", "shared") and not (isinstance(value, bool) or may_be_null):
+        if field in _TRUTHS and not (isinstance(value, bool) or may_be_null):
             raise VectorError(f"{field} must be true or false, not {value!r}")
     if not 0 <= step.get("fill", 0) <= 255:
         raise VectorError(f"fill must be a byte, not {step['fill']!r}")
@@ -505,6 +615,8 @@ def perform(machine: Machine, step: Step) -> Answer:
     VectorError
         The step names a file that was never created.
     """
+    if step.get("child", False):
+        return machine.in_child(step)
     try:
         return Answer("OK", OPERATIONS[step["op"]].run(machine, step))
     except _Outcome as refused:
@@ -561,6 +673,6 @@ def _hex(argument: bytearray | None) -> str | None:
     return None if argument is None else argument.hex()
 
 
-def _signed(number: int) -> int:
+def signed(number: int) -> int:
     """Return a u64 of a file as the signed 64 bits that the system call takes."""
     return number - (1 << 64) if number >> 63 else number

@@ -14,6 +14,9 @@
     +-- BadAddressError            EFAULT      memory that can't be reached
     +-- UnknownIoctlError          ENOTTY      a request this fd doesn't have
     +-- NotMappableError           ENODEV      a file created without MMAP
+    +-- NotPermittedError          EPERM       an executable mapping
+    +-- NotSeekableError           ESPIPE      a positioned read or write of a guest_memfd
+    +-- InterruptedCallError       EINTR       a signal came
     +-- LaunchUpdateError          as KVM's    pages_done says how far it came
     +-- LaunchFinishError          as KVM's    the launch is finished already
     +-- HostAccessError            SIGBUS      the host touched what it may not
@@ -36,7 +39,7 @@ ERRNO_NAMES = {
     getattr(errno, name): name
     for name in (
         *("EINVAL", "EOPNOTSUPP", "EAGAIN", "ENOMEM", "EEXIST", "EBADF", "EFAULT", "ENOTTY"),
-        *("ENODEV", "EIO", "EACCES", "EPERM", "ENOSPC", "EFBIG"),
+        *("ENODEV", "EIO", "EACCES", "EPERM", "ENOSPC", "EFBIG", "ESPIPE", "EOVERFLOW", "EINTR"),
     )
 } | {133: "EHWPOISON"}
 """errno number -> the one name this project uses for it."""
@@ -156,6 +159,24 @@ class NotMappableError(GmemError):
     """ENODEV: the file was created without MMAP."""
 
     number = errno.ENODEV
+
+
+class NotPermittedError(GmemError):
+    """EPERM: an executable mapping of a guest_memfd."""
+
+    number = errno.EPERM
+
+
+class NotSeekableError(GmemError):
+    """ESPIPE: a guest_memfd has no position, and no positioned reads and writes."""
+
+    number = errno.ESPIPE
+
+
+class InterruptedCallError(GmemError):
+    """EINTR: a signal came; what was done stays done."""
+
+    number = errno.EINTR
 
 
 class LaunchUpdateError(GmemError):

@@ -85,6 +85,22 @@ class GuestMemfdFlag(IntFlag):
     INIT_SHARED = 2
 
 
+class MemslotFlag(IntFlag):
+    """Flags of ``KVM_SET_USER_MEMORY_REGION2`` (``KVM_MEM_*``); GUEST_MEMFD goes with none of the others."""
+
+    LOG_DIRTY_PAGES = 1
+    READONLY = 2
+    GUEST_MEMFD = 4
+
+
+class Protection(IntFlag):
+    """Protection of a mapping (``PROT_*``)."""
+
+    READ = 1
+    WRITE = 2
+    EXEC = 4
+
+
 class FallocateMode(IntFlag):
     """Modes of ``fallocate(2)`` (``FALLOC_FL_*``); a guest_memfd takes the first two."""
 

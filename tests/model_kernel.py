@@ -8,6 +8,7 @@ import gmemcore
 from gmemcore.conformance import sparse
 from gmemcore.errors import GmemError
 from gmemcore.kvm import structs as kvm
+from gmemcore.ordinary import VmWithOrdinary, check_executable, file_call
 from gmemcore.policy import get_abi
 from gmemcore.uapi import PAGE_SIZE
 
@@ -26,18 +27,23 @@ class ModelVcpu:
         self.own = None
 
     def place(self, slot, gpa):
+        self.require_process()
         assert self.own is None
-        assert all(slot != other.slot for other in self._vm.memslots)
+        assert all(slot != other.slot for other in self._vm.all_memslots())
         self.own = slot, gpa
-        assert not any(self.meets(other.gpa, other.size) for other in self._vm.memslots)
+        assert not any(self.meets(other.gpa, other.size) for other in self._vm.all_memslots())
         self.require_shared()
 
     def withdraw(self):
+        self.require_process()
         assert self.own is not None
         self.own = None
 
     def meets(self, gpa, size):
         return self.own is not None and gpa < self.own[1] + self.own_size and self.own[1] < gpa + size
+
+    def require_process(self):
+        self._transport.require_process(self._vm)
 
     def require_shared(self):
         """A guest whose page tables are private reads zeros for them, and triple faults."""
@@ -46,6 +52,7 @@ class ModelVcpu:
             assert not any(self.meets(*run) for run in runs)
 
     def read(self, gpa, size):
+        self.require_process()
         assert self.own is not None
         assert not self.meets(gpa, size)
         self.require_shared()
@@ -86,6 +93,7 @@ class ModelTransport:
         self.beside = {}
         self.mappings = {}
         self.vcpus = {}
+        self.child = False
 
     def _install(self, file):
         fd = next(number for number in range(100, 1000) if number not in self.files)
@@ -106,6 +114,7 @@ class ModelTransport:
             file.close()
 
     def ioctl(self, fd, request, argument=0):
+        self.require_process(self.files[fd])
         with as_a_system_call():
             return self._ioctl(fd, self.files[fd], request, argument)
 
@@ -118,7 +127,8 @@ class ModelTransport:
             if argument not in self.vm_types:
                 raise OSError(errno.EINVAL, "no such VM type")
             backing = sparse("anonymous")
-            return self._install(gmemcore.create_vm(self.vm_types[argument], self.abi, backing=backing))
+            vm = gmemcore.create_vm(self.vm_types[argument], self.abi, backing=backing)
+            return self._install(VmWithOrdinary(vm))
         if request == kvm.KVM_CREATE_GUEST_MEMFD:
             size, flags, *_ = kvm.CREATE_GUEST_MEMFD_STRUCT.unpack(argument)
             self.created = file.create_guest_memfd(size - (size >> 63 << 64), flags)
@@ -140,23 +150,42 @@ class ModelTransport:
         return gmemcore.check_cap(name, self.abi) if file == "kvm" else file.check_cap(name)
 
     def _set_region(self, vm, slot, flags, gpa, size, address, offset, fd, *pad):
-        if size == 0 and (not flags or any(other.slot == slot for other in vm.memslots)):
+        assert not any(pad)
+        exists = any(other.slot == slot for other in vm.all_memslots())
+        if size == 0 and (not flags or exists):
             vm.delete_memslot(slot)
         else:
-            assert flags == kvm.KVM_MEM_GUEST_MEMFD
-            assert address < 1 << 64
-            assert not any(pad)
-            vm.add_memslot(slot, gpa, size, self.files.get(fd), offset)
+            mapped = any(base <= address < base + length for base, (_, _, length) in self.mappings.items())
+            where = None if mapped else address
+            vm.add_memslot(slot, gpa, size, self.files.get(fd), offset, flags=flags, userspace_address=where)
         return 0
 
     def raw_ioctl(self, fd, request, argument):
+        self.require_process(self.files[fd])
         with as_a_system_call():
             self.files[fd].ioctl(request, argument)
 
-    def map(self, fd, offset, size, shared=True):
+    def file_call(self, name, fd, offset, size):
+        with as_a_system_call():
+            file_call(name, offset)
+
+    def in_child(self, call):
+        """The child has the parent's files and mappings, and isn't the process of its VMs."""
+        self.child = True
+        try:
+            return call()
+        finally:
+            self.child = False
+
+    def require_process(self, file):
+        if self.child and isinstance(file, VmWithOrdinary):
+            raise OSError(errno.EIO, "another process's VM")
+
+    def map(self, fd, offset, size, shared=True, protection=3):
         file = self.files[fd]
         if fd not in self.beside:
             with as_a_system_call():
+                check_executable(protection, offset, size, mappable=get_abi(self.abi).shared_files)
                 file.mmap(offset, size, shared)
         return self._place(file, offset, size)
 

@@ -101,6 +101,13 @@ def steps(*steps):
         (steps({"op": "host_write", "offset": 0, "fill": 300, "size": 1}), "byte"),
         (steps({"op": "set", "offset": 0, "size": 0, "attributes": 0, "reserved": [0]}), "11 integers"),
         (steps({"op": "counters", "values": 3}), "counters by name"),
+        (steps({"op": "file_call", "call": "splice"}), "unknown call"),
+        (steps({"op": "check_cap", "cap": "GUEST_MEMFD"}), "needs value"),
+        (steps({"op": "mmap", "size": 1, "prot": "rw"}), "64-bit integer"),
+        (steps({"op": "mmap", "size": 1, "child": 1}), "true or false"),
+        (steps({"op": "runs", "runs": [], "child": True}), "no field child"),
+        (steps({"op": "create", "size": 1, "flags": 0, "other_vm": 0}), "true or false"),
+        (steps({"op": "host_read", "offset": 0, "fault_gpa": 0}), "no field fault_gpa"),
         (steps({"op": "host_read", "offset": 0, "gmem": "x"}), "not created"),
     ],
 )
@@ -128,6 +135,16 @@ def test_unreadable_outranks_wrong(tmp_path, capsys):
         ({"op": "runs", "runs": [[0, 1, "private"]]}, "runs"),
         ({"op": "counters", "values": {"pages_changed": 7}}, "pages_changed"),
         ({"op": "check_cap", "cap": "MEMORY_ATTRIBUTES2_FLAGS", "value": 9, "vm": False}, "value"),
+        ({"op": "file_call", "call": "pread", "expect": "EINVAL"}, "outcome"),
+        ({"op": "mmap", "size": 4096, "prot": 4, "expect": "OK"}, "outcome"),
+        (
+            {"op": "guest_read", "gpa": 4096, "private": True, "expect": "MEMORY_FAULT", "fault_gpa": 0},
+            "fault_gpa",
+        ),
+        (
+            {"op": "guest_read", "gpa": 4096, "private": True, "expect": "MEMORY_FAULT", "fault_flags": 0},
+            "fault_flags",
+        ),
         (
             {"op": "set", "offset": 1, "size": 1, "attributes": 0, "expect": "EINVAL", "error_offset": 5},
             "error_offset",

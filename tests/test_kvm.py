@@ -266,6 +266,7 @@ USES_A_FILE = [
     {"op": "host_write", "offset": 0, "data": "01"},
     {"op": "fallocate", "mode": 1, "offset": 0, "size": P},
     {"op": "mmap", "size": P},
+    {"op": "file_call", "call": "read", "expect": "EINVAL"},
     {"op": "pin", "offset": 0, "size": P},
     {"op": "unpin", "offset": 0, "size": P},
     {"op": "poison", "offset": 0},
@@ -275,6 +276,34 @@ USES_A_FILE = [
     {"op": "ioctl", "fd": "g", "request": 1, "argument": None, "expect": "ENOTTY"},
     {"op": "close"},
 ]
+
+
+def test_a_memslot_that_was_not_added_is_missed_where_it_would_be():
+    """One of ordinary memory depends on no file, and its range of a file means nothing."""
+    lost = {**CREATE, "flags": BOTH}
+    plain = {"op": "slot_add", "slot": 3, "gpa": 3 * GPA, "size": P, "flags": 0}
+    steps = [lost, plain, {**SLOT, "gmem": "g"}, {**plain, "slot": 4, "gpa": SLOT["gpa"], "expect": "EEXIST"}]
+    assert set(steps_over_model(steps, kernel="legacy")) == {0, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("step", "why"),
+    [
+        (
+            {"op": "fallocate", "mode": 1, "offset": 0, "size": P, "interrupted": True, "expect": "EINTR"},
+            "signal",
+        ),
+        ({"op": "file_call", "call": "write", "size": 1 << 40, "expect": "EINVAL"}, "memory"),
+        ({"op": "mmap", "size": P, "prot": 1 << 31}, "prot"),
+        ({"op": "slot_add", "slot": 1, "gpa": GPA, "size": P, "flags": 1 << 32, "expect": "EINVAL"}, "flags"),
+        ({"op": "guest_read", "gpa": 5 * GPA, "data": "00", "expect": "EFAULT"}, "userspace_addr"),
+    ],
+)
+def test_what_a_kernel_is_not_asked_of_files_and_memslots(step, why):
+    chosen = {"op": "slot_add", "slot": 5, "gpa": 5 * GPA, "size": P, "flags": 0, "userspace_addr": 1 << 32}
+    skipped = steps_over_model([CREATE, chosen, step])
+    assert set(skipped) == {2}
+    assert why in skipped[2]
 
 
 def test_every_operation_on_a_file_is_tried():

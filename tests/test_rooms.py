@@ -19,6 +19,7 @@ FLOORS = [
     {"fuzz"},
     {"kvm"},
     {"vmm", "conformance"},
+    {"ordinary"},
     {"machine"},
     {"engine"},
     {"policy"},

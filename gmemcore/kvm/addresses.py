@@ -102,7 +102,8 @@ def _place(cluster: _Range, taken: list[_Range], limit: int) -> _Range | None:
 
 
 def _moved(step: Step, moved: Callable[[int], int]) -> Step:
-    changed: dict[str, Any] = {name: moved(step[name]) for name in ("gpa", "address") if name in step}
+    names = ("gpa", "address", "fault_gpa")
+    changed: dict[str, Any] = {name: moved(step[name]) for name in names if name in step}
     if (fields := _attributes(step)) is not None:
         packed = MEMORY_ATTRIBUTES_STRUCT.pack(moved(fields[0]), *fields[1:]).hex()
         for name in ("argument", "argument_out"):

@@ -8,7 +8,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from gmemcore.errors import (
     ERRNO_NAMES,
@@ -31,13 +31,12 @@ from gmemcore.kvm.structs import (
     KVM_CHECK_EXTENSION,
     KVM_CREATE_GUEST_MEMFD,
     KVM_CREATE_VM,
-    KVM_MEM_GUEST_MEMFD,
     KVM_SET_USER_MEMORY_REGION2,
     ORDINARY,
     USER_MEMORY_REGION2_STRUCT,
     VM_TYPE_NUMBERS,
 )
-from gmemcore.kvm.transport import Transport, Vcpu
+from gmemcore.kvm.transport import READ_WRITE, Transport, Vcpu
 from gmemcore.machine.legacy import PrivateFrames
 from gmemcore.uapi import (
     KVM_SET_MEMORY_ATTRIBUTES,
@@ -51,10 +50,14 @@ from gmemcore.uapi import (
     FallocateMode,
     GuestMemfdFlag,
     MemoryAttribute,
+    MemslotFlag,
+    Protection,
     VmType,
 )
 
 U64 = (1 << 64) - 1
+MOST_ORDINARY: Final = 1 << 30
+"""Bytes of an ordinary memslot that memory is mapped for."""
 
 _CLASSES = {
     kind.number: kind
@@ -91,12 +94,17 @@ def _refusals() -> Iterator[None]:
 
 
 class Slot(NamedTuple):
-    """A memslot that was added: where the guest sees which part of which file."""
+    """A memslot that was added: where the guest sees which part of which file, or ordinary memory."""
 
     gpa: int
     size: int
-    gmem: "KvmFile"
+    gmem: "KvmFile | None"
     gmem_offset: int
+    userspace_address: int
+    memory: int | None
+    """Address of ordinary memory that was mapped for it."""
+    chosen: bool
+    """Whether the userspace address was given."""
 
 
 class KvmVm:
@@ -168,35 +176,67 @@ class KvmVm:
         gmem: "KvmFile | None",
         gmem_offset: int = 0,
         *,
+        flags: int = MemslotFlag.GUEST_MEMFD,
         userspace_address: int | None = None,
     ) -> None:
-        """KVM_SET_USER_MEMORY_REGION2 with a guest_memfd; see `gmemcore.machine.Vm.add_memslot`.
+        """KVM_SET_USER_MEMORY_REGION2; see `gmemcore.machine.Vm.add_memslot`.
 
         Parameters
         ----------
+        flags : int
+            KVM_MEM_* flags. Without GUEST_MEMFD the memslot is ordinary memory, and `gmem` isn't looked at.
         userspace_address : int or None
-            Where this process has the memory mapped; None: where the file is mapped, 0 if it isn't.
+            Where this process has the memory mapped; None: where the file is mapped, 0 if it is not, and
+            memory of the memslot's own where it has no file.
         """
+        ordinary, chosen = not flags & MemslotFlag.GUEST_MEMFD, userspace_address is not None
+        old = self.memslots.get(slot)
+        memory = old.memory if old is not None else None
+        if ordinary:
+            gmem, gmem_offset = None, 0
         fd = gmem.fd if gmem is not None and not gmem.closed else -1
-        if userspace_address is None:
+        if userspace_address is None and ordinary:
+            if old is None:
+                memory = self._ordinary_memory(size)
+            userspace_address = memory or 0
+        elif userspace_address is None:
             userspace_address = 0 if gmem is None else gmem.userspace_address(gmem_offset, size)
         self._make_way(gpa, size, slot)
-        with _refusals():
-            self._set_region(
-                *(slot, KVM_MEM_GUEST_MEMFD, gpa, size, userspace_address, gmem_offset, fd & 0xFFFFFFFF)
-            )
+        try:
+            with _refusals():
+                self._set_region(*(slot, flags, gpa, size, userspace_address, gmem_offset, fd & 0xFFFFFFFF))
+        except GmemError:
+            if old is None:
+                self._release(memory, size)
+            raise
         if size == 0:  # which deletes a memslot, whatever the flags
-            self.memslots.pop(slot, None)
+            self._forget(slot)
             return
-        assert gmem is not None, "the kernel took a memslot without a file"
-        self.memslots[slot] = Slot(gpa, size, gmem, gmem_offset)
+        self.memslots[slot] = Slot(gpa, size, gmem, gmem_offset, userspace_address, memory, chosen)
+
+    def _ordinary_memory(self, size: int) -> int:
+        """Map memory for a memslot; 0 for one that no process can have, or that needs none."""
+        if not 0 < size <= MOST_ORDINARY or size % PAGE_SIZE:
+            return 0
+        with _refusals():
+            return self.transport.memory(size)
+
+    def _release(self, address: int | None, size: int) -> None:
+        if address:
+            self.transport.unmap(address, size)
+
+    def _forget(self, slot: int) -> None:
+        """Drop what a deleted memslot had."""
+        gone = self.memslots.pop(slot, None)
+        if gone is not None:
+            self._release(gone.memory, gone.size)
 
     def delete_memslot(self, slot: int) -> None:
         """KVM_SET_USER_MEMORY_REGION2 with size 0."""
         self._make_way(0, 0, slot)
         with _refusals():
             self._set_region(slot, 0, 0, 0, 0, 0, 0)
-        self.memslots.pop(slot, None)
+        self._forget(slot)
 
     def _set_region(self, *fields: int) -> None:
         argument = bytearray(USER_MEMORY_REGION2_STRUCT.pack(*fields, *[0] * 15))
@@ -295,10 +335,11 @@ class KvmVm:
         """Take the vCPU's own memory away from a range, or a slot id, that a request is about."""
         own = self._own
         if own is not None and (own.slot == slot or own.meets(gpa, size)):
-            self.vcpu.withdraw()
-            self._own = None
-            for start, length in own.borrowed:
-                self._set_attributes(start, length, MemoryAttribute.PRIVATE, 0)
+            with _refusals():
+                self.vcpu.withdraw()
+                self._own = None
+                for start, length in own.borrowed:
+                    self._set_attributes(start, length, MemoryAttribute.PRIVATE, 0)
 
     def close(self) -> None:
         """Close vCPU, files and VM. Closing twice is allowed."""
@@ -310,6 +351,8 @@ class KvmVm:
         if self.fd >= 0:
             self.transport.close(self.fd)
             self.fd = -1
+        for slot in [*self.memslots]:
+            self._forget(slot)
 
 
 class KvmFile:
@@ -443,10 +486,21 @@ class KvmFile:
                 return None
         return self._address
 
-    def mmap(self, offset: int, size: int, shared: bool = True) -> None:
+    def mmap(self, offset: int, size: int, shared: bool = True, protection: Protection = READ_WRITE) -> None:
         """Map a range of the guest_memfd, and unmap it again."""
+        self._require_open()
         with _refusals():
-            self._transport.unmap(self._transport.map(self.fd, offset, size, shared), size)
+            self._transport.unmap(self._transport.map(self.fd, offset, size, shared, protection), size)
+
+    def call(self, name: str, offset: int, size: int) -> None:
+        """Make a system call on the guest_memfd: read, write, pread, pwrite, lseek, ftruncate or fsync."""
+        self._require_open()
+        with _refusals():
+            self._transport.file_call(name, self.fd, offset, size)
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise BadFileError("the guest_memfd is closed")
 
     def fallocate(self, mode: int, offset: int, size: int) -> None:
         """fallocate(2). A punched page drops its pin, which holds on to the page that was there."""

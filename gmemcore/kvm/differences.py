@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gmemcore.errors import GmemError
 from gmemcore.kvm.missed import Step, size_of
+from gmemcore.ordinary import USER_END
 from gmemcore.uapi import KVM_SET_MEMORY_ATTRIBUTES, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ FIRST_KERNEL: Version = (6, 8)
 """The first that had guest_memfd."""
 MAX_FILE_SIZE = (1 << 63) - 1
 """Largest offset of the virtual file system (``MAX_LFS_FILESIZE``)."""
+FIVE_LEVEL_END = (1 << 56) - PAGE_SIZE
+"""End of a process's addresses with five levels of page tables."""
 MOST_ADDRESS_BITS = 52
 """Of a physical address of x86."""
 
@@ -128,6 +131,22 @@ def _without_vm_attributes(at: Situation) -> bool:
     return bool(asks) and at.offer is not None and not at.offer.vm_attributes
 
 
+def _needs_five_levels(at: Situation) -> bool:
+    end = at.step.get("userspace_addr", 0) + at.step["size"]
+    return bool(USER_END < end <= FIVE_LEVEL_END)
+
+
+def _behind_closed_file(at: Situation) -> bool:
+    start = at.step["gpa"]
+    end = start + size_of(at.step)
+    reached = (slot for slot in at.vm.memslots.values() if slot.gpa < end and start < slot.gpa + slot.size)
+    return any(slot.gmem is not None and slot.gmem.closed for slot in reached)
+
+
+def _in_second_address_space(at: Situation) -> bool:
+    return bool(at.step["slot"] >> 16 == 1)
+
+
 _STALE_ANSWERS = (("OK", "MEMORY_FAULT"), ("MMIO", "MEMORY_FAULT"), ("MEMORY_FAULT", "MMIO"))
 
 DIFFERENCES = (
@@ -158,6 +177,27 @@ DIFFERENCES = (
         Follow.KERNEL_DELETES,
     ),
     Difference(
+        *("slot_add", "EINVAL", "OK", FIRST_KERNEL, None, _needs_five_levels),
+        "with five levels of page tables a process has addresses up to 2^56",
+        Follow.KERNEL_DELETES,
+    ),
+    Difference(
+        *("slot_add", "EINVAL", "OK", FIRST_KERNEL, None, _in_second_address_space),
+        "memslots of the second address space, that of system management mode, have ids from 65536",
+        Follow.KERNEL_DELETES,
+    ),
+    Difference(
+        *("mmap", "EPERM", "ENODEV", FIRST_KERNEL, (6, 16), lambda _: True),
+        "files without an inode of their own could be mapped executable, as far as this is looked at",
+    ),
+    *(
+        Difference(
+            *(op, "MEMORY_FAULT", "EFAULT", FIRST_KERNEL, None, _behind_closed_file),
+            "the memory beside a closed file is unmapped, which is no memory fault",
+        )
+        for op in ("guest_read", "guest_write")
+    ),
+    Difference(
         *("slot_add", "EINVAL", "OK", FIRST_KERNEL, None, lambda at: at.step["size"] == 0),
         "size 0 deletes the memslot",
         Follow.MODEL_DELETES,
@@ -175,7 +215,7 @@ DIFFERENCES = (
             *("mmap", written, "ENOMEM", FIRST_KERNEL, None, _beyond_address_space),
             "the mapping doesn't fit into the address space, which is looked at before the file",
         )
-        for written in ("OK", "ENODEV", "EINVAL")
+        for written in ("OK", "ENODEV", "EINVAL", "EPERM")
     ),
     *(
         Difference(
@@ -190,7 +230,7 @@ DIFFERENCES = (
             "memory management refuses a mapping that ends beyond 2^63 - 1, before the file is asked",
         )
         for op, written in (
-            *(("mmap", "OK"), ("mmap", "ENODEV"), ("mmap", "EINVAL")),
+            *(("mmap", "OK"), ("mmap", "ENODEV"), ("mmap", "EINVAL"), ("mmap", "EPERM")),
             *(("host_read", "SIGBUS"), ("host_write", "SIGBUS")),
         )
     ),

@@ -7,14 +7,18 @@ import mmap
 import os
 import platform
 from collections.abc import Callable
+from typing import Final, TypeVar
 
 import numpy as np
 
 from gmemcore.kvm import touch
+from gmemcore.kvm.child import in_child
 from gmemcore.kvm.structs import KVM_CREATE_GUEST_MEMFD
-from gmemcore.kvm.transport import KvmUnavailableError, Vcpu
+from gmemcore.kvm.transport import READ_WRITE, KvmUnavailableError, Vcpu
 from gmemcore.kvm.vcpu import KernelVcpu
 from gmemcore.uapi import PAGE_SIZE
+
+_Answer = TypeVar("_Answer")
 
 DEVICE = "/dev/kvm"
 MADV_POPULATE_WRITE = 23
@@ -83,6 +87,19 @@ class KernelTransport:
         if failed:
             raise OSError(number, f"ioctl {request:#x}: {os.strerror(number)}")
 
+    def file_call(self, name: str, fd: int, offset: int, size: int) -> None:
+        """See `Transport`."""
+        _FILE_CALLS[name](fd, offset, size)
+
+    def in_child(self, call: Callable[[], _Answer]) -> _Answer:
+        """See `Transport`."""
+
+        def with_own_pipe() -> _Answer:
+            self._touch = None  # the parent's pipe would be written to by both
+            return call()
+
+        return in_child(with_own_pipe)
+
     def fallocate(self, fd: int, mode: int, offset: int, size: int) -> None:
         """See `Transport`."""
         while self._libc.fallocate(fd, mode, offset, size):
@@ -102,9 +119,9 @@ class KernelTransport:
 
     # ---- mapped memory -------------------------------------------------------------------------------------
 
-    def map(self, fd: int, offset: int, size: int, shared: bool = True) -> int:
+    def map(self, fd: int, offset: int, size: int, shared: bool = True, protection: int = READ_WRITE) -> int:
         """See `Transport`."""
-        return touch.map_file(self._libc, fd, offset, size, shared)
+        return touch.map_file(self._libc, fd, offset, size, shared, protection)
 
     def memory(self, size: int) -> int:
         """See `Transport`."""
@@ -159,6 +176,17 @@ class KernelTransport:
         if machine not in ("x86_64", "AMD64"):
             raise KvmUnavailableError(f"the guest program is for x86-64, and this host is {machine}")
         return KernelVcpu(self, vm)
+
+
+_FILE_CALLS: Final[dict[str, Callable[[int, int, int], object]]] = {
+    "read": lambda fd, offset, size: os.read(fd, size),
+    "write": lambda fd, offset, size: os.write(fd, bytes(size)),
+    "pread": lambda fd, offset, size: os.pread(fd, size, offset),
+    "pwrite": lambda fd, offset, size: os.pwrite(fd, bytes(size), offset),
+    "lseek": lambda fd, offset, size: os.lseek(fd, offset, os.SEEK_SET),
+    "ftruncate": lambda fd, offset, size: os.ftruncate(fd, offset),
+    "fsync": lambda fd, offset, size: os.fsync(fd),
+}
 
 
 class _BoundedBytes:

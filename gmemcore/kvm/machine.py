@@ -6,16 +6,16 @@ A kernel can't do every step: `gmemcore.kvm.rules` has those that it isn't asked
 
 from typing import Any
 
-from gmemcore.conformance import Case
+from gmemcore.conformance import Answer, Case, perform, signed
 from gmemcore.kvm.addresses import fit
 from gmemcore.kvm.client import KvmFile, KvmVm, check_extension
 from gmemcore.kvm.differences import Difference, known_difference
-from gmemcore.kvm.missed import Missed, Range, Step, size_of
+from gmemcore.kvm.missed import Missed, Range, Step, is_ordinary, size_of
 from gmemcore.kvm.probe import Host, VmOffer
 from gmemcore.kvm.rules import GUEST_OPS, RULES, Context
 from gmemcore.kvm.transport import Transport
 from gmemcore.policy import PLATFORMS, get_abi
-from gmemcore.uapi import PAGE_SIZE, VmType
+from gmemcore.uapi import PAGE_SIZE, Protection, VmType
 
 WHOLE = 1 << 64
 GPA_OPS = GUEST_OPS | {"accept", "launch_update"}
@@ -48,6 +48,7 @@ class KvmMachine:
         self.vm: Any = None
         if self.offer is not None and self.offer.creation_flags is not None:
             self.vm = KvmVm(transport, vm_type, two_backings=self.abi.legacy)
+        self._other_vm: KvmVm | None = None
         self._missed = Missed()
         self._number = -1
 
@@ -58,6 +59,29 @@ class KvmMachine:
             return check_extension(self.transport, kvm, name)
         finally:
             self.transport.close(kvm)
+
+    @property
+    def other_vm(self) -> KvmVm:
+        """See `gmemcore.conformance.Machine`."""
+        if self._other_vm is None:
+            self._other_vm = KvmVm(self.transport, self.vm_type, two_backings=self.abi.legacy)
+        return self._other_vm
+
+    def file_call(self, file: KvmFile, step: Step) -> None:
+        """See `gmemcore.conformance.Machine`."""
+        file.call(step["call"], signed(step.get("offset", 0)), step.get("size", 1))
+
+    def map_file(self, file: KvmFile, step: Step) -> None:
+        """See `gmemcore.conformance.Machine`."""
+        protection = Protection(step.get("prot", Protection.READ | Protection.WRITE))
+        file.mmap(step.get("offset", 0), step["size"], step.get("shared", True), protection)
+
+    def in_child(self, step: Step) -> Answer:
+        """See `gmemcore.conformance.Machine`."""
+        plain = {name: value for name, value in step.items() if name != "child"}
+        if step.get("other_vm", False):
+            _ = self.other_vm  # a VM of the child's own would be another one
+        return self.transport.in_child(lambda: perform(self, plain))
 
     def skips(self, step: Step) -> str | None:
         """Return why a step can't be done here, or None if it can. Asked once about every step, in order."""
@@ -89,8 +113,9 @@ class KvmMachine:
 
     def close(self) -> None:
         """Close the VM and its files."""
-        if self.vm is not None:
-            self.vm.close()
+        for vm in (self.vm, self._other_vm):
+            if vm is not None:
+                vm.close()
 
     def ranges(self, step: Step) -> list[Range]:
         """Return what a step is about: byte ranges of files, and of guest physical memory."""
@@ -101,6 +126,8 @@ class KvmMachine:
             return [Range("", step["address"], step["address"] + step["size"])]
         if op == "ioctl":
             return [Range("" if step["fd"] == "vm" else step["fd"], 0, WHOLE)]
+        if op == "file_call" or is_ordinary(step):
+            return []
         if op in ("create", "slot_add", "runs", "close"):
             return [Range(step.get("as") or step.get("gmem", "g"), 0, WHOLE)]
         if "offset" in step:
@@ -116,7 +143,9 @@ class KvmMachine:
             for slot in (self.vm.memslots.values() if self.vm is not None else ())
             if id(slot.gmem) in names
         ]
-        slots += [(slot.gpa, slot.size, slot.name, slot.gmem_offset) for slot in self._missed.slots]
+        slots += [
+            (slot.gpa, slot.size, slot.name, slot.gmem_offset) for slot in self._missed.slots if slot.name
+        ]
         ranges = [Range("", gpa, gpa + size)]
         for start, length, name, offset in slots:
             low, high = max(gpa, start), min(gpa + size, start + length)

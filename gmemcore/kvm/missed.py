@@ -10,7 +10,7 @@ from enum import Flag, auto
 from typing import Any, NamedTuple
 
 from gmemcore.conformance import OPERATIONS
-from gmemcore.uapi import PAGE_SIZE, FallocateMode
+from gmemcore.uapi import PAGE_SIZE, FallocateMode, MemslotFlag
 
 Step = dict[str, Any]
 
@@ -49,6 +49,7 @@ USES = {
     "unpin": Uses(Aspect.NONE, Aspect.PINS, Aspect.PINS),
     "create": Uses(),
     "mmap": Uses(),
+    "file_call": Uses(),
     "slot_add": Uses(),
     "runs": Uses(Aspect.ATTRIBUTES),
 }
@@ -106,7 +107,7 @@ class _Unknown:
 
 @dataclass(frozen=True, slots=True)
 class MissedSlot:
-    """A memslot that wasn't added; the file by its name."""
+    """A memslot that wasn't added; the file by its name, which is empty for ordinary memory."""
 
     slot: int
     gpa: int
@@ -121,7 +122,8 @@ class MissedSlot:
         bound, wanted = (
             Range(each.name, each.gmem_offset, each.gmem_offset + each.size) for each in (self, other)
         )
-        return self.slot == other.slot or here.meets(there) or bound.meets(wanted)
+        same_file = bool(self.name) and bound.meets(wanted)
+        return self.slot == other.slot or here.meets(there) or same_file
 
 
 class Missed:
@@ -216,11 +218,21 @@ def _files_named(step: Step) -> list[str]:
     """Names of the files that a step uses."""
     if step["op"] == "ioctl":
         return [] if step["fd"] == "vm" else [step["fd"]]
-    return [step.get("gmem", "g")] if "gmem" in OPERATIONS[step["op"]].may else []
+    if "gmem" not in OPERATIONS[step["op"]].may or is_ordinary(step):
+        return []
+    return [step.get("gmem", "g")]
+
+
+def is_ordinary(step: Step) -> bool:
+    """Return whether a step adds a memslot of ordinary memory."""
+    return (
+        step["op"] == "slot_add" and not step.get("flags", MemslotFlag.GUEST_MEMFD) & MemslotFlag.GUEST_MEMFD
+    )
 
 
 def _slot_of(step: Step, why: str) -> MissedSlot:
-    name, offset = step.get("gmem", "g"), step.get("gmem_offset", 0)
+    name = "" if is_ordinary(step) else step.get("gmem", "g")
+    offset = step.get("gmem_offset", 0)
     return MissedSlot(step["slot"], step["gpa"], step["size"], name, offset, why)
 
 

@@ -26,6 +26,10 @@ MOST_PINS = 256
 """Pages of a pin step; each costs a file descriptor."""
 MOST_ATTRIBUTE_PAGES = 1 << 18
 """Pages of a vm_set step: 1 GiB. KVM stores these attributes page by page, and can't be stopped meanwhile."""
+MOST_CALL_BYTES = 1 << 20
+"""Bytes of a read or write of a file."""
+LOWEST_MAPPED = 1 << 16
+"""Nothing is mapped below this (vm.mmap_min_addr)."""
 GUEST_OPS = frozenset({"guest_read", "guest_write"})
 _IN_PLACE_FLAGS = GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED
 
@@ -172,10 +176,24 @@ def _beyond_guest(context: Context) -> bool:
     return bool(context.step["gpa"] + size_of(context.step) > 1 << context.offer.guest_address_bits)
 
 
+def _at_unknown_memory(context: Context) -> bool:
+    """A guest access through an address that the vectors chose, where this process may have memory."""
+    start = context.step["gpa"]
+    end = start + size_of(context.step)
+    return any(
+        slot.gpa < end
+        and start < slot.gpa + slot.size
+        and slot.chosen
+        and slot.userspace_address + slot.size > LOWEST_MAPPED
+        for slot in context.machine.vm.memslots.values()
+    )
+
+
 def _unsent(context: Context) -> str | None:
     """The field of a step that the system call has no room for."""
-    for field, (low, high) in FIELDS.items():
-        value, signed = context.step.get(field), SIGNED.get(context.step["op"], ())
+    op = context.step["op"]
+    for field, (low, high) in (FIELDS | NARROW.get(op, {})).items():
+        value, signed = context.step.get(field), SIGNED.get(op, ())
         if isinstance(value, int) and field not in signed and not low <= value < high:
             return f"{field} {value:#x} doesn't fit into the field of the system call"
     return None
@@ -193,9 +211,13 @@ FIELDS = {
     "slot": (0, 1 << 32),
     "request": (0, 1 << 32),
     "mode": (-(1 << 31), 1 << 31),
+    "prot": (0, 1 << 31),
+    "userspace_addr": _U64,
 }
 """Bounds of the numbers that a system call takes."""
-SIGNED = {"create": ("size",), "fallocate": ("offset", "size")}
+NARROW = {"slot_add": {"flags": (0, 1 << 32)}}
+"""The same, where an operation has less room."""
+SIGNED = {"create": ("size",), "fallocate": ("offset", "size"), "file_call": ("offset",)}
 """Fields that are signed 64-bit numbers, which the vectors may write either way."""
 
 _TOUCHES = "host_read host_write guest_read guest_write"
@@ -219,6 +241,11 @@ RULES = (
     _rule("check_cap", lambda c: not c.same_abi, _other_revision),
     _rule("create", lambda c: c.expected == "ENOMEM", "how much is too much is the model's own limit"),
     _rule("create", _unoffered_flags, "a creation flag isn't offered for this VM type"),
+    _rule(
+        *("fallocate", lambda c: c.step.get("interrupted", False)),
+        "no signal can be made to meet a system call on time",
+    ),
+    _rule("file_call", lambda c: c.step.get("size", 1) > MOST_CALL_BYTES, "it would take that much memory"),
     _rule("discard_shared", _refused, "it is no system call, and its refusals are the model's"),
     _rule(f"discard_shared slot_add {_TOUCHES}", _legacy_elsewhere, _ONE_BACKING),
     _rule(f"discard_shared {_TOUCHES}", _mapped_files_differ, _ONE_BACKING),
@@ -229,6 +256,7 @@ RULES = (
     _rule(_GUEST, _attributes_elsewhere, "this kernel keeps attributes in the VM, not in the file"),
     _rule(_GUEST, _other_memory_behind, "without MMAP this kernel's guest sees other memory than the file"),
     _rule(_GUEST, _beyond_guest, "it is beyond the physical addresses of a guest here"),
+    _rule(_GUEST, _at_unknown_memory, "userspace_addr may be memory of this process"),
     _rule("pin unpin", lambda c: c.offer.pins is not None, lambda c: f"no pins: {c.offer.pins}"),
     _rule("pin unpin", _pin_refused_by_us, "it is no system call, and its argument checks are the model's"),
     _rule("pin", lambda c: c.step["size"] > MOST_PINS * PAGE_SIZE, f"it pins more than {MOST_PINS} pages"),

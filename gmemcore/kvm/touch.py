@@ -12,6 +12,7 @@ import mmap
 import os
 
 from gmemcore.errors import HostAccessError
+from gmemcore.kvm.transport import READ_WRITE
 
 MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -31,7 +32,9 @@ def libc() -> ctypes.CDLL:
     return library
 
 
-def map_file(library: ctypes.CDLL, fd: int, offset: int, size: int, shared: bool) -> int:
+def map_file(
+    library: ctypes.CDLL, fd: int, offset: int, size: int, shared: bool, protection: int = READ_WRITE
+) -> int:
     """mmap(2). Unlike Python's, a mapping can go beyond the end of the file. fd -1: ordinary memory.
 
     Raises
@@ -41,7 +44,7 @@ def map_file(library: ctypes.CDLL, fd: int, offset: int, size: int, shared: bool
     """
     flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
     flags |= mmap.MAP_ANONYMOUS if fd < 0 else 0
-    address = library.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, offset)
+    address = library.mmap(None, size, int(protection), flags, fd, offset)
     if address == MAP_FAILED:
         number = ctypes.get_errno()
         raise OSError(number, f"mmap of {offset:#x}+{size:#x}: {os.strerror(number)}")

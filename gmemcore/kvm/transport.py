@@ -6,9 +6,14 @@ access that can't go on is the `GuestExit` that ``KVM_RUN`` reports.
 """
 
 import errno
-from typing import Protocol
+from collections.abc import Callable
+from typing import Final, Protocol, TypeVar
 
 from gmemcore.errors import GmemError
+from gmemcore.uapi import Protection
+
+READ_WRITE: Final = Protection.READ | Protection.WRITE
+_Answer = TypeVar("_Answer")
 
 
 class KvmUnavailableError(GmemError):
@@ -68,8 +73,8 @@ class Transport(Protocol):
     def raw_ioctl(self, fd: int, request: int, argument: bytearray | bytes | None) -> None:
         """ioctl(2) with a pointer to exactly these bytes: reading or writing beyond them is EFAULT."""
 
-    def map(self, fd: int, offset: int, size: int, shared: bool = True) -> int:
-        """mmap(2) for reading and writing; return the address. Nothing is touched."""
+    def map(self, fd: int, offset: int, size: int, shared: bool = True, protection: int = READ_WRITE) -> int:
+        """mmap(2); return the address. Nothing is touched."""
 
     def memory(self, size: int) -> int:
         """Map ordinary memory of this process alone, all zeros; return the address."""
@@ -97,6 +102,12 @@ class Transport(Protocol):
 
     def pin(self, address: int) -> int:
         """Take a reference on the mapped page that lasts until the returned file is closed."""
+
+    def file_call(self, name: str, fd: int, offset: int, size: int) -> None:
+        """Make a system call on a file: read, write, pread, pwrite, lseek, ftruncate or fsync."""
+
+    def in_child(self, call: Callable[[], _Answer]) -> _Answer:
+        """Return what a call returns in a forked child process."""
 
     def fallocate(self, fd: int, mode: int, offset: int, size: int) -> None:
         """fallocate(2)."""
