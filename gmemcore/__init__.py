@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "gmemcore.front": ("read", "replay", "run"),
     "gmemcore.analysis": ("take",),
+    "gmemcore.analysis.explorer": ("explore",),
     "gmemcore.machine": ("GuestMemfd", "LegacyVm", "Vm", "create_vm"),
     "gmemcore.engine": ("BatchResult", "ConversionResult", "Counters", "warmup"),
     "gmemcore.errors": ("GmemError",),
@@ -36,6 +37,7 @@ __all__ = sorted([*_HOME_OF, "check_cap", "stress"])
 
 if TYPE_CHECKING:
     from gmemcore.analysis import take as take
+    from gmemcore.analysis.explorer import explore as explore
     from gmemcore.engine import BatchResult as BatchResult
     from gmemcore.engine import ConversionResult as ConversionResult
     from gmemcore.engine import Counters as Counters

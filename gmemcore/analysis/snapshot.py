@@ -186,10 +186,10 @@ class Snapshot(SnapshotState):
     def planes(self, index: int) -> Planes:
         """The planes of a file, by its number."""
         file = self.file(index)
+        if file.host is None:
+            return planes_of(file.state)
         own = _bitmaps(file.state)
         memory = file.state.totals["allocated"]
-        if file.host is None:
-            return Planes(**own, memory_pages=memory)
         host = _bitmaps(file.host)
         private = self._private_pages(file)
         return Planes(
@@ -349,6 +349,11 @@ def write_frame(frame: Any, path: str | Path) -> None:
 
 def _counted(n: int, thing: str) -> str:
     return f"{n:,} {thing}{'s' * (n != 1)}"
+
+
+def planes_of(state: PackedState) -> Planes:
+    """Return the planes of a state as they are: those of a file that is converted in place."""
+    return Planes(**_bitmaps(state), memory_pages=state.totals["allocated"])
 
 
 def _bitmaps(state: PackedState) -> dict[str, Bitmap]:

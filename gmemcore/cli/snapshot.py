@@ -159,6 +159,27 @@ def plot(
         note("snapshot plot", f"{place}: {size:,} bytes")
 
 
+@app.command
+def explore(
+    file: Annotated[Path, Parameter(help="A file of snapshots.")],
+    /,
+    *,
+    output: Annotated[
+        Path | None, Parameter(name=("--output", "-o"), help="The page. [default: FILE with .html]")
+    ] = None,
+) -> None:
+    """Write a page to look around in: addresses, page states and time, in any browser, without a network.
+
+    Exit status 0: written; 2: a file that holds no snapshots, or a page that can't be written.
+    """
+    from gmemcore.analysis.explorer import explore as make
+
+    with _one_line_errors("explore"):
+        place = output or file.with_suffix(".html")
+        make(_read([file])[0][1], place)
+        print(f"gmemcore snapshot: {place}: {place.stat().st_size:,} bytes", file=sys.stderr)
+
+
 # --- input --------------------------------------------------------------------------------------------------
 @contextmanager
 def _input_errors() -> Iterator[None]:

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from gmemcore.analysis.explorer import Explorer, explore
 from gmemcore.analysis.history import CALLERS, step_words
 from gmemcore.analysis.plots import SeriesPlot
 from gmemcore.analysis.series import Series, run_and_record
@@ -126,6 +127,10 @@ class RunResult:
         ]
         units = dict.fromkeys(("gpa", "size", "error_gpa"), "bytes")
         return make_table("operations refused", columns, rows, ("operation",), units)
+
+    def explore(self, path: str | Path | None = None) -> Explorer:
+        """Make a page to look around in its page states; see `gmemcore.explore`."""
+        return explore(self.series, path)
 
     def to_pandas(self) -> Any:
         """Return its page states as a pandas DataFrame; see `Series.to_pandas`."""
