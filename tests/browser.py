@@ -9,6 +9,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -65,6 +66,15 @@ def asked_by_pages(log):
 
 
 # ---- a page that is used ---------------------------------------------------------------------------------
+AT_3_AND_4 = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(one), fcntl.F_DUPFD, 10) for one in sys.argv[1:3]]
+for end, place in zip(ends, (3, 4)):
+    os.dup2(end, place)
+    os.close(end)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""Start a program with two pipes where it looks for them."""
 KEY_CODES = {
     "Enter": 13, "Escape": 27, " ": 32, "PageUp": 33, "PageDown": 34, "End": 35, "Home": 36, "Tab": 9,
     "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40,
@@ -89,9 +99,8 @@ class Browser:
         home = self._scratch.name
         command = [CHROMIUM, *OPTIONS, f"--user-data-dir={home}/profile", "--remote-debugging-pipe"]
         # The browser reads from descriptor 3 and writes to 4.
-        script = f'exec "$@" 3<&{read_theirs} 4>&{write_theirs}'
         self._process = subprocess.Popen(
-            ["sh", "-c", script, "sh", *command],
+            [sys.executable, "-c", AT_3_AND_4, str(read_theirs), str(write_theirs), *command],
             pass_fds=(read_theirs, write_theirs),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -102,13 +111,20 @@ class Browser:
         os.close(write_theirs)
         self._buffer, self._number, self._session = b"", 0, None
         self.errors, self.requests = [], []
+        try:
+            self._attach(dark)
+            self.resize(width, height)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _attach(self, dark):
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Runtime", "Page", "Network", "Log"):
             self.send(f"{domain}.enable")
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
-        self.resize(width, height)
 
     def __enter__(self):
         return self
@@ -227,16 +243,22 @@ class Browser:
 
     def wheel(self, x, y, by, *, modifiers=0):
         """Turn the wheel: towards the reader is positive."""
+        self.mouse("mouseMoved", x, y)
         self.mouse("mouseWheel", x, y, deltaX=0, deltaY=by, modifiers=modifiers)
         self.settle()
 
     def key(self, key, *, modifiers=0):
         """Press a key and let it go."""
-        text = {"text": key} if len(key) == 1 else {}
+        text = {"text": "\r" if key == "Enter" else key} if len(key) == 1 or key == "Enter" else {}
         code = KEY_CODES.get(key, ord(key[0].upper()))
         common = {"key": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
         self.send("Input.dispatchKeyEvent", type="keyDown", **common, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", **common)
+        self.settle()
+
+    def type(self, text):
+        """Type into what has the focus."""
+        self.send("Input.insertText", text=text)
         self.settle()
 
     def touch(self, *steps):

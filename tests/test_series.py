@@ -6,7 +6,7 @@ import numpy as np
 import pandas
 import pytest
 import xarray
-from guests import PAGE, random_guest
+from guests import PAGE, PAGES, gpa_of, page_planes, random_guest, random_operations, recorded, two_ranges
 
 import gmemcore
 from gmemcore import analysis
@@ -14,88 +14,20 @@ from gmemcore.analysis import STATES, Series, by_address, diff, state_mix, take,
 from gmemcore.analysis.address import ABSENT, GuestMemory, guest_runs, page_masks, plane_runs, states_by_block
 from gmemcore.analysis.frames import Change
 from gmemcore.analysis.history import EVENT, thinned
-from gmemcore.analysis.series import run_and_record
 from gmemcore.engine.packed import PLANE_NAMES
 from gmemcore.engine.steps import Step
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.workload.behaviours import BEHAVIOURS
-from gmemcore.workload.layout import Layout, Region
+from gmemcore.workload.layout import Layout
 from gmemcore.workload.operations import empty_operations
-from gmemcore.workload.player import Player, build
-
-LAYOUT = Layout(
-    (Region(0, 350 * PAGE, True), Region(350 * PAGE, 250 * PAGE, True), Region(1 << 32, 300 * PAGE, True))
-)
-PAGES = 900
-
-
-def random_operations(seed, n):
-    """Operations of every kind, at sensible and at senseless places."""
-    rng = np.random.default_rng(seed)
-    made = empty_operations(n)
-    weights = {
-        **{Step.CONVERT: 8, Step.HOST_READ: 2, Step.HOST_WRITE: 2, Step.GUEST_READ: 3, Step.GUEST_WRITE: 3},
-        **{Step.ACCEPT: 5, Step.ALLOCATE: 1, Step.PUNCH_HOLE: 2, Step.PIN: 1, Step.UNPIN: 2, Step.POISON: 1},
-        **{Step.POPULATE: 1},
-    }
-    share = np.array([*weights.values()]) / sum(weights.values())
-    made["step"] = rng.choice([int(step) for step in weights], n, p=share)
-    size = rng.choice([1, 1, 2, 16, 100, 512], n)
-    position = rng.integers(0, PAGES, n)
-    high = position >= 600
-    made["gpa"] = np.where(high, (1 << 32) + (position - 600) * PAGE, position * PAGE)
-    made["size"] = np.minimum(size, np.where(high, 300 - (position - 600), 605 - position)) * PAGE
-    made["attributes"] = np.where(made["step"] == Step.CONVERT, rng.choice([0, 8], n), 0)
-    made["variant"] = np.where(
-        np.isin(made["step"], (Step.GUEST_READ, Step.GUEST_WRITE)), rng.choice([0, 1, 2], n), 0
-    )
-    made["step"][n // 3] = Step.LAUNCH_FINISH
-    for name in ("gpa", "size", "attributes", "variant"):
-        made[name][n // 3] = 0
-    return made
-
-
-def guest(vm_type="SNP", abi="v5", layout=LAYOUT):
-    vm = gmemcore.create_vm(vm_type, abi, backing="none")
-    build(vm, layout)
-    return vm
-
-
-def recorded(vm, operations, every):
-    """A series of a guest that ran operations, and the planes of all pages after each operation."""
-    player, series = Player(vm), Series()
-    series.take(vm, 0)
-    masks = [page_planes(vm)]
-    for i in range(len(operations)):
-        run_and_record(series, player, operations[i : i + 1])
-        masks.append(page_planes(vm))
-        if (i + 1) % every == 0:
-            series.take(vm, i + 1)
-    return series, np.array(masks)
-
-
-def page_planes(vm):
-    """Planes of each page by position; of `legacy`, as its guest sees them."""
-    snapshot, found = take(vm), []
-    for slot in vm.memslots:
-        planes, low = snapshot.planes(slot.gmem.index), slot.gmem_offset // PAGE
-        high = low + slot.size // PAGE
-        found.append(
-            sum(planes[name].bits(low, high).astype(np.uint8) << i for i, name in enumerate(PLANE_NAMES))
-        )
-    return np.concatenate(found)
-
-
-def gpa_of(position):
-    return position * PAGE if position < 600 else (1 << 32) + (position - 600) * PAGE
-
+from gmemcore.workload.player import Player
 
 # ---- kept by what changed ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("vm_type", "abi"), [("SNP", "v5"), ("TDX", "v5"), ("SNP", "legacy")])
 def test_snapshots_come_back_as_they_were(vm_type, abi):
-    vm, series, taken = guest(vm_type, abi), Series(), []
+    vm, series, taken = two_ranges(vm_type, abi), Series(), []
     player = Player(vm)
     for i, operation in enumerate(np.split(random_operations(3, 60), 60)):
         player.run(operation)
@@ -124,7 +56,7 @@ def test_snapshots_come_back_as_they_were(vm_type, abi):
 
 
 def test_files_of_one_number_and_another_size():
-    series = Series([take(guest(layout=Layout.single(size))) for size in ("2m", "4m", "4m", "2m")])
+    series = Series([take(two_ranges(layout=Layout.single(size))) for size in ("2m", "4m", "4m", "2m")])
     assert [one.n_pages for one in series] == [512, 1024, 1024, 512]
 
 
@@ -164,7 +96,7 @@ def test_a_hundred_snapshots_of_a_large_guest_take_little_more_than_one():
 
 
 def test_a_part_of_a_series_is_a_series():
-    series, _ = recorded(guest(), random_operations(1, 60), 10)
+    series, _ = recorded(two_ranges(), random_operations(1, 60), 10)
     part = series[1:3]
     assert isinstance(part, Series)
     assert (len(part), part.unit, part.times.tolist()) == (2, "operations", [10, 20])
@@ -191,7 +123,7 @@ def test_a_part_of_a_series_is_a_series():
     ],
 )
 def test_a_distribution_of_a_series_is_that_of_each_snapshot(name):
-    series, _ = recorded(guest(), random_operations(2, 40), 20)
+    series, _ = recorded(two_ranges(), random_operations(2, 40), 20)
     distribution = getattr(analysis, name)
     table = distribution(series)
     assert table.keys[0] == table.columns[0] == "operation"
@@ -233,7 +165,7 @@ def test_states_by_block_page_by_page(vm_type, abi, block):
 
 
 def test_positions_and_addresses():
-    memory = GuestMemory([take(guest())])
+    memory = GuestMemory([take(two_ranges())])
     assert memory.pages == PAGES
     for position in (0, 1, 599, 600, 601, 899):
         assert memory.gpa_of(position) == gpa_of(position)
@@ -244,7 +176,7 @@ def test_positions_and_addresses():
 
 
 def test_files_without_a_memslot_follow_the_last_one():
-    vm = guest()
+    vm = two_ranges()
     vm.create_guest_memfd(10 * PAGE)
     memory = GuestMemory([take(vm)])
     assert memory.loose == {3: 5 << 30}
@@ -261,7 +193,7 @@ def test_files_without_a_memslot_follow_the_last_one():
 @pytest.mark.parametrize("block", [0, -4096, 1, 6000, "1k"])
 def test_blocks_that_are_none(block):
     with pytest.raises(InvalidArgumentError, match="must be a"):
-        by_address(guest(), block)
+        by_address(two_ranges(), block)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -281,7 +213,7 @@ def test_runs_of_planes_page_by_page(vm_type, abi, seed):
 
 
 def test_memory_that_is_not_there_yet():
-    vm = guest()
+    vm = two_ranges()
     early = take(vm)
     gmem = vm.create_guest_memfd(7 * PAGE, 3)
     vm.add_memslot(9, 1 << 33, gmem.size, gmem)
@@ -301,7 +233,7 @@ def test_memory_that_is_not_there_yet():
 def test_since_when_a_page_is_in_its_state(vm_type, seed):
     """Against the state of every page after every single operation."""
     operations = random_operations(seed, 120)
-    series, masks = recorded(guest(vm_type), operations, 40)
+    series, masks = recorded(two_ranges(vm_type), operations, 40)
     assert np.unique(series.events["operation"]).tolist() == list(range(120))
     rng = np.random.default_rng(seed)
     for number in (1, 2, 3):
@@ -318,8 +250,8 @@ def test_since_when_a_page_is_in_its_state(vm_type, seed):
 
 def test_chunks_do_not_matter():
     operations = random_operations(7, 200)
-    one = watch(guest(), operations, every=100)
-    other, _ = recorded(guest(), operations, 100)
+    one = watch(two_ranges(), operations, every=100)
+    other, _ = recorded(two_ranges(), operations, 100)
     assert one.events.tolist() == other.events.tolist()
     assert one.complete
 
@@ -327,7 +259,7 @@ def test_chunks_do_not_matter():
 def test_since_is_told_apart_from_last_touched():
     """In `legacy` what a page shows depends on two sides, which aren't followed: the last touch is named."""
     operations = random_operations(3, 90)
-    series, _ = recorded(guest("SNP", "legacy"), operations, 30)
+    series, _ = recorded(two_ranges("SNP", "legacy"), operations, 30)
     for position in range(0, PAGES, 50):
         since = series.since(gpa_of(position))
         if since.operation is not None:
@@ -337,7 +269,7 @@ def test_since_is_told_apart_from_last_touched():
 
 
 def test_a_series_without_operations_knows_nothing():
-    vm = guest()
+    vm = two_ranges()
     series = Series([take(vm, at=0), take(vm, at=1)])
     assert series.since(0).operation is None
     assert not series.since(0).exact
@@ -355,7 +287,7 @@ def test_history_of_a_range():
     operations["size"] = [4 * PAGE, PAGE, PAGE, PAGE]
     operations["attributes"] = [0, 0, 8, 0]
     operations["flags"] = [1, 0, 2, 0]
-    series = watch(guest("SW_PROTECTED"), operations, every=2)
+    series = watch(two_ranges("SW_PROTECTED"), operations, every=2)
     assert series.history(PAGE, "4k").rows.tolist() == [
         (0, "CONVERT to shared", "VMM", 0, 4 * PAGE, "ZERO", "OK"),
         (1, "HOST_WRITE", "host", PAGE, PAGE, "", "OK"),
@@ -397,7 +329,7 @@ def test_a_long_run_keeps_what_it_can(monkeypatch):
     monkeypatch.setattr("gmemcore.analysis.history.thinned.__defaults__", (64,), raising=False)
     layout = Layout.single("8m", private=True)
     operations = np.concatenate([*BEHAVIOURS["conversion-walk"].operations(layout, 1)])
-    series = watch(guest(layout=layout), operations, every=len(operations) // 4)
+    series = watch(two_ranges(layout=layout), operations, every=len(operations) // 4)
     assert len(series.events) <= 2 * 64 + len(operations) // 4
     assert not series.complete
 
@@ -406,7 +338,7 @@ def test_a_long_run_keeps_what_it_can(monkeypatch):
 
 
 def test_a_series_in_pandas_and_xarray(tmp_path):
-    series, _ = recorded(guest(), random_operations(5, 60), 20)
+    series, _ = recorded(two_ranges(), random_operations(5, 60), 20)
     frame = series.to_pandas()
     assert (frame.index.name, frame.index.tolist()) == ("operation", [0, 20, 40, 60])
     assert frame.index.dtype == np.int64
@@ -430,7 +362,7 @@ def test_a_series_in_pandas_and_xarray(tmp_path):
     again = pandas.read_parquet(tmp_path / "s.parquet")
     pandas.testing.assert_frame_equal(again, frame)
     assert again.attrs["units"]["memory"] == "pages"
-    seconds = Series([take(guest(), at=0.5)], "s")
+    seconds = Series([take(two_ranges(), at=0.5)], "s")
     assert seconds.to_pandas().index.name == "second"
     assert seconds.to_xarray()["second"].attrs["units"] == "s"
     with pytest.raises(ValueError, match="no snapshots"):
@@ -479,7 +411,7 @@ def test_parquet_replaces_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_printing_shows_data():
-    series, _ = recorded(guest(), random_operations(5, 60), 20)
+    series, _ = recorded(two_ranges(), random_operations(5, 60), 20)
     most = f"{int(state_mix(series[-1])['pages'].max()):,}"
     for shown in (str(series), str(series[-1]), str(state_mix(series[-1]))):
         assert most in shown
@@ -488,6 +420,6 @@ def test_printing_shows_data():
     assert lines[2].split()[:2] == ["operation", "phase"]
     assert [line.split()[0] for line in lines[3:]] == ["0", "20", "40", "60"]
     assert "0x100000000" in str(by_address(series[-1], "1g"))
-    long = str(by_address(guest(layout=Layout.single("1g")), "2m"))
+    long = str(by_address(two_ranges(layout=Layout.single("1g")), "2m"))
     assert long.splitlines()[-1] == "and 488 more rows"
     assert max(map(len, str(series).splitlines())) < 120

@@ -12,11 +12,7 @@ from typing import Any, Final
 
 from gmemcore.analysis.address import GuestMemory
 from gmemcore.analysis.distributions import mappability
-from gmemcore.analysis.explorer.encoding import (
-    deflated,
-    encode_events,
-    encode_states,
-)
+from gmemcore.analysis.explorer.encoding import deflated, encode_events, encode_states
 from gmemcore.analysis.explorer.page import page
 from gmemcore.analysis.series import Series
 from gmemcore.analysis.snapshot import Snapshot, as_snapshot
@@ -49,6 +45,9 @@ class Explorer:
     def __init__(self, series: Series, title: str = "", height: int = HEIGHT) -> None:
         if not len(series):
             raise ValueError("a series of no snapshots; at least one is needed")
+        self._memory = GuestMemory(series)
+        if not self._memory.pages:
+            raise ValueError("a guest without memory; there is nothing to show")
         self.series = series
         self.height = height
         first = series[0]
@@ -89,9 +88,7 @@ class Explorer:
     def _data(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """What the page is told."""
         series = self.series
-        memory = GuestMemory(series)
-        if not memory.pages:
-            raise ValueError("a guest without memory; there is nothing to show")
+        memory = self._memory
         states = encode_states(series, memory)
         events, kinds = encode_events(series.events)
         last = series[-1]

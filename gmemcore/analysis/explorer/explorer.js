@@ -441,6 +441,7 @@
         if (range) { low = Math.min(low, range.low); high = Math.max(high, range.high); }
       }
     }
+    if (cellOf(TOTAL - 1)) high = TOTAL; // or end in it
     return high ? { low, high } : { low: 0, high: TOTAL };
   }
 
@@ -888,12 +889,11 @@
     const cell = cellAt(x, y) || { column: Math.floor(grid().columns / 2), row: Math.floor(grid().rows / 2) };
     const range = cellRange(cell.column, cell.row), middle = range ? Math.floor((range.low + range.high) / 2) : null;
     if (view.mode === "address") {
-      const fraction = cell.row / rowsOf(view.row);
       view.row -= steps;
       clamp();
       if (middle !== null) {
         const span = 2 ** view.row;
-        view.top = (Math.floor(middle / span) - Math.floor(fraction * rowsOf(view.row))) * span;
+        view.top = (Math.floor(middle / span) - Math.floor((y - area.top) / cellSize()[1])) * span;
       }
     } else {
       const side = cellSide(), px = view.x + (cell.column + 0.5) * side, py = view.y + (cell.row + 0.5) * side;
@@ -1178,7 +1178,12 @@
     drawOverlay();
     frames++;
   }
-  new ResizeObserver(() => { layOut(); redraw(); }).observe($("stage"));
+  new ResizeObserver(() => {
+    const seen = visible(), whole = seen.low === 0 && seen.high === TOTAL;
+    layOut();
+    if (whole) fit(); // what showed all of memory still does
+    redraw();
+  }).observe($("stage"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
   $("time").max = times.length - 1;
