@@ -360,9 +360,10 @@ def test_zoom_by_the_wheel_keeps_what_is_under_the_pointer(browser, told_guest, 
             "return explorer.cellRange(c.column, c.row); })()"
         )
 
-    before, inside = under(), 0
+    inside = 0
     spans = [browser.evaluate("explorer.grid().columns * explorer.grid().rows")]
     for _ in range(3):
+        before = under()
         browser.wheel(x, y, -120)
         after = under()
         spans.append(browser.evaluate("explorer.grid().columns * explorer.grid().rows"))
