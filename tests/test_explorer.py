@@ -224,15 +224,25 @@ def test_what_can_be_explored(tmp_path):
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     gm.run("scatter", "16m", operations=50).write("s.gmem")
-    for words, place in (([], "s.html"), (["-o", "page.html"], "page.html")):
+
+    def explored(*words):
         with pytest.raises(SystemExit) as stopped:
-            main(["snapshot", "explore", "s.gmem", *words])
-        assert stopped.value.code in (0, None)
+            main(["snapshot", "explore", *words])
+        return stopped.value.code or 0, capsys.readouterr().err
+
+    for words, place in (([], "s.html"), (["-o", "page.html"], "page.html")):
+        code, said = explored("s.gmem", *words)
+        assert (code, place in said) == (0, True), said
         assert (tmp_path / place).read_text().startswith("<!doctype html>")
-        assert place in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stopped:
-        main(["snapshot", "explore", "nothing.gmem"])
-    assert stopped.value.code == 2
+    (tmp_path / "page.html").write_text("mine")
+    code, said = explored("s.gmem", "-o", "page.html")
+    assert (code, (tmp_path / "page.html").read_text()) == (2, "mine"), said
+    assert "--force" in said
+    assert explored("s.gmem", "-o", "page.html", "--force")[0] == 0
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    for wrong in (["nothing.gmem"], ["page.html"], ["s.gmem", "-o", "no/folder.html"]):
+        code, said = explored(*wrong)
+        assert (code, len(said.splitlines())) == (2, 1), said
 
 
 # ---- in a browser ------------------------------------------------------------------------------------

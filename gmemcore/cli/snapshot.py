@@ -17,6 +17,7 @@ from gmemcore.engine.packed import PLANE_NAMES
 from gmemcore.errors import InputError
 from gmemcore.files.kinds import is_not
 from gmemcore.files.text import printable
+from gmemcore.files.writing import check_output
 from gmemcore.units import format_bytes, format_number, format_percent, format_size
 
 if TYPE_CHECKING:
@@ -161,23 +162,23 @@ def plot(
 
 @app.command
 def explore(
-    file: Annotated[Path, Parameter(help="A file of snapshots.")],
+    file: Annotated[Path, Parameter(help="File of snapshots.")],
     /,
     *,
     output: Annotated[
-        Path | None, Parameter(name=("--output", "-o"), help="The page. [default: FILE with .html]")
+        Path | None, Parameter(name=("--output", "-o"), help="Page to write. [default: FILE with .html]")
     ] = None,
+    force: ForceSwitch = False,
 ) -> None:
-    """Write a page to look around in: addresses, page states and time, in any browser, without a network.
+    """Write a page that explores page states by address and time, in any browser, without a network."""
+    from gmemcore.analysis.explorer import Explorer
 
-    Exit status 0: written; 2: a file that holds no snapshots, or a page that can't be written.
-    """
-    from gmemcore.analysis.explorer import explore as make
-
-    with _one_line_errors("explore"):
-        place = output or file.with_suffix(".html")
-        make(_read([file])[0][1], place)
-        print(f"gmemcore snapshot: {place}: {place.stat().st_size:,} bytes", file=sys.stderr)
+    with reporting("snapshot explore"), _input_errors():
+        place = file.with_suffix(".html") if output is None else output
+        check_output(place, force=force)
+        with progress("snapshot explore", 1, "pages"):
+            size = Explorer(_series(file), printable(file.name, most=60)).write(place)
+        note("snapshot explore", f"{place}: {size:,} bytes")
 
 
 # --- input --------------------------------------------------------------------------------------------------

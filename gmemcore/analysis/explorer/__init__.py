@@ -67,15 +67,17 @@ class Explorer:
         )
         return page(self.title, lead, meta, blobs)
 
-    def write(self, path: str | Path) -> None:
-        """Write the page to a file; an old one is replaced whole.
+    def write(self, path: str | Path) -> int:
+        """Write the page to a file, replacing an existing one whole, and return its size in bytes.
 
         Raises
         ------
         OSError
             It can't be written there.
         """
-        replace_file(path, [self.html.encode()])
+        page_bytes = self.html.encode()
+        replace_file(path, [page_bytes])
+        return len(page_bytes)
 
     def _repr_html_(self) -> str:
         """Return a frame of its own, so that neither the notebook's style nor its scripts meet the page's."""
