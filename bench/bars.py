@@ -27,14 +27,14 @@ from numba import njit
 import gmemcore
 from gmemcore.benchmark.axes import Fragmentation, Setting
 from gmemcore.benchmark.cases import find, table
-from gmemcore.benchmark.contents import Reference
+from gmemcore.benchmark.expected import Reference
 from gmemcore.benchmark.memory import Memory
 from gmemcore.benchmark.pairs import paired, ratio, seconds_of, verdict
-from gmemcore.benchmark.primitives import CONSTANT, PAGE_WORDS, candidates
+from gmemcore.benchmark.primitives import CONSTANTS, candidates
 from gmemcore.benchmark.scene import new_scene
-from gmemcore.benchmark.summary import quantile
 from gmemcore.engine.host import keep_freed_memory
 from gmemcore.engine.parts import in_parts
+from gmemcore.results.statistics import quantile
 from gmemcore.units import format_size, parse_size
 
 C_SOURCE = """
@@ -89,17 +89,25 @@ def compiled_c() -> dict[str, Callable]:
     address, count, word = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64
     loops.xor_constant.argtypes = (address, word, count)
     loops.set_zero.argtypes = (address, count)
-    constant = int(CONSTANT)
+    constant = int(CONSTANTS["xor"])
     return {
-        "xor": lambda target, _: loops.xor_constant(target.ctypes.data, constant, len(target)),
-        "memset": lambda target, _: loops.set_zero(target.ctypes.data, len(target)),
+        "xor": lambda target: loops.xor_constant(target.ctypes.data, constant, len(target)),
+        "memset": lambda target: loops.set_zero(target.ctypes.data, len(target)),
     }
 
 
 @cache
 def ways() -> Mapping[str, Mapping[str, Callable]]:
-    """Every way to do each primitive."""
-    found = candidates()
+    """Every way to do each primitive to words."""
+    start = np.zeros(1, np.uint64)
+
+    def whole(way, constant):
+        return lambda words: way(words, words, start, np.uint64(len(words)), constant)
+
+    found = {
+        primitive: {name: whole(way, CONSTANTS[primitive]) for name, way in own.items()}
+        for primitive, own in candidates().items()
+    }
     for primitive, run in compiled_c().items():
         found[primitive]["gcc"] = run
     return found
@@ -113,7 +121,7 @@ def memory_of(size: int) -> Memory:
 
 def best(primitive: str, words: np.ndarray, rounds: int = 3) -> tuple[str, Callable[[], float]]:
     """The fastest way to do a primitive to these words, and what times it."""
-    timed = {name: partial(seconds_of, partial(run, words, words)) for name, run in ways()[primitive].items()}
+    timed = {name: partial(seconds_of, partial(run, words)) for name, run in ways()[primitive].items()}
     seconds = paired(timed, rounds)
     name = min(seconds, key=lambda way: quantile(seconds[way], 0.5))
     return name, timed[name]
@@ -145,13 +153,13 @@ def conversion(effect: str, size: int, step: int, threads: int = 1, pattern: str
     def run() -> float:
         scene.prepare(written=False)
         if step == size:
-            return scene.convert().seconds
+            return scene.convert()
         attributes, flag = PRIVATE if case.to_private else 0, int(case.key.flag)
         convert = scene.gmem.set_memory_attributes
         return seconds_of(lambda: [convert(at, step, attributes, flag) for at in range(0, size, step)])
 
     scene.prepare()
-    scene.convert()
+    scene.run()
     scene.check()  # what is fast must also be right
     return run, case
 
@@ -212,11 +220,10 @@ def two_threads(effort: Effort) -> bool:
     xor = ways()["xor"][name]
 
     def part(start: int, end: int, _: object) -> None:
-        view = words[start * PAGE_WORDS : end * PAGE_WORDS]
-        xor(view, view)
+        xor(words[start * PAGE // 8 : end * PAGE // 8])
 
     def primitive() -> float:
-        return seconds_of(lambda: in_parts(part, 0, len(words) // PAGE_WORDS, 2))
+        return seconds_of(lambda: in_parts(part, 0, len(words) * 8 // PAGE, 2))
 
     seconds = paired({"own": run, "primitive": primitive}, effort.pairs)
     own, base = (speed(seconds[which], effort.memory) for which in ("own", "primitive"))

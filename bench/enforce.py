@@ -15,8 +15,8 @@ from functools import partial
 
 import gmemcore
 from gmemcore.benchmark.pairs import paired, ratio, verdict
-from gmemcore.benchmark.summary import summarise
 from gmemcore.machine import GuestMemfd
+from gmemcore.results.statistics import median
 from gmemcore.uapi import FallocateMode, Firmware, GuestMemfdFlag, MemoryAttribute
 from gmemcore.units import format_size, parse_size
 
@@ -63,7 +63,7 @@ def measure(memory: int, sizes: list[int], pairs: int) -> None:
             runs = {name: partial(seconds_of_conversion, gmem, size, flag) for name, gmem in files.items()}
             seconds = paired(runs, pairs)
             for name in list(files)[1:]:
-                own, plain = (summarise(seconds[each]).median * 1e6 for each in (name, PLAIN))
+                own, plain = (median(seconds[each]) * 1e6 for each in (name, PLAIN))
                 what = f"{format_size(size):>6} {effect:16} {name:15} {plain:10.1f} -> {own:10.1f} us"
                 verdict(what, ratio(seconds, name, PLAIN))
 

@@ -16,7 +16,7 @@ import numpy as np
 
 import gmemcore
 from gmemcore.benchmark.pairs import paired, ratio, verdict
-from gmemcore.benchmark.summary import summarise
+from gmemcore.results.statistics import median
 from gmemcore.uapi import PAGE_SIZE
 from gmemcore.workload.behaviours import BEHAVIOURS
 from gmemcore.workload.layout import Layout
@@ -83,7 +83,7 @@ def main() -> int:
     }
     seconds, met = paired(runs, pairs), True
     for name, bar in (("player", BAR), ("player, 2 slots", None)):
-        each = summarise(seconds[name]).median / OPERATIONS * 1e9
+        each = median(seconds[name]) / OPERATIONS * 1e9
         met &= verdict(f"{name:16} {each:6.0f} ns", ratio(seconds, "bare batch", name), least=bar)
     layout = Layout.pc(MEMORY)
     for name, row in BEHAVIOURS.items():

@@ -33,8 +33,8 @@ from pyroaring import BitMap
 
 import gmemcore
 from gmemcore.benchmark.pairs import paired, ratio, verdict
-from gmemcore.benchmark.summary import summarise
 from gmemcore.errors import GmemError
+from gmemcore.results.statistics import median
 from gmemcore.uapi import PAGE_SIZE, GuestMemfdFlag, MemoryAttribute
 
 N_PAGES = 16 << 20
@@ -349,7 +349,7 @@ def compare(what: str, runs: dict[str, Callable[[], float]], pairs: int, bar: fl
     own, *others = runs
     met = True
     for other in others:
-        times = [summarise(seconds[name]).median * 1e9 for name in (other, own)]
+        times = [median(seconds[name]) * 1e9 for name in (other, own)]
         line = f"{what:20} {other:12} {times[0]:9.0f} ns / {own} {times[1]:6.0f} ns"
         met &= verdict(line, ratio(seconds, other, own), least=bar)
     return met

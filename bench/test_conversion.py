@@ -14,7 +14,7 @@ import pytest
 from gmemcore import warmup
 from gmemcore.benchmark.axes import Setting
 from gmemcore.benchmark.cases import find, table
-from gmemcore.benchmark.contents import (
+from gmemcore.benchmark.expected import (
     Reference,
     contents_after,
     contents_before,

@@ -102,6 +102,26 @@ def format_size(size: int) -> str:
     return "0"
 
 
+def binary_unit(size: float) -> tuple[int, str]:
+    """Return the largest of KiB to EiB that a size has at least one of: its bytes, and its name."""
+    for shift, name in ((60, "EiB"), (50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB")):
+        if size >= 1 << shift:
+            return 1 << shift, name
+    return 1 << 10, "KiB"
+
+
+def size_words(size: int) -> str:
+    """Return a size for people, in three digits.
+
+    Examples
+    --------
+    >>> size_words(4096), size_words(3 << 29)
+    ('4 KiB', '1.5 GiB')
+    """
+    unit, name = binary_unit(size)
+    return f"{size / unit:.3g} {name}" if size >= 1 << 10 else f"{size} B"
+
+
 def format_bytes(size: int) -> str:
     """Return a size as it is typed where that is short, else rounded in the unit next to it."""
     typed = format_size(size)
@@ -114,20 +134,6 @@ def format_bytes(size: int) -> str:
 def format_sizes(sizes: Sequence[int]) -> str:
     """Return sizes as a comma-separated list."""
     return ",".join(map(format_size, sizes))
-
-
-def binary_unit(size: float) -> tuple[int, str]:
-    """Return the bytes and the name of the largest of KiB, MiB … EiB of which a size has at least one."""
-    for shift, name in ((60, "EiB"), (50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB")):
-        if size >= 1 << shift:
-            return 1 << shift, name
-    return 1 << 10, "KiB"
-
-
-def size_words(size: int) -> str:
-    """Return a size in words: ``4 KiB``, ``1.5 GiB``."""
-    unit, name = binary_unit(size)
-    return f"{size / unit:.3g} {name}" if size >= 1 << 10 else f"{size} B"
 
 
 def format_number(figure: float | None) -> str:

@@ -11,10 +11,10 @@ from gmemcore.benchmark import memory as memory_module
 from gmemcore.benchmark.axes import Fragmentation, Setting, runs_of, settings
 from gmemcore.benchmark.axes_file import MAX_BYTES, TEMPLATE, read_axes
 from gmemcore.benchmark.cases import find, table
-from gmemcore.benchmark.contents import RANDOM, WRITTEN, Contents, Reference, WrongContentsError, key_stream
-from gmemcore.benchmark.memory import Memory, check_host, huge_page_share, new_backing, warm_words
+from gmemcore.benchmark.expected import RANDOM, WRITTEN, Contents, Reference, WrongContentsError, key_stream
+from gmemcore.benchmark.memory import Memory, check_host, default_memory, huge_page_share, new_backing
 from gmemcore.benchmark.primitives import Primitives
-from gmemcore.benchmark.record import as_record
+from gmemcore.benchmark.record import cell_of
 from gmemcore.benchmark.run import QUICK, Bench, benches
 from gmemcore.benchmark.scene import Scene
 from gmemcore.cli import main
@@ -84,13 +84,13 @@ def test_encrypt_beside_accepted_pages_touches_the_others():
 def verified_fragments(bench, cases):
     """Run cases; returns the fragmentations among those that aren't refused."""
     seen = set()
-    for result in bench.results(cases):
+    for result in bench.run(cases):
         case = result.case
         if case.refused:
             continue
         seen.add(case.fragmentation)
         assert result.verified_bytes >= case.range
-        assert result.seconds is not None
+        assert result.series
         assert result.counters.pages_allocated in (
             0,  # a conversion alone brings nothing into being, and a host may read nothing afterwards
             case.range // PAGE_SIZE - case.pages_allocated_before,
@@ -102,7 +102,7 @@ def verified_fragments(bench, cases):
 def test_every_fragmented_cell_runs_and_is_verified(abi):
     patterns = [Fragmentation.ALTERNATING_ACCEPTED, Fragmentation.RANDOM_HALF]
     cases = table(abi, memory=SMALL, ranges=[SMALL], fragmentations=patterns)
-    bench = Bench(Memory(SMALL), Primitives(SMALL), QUICK)
+    bench = Bench(Memory(SMALL), QUICK)
     assert verified_fragments(bench, cases) == set(patterns)
 
 
@@ -111,7 +111,7 @@ def test_blocks_with_holes_are_verified():
     size = 4 << 20
     patterns = [Fragmentation.HOLES, Fragmentation.ALTERNATING_ALLOCATED]
     cases = table("two-caps", "TDX", "cipher", memory=size, ranges=[2 << 20], fragmentations=patterns)
-    bench = Bench(Memory(size), Primitives(SMALL), QUICK)
+    bench = Bench(Memory(size), QUICK)
     assert verified_fragments(bench, [case for case in cases if case.key.phase == "running"]) == set(patterns)
 
 
@@ -121,17 +121,17 @@ def test_a_wrong_byte_is_found_among_pages_of_either_kind(monkeypatch, page):
         "two-caps", "SNP", "cipher", memory=SMALL, fragmentations=[Fragmentation.ALTERNATING_ACCEPTED]
     )
     case = find(cases, effect="ENCRYPT", range=SMALL, phase="running")
-    bench = Bench(Memory(SMALL), Primitives(SMALL), QUICK)
+    bench = Bench(Memory(SMALL), QUICK)
     convert = Scene.convert
 
     def corrupting(self):
-        lap = convert(self)
+        seconds = convert(self)
         self._memory.side(0).words[page * 512 + 5] ^= np.uint64(2)
-        return lap
+        return seconds
 
     monkeypatch.setattr(Scene, "convert", corrupting)
     with pytest.raises(WrongContentsError, match=f"offset {page * 4096 + 40:#x}"):
-        next(bench.results([case]))
+        next(bench.run([case]))
 
 
 def test_a_page_that_was_not_scrambled_is_found_among_others():
@@ -164,13 +164,13 @@ def test_settings_are_the_possible_combinations():
 
 def test_cases_of_the_same_work_are_timed_once():
     cases = [case for case in table("v5", "PKVM", memory=SMALL, ranges=[SMALL]) if not case.refused]
-    bench = Bench(Memory(SMALL), Primitives(SMALL), QUICK)
-    results = [*bench.results(cases)]
+    bench = Bench(Memory(SMALL), QUICK)
+    results = [*bench.run(cases)]
     names = {result.timed_as for result in results}
     assert len(names) == len({case.workload for case in cases}) < len(cases)
     for result in results:
         first = next(other for other in results if other.case.name == result.timed_as)
-        assert result.samples == first.samples
+        assert cell_of(result).samples == cell_of(first).samples
         assert result.verified_bytes == SMALL
 
 
@@ -183,22 +183,39 @@ def test_each_setting_has_its_own_memory():
     for bench, own in benches(cases, QUICK):
         backings.append(bench.memory.backing)
         assert {case.setting.backing for case in own} == {bench.memory.backing}
-        assert all(result.verified_bytes for result in bench.results(own))
+        assert all(result.verified_bytes for result in bench.run(own))
     assert backings == ["anonymous", "memfd"]
 
 
 @needs_speed
 def test_small_pages_are_small():
-    words = warm_words(8 << 20, Setting(huge_pages=False))
-    assert huge_page_share(words) == 0.0
-    assert 0.0 <= huge_page_share(warm_words(8 << 20)) <= 1.0
+    assert huge_page_share(new_backing("anonymous", 8 << 20, False).words) == 0.0
+    assert 0.0 <= huge_page_share(new_backing("anonymous", 8 << 20).words) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("caches", "memory"),
+    [
+        ({"index0": "32K", "index3": "32768K"}, 256 << 20),
+        ({"index3": "480M"}, 4 << 30),
+        ({"index3": "105M"}, 1 << 30),
+        ({"index3": "garbage"}, 256 << 20),
+        ({}, 256 << 20),
+    ],
+)
+def test_default_memory_is_eight_times_what_the_last_cache_holds(monkeypatch, tmp_path, caches, memory):
+    for name, size in caches.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "size").write_text(f"{size}\n")
+    monkeypatch.setattr(memory_module, "CACHES", tmp_path)
+    assert default_memory() == memory
 
 
 @pytest.mark.parametrize(
     ("setting", "text"),
     [
-        (Setting("none", huge_pages=False), "known: anonymous, memfd, guest_memfd"),
-        (Setting("memfd", huge_pages=True), "takes no advice for huge pages"),
+        (Setting("none", huge_pages=False), "must be one of anonymous, memfd, guest_memfd"),
+        (Setting("memfd", huge_pages=True), "needs --backing anonymous, not memfd"),
         (Setting(threads=5000), "1 to "),
     ],
 )
@@ -212,7 +229,7 @@ def test_settings_that_this_host_lacks_are_refused(monkeypatch, tmp_path):
     never = tmp_path / "enabled"
     never.write_text("always madvise [never]\n")
     monkeypatch.setattr(memory_module, "THP_MODE", never)
-    with pytest.raises(UnsupportedOperationError, match="says never"):
+    with pytest.raises(UnsupportedOperationError, match="write madvise to"):
         check_host([Setting()])
 
     def no_kvm(size, **options):
@@ -279,8 +296,28 @@ def test_files_that_are_wrong_say_where(tmp_path, text, where):
 
 
 def test_huge_pages_of_a_backing_without_them(tmp_path):
-    with pytest.raises(InvalidArgumentError, match="anonymous would"):
+    with pytest.raises(InvalidArgumentError, match="--huge-pages on needs --backing anonymous, not memfd"):
         axes_of(tmp_path, "huge_pages = [true]\nbacking = ['memfd']").cases(1 << 20)
+    with pytest.raises(InvalidArgumentError, match="--enforce on needs --backing memfd, not anonymous"):
+        axes_of(tmp_path, "enforce = [true]").cases(1 << 20)
+
+
+def test_filters_of_a_file(tmp_path):
+    axes = axes_of(
+        tmp_path, "abi = ['v5']\nphase = ['running']\ndirection = ['to-shared']\nflag = ['zero', 'NONE']"
+    )
+    assert {(case.key.phase, case.key.direction) for case in axes.cases(1 << 20)} == {
+        ("running", "to_shared")
+    }
+    assert {case.flag_name for case in axes.cases(1 << 20)} == {"ZERO", "NONE"}
+    for text, complaint in (
+        ("flag = ['ZEROS']", "unknown flag 'ZEROS'; known: NONE, ZERO"),
+        ("effect = ['zap']", "unknown effect 'zap'; known: KEEP"),
+        ("phase = ['over']", "unknown phase 'over'"),
+        ("abi = ['v13']\neffect = ['ENCRYPT']", "no cell of policy"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=complaint):
+            axes_of(tmp_path, text).cases(1 << 20)
 
 
 # ---- the command -----------------------------------------------------------------------------------------
@@ -299,13 +336,13 @@ def test_the_command_takes_axes_and_draws(tmp_path, capsys):
         "backing = ['anonymous', 'memfd']\n"
         "huge_pages = [false]\nfragmentation = ['uniform', 'random-half']\nmemory = '16k'\nrange = ['16k']"
     )
-    assert bench("--quick", "--axes", axes, "--json", lines, "--plot", picture, "--range", "8k,16k") == 0
+    assert (
+        bench("--quick", "--axes", axes, "-o", lines, "--plot", picture, "--range", "8k,16k", "--full") == 0
+    )
     captured = capsys.readouterr()
-    assert "now memfd, small pages, 1 thread" in captured.err
-    assert "two-caps, firmware cipher" in captured.out
-    assert "; memfd, small pages, 1 thread" in captured.out
+    assert "memfd, small pages, 1 thread" in captured.out
     assert "random-half" in captured.out
-    records = [json.loads(line) for line in lines.read_text().splitlines()[1:]]
+    records = [json.loads(line) for line in lines.read_text().splitlines()[1:-1]]
     seen = {(r["backing"], r["huge_pages"], r["threads"], r["fragmentation"], r["range"]) for r in records}
     assert ("memfd", False, 1, "random-half", 8192) in seen
     assert {backing for backing, *_ in seen} == {"anonymous", "memfd"}
@@ -313,7 +350,7 @@ def test_the_command_takes_axes_and_draws(tmp_path, capsys):
         if record["outcome"] == "OK":
             assert record["samples"]
             assert record["timed_as"]
-            assert (record["primitive_gbps"] is None) == (record["ratio"] is None)
+            assert (record["primitive_gbps"] is None) == (record["primitive"] == "bitmap")
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -328,9 +365,13 @@ def test_the_command_prints_its_template(capsys):
         (("--axes", "/nonexistent.toml"), "No such file"),
         (("--threads", "x"), "$.threads[0]"),
         (("--threads", "4096", "--memory", "16k"), "threads 4096; 1 to"),
-        (("--huge-pages", "maybe"), "$.huge_pages[0]"),
-        (("--fragmentation", "holes"), "$.fragmentation[0]"),
-        (("--backing", "memfd", "--huge-pages", "on"), "anonymous would"),
+        (("--huge-pages", "maybe"), "must be on or off, not 'maybe'"),
+        (("--fragmentation", "holes"), "must be uniform, "),
+        (
+            ("--backing", "memfd", "--huge-pages", "on"),
+            "--huge-pages on needs --backing anonymous, not memfd",
+        ),
+        (("--enforce", "on"), "--enforce on needs --backing memfd, not anonymous"),
         (("--plot", "/nonexistent/x.png", "--memory", "16k"), "No such file"),
     ],
 )
@@ -352,7 +393,7 @@ def test_a_picture_needs_matplotlib(monkeypatch, capsys):
 def test_a_run_of_refusals_has_no_picture(tmp_path, capsys):
     picture = tmp_path / "speed.png"
     assert bench("--quick", "--memory", "16k", "--abi", "v13", "--vm-type", "DEFAULT", "--plot", picture) == 0
-    assert "nothing to draw" in capsys.readouterr().err
+    assert "no picture: no effect that moves bytes" in capsys.readouterr().err
     assert not picture.exists()
 
 
@@ -370,17 +411,22 @@ def test_two_threads_do_the_same_and_the_primitives_with_them():
         fragmentations=[*Fragmentation],
     )
     for bench, own in benches([case for case in cases if case.key.phase == "running"], QUICK):
-        for result in bench.results(own):
+        for result in bench.run(own):
             assert result.verified_bytes == result.case.range
             assert result.case.setting.threads == 2
 
 
 def test_primitives_on_two_threads_touch_every_word():
-    ways = {"memset": {"fill": lambda target, source: target.fill(np.uint64(7))}}
-    primitives = Primitives(16 << 20, ways, Setting(threads=2))
-    primitives._target[:] = 0
+    def fill(target, source, starts, size, constant):
+        for start in starts.tolist():
+            target[start : start + int(size)] = 7
+
+    ways = {"memset": {"fill": fill}}
+    words = np.zeros(2 << 20, np.uint64)
+    primitives = Primitives(words, words[:8].copy(), ways, threads=2)
     primitives.seconds("memset", 16 << 20, 16 << 20)
-    assert (primitives._target == 7).all()
+    assert (words == 7).all()
+    primitives.close()
 
 
 @pytest.mark.parametrize("abi", ["v5", "legacy"])
@@ -391,10 +437,10 @@ def test_enforced_by_mprotect_the_same_bytes_are_right(abi):
         for case in table(abi, "SNP", memory=SMALL, ranges=[4096, SMALL], settings=[setting])
         if not case.refused
     ]
-    bench = Bench(Memory(SMALL, "memfd", False), Primitives(SMALL, setting=setting), QUICK)
-    results = [*bench.results(cases)]
+    bench = Bench(Memory(SMALL, "memfd", False), QUICK)
+    results = [*bench.run(cases)]
     assert results
     for result in results:
         assert result.case.setting.enforce
         assert result.verified_bytes
-        assert as_record(result)["enforce"] is True
+        assert cell_of(result).enforce is True

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from gmemcore.benchmark import pairs
+from gmemcore.results.statistics import Interval
 
 
 def contestants(log):
@@ -41,7 +42,7 @@ def test_the_warmup_is_dropped():
 
 def test_ratios_are_taken_pair_by_pair():
     seconds = {"own": [1.0, 2.0, 4.0], "other": [2.0, 4.0, 8.0]}
-    assert pairs.ratio(seconds, "own", "other") == pairs.Ratio(0.5, 0.5, 0.5, 3)
+    assert pairs.ratio(seconds, "own", "other") == Interval(0.5, 0.5, 0.5, 3)
     assert pairs.ratio(seconds, "other", "own").median == 2.0
     with pytest.raises(ValueError, match="zip"):
         pairs.ratio({"own": [1.0], "other": [1.0, 2.0]}, "own", "other")
@@ -69,7 +70,7 @@ def test_bounds_hold_the_true_median_as_often_as_they_say():
     ],
 )
 def test_a_verdict_is_one_line(capsys, bars, met, text):
-    assert pairs.verdict("a / b", pairs.Ratio(1.0, 0.8, 1.2, 20), **bars) is met
+    assert pairs.verdict("a / b", Interval(1.0, 0.8, 1.2, 20), **bars) is met
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("a / b: 1 (0.8 to 1.2, 20 pairs)")
     assert line.endswith(text)

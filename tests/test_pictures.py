@@ -27,10 +27,11 @@ from gmemcore.analysis.pictures import (
 )
 from gmemcore.analysis.pictures.maps import cell_size
 from gmemcore.analysis.runs import BenchCell, BenchFirst, Replay, Run, Seconds, StressLast, StressSums
-from gmemcore.analysis.speed import bench_axes, bench_cube, cost_by_range
+from gmemcore.analysis.speed import bench_axes, bench_cube, bench_effects, cost_by_range
 from gmemcore.analysis.states import state_of_masks, states_of
 from gmemcore.analysis.style import STATE_COLOURS
 from gmemcore.engine.packed import PLANE_NAMES
+from gmemcore.results.bench import EffectFigure, Primitive, Spread, Verdict
 from gmemcore.results.replay import Reason
 from gmemcore.units import size_words
 
@@ -412,8 +413,41 @@ def cell(flag="NONE", outcome="OK", effect="KEEP", **others):
     return BenchCell(flag=flag, outcome=outcome, effect=effect, **values)
 
 
-def bench_run(*cells):
-    return Run("bench", BenchFirst({}, {"memcpy": 12.0, "memset": 12.1, "xor": 25.0}), list(cells))
+SPEEDS = {"memcpy": (10, 12), "memset": (20, 12.1), "xor": (22, 25), "bitmap": (2000, 8000)}
+
+
+def spread(median):
+    return Spread(median, median * 0.9, median * 1.1, 9)
+
+
+def bench_run(*cells, effects=()):
+    curves = [
+        Primitive(name, "libc", size, spread(4.096 * 1000 / speed), speed if name != "bitmap" else None)
+        for name, at in SPEEDS.items()
+        for size, speed in zip((4096, 2 << 20), at, strict=True)
+    ]
+    largest = {curve.primitive: curve.gbps for curve in curves if curve.gbps and curve.range == 2 << 20}
+    first = BenchFirst({}, largest, verdict=Verdict(list(effects)), primitives_by_range=curves)
+    return Run("bench", first, list(cells))
+
+
+def effect(name, gbps, size=2 << 20):
+    moved = (gbps and spread(gbps), spread(12.0), gbps and spread(2.0))
+    return EffectFigure(name, "a cell", size, *moved, "xor", spread(1.0), True)
+
+
+def test_effects_beside_primitives():
+    lines = (effect("KEEP", None, 4096), effect("ZERO", 40.0), effect("copy", 5.0))
+    ax = bench_effects(bench_run(effects=lines))
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        *("memcpy (libc)", "memset (libc)", "xor (libc)", "ZERO", "copy (two backings)"),
+    ]
+    assert [bar.get_width() for bar in ax.patches] == [12, 12.1, 25, 40, 5]
+    assert [text.get_text() for text in ax.texts] == ["12", "12.1", "25", "40", "5"]
+    assert ax.get_lines()[3].get_xdata() == pytest.approx([36, 44])
+    assert ax.get_title(loc="left") == "Speed of conversions of 2 MiB"
+    with pytest.raises(ValueError, match="no effect that moves bytes"):
+        bench_effects(bench_run(effects=(effect("KEEP", None),)))
 
 
 def test_the_cube():
@@ -424,7 +458,7 @@ def test_the_cube():
         cell("ZERO", effect="ZERO", seconds=Seconds(51.2e-6, 6e-5, 0.1, 3)),
         cell("PRESERVE", "EOPNOTSUPP", None),
         cell("CIPHER", "EINVAL", None),
-        cell(vm_type="TDX"),
+        cell(vm_type="TDX", does="ZERO", bytes="zero", ns_per_page=spread(120.0)),
         cell("NONE", abi="legacy"),
     )
     ax = bench_cube(run)
@@ -438,40 +472,61 @@ def test_the_cube():
         "TDX running to shared",
     ]
     texts = {text.get_position(): text.get_text() for text in ax.texts}
-    assert texts == {(0, 0): "KEEP 10", (1, 0): "ZERO 100", (2, 0): "EOPNOTSUPP", (0, 1): "KEEP 10"}
+    assert texts == {(0, 0): "KEEP 10", (1, 0): "ZERO 100", (2, 0): "EOPNOTSUPP", (0, 1): "ZERO 120"}
+    assert costs[0, 1] < costs[1, 0]  # coloured as zeroing, whatever the flag's effect
     (hatched,) = [patch for patch in ax.patches if patch.get_hatch()]
     assert hatched.get_xy() == (1.5, -0.5)
     assert "CIPHER" in ax.get_xlabel()
     assert ax.get_title(loc="left") == "v5, firmware today: the largest range"
-    assert "ns a 4 KiB page" in ax.figure.axes[1].get_ylabel()
+    assert "ns per 4 KiB page" in ax.figure.axes[1].get_ylabel()
     assert bench_cube(run, size=4096).get_title(loc="left").endswith("ranges of 4 KiB")
 
 
-def test_speed_below_the_ceilings():
+def test_speed_by_size_beside_primitives_at_each_size():
     run = bench_run(
         *(
-            cell(vm_type=vm_type, effect="ZERO", bytes="zero", range=size, convert_gbps=speed)
+            cell(vm_type=vm_type, effect="ZERO", bytes="zero", does="ZERO", range=size, convert_gbps=speed)
             for size, speeds in ((4096, (4, 6, 8)), (2 << 20, (20, 30, 50)))
             for vm_type, speed in zip(("SNP", "TDX", "PKVM"), speeds, strict=True)
         ),
+        *(
+            cell(does="KEEP", range=size, ns_per_page=spread(ns))
+            for size, ns in ((4096, 12.0), (2 << 20, 0.5))
+        ),
         cell(abi="legacy", populate_gbps=2.0),
-        cell(abi="v5", populate_gbps=9.0),  # no conversion moves these bytes
+        cell(abi="v5", populate_gbps=9.0, does="KEEP", range=4096, ns_per_page=spread(12.0)),
     )
     ax = cost_by_range(run)
+    (below,) = [other for other in ax.figure.axes if other is not ax]
     lines = {line.get_label(): line for line in ax.get_lines()}
-    assert words(ax.get_legend()) == ["zero", "copy across (legacy)"]
+    assert words(ax.figure.legends[0]) == ["zero", "copy (two backings)", "attributes alone"]
     assert lines["zero"].get_data()[0].tolist() == [4096, 2 << 20]
     assert lines["zero"].get_data()[1].tolist() == [6, 30]
     band = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == (4, 50)
-    assert lines["copy across (legacy)"].get_ydata().tolist() == [2]
-    ceilings = sorted(line.get_ydata()[0] for line in ax.get_lines()[2:])
-    assert ceilings == [12.0, 12.1, 25.0]
+    assert lines["copy (two backings)"].get_ydata().tolist() == [2]
+    dotted = [list(line.get_ydata()) for line in ax.get_lines()[2:]]
+    assert dotted == [[10, 12], [20, 12.1], [22, 25]]
     heights = {text.get_text().strip(): text.xy[1] for text in ax.texts}
-    assert heights["memcpy 12"] * 1.05 < heights["memset 12.1"] < heights["xor 25"]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["4 KiB", "2 MiB"]
-    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert heights["memcpy"] * 1.05 < heights["memset"] < heights["xor"]
+    keep, bitmap = below.get_lines()
+    assert keep.get_ydata().tolist() == [12, 0.5]
+    assert list(bitmap.get_ydata()) == pytest.approx([4096 / 2000, 4096 / 8000])
+    assert [text.get_text().strip() for text in below.texts] == ["bitmap"]
+    assert [label.get_text() for label in below.get_xticklabels()] == ["4 KiB", "2 MiB"]
+    assert (ax.get_xscale(), ax.get_yscale(), below.get_yscale()) == ("log", "log", "log")
+    assert (ax.get_ylabel(), below.get_ylabel()) == ("GB/s", "ns per 4 KiB page")
     assert len(cost_by_range(run, abi="legacy").get_lines()) == 4
+
+
+def test_attributes_alone_by_size():
+    ax = cost_by_range(bench_run(cell(does="KEEP", ns_per_page=spread(0.5))))
+    assert ax.figure.axes == [ax]
+    assert ax.get_ylabel() == "ns per 4 KiB page"
+    figure, own = plt.subplots()
+    moving = cell(effect="ZERO", bytes="zero", does="ZERO", convert_gbps=3.0)
+    assert cost_by_range(bench_run(cell(does="KEEP"), moving), own) is own
+    assert len(figure.axes) == 2
 
 
 def test_one_setting_is_drawn():
@@ -502,16 +557,23 @@ def test_work_over_all_axes():
         cell("ZERO", effect="ZERO", bytes="zero", convert_gbps=40.96, populate_gbps=4.096, primitive="xor"),
         cell("CIPHER", "EINVAL", None),
         cell(abi="legacy", pages_allocated_before=0, populate_gbps=2.048, seconds=slow),
-        cell(backing="memfd", huge_pages=False, bytes="random", convert_gbps=8.192, seconds=slow),
+        cell(
+            backing="memfd",
+            huge_pages=False,
+            bytes="random",
+            does="SCRAMBLE",
+            convert_gbps=8.192,
+            seconds=slow,
+        ),
     )
     ax = bench_axes(run)
     assert [label.get_text() for label in ax.get_yticklabels()] == [
-        "anonymous, huge pages: ZERO to shared (zero)",
+        "anonymous, huge pages: ZERO to shared",
         "anonymous, huge pages: populate in place",
-        "anonymous, huge pages: legacy to shared, copied across",
+        "anonymous, huge pages: legacy to shared, copy",
         "anonymous, huge pages: SNP to shared, attributes",
         "anonymous, huge pages: SNP to shared, legacy, with the discard",
-        "memfd, small pages: KEEP to shared (random)",
+        "memfd, small pages: SCRAMBLE to shared",
     ]
     columns = ["4 KiB", "2 MiB", "2 MiB\nalternating-allocated", "2 MiB\nunallocated"]
     assert [label.get_text() for label in ax.get_xticklabels()] == columns
@@ -526,7 +588,7 @@ def test_work_over_all_axes():
     ]
     assert {text.get_position(): text.get_text() for text in ax.texts}[0, 3] == "50"
     assert [label.get_text() for label in bench_axes(run, abi="legacy").get_yticklabels()] == [
-        "legacy to shared, copied across",
+        "legacy to shared, copy",
         "SNP to shared, legacy, with the discard",
     ]
     with pytest.raises(ValueError, match="every cell was refused"):
@@ -541,8 +603,8 @@ def test_runs_that_can_not_be_drawn():
             draw(bench_run())
         with pytest.raises(ValueError, match="no cell of 'v4'; it has v5"):
             draw(bench_run(cell()), abi="v4")
-    with pytest.raises(ValueError, match="no cell of the run moves bytes"):
-        cost_by_range(bench_run(cell()))
+    with pytest.raises(ValueError, match="no conversion was measured"):
+        cost_by_range(bench_run(cell("ZERO", "EINVAL", None)))
     with pytest.raises(ValueError, match="no cell was measured at that size; there are 2 MiB"):
         bench_cube(bench_run(cell()), size=4096)
 
@@ -558,7 +620,8 @@ def test_every_picture_fits_into_its_figure(series, tmp_path):
             for flag in ("NONE", "ZERO", "PRESERVE_BEFORE_LAUNCH")
             for vm_type in ("SW_PROTECTED", "SNP")
             for way in ("to_private", "to_shared")
-        )
+        ),
+        effects=[effect(name, 12.0) for name in ("ZERO", "SCRAMBLE", "populate", "copy")],
     )
     guest = take(random_guest("SNP", "v5", 2))
     inputs = {

@@ -1,20 +1,19 @@
 """Conversions over the history of the project.
 
 asv calls ``setup`` before every timed call, so each one meets a fresh Vm in the state its case starts from.
-Cells that policy refuses raise NotImplementedError there and show as n/a: the holes in the table are the
-policy.
+Cells that policy refuses raise NotImplementedError there and show as n/a.
 """
 
 from functools import cache
 
 from gmemcore import warmup
-from gmemcore.benchmark.cases import Case, table
-from gmemcore.benchmark.contents import Reference
+from gmemcore.benchmark.cases import Case, Stage, table
+from gmemcore.benchmark.expected import Reference
 from gmemcore.benchmark.memory import Memory
 from gmemcore.benchmark.primitives import Primitives
 from gmemcore.benchmark.scene import new_scene
-from gmemcore.benchmark.summary import median_ratio
 from gmemcore.engine.host import keep_freed_memory
+from gmemcore.results.statistics import ratio
 
 MEMORY = 64 << 20  # more than the caches of most machines hold
 RANGES = {"4k": 4 << 10, "64m": MEMORY}
@@ -70,7 +69,7 @@ class Conversion:
         case = CASES[parameters]
         self.scene = new_scene(case, memory(), Reference(), MEMORY // case.range)
         self.scene.prepare(written=False)
-        self.scene.run()  # the first call reads the compiled kernels
+        self.scene.convert()  # the first call reads the compiled kernels
         self.scene.prepare(written=False)
 
     def time_convert(self, *parameters):
@@ -78,28 +77,31 @@ class Conversion:
         self.scene.convert()
 
     def track_slowdown(self, *parameters):
-        """Time of the step that moves the bytes, over that of the primitive of its kind: lower is better."""
+        """Time of the step that moves the bytes, relative to the primitive of its kind: lower is better."""
         case = self.scene.case
-        if case.primitive is None:
-            raise NotImplementedError("no byte moves, so there is nothing to compare it with")
-        primitives = Primitives(MEMORY)
+        if case.primitive == "bitmap":
+            raise NotImplementedError("no byte moves")
+        primitives = Primitives(memory().side(0).words, memory().source())
         own, yardstick = [], []
         for _ in range(PAIRS):
-            self.scene.prepare(written=False)
-            steps = self.scene.run()
-            lap = steps.convert if case.bytes != "none" else steps.transfer
-            own.append(lap.seconds / lap.size)
-            yardstick.append(primitives.seconds(case.primitive, lap.size, case.range) / lap.size)
-        return 1 / median_ratio(own, yardstick)
+            self.scene.prepare(case.judged, written=False)
+            own.append(self.scene.time(case.judged))
+            yardstick.append(primitives.seconds(case.primitive, MEMORY, case.range))
+        return ratio(own, yardstick).median
 
-    def track_nanoseconds_a_page(self, *parameters):
-        """Time of everything until the other side has read everything, by page, every byte verified."""
+    def track_nanoseconds_per_page(self, *parameters):
+        """Time per page until the new side has had its first access, every byte verified."""
         self.scene.prepare()
-        steps = self.scene.run()
-        laps = [steps.convert, steps.transfer, self.scene.check()]
-        return sum(lap.seconds / lap.size for lap in laps if lap is not None) * 4096 * 1e9
+        self.scene.run()
+        self.scene.check()
+        seconds = 0.0
+        for stage in Stage:
+            if self.scene.case.work(stage) is not None:
+                self.scene.prepare(stage, written=False)
+                seconds += self.scene.time(stage)
+        return seconds / (MEMORY / 4096) * 1e9
 
 
-# asv calls lower better, so that speed is told as its inverse.
+# In asv lower is better, so speed is given as its inverse.
 Conversion.track_slowdown.unit = "times the primitive"
-Conversion.track_nanoseconds_a_page.unit = "ns/page"
+Conversion.track_nanoseconds_per_page.unit = "ns/page"

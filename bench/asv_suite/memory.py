@@ -9,7 +9,7 @@ from pathlib import Path
 import gmemcore
 from gmemcore import warmup
 from gmemcore.benchmark.cases import find, table
-from gmemcore.benchmark.contents import Reference
+from gmemcore.benchmark.expected import Reference
 from gmemcore.benchmark.in_place import WAYS, jobs, run_apart
 from gmemcore.benchmark.memory import Memory
 from gmemcore.benchmark.scene import new_scene

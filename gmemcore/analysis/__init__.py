@@ -36,7 +36,7 @@ from gmemcore.analysis.pictures import (
 from gmemcore.analysis.runs import Run, read_run
 from gmemcore.analysis.series import Series, watch
 from gmemcore.analysis.snapshot import Snapshot, take
-from gmemcore.analysis.speed import bench_axes, bench_cube, cost_by_range
+from gmemcore.analysis.speed import bench_axes, bench_cube, bench_effects, cost_by_range
 from gmemcore.analysis.states import STATES
 from gmemcore.analysis.tables import Table
 
@@ -50,6 +50,7 @@ __all__ = [
     "Table",
     "bench_axes",
     "bench_cube",
+    "bench_effects",
     "by_address",
     "by_region",
     "by_slot",

@@ -143,6 +143,10 @@ class RunPlot:
 class BenchPlot(RunPlot):
     """Pictures of a bench run."""
 
+    def effects(self, ax: "Axes | None" = None) -> "Axes":
+        """Draw GB/s of each effect, next to memory primitives; see `gmemcore.analysis.bench_effects`."""
+        return _draw("bench_effects", self._run, ax)
+
     def cube(self, ax: "Axes | None" = None, *, abi: str | None = None, size: int | None = None) -> "Axes":
         """Draw what each cell of policy costs; see `gmemcore.analysis.bench_cube`."""
         return _draw("bench_cube", self._run, ax, abi=abi, size=size)

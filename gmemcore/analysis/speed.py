@@ -1,7 +1,7 @@
-"""Pictures of what conversions cost: a bench run by cell of policy, over all of its axes, and by size."""
+"""Pictures of what conversions cost: by effect, by cell of policy, over all axes, and by size."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Final
@@ -9,15 +9,75 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from gmemcore.analysis.runs import BenchCell, Run
-from gmemcore.analysis.style import FRACTION_MAP, axes_for, line_style, size_axis, text_colour
+from gmemcore.analysis.style import (
+    BLUE,
+    FRACTION_MAP,
+    GREEN,
+    axes_for,
+    line_style,
+    size_axis,
+    text_colour,
+)
 from gmemcore.uapi import PAGE_SIZE
 from gmemcore.units import size_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from gmemcore.results.bench import Primitive
+
 UNIFORM: Final = "uniform"
+PALE: Final = "0.75"
+"""Grey of the bars of primitives."""
 _IN_CELL: Final[dict[str, Any]] = {"ha": "center", "va": "center", "fontsize": 7.5}
+
+
+def bench_effects(run: Run, ax: "Axes | None" = None) -> "Axes":
+    """Draw GB/s of each effect next to memcpy, memset and XOR of the same run.
+
+    Parameters
+    ----------
+    run : Run
+        Of ``gmemcore bench``, read by `gmemcore.analysis.runs.read_run`.
+    ax : matplotlib Axes or None
+
+    Notes
+    -----
+    The figures are those of the run's verdict: the largest range, uniform memory, the first setting. A line
+    through the end of a bar is its 95 % interval. KEEP moves no byte, and its bar would have no end.
+
+    Raises
+    ------
+    ValueError
+        No effect that moves bytes was measured.
+    """
+    run.require("bench")
+    bars: list[tuple[str, float, float, float, str]] = []
+    shown = max((line.range for line in run.first.verdict.effects if line.gbps is not None), default=0)
+    for curve in run.first.primitives_by_range:
+        if curve.range == shown and curve.gbps is not None:
+            spread = curve.ns_per_page.interval.inverse(PAGE_SIZE)
+            bars.append((f"{curve.primitive} ({curve.by})", *spread[:3], PALE))
+    for line in run.first.verdict.effects:
+        if line.gbps is not None:
+            name = _LINES.get(line.effect, line.effect)
+            bars.append((name, line.gbps.median, line.gbps.low, line.gbps.high, BLUE))
+    if not shown:
+        raise ValueError("no effect that moves bytes was measured")
+    drawn = axes_for(ax, (7.0, 0.9 + 0.34 * len(bars)))
+    for y, (_, median_, low, high, colour) in enumerate(bars):
+        drawn.barh(y, median_, color=colour, height=0.7)
+        drawn.plot([low, high], [y, y], color="0.25", linewidth=1.2, solid_capstyle="butt")
+        beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+        drawn.annotate(f"{median_:.3g}", (max(high, median_), y), (4, 0), **beside)
+    drawn.set_yticks(range(len(bars)), [name for name, *_ in bars])
+    drawn.invert_yaxis()
+    drawn.tick_params("y", length=0)
+    drawn.margins(x=0.1)
+    drawn.set_xlim(left=0)
+    drawn.set_xlabel("GB/s (1e9 bytes of guest memory)")
+    drawn.set_title(f"Speed of conversions of {size_words(shown)}", loc="left")
+    return drawn
 
 
 def bench_cube(
@@ -28,29 +88,30 @@ def bench_cube(
     Parameters
     ----------
     run : Run
-        Of ``gmemcore bench --json``, read by `gmemcore.analysis.runs.read_run`.
+        Of ``gmemcore bench``, read by `gmemcore.analysis.runs.read_run`.
     ax : matplotlib Axes or None
     abi : str or None
         Revision; None: the first of the run.
     size : int or None
-        Bytes of one conversion; None: each cell's largest.
+        Bytes of one conversion; None: the largest of each cell.
 
     Notes
     -----
-    The figure is the conversion's alone, per page of 4 KiB, on a logarithmic scale; populate and copying have
-    columns of their own in the run. Of a run of several settings (backing, huge pages, threads) the first is
+    A cell says what happens to the bytes, whether by the flag or by the platform itself, and what the
+    conversion costs, in ns per 4 KiB page; the colour is the cost, on a logarithmic scale. Populate and copy
+    have columns of their own in the run. Of several settings (backing, huge pages, threads) the first is
     drawn, of several fragmentations uniform memory.
     """
     cells = _cells_of(run_cells(run), abi)
     unknown = _unknown_flags(cells)
     cells = [cell for cell in cells if cell.flag not in unknown]
-    chosen = _one_a_cell(cells, size)
+    chosen = _one_per_cell(cells, size)
     rows = list(dict.fromkeys(_row_of(cell) for cell in cells))
     flags = list(dict.fromkeys(cell.flag for cell in cells))
     costs: Any = np.ma.MaskedArray(np.zeros((len(rows), len(flags))), mask=True)
     for (row, flag), cell in chosen.items():
         if cell.effect is not None and cell.seconds.median is not None:
-            costs[rows.index(row), flags.index(flag)] = cell.seconds.median / cell.range * PAGE_SIZE * 1e9
+            costs[rows.index(row), flags.index(flag)] = _convert_ns(cell)
     drawn = axes_for(ax, (max(3.4 + 1.3 * len(flags), 6.5), max(1.6 + 0.28 * len(rows), 3.8)))
     image = _draw_costs(drawn, costs, "cost of the conversion")
     for (row, flag), cell in chosen.items():
@@ -61,7 +122,7 @@ def bench_cube(
         drawn.axhline(y - 0.5, color="black", linewidth=1.2 if rows[y][0] != rows[y - 1][0] else 0)
     if unknown:
         missing = fill(", ".join(unknown), 25 * max(len(flags), 2), break_long_words=False)
-        drawn.set_xlabel(f"unknown there, EINVAL everywhere:\n{missing}", fontsize=8, loc="left")
+        drawn.set_xlabel(f"unknown to {cells[0].abi}, EINVAL everywhere:\n{missing}", fontsize=8, loc="left")
     of_size = "the largest range" if size is None else f"ranges of {size_words(size)}"
     title = f"{cells[0].abi}, firmware {cells[0].firmware}: {of_size}"
     drawn.set_title(title, loc="left", pad=24 if any("PRESERVE_" in flag for flag in flags) else 12)
@@ -69,7 +130,7 @@ def bench_cube(
 
 
 def _unknown_flags(cells: Sequence[BenchCell]) -> list[str]:
-    """Flags that the revision doesn't know: a column of EINVAL says no more than their names."""
+    """Return the flags that the revision doesn't know, whose columns would be EINVAL throughout."""
     outcomes: dict[str, set[str]] = defaultdict(set)
     for cell in cells:
         outcomes[cell.flag].add(cell.outcome)
@@ -77,25 +138,25 @@ def _unknown_flags(cells: Sequence[BenchCell]) -> list[str]:
 
 
 def bench_axes(run: Run, ax: "Axes | None" = None, *, abi: str | None = None) -> "Axes":
-    """Draw what kinds of work cost over all axes of a run: sizes by fragmentation across, settings down.
+    """Draw the cost of each kind of work: sizes by fragmentation across, settings down.
 
     Parameters
     ----------
     run : Run
-        Of ``gmemcore bench --json``.
+        Of ``gmemcore bench``.
     ax : matplotlib Axes or None
     abi : str or None
         Revision; None: all of the run.
 
     Notes
     -----
-    Cells that do the same work are one row, their figure the median. Work that moves bytes comes first, per
-    page of 4 KiB that it touches; then conversions of attributes alone, per page of their range.
+    Cells that do the same work share a row, and their figure is the median. Work that moves bytes comes
+    first, per 4 KiB page that it touches, then conversions of attributes alone, per page of their range.
 
     Raises
     ------
     ValueError
-        Nothing was measured: all of the cells were refused.
+        Every cell was refused.
     """
     cells = _all_cells(run) if abi is None else _cells_of(_all_cells(run), abi)
     measured = [cell for cell in cells if cell.effect is not None]
@@ -127,27 +188,35 @@ def bench_axes(run: Run, ax: "Axes | None" = None, *, abi: str | None = None) ->
 
 
 def _works(cell: BenchCell) -> Iterator[tuple[bool, str, float]]:
-    """Yield what a cell was timed at: whether it moves bytes, its name, and nanoseconds a page."""
+    """Yield what a cell was timed at: whether it moves bytes, its name, and ns per page."""
     where = cell.direction.replace("_", " ")
     legacy = cell.abi == "legacy"
     if cell.convert_gbps is not None:
-        yield True, f"{cell.effect} {where} ({cell.bytes})", PAGE_SIZE / cell.convert_gbps
+        yield True, f"{cell.does or cell.effect} {where}", PAGE_SIZE / cell.convert_gbps
     if cell.populate_gbps is not None:
         how = "populate in place" if cell.primitive == "xor" else "populate from a source"
-        yield True, f"legacy {where}, copied across" if legacy else how, PAGE_SIZE / cell.populate_gbps
+        yield True, f"legacy {where}, copy" if legacy else how, PAGE_SIZE / cell.populate_gbps
     if cell.bytes == "none" and cell.seconds.median is not None:
         what = "legacy, with the discard" if legacy else "attributes"
-        yield False, f"{cell.vm_type} {where}, {what}", cell.seconds.median / cell.range * PAGE_SIZE * 1e9
+        yield False, f"{cell.vm_type} {where}, {what}", _convert_ns(cell)
+
+
+def _convert_ns(cell: BenchCell) -> float:
+    """Return ns per 4 KiB page of the conversion: of the pages that it touches, if it moves bytes."""
+    if cell.ns_per_page is not None:
+        return cell.ns_per_page.median
+    assert cell.seconds.median is not None
+    return cell.seconds.median / cell.range * PAGE_SIZE * 1e9
 
 
 def _column(cell: BenchCell) -> tuple[bool, str, int]:
-    """Where a cell stands across: whether its pages alternate or are new, how, and the size."""
+    """Return the column of a cell: whether its pages alternate or are new, how, and the size."""
     shape = cell.fragmentation if cell.pages_allocated_before else "unallocated"
     return shape != UNIFORM, shape, cell.range
 
 
 def _setting_words(settings: Sequence[tuple[str, bool, int, bool]]) -> dict[tuple[str, bool, int, bool], str]:
-    """Each setting in the words that tell it from the others."""
+    """Return each setting in the words that tell it from the others."""
     words = {
         (backing, huge, threads, enforce): (
             backing,
@@ -182,7 +251,7 @@ def _draw_costs(ax: "Axes", costs: Any, what: str) -> Any:
     low, high = positive.min(), positive.max()
     norm = LogNorm(low, max(high, low * 1.01))
     image = ax.imshow(costs, cmap=FRACTION_MAP, norm=norm, aspect="auto", interpolation="nearest")
-    bar = ax.figure.colorbar(image, ax=ax, label=f"{what} (ns a 4 KiB page)", shrink=0.9)
+    bar = ax.figure.colorbar(image, ax=ax, label=f"{what} (ns per 4 KiB page)", shrink=0.9)
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
     return image
@@ -193,7 +262,7 @@ def _mark_cell(ax: "Axes", image: Any, x: int, y: int, cell: BenchCell, costs: A
     from matplotlib.patches import Rectangle
 
     if cell.effect is not None:
-        words = f"{cell.effect} {_cost_words(costs[y, x])}"
+        words = f"{cell.does or cell.effect} {_cost_words(costs[y, x])}"
         ax.text(x, y, words, color=text_colour(image, costs[y, x]), **_IN_CELL)
         return
     hatched = Rectangle(
@@ -205,66 +274,126 @@ def _mark_cell(ax: "Axes", image: Any, x: int, y: int, cell: BenchCell, costs: A
 
 
 def cost_by_range(run: Run, ax: "Axes | None" = None, *, abi: str | None = None) -> "Axes":
-    """Draw the speed of what moves bytes against the size of one conversion, below the primitives of the run.
+    """Draw speed against the size of one conversion: what moves bytes in GB/s, attributes in ns per page.
 
-    A line is the median over the cells of one operation on bytes, and its band reaches from the slowest to
-    the fastest; in `legacy` it is copying from one backing to the other.
+    A line is the median over the cells of one operation on bytes; its band reaches from the slowest to the
+    fastest cell. Dotted lines are the memory primitives at each size. Conversions of attributes alone move no
+    byte and have a panel of their own below.
 
     Parameters
     ----------
     run : Run
-        Of ``gmemcore bench --json``.
+        Of ``gmemcore bench``.
     ax : matplotlib Axes or None
     abi : str or None
         Revision; None: all of the run.
-    """
-    from matplotlib.ticker import LogFormatter
 
+    Raises
+    ------
+    ValueError
+        Nothing was measured at a size.
+    """
     cells = run_cells(run) if abi is None else _cells_of(run_cells(run), abi)
     speeds: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    keeps: dict[int, list[float]] = defaultdict(list)
     for cell in cells:
         if cell.convert_gbps is not None:
             speeds[_OPERATIONS.get(cell.bytes, cell.bytes)][cell.range].append(cell.convert_gbps)
         elif cell.abi == "legacy" and cell.populate_gbps is not None:
-            speeds["copy across (legacy)"][cell.range].append(cell.populate_gbps)
-    if not speeds:
-        raise ValueError("no cell of the run moves bytes; bench with two-caps or legacy has some that do")
-    drawn = axes_for(ax)
-    for number, (operation, by_range) in enumerate(speeds.items()):
-        ranges = sorted(by_range)
-        style = line_style(number)
-        middle = [float(np.median(by_range[size])) for size in ranges]
-        drawn.plot(ranges, middle, label=operation, **style)
-        if len(ranges) > 1:
-            low, high = ([pick(by_range[size]) for size in ranges] for pick in (min, max))
-            drawn.fill_between(ranges, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    every = sorted({size for by_range in speeds.values() for size in by_range})
-    drawn.set_yscale("log")
-    for (name, speed), height in _spread(run.first.primitives, drawn).items():
-        drawn.axhline(speed, color="0.4", linewidth=1, linestyle=(0, (1, 1)), zorder=0)
-        place: dict[str, Any] = {
-            "xycoords": ("axes fraction", "data"),
-            "va": "center",
-            "fontsize": 9,
-            "color": "0.4",
-        }
-        drawn.annotate(f" {name} {speed:.3g}", (1, height), annotation_clip=False, **place)
-    drawn.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    drawn.yaxis.set_minor_formatter(LogFormatter())  # numbers in plain text, where there is room
-    size_axis(drawn.xaxis)
-    drawn.set_xticks(every, [size_words(size) for size in every])
-    drawn.set_xticks([], minor=True)
-    drawn.set_xlabel("size of one conversion")
-    drawn.set_ylabel("speed (GB/s, 1e9 bytes of guest memory)")
-    drawn.set_title("Cost against size, and the memory primitives as ceilings", loc="left")
-    drawn.legend(
-        loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False
-    )  # names are at the right
+            speeds["copy (two backings)"][cell.range].append(cell.populate_gbps)
+        elif cell.abi != "legacy" and cell.does == "KEEP" and cell.pages_allocated_before:
+            keeps[cell.range].append(_convert_ns(cell))
+    if not speeds and not keeps:
+        raise ValueError("no conversion was measured")
+    drawn = axes_for(ax, (7.5, 5.6 if speeds and keeps else 4.2))
+    below = _panel_below(drawn) if speeds and keeps else drawn
+    sizes = sorted({size for by_range in (*speeds.values(), keeps) for size in by_range})
+    if speeds:
+        for number, (operation, by_range) in enumerate(speeds.items()):
+            _plot_by_range(drawn, by_range, operation, line_style(number))
+        _speed_axes(drawn, sizes)
+        _draw_primitives(drawn, run, lambda curve: curve.gbps)
+        drawn.set_ylabel("GB/s")
+    if keeps:
+        _plot_by_range(below, keeps, "attributes alone", KEEP_STYLE)
+        _speed_axes(below, sizes)
+        _draw_primitives(below, run, lambda curve: None if curve.gbps else curve.ns_per_page.median)
+        below.set_ylabel("ns per 4 KiB page")
+    if below is not drawn:
+        drawn.set_xlabel("")
+        drawn.tick_params("x", labelbottom=False)
+    drawn.set_title("Speed by the size of one conversion; dotted: memory primitives", loc="left")
+    _add_legend(drawn, below, own_figure=ax is None)
     return drawn
 
 
+def _add_legend(ax: "Axes", below: "Axes", *, own_figure: bool) -> None:
+    """Name the lines of both panels: under them in a figure of their own, else in the upper one."""
+    labelled = [panel.get_legend_handles_labels() for panel in dict.fromkeys((ax, below))]
+    handles, names = ([one for panel in labelled for one in panel[i]] for i in range(2))
+    if own_figure:
+        figure: Any = ax.figure
+        figure.legend(handles, names, loc="outside lower left", ncols=2, frameon=False)
+    else:
+        ax.legend(handles=handles, labels=names, frameon=False)
+
+
+def _panel_below(ax: "Axes") -> "Axes":
+    """Return new Axes in the lower part of the place of others, which keep the upper part."""
+    figure: Any = ax.figure
+    place = ax.get_subplotspec()
+    if place is None:
+        return ax.inset_axes((0, -0.6, 1, 0.4))
+    grid = place.subgridspec(2, 1, height_ratios=(2, 1))
+    ax.set_subplotspec(grid[0])
+    added: Axes = figure.add_subplot(grid[1])
+    added.spines[["top", "right"]].set_visible(False)
+    return added
+
+
+def _plot_by_range(
+    ax: "Axes", by_range: Mapping[int, Sequence[float]], label: str, style: Mapping[str, Any]
+) -> None:
+    """Draw medians by size, and the band from the least to the most."""
+    ranges = sorted(by_range)
+    ax.plot(ranges, [float(np.median(by_range[size])) for size in ranges], label=label, **style)
+    if len(ranges) > 1:
+        low, high = ([pick(by_range[size]) for size in ranges] for pick in (min, max))
+        ax.fill_between(ranges, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _speed_axes(ax: "Axes", sizes: Sequence[int]) -> None:
+    """Let sizes and speeds be logarithmic, in plain numbers."""
+    from matplotlib.ticker import LogFormatter
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.yaxis.set_minor_formatter(LogFormatter())  # where there is room
+    size_axis(ax.xaxis)
+    ax.set_xticks(list(sizes), [size_words(size) for size in sizes])
+    ax.set_xticks([], minor=True)
+    ax.set_xlabel("size of one conversion")
+
+
+def _draw_primitives(ax: "Axes", run: Run, figure_of: "Callable[[Primitive], float | None]") -> None:
+    """Draw a figure of each primitive by size, dotted, each with its name at the right."""
+    curves: dict[str, dict[int, float]] = defaultdict(dict)
+    for curve in run.first.primitives_by_range:
+        figure = figure_of(curve)
+        if figure is not None:
+            curves[curve.primitive][curve.range] = figure
+    style: dict[str, Any] = {"color": "0.45", "linewidth": 1.2, "linestyle": (0, (1, 1)), "zorder": 0}
+    words: dict[str, Any] = {"va": "center", "fontsize": 9, "color": "0.45", "annotation_clip": False}
+    for by_range in curves.values():
+        ax.plot([*by_range], [*by_range.values()], **style)
+    ends = {primitive: by_range[max(by_range)] for primitive, by_range in curves.items()}
+    if ends:
+        for (primitive, _), height in _spread(ends, ax).items():
+            ax.annotate(f" {primitive}", (1, height), xycoords=("axes fraction", "data"), **words)
+
+
 def _spread(speeds: Mapping[str, float], ax: "Axes") -> dict[tuple[str, float], float]:
-    """Heights for the names of speeds on a logarithmic axis, such that none lies over another."""
+    """Return heights for the names of speeds on a logarithmic axis, such that none covers another."""
     low, high = ax.get_ylim()
     apart = (max(high, *speeds.values()) / low) ** 0.05
     heights: dict[tuple[str, float], float] = {}
@@ -276,10 +405,19 @@ def _spread(speeds: Mapping[str, float], ax: "Axes") -> dict[tuple[str, float], 
 
 _OPERATIONS: Final = {"zero": "zero", "xor": "XOR with the key stream", "random": "scramble"}
 """Operations on bytes, in words."""
+_LINES: Final = {"populate": "populate in place", "copy": "copy (two backings)"}
+"""Lines of the verdict that are no effect, in words."""
+KEEP_STYLE: Final[dict[str, Any]] = {
+    "color": GREEN,
+    "linestyle": (0, (5, 1, 1, 1)),
+    "marker": "*",
+    "markersize": 7,
+    "clip_on": False,
+}
 
 
 def run_cells(run: Run) -> list[BenchCell]:
-    """The cells of a bench run: of its first setting, and of uniform memory where it has any.
+    """Return the cells of a bench run of its first setting, and of uniform memory if there is any.
 
     Raises
     ------
@@ -290,7 +428,7 @@ def run_cells(run: Run) -> list[BenchCell]:
 
 
 def _all_cells(run: Run) -> list[BenchCell]:
-    """The cells of a bench run.
+    """Return the cells of a bench run.
 
     Raises
     ------
@@ -304,7 +442,7 @@ def _all_cells(run: Run) -> list[BenchCell]:
 
 
 def _of_one_setting(cells: Sequence[BenchCell]) -> list[BenchCell]:
-    """Cells that refuse, and of the others those of the first one's setting."""
+    """Return refused cells, and of the others those of the first one's setting."""
     measured = [cell for cell in cells if cell.effect is not None]
     shapes = {cell.fragmentation for cell in measured}
     shape = UNIFORM if UNIFORM in shapes else measured[0].fragmentation if measured else ""
@@ -317,7 +455,7 @@ def _setting(cell: BenchCell) -> tuple[str, bool, int, bool]:
 
 
 def _cells_of(cells: Sequence[BenchCell], abi: str | None) -> list[BenchCell]:
-    """Cells of one revision and firmware, of the first where none is asked for."""
+    """Return the cells of one revision and its first firmware; None: of the first revision."""
     wanted = cells[0].abi if abi is None else abi
     own = [cell for cell in cells if cell.abi == wanted]
     if not own:
@@ -330,10 +468,10 @@ def _row_of(cell: BenchCell) -> tuple[str, str, str]:
     return cell.vm_type, cell.phase, cell.direction.replace("_", " ")
 
 
-def _one_a_cell(
+def _one_per_cell(
     cells: Sequence[BenchCell], size: int | None
 ) -> dict[tuple[tuple[str, str, str], str], BenchCell]:
-    """The measurement that stands for each cell: without holes where there is a choice, and the largest."""
+    """Return the measurement that stands for each cell: of allocated memory if possible, and the largest."""
     chosen: dict[tuple[tuple[str, str, str], str], BenchCell] = {}
     for cell in sorted(cells, key=lambda cell: (cell.pages_allocated_before > 0, cell.range)):
         if size is None or cell.effect is None or cell.range == size:

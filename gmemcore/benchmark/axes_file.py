@@ -1,6 +1,7 @@
-"""A file that chooses axes: TOML, one key an axis, checked before anything is measured."""
+"""A TOML file that chooses what is measured: one key per axis, checked before anything runs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -10,6 +11,9 @@ from gmemcore.benchmark.axes import Fragmentation, settings
 from gmemcore.benchmark.cases import Case, table
 from gmemcore.errors import GmemError, InputError, InvalidArgumentError, with_known
 from gmemcore.files.reading import read_file, toml_tree
+from gmemcore.names import member, plain
+from gmemcore.policy import EFFECTS, content_flags
+from gmemcore.uapi import Direction, Phase
 from gmemcore.units import parse_size
 
 MAX_BYTES: Final = 64 << 10
@@ -17,32 +21,36 @@ MAX_BYTES: Final = 64 << 10
 
 TEMPLATE: Final = """\
 # What `gmemcore bench --axes FILE` measures: every combination that policy, sizes and this host allow.
-# A key that is left out has the value shown. Options of the command line win over the file.
+# Options of the command line win over the file. Uncomment what you change.
 
-# memory = "1g"                       # guest memory
-# range = ["4k", "2m", "1g"]          # bytes of one conversion: 4k to all of the memory
+# memory = "1g"                       # guest memory; default: 8 times the last-level cache, at least 256m
+# range = ["4k", "2m", "1g"]          # bytes of one conversion; default: 4k, 2m and all of the memory
 
-# Cells of policy; left out: v5 with today's firmware, two-caps with cipher, legacy.
-# abi = ["v5"]                        # gmemcore policy --help
+# Cells of policy. Default: v5 with today's firmware, two-caps with cipher, legacy.
+# abi = ["v5"]                        # see gmemcore policy --help
 # vm_type = ["SNP", "TDX"]            # DEFAULT, SW_PROTECTED, SNP, TDX, PKVM
 # firmware = ["today"]                # today, cipher
+# phase = ["launching", "running"]
+# direction = ["to_private", "to_shared"]
+# flag = ["NONE", "ZERO"]             # NONE, or content flags
+# effect = ["KEEP", "ZERO"]           # KEEP, ZERO, SCRAMBLE, ENCRYPT, DECRYPT
 
-# How the state of pages alternates within a range; a pattern that a cell can't start from is left out.
-#   uniform                 every page alike
-#   alternating-allocated   every second page doesn't exist yet
-#   alternating-accepted    every second page is the guest's already, the others aren't (SNP, TDX)
-#   random-half             a random half of the pages exists
-#   2m-with-holes           of each 2 MiB every 32nd page doesn't exist
+# How page state alternates within a range. Patterns that a cell can't start from are left out.
+#   uniform                 all pages alike
+#   alternating-allocated   every second page is unallocated
+#   alternating-accepted    every second page is accepted by the guest, the others aren't (SNP, TDX)
+#   random-half             a random half of the pages is allocated
+#   2m-with-holes           one page in 32 is unallocated
 # fragmentation = ["uniform"]
 
-# Memory: transparent huge pages are something that anonymous memory alone is asked for.
+# Where the bytes live. Only anonymous memory can be in transparent huge pages.
 # backing = ["anonymous"]             # anonymous, memfd, guest_memfd (a host with KVM)
 # huge_pages = [true]                 # true, false
 
-# threads = [1]                       # of one conversion
-# enforce = [false]                   # true: mprotect keeps the host's own mapping of a memfd true
+# threads = [1]                       # threads of one conversion
+# enforce = [false]                   # true: private pages fault in the host's mapping of a memfd (mprotect)
 """
-"""Every key, commented, with its default."""
+"""Every key, commented, with an example or its default."""
 
 
 class Size(int):
@@ -53,13 +61,17 @@ Names = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
 
 
 class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Values of each axis; None: the table's own choice."""
+    """Values of each axis; None: the default of `gmemcore.benchmark.cases.table`."""
 
     memory: Size | None = None
     range: Annotated[tuple[Size, ...], msgspec.Meta(min_length=1)] | None = None
     abi: Names | None = None
     vm_type: Names | None = None
     firmware: Names | None = None
+    phase: Names | None = None
+    direction: Names | None = None
+    flag: Names | None = None
+    effect: Names | None = None
     fragmentation: Annotated[tuple[Fragmentation, ...], msgspec.Meta(min_length=1)] = (Fragmentation.UNIFORM,)
     backing: Names = ("anonymous",)
     huge_pages: Annotated[tuple[bool, ...], msgspec.Meta(min_length=1)] | None = None
@@ -72,19 +84,19 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
         Parameters
         ----------
         memory : int
-            Bytes of guest memory where the axes name none.
+            Bytes of guest memory, if the axes name none.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: a name that doesn't exist; memory that can't be had.
+            EINVAL: an unknown name; a combination that no host offers; no case at all.
         """
         chosen = [*settings(self.backing, self.huge_pages, self.threads, self.enforce)]
         if not chosen:
-            raise InvalidArgumentError(
-                f"backing {', '.join(self.backing)} takes no advice for huge pages, as anonymous would, or "
-                "isn't enforced by mprotect, as memfd would be"
-            )
+            wanted = "--enforce on needs --backing memfd"
+            if not any(self.enforce):
+                wanted = "--huge-pages on needs --backing anonymous"
+            raise InvalidArgumentError(f"{wanted}, not {', '.join(self.backing)}")
         found = [
             case
             for abi in self.abi or (None,)
@@ -92,13 +104,35 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
             for firmware in self.firmware or (None,)
             for case in table(
                 *(abi, vm_type, firmware),
-                memory=self.memory or memory,
-                ranges=self.range,
+                memory=int(self.memory or memory),
+                ranges=None if self.range is None else [*map(int, self.range)],
                 fragmentations=self.fragmentation,
                 settings=chosen,
+                phases=_members(Phase, self.phase),
+                directions=_members(Direction, self.direction),
+                flags=_words(self.flag, ["NONE", *(flag.name for flag in content_flags())], "flag"),
+                effects=_words(self.effect, EFFECTS, "effect"),
             )
         ]
+        if not found:
+            raise InvalidArgumentError("no cell of policy is of this selection")
         return sorted(found, key=lambda case: chosen.index(case.setting))
+
+
+def _members(kind: type[StrEnum], names: Names | None) -> frozenset[str] | None:
+    """Return the members that names stand for; None for all."""
+    return None if names is None else frozenset(member(kind, name) for name in names)
+
+
+def _words(names: Names | None, known: Iterable[str], what: str) -> frozenset[str] | None:
+    """Return names as they are known, whatever their case; None for all."""
+    if names is None:
+        return None
+    by_name = {plain(name): name for name in known}
+    for name in names:
+        if plain(name) not in by_name:
+            raise InvalidArgumentError(f"unknown {what} {name!r}; known: {', '.join(by_name)}")
+    return frozenset(by_name[plain(name)] for name in names)
 
 
 def read_axes(path: Path | None, options: Mapping[str, Any]) -> Axes:

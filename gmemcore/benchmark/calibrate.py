@@ -13,11 +13,13 @@ from typing import Final
 
 import numpy as np
 
-from gmemcore.benchmark.primitives import BUFFER, Primitives
-from gmemcore.benchmark.record import environment
-from gmemcore.benchmark.summary import Summary, summarise
+from gmemcore.benchmark.axes import DEFAULT_SETTING
+from gmemcore.benchmark.memory import Memory
+from gmemcore.benchmark.primitives import SOURCE, Primitives
 from gmemcore.engine import warmup
 from gmemcore.machine import create_vm
+from gmemcore.results.environment import environment
+from gmemcore.results.statistics import median
 from gmemcore.uapi import PAGE_SIZE, GuestMemfdFlag, MemoryAttribute
 from gmemcore.units import format_size
 from gmemcore.workload.cost import CALL, CostFile, Figure
@@ -29,7 +31,7 @@ _PRIVATE: Final = int(MemoryAttribute.PRIVATE)
 
 
 def calibrate(
-    size: int = BUFFER, *, rounds: int | None = None, say: Callable[[str], None] = lambda _: None
+    size: int = SOURCE, *, rounds: int | None = None, say: Callable[[str], None] = lambda _: None
 ) -> CostFile:
     """Measure what a host can, and return it as a cost file.
 
@@ -46,32 +48,36 @@ def calibrate(
     warmup()
     host = environment()
     by = (
-        f"measured by gmemcore {host['gmemcore']} on CPU {host['cpu']}, {datetime.now(UTC).date()}, "
+        f"measured by gmemcore {host.gmemcore} on CPU {host.cpu}, {datetime.now(UTC).date()}, "
         f"one thread, median of {rounds}"
     )
     say("zeroing and XOR")
-    primitives = Primitives(size)
+    memory = Memory(size, DEFAULT_SETTING.backing)
+    primitives = Primitives(memory.side(0).words, memory.source())
     speeds = {
-        name: size / _samples(rounds, partial(primitives.seconds, name, size, size)).median / 1e9
+        name: size / _median(rounds, partial(primitives.seconds, name, size, size)) / 1e9
         for name in ("memset", "xor")
     }
+    by_name = {name: primitives.names[name, size] for name in speeds}
+    primitives.close()
+    memory.close()
     over = f"over {format_size(size)}"
     say("scrambling")
-    scrambled = size / _scramble(size, rounds).median / 1e9
+    scrambled = size / _scramble(size, rounds) / 1e9
     say("first touches")
     touch_size = min(size, _TOUCHED)
-    touched = _first_touch(touch_size, rounds).median / (touch_size // PAGE_SIZE)
+    touched = _first_touch(touch_size, rounds) / (touch_size // PAGE_SIZE)
     say("calls")
-    conversion, entry = _conversion(rounds).median, _system_call(rounds).median
+    conversion, entry = _conversion(rounds), _system_call(rounds)
     return CostFile(
-        title=f"{host['cpu']}, host side only",
+        title=f"{host.cpu}, host side only",
         events={
             "bytes_zeroed": Figure(
-                gbps=_figure(speeds["memset"]), source=f"{by}: memset {over} by {primitives.names['memset']}"
+                gbps=_figure(speeds["memset"]), source=f"{by}: memset {over} by {by_name['memset']}"
             ),
             "bytes_xored": Figure(
                 gbps=_figure(speeds["xor"]),
-                source=f"{by}: in-place XOR {over} by {primitives.names['xor']}, the cost model of a cipher",
+                source=f"{by}: in-place XOR {over} by {by_name['xor']}, the cost model of a cipher",
             ),
             "bytes_scrambled": Figure(
                 gbps=_figure(scrambled), source=f"{by}: SCRAMBLE {over} by gmemcore's kernel"
@@ -94,13 +100,13 @@ def _figure(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _samples(rounds: int, run: Callable[[], float]) -> Summary:
-    """Run once to warm up, then for the record."""
+def _median(rounds: int, run: Callable[[], float]) -> float:
+    """Run once to warm up, then for the record; return the median."""
     run()
-    return summarise([run() for _ in range(rounds)])
+    return median([run() for _ in range(rounds)])
 
 
-def _scramble(size: int, rounds: int) -> Summary:
+def _scramble(size: int, rounds: int) -> float:
     """Seconds of a conversion whose effect is SCRAMBLE, over warm memory."""
     with create_vm("SW_PROTECTED", abi="v5", huge_pages=True, prefault=True) as vm:
         gmem = vm.create_guest_memfd(size, GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED)
@@ -113,10 +119,10 @@ def _scramble(size: int, rounds: int) -> Summary:
             assert done.counters.bytes_scrambled == size
             return taken
 
-        return _samples(rounds, run)
+        return _median(rounds, run)
 
 
-def _first_touch(size: int, rounds: int) -> Summary:
+def _first_touch(size: int, rounds: int) -> float:
     """Seconds of touching new memory page by page: a fault, an allocation and a page of zeros each."""
 
     def run() -> float:
@@ -129,10 +135,10 @@ def _first_touch(size: int, rounds: int) -> Summary:
             del pages  # the mapping can't be closed under a view
             return taken
 
-    return _samples(rounds, run)
+    return _median(rounds, run)
 
 
-def _conversion(rounds: int) -> Summary:
+def _conversion(rounds: int) -> float:
     """Seconds of setting one page's attribute, in a batch, where there is nothing else to do."""
     with create_vm("SNP", abi="v13", backing="none") as vm:
         gmem = vm.create_guest_memfd(2 * _CALLS * PAGE_SIZE, GuestMemfdFlag.MMAP)
@@ -148,10 +154,10 @@ def _conversion(rounds: int) -> Summary:
             attributes ^= _PRIVATE
             return taken / _CALLS
 
-        return _samples(rounds, run)
+        return _median(rounds, run)
 
 
-def _system_call(rounds: int) -> Summary:
+def _system_call(rounds: int) -> float:
     """Seconds of a system call that does nothing, without what Python takes to make it.
 
     A call into the C library that makes none is taken off, if both are made from Python.
@@ -170,4 +176,4 @@ def _system_call(rounds: int) -> Summary:
         ended = time.perf_counter()
         return max((middle - began) - (ended - middle), 0.0) / _CALLS
 
-    return _samples(rounds, run)
+    return _median(rounds, run)

@@ -1,11 +1,11 @@
-"""The one table of cases: every cell of policy, at every size and on every axis it is measured at.
+"""The table of cases: every cell of policy, at every size and on every axis that it is measured at.
 
-A case is all that a reader needs to know before running anything: the question and policy's answer, how large
-the memory and the converted range are, the setting (`axes`), and, derived from the rows of policy alone, the
-state the range starts from and the steps that follow until the other side can read what the flag promises.
+A case holds all that its readers need before anything runs: the question and policy's answer, the sizes, the
+setting (`axes`), the state that the range starts from, and the steps that follow until the other side can
+read what the flag promises. Everything but the sizes and the setting is derived from policy's rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -21,6 +21,7 @@ from gmemcore.policy import (
     OK,
     PLATFORMS,
     Abi,
+    Accept,
     ByteOperation,
     Cell,
     CellKey,
@@ -32,19 +33,20 @@ from gmemcore.policy import (
     flag_name,
 )
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, Direction, Firmware, Phase, VmType
+from gmemcore.units import format_size
 
-DEFAULT_MEMORY: Final = 1 << 30
-"""Bytes of guest memory, where nothing else is asked for."""
+DEFAULT_MEMORY: Final = 256 << 20
+"""Default size of guest memory where caches are small; see `gmemcore.benchmark.memory.default_memory`."""
 SMALL_RANGES: Final = (4 << 10, 2 << 20)
-"""Ranges that are measured beside the whole memory: a page and a huge page."""
+"""Default ranges besides the whole memory: a page and a huge page."""
 UNALLOCATED_RANGE: Final = 2 << 20
-"""The range at which conversions of memory that nobody has touched are measured too."""
+"""The range at which conversions of unallocated memory are measured too."""
 DEFAULT_SELECTION: Final = (
     (DEFAULT_ABI, Firmware.TODAY),
-    ("two-caps", Firmware.CIPHER),  # here a conversion really encrypts and decrypts
-    ("legacy", Firmware.TODAY),  # two backings: what conversion in place is compared with
+    ("two-caps", Firmware.CIPHER),  # conversions that encrypt and decrypt
+    ("legacy", Firmware.TODAY),  # two backings, the baseline of conversion in place
 )
-"""Revisions that are measured where none is named, each with its firmware."""
+"""Default revisions, each with its firmware."""
 
 BYTES: Final = {
     ByteOperation.NONE: "none",
@@ -52,13 +54,29 @@ BYTES: Final = {
     ByteOperation.XOR: "xor",
     ByteOperation.SCRAMBLE: "random",
 }
-"""What a conversion writes, in a word."""
-PRIMITIVE_OF: Final = {"zero": "memset", "xor": "xor", "random": "xor"}
-"""The primitive that moves bytes in the same way."""
+"""What a conversion writes, in one word."""
+PRIMITIVE_OF: Final = {"none": "bitmap", "zero": "memset", "xor": "xor", "random": "xor"}
+"""The memory primitive of the same kind; for attributes alone, setting bits of a plain bitmap."""
+DOES: Final = {
+    ByteOperation.NONE: "KEEP",
+    ByteOperation.ZERO: "ZERO",
+    ByteOperation.SCRAMBLE: "SCRAMBLE",
+}
+"""Effect that a byte operation amounts to; XOR is ENCRYPT or DECRYPT, by direction."""
+
+
+class Stage(StrEnum):
+    """A step of a case that is timed by itself."""
+
+    CONVERT = "convert"
+    POPULATE = "populate"
+    """Launch update, or in `legacy` the copy to the other backing."""
+    ACCESS = "access"
+    """The new side's first access: accept where it must, then one checked access per page."""
 
 
 class Transfer(StrEnum):
-    """How contents reach the new side where the conversion alone doesn't bring them there."""
+    """How contents reach the new side if the conversion alone does not bring them there."""
 
     IN_PLACE = "in place"
     FROM_SOURCE = "from a source"
@@ -78,9 +96,9 @@ class Case:
     memory : int
         Bytes of the guest_memfd.
     range : int
-        Bytes that one conversion is asked for.
+        Bytes of one conversion.
     pages_allocated_before : int
-        Pages of a range that exist before its conversion.
+        Allocated pages of a range before its conversion.
     fragmentation : Fragmentation
         Which pages are in which state.
     setting : Setting
@@ -97,7 +115,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The case in one word, unique in the table of one setting."""
+        """Return a name, unique in the table of one setting."""
         key = self.key
         holes = "" if self.pages_allocated_before else "-unallocated"
         holes += "" if self.uniform else f"-{self.fragmentation}"
@@ -114,46 +132,46 @@ class Case:
 
     @property
     def flag_name(self) -> str:
-        """Name of the content flag, NONE for none."""
+        """Return the name of the content flag, NONE for none."""
         return flag_name(self.key.flag, self.key.abi)
 
     @property
     def refused(self) -> bool:
-        """Whether policy refuses the cell."""
+        """Return whether policy refuses the cell."""
         return self.cell.outcome != OK
 
     @property
     def to_private(self) -> bool:
-        """Whether the range is to become private."""
+        """Return whether the range becomes private."""
         return self.key.direction == Direction.TO_PRIVATE
 
     @property
     def abi(self) -> Abi:
-        """The revision's row block."""
+        """Return the revision's row block."""
         return ABIS[self.key.abi]
 
     @property
     def platform(self) -> Platform:
-        """The VM type's row."""
+        """Return the VM type's row."""
         return PLATFORMS[self.key.vm_type]
 
     @property
     def preserves(self) -> bool:
-        """Whether the flag promises that the new side reads what the old side wrote."""
+        """Return whether the flag promises that the new side reads what the old side wrote."""
         return any(row.preserves for row in content_flags(self.key.abi) if row.bit == self.key.flag)
 
     @property
     def uniform(self) -> bool:
-        """Whether every page of the range starts in the same state."""
+        """Return whether every page of the range starts in the same state."""
         return self.fragmentation == Fragmentation.UNIFORM
 
     def mask(self, size: int) -> Mask:
-        """Return which pages of the first bytes of memory the fragmentation picks."""
+        """Return which pages of the first `size` bytes the fragmentation picks."""
         return self.fragmentation.mask(size >> PAGE_SHIFT, self.range >> PAGE_SHIFT)
 
     @property
     def ranks(self) -> tuple[Rank, Rank]:
-        """How far the pages that the fragmentation picks have come before the conversion, and the others."""
+        """Return the rank before the conversion of the picked pages, and of the others."""
         if self.uniform:
             return self.rank, self.rank
         if self.fragmentation == Fragmentation.ALTERNATING_ACCEPTED:
@@ -162,10 +180,10 @@ class Case:
 
     @property
     def fits(self) -> bool:
-        """Whether the cell can start from the fragmentation.
+        """Return whether the cell can start from the fragmentation.
 
-        Not from pages accepted here and there where it refuses assigned ones, or where a populate follows,
-        which does; and `legacy`, whose attributes aren't the file's, is measured uniform.
+        Single accepted pages are impossible where the cell, or the populate after it, refuses assigned pages.
+        `legacy` is always measured uniform, because its attributes aren't the file's.
         """
         if self.uniform:
             return True
@@ -177,26 +195,26 @@ class Case:
 
     @property
     def rank(self) -> Rank:
-        """How far each page of the range that the fragmentation picks has come before the conversion."""
+        """Return the rank before the conversion of each page that the fragmentation picks."""
         if not self.pages_allocated_before:
             return Rank.UNALLOCATED
         is_assigned = self.platform.coco and not self.to_private and self.cell.unless != ASSIGNED
         return Rank.ACCEPTED if is_assigned else Rank.ALLOCATED
 
     def operation_of(self, rank: Rank) -> ByteOperation:
-        """Return what the conversion does to the bytes of a page of this rank."""
+        """Return what the conversion does to the bytes of a page of a rank."""
         if self.cell.effect is None or self.abi.legacy:
             return ByteOperation.NONE
         return byte_operations(self.cell.effect, self.key.vm_type, self.key.direction)[rank]
 
     @property
     def operation(self) -> ByteOperation:
-        """What the conversion does to the bytes of the pages picked, or if nothing, to those of the rest."""
+        """Return what the conversion does to the bytes of the picked pages, or if nothing, of the others."""
         picked, other = map(self.operation_of, self.ranks)
         return other if picked == ByteOperation.NONE else picked
 
     def bytes_by_operation(self, size: int) -> dict[ByteOperation, int]:
-        """Return how many of the first bytes of memory a conversion of them treats in which way."""
+        """Return how many of the first `size` bytes are subject to each byte operation."""
         picked = int(self.mask(size).sum()) * PAGE_SIZE
         found: dict[ByteOperation, int] = dict.fromkeys(ByteOperation, 0)
         for rank, part in zip(self.ranks, (picked, size - picked), strict=True):
@@ -204,25 +222,35 @@ class Case:
         return found
 
     def touched(self, size: int) -> int:
-        """Return how many of the first bytes of memory a conversion writes; all, if it writes none."""
+        """Return how many of the first `size` bytes a conversion writes; all of them if it writes none."""
         return size - self.bytes_by_operation(size)[ByteOperation.NONE] or size
 
     @property
     def bytes(self) -> str:
-        """What the conversion does to the bytes of the range, in a word of `BYTES`."""
+        """Return what the conversion does to the bytes of the range, a value of `BYTES`."""
         return BYTES[self.operation]
 
     @property
+    def does(self) -> str | None:
+        """Return the effect that the bytes really see, by the flag or by the platform; None if refused.
+
+        A conversion to shared without a flag is KEEP by policy, and yet zeroes the pages of a TDX guest.
+        """
+        if self.refused:
+            return None
+        return DOES.get(self.operation, "ENCRYPT" if self.to_private else "DECRYPT")
+
+    @property
     def accepted_by_conversion(self) -> bool:
-        """Whether the conversion itself leaves the range accepted by the guest."""
+        """Return whether the conversion itself leaves the range accepted by the guest."""
         return self.cell.effect is not None and EFFECTS[self.cell.effect].raises_to == Rank.ACCEPTED
 
     @property
     def transfer(self) -> Transfer | None:
-        """How contents get to the new side beside the conversion; None if it alone is enough.
+        """Return how contents get to the new side besides the conversion; None if it alone is enough.
 
-        In `legacy` they are copied from one backing to the other. Before launch SNP and TDX load them:
-        what is in place if the flag preserved it, else from a source.
+        In `legacy` they are copied from one backing to the other. Before launch SNP and TDX load them: in
+        place if the flag preserved them, else from a source.
         """
         if self.abi.legacy:
             return Transfer.COPY if self.platform.private_memory else None
@@ -234,30 +262,56 @@ class Case:
 
     @property
     def accept(self) -> bool:
-        """Whether the guest must accept the range before it can read it."""
+        """Return whether the guest must accept the range before it can read it."""
         coco_guest_reads = self.to_private and self.platform.coco
         return coco_guest_reads and self.key.phase == Phase.RUNNING and not self.accepted_by_conversion
 
     @property
     def workload(self) -> tuple[object, ...]:
-        """What is executed, sizes aside: cases that agree in it do the same work, whatever their names."""
+        """Return what is executed, sizes aside: cases with equal workloads do the same work."""
+        return tuple(self.work(stage) for stage in Stage)
+
+    def work(self, stage: Stage) -> tuple[object, ...] | None:
+        """Return what one stage executes, sizes aside; None if the case doesn't have it.
+
+        Stages with equal work take the same time, whatever their cases are called, and are timed once.
+        """
         kind = self.platform
-        return (
-            *(self.setting, self.fragmentation, *map(self.operation_of, self.ranks)),
-            *(self.abi.legacy, kind.private_memory, kind.coco, kind.accept if self.accept else None),
-            *(
-                self.key.direction,
-                self.key.phase if self.abi.legacy and kind.coco and self.to_private else None,
-            ),
-            *(self.rank, self.operation, self.accepted_by_conversion, self.transfer, self.accept),
+        common = (
+            *(stage, self.setting, self.fragmentation, self.abi.legacy, kind.private_memory, kind.coco),
+            *(self.key.direction, self.ranks, tuple(map(self.operation_of, self.ranks))),
+            self.accepted_by_conversion,
         )
+        loads = self.abi.legacy and kind.coco and self.to_private and self.key.phase
+        if stage == Stage.CONVERT:
+            return (*common, loads)
+        if stage == Stage.POPULATE:
+            return None if self.transfer is None else (*common, loads, self.transfer)
+        return (*common, loads, self.transfer, kind.accept if self.accept else None)
+
+    def moves(self, stage: Stage) -> bool:
+        """Return whether a stage moves bytes."""
+        if stage == Stage.CONVERT:
+            return self.bytes != "none"
+        clears = self.accept and self.platform.accept == Accept.CLEAR
+        return stage == Stage.POPULATE or clears or self.abi.legacy
 
     @property
-    def primitive(self) -> str | None:
-        """Primitive that the step which moves the bytes is compared with; None if no byte moves."""
-        if self.transfer in (Transfer.COPY, Transfer.FROM_SOURCE):
-            return "memcpy"
-        return PRIMITIVE_OF.get("xor" if self.transfer == Transfer.IN_PLACE else self.bytes)
+    def judged(self) -> Stage:
+        """Return the stage that moves the bytes, and is compared with a primitive."""
+        moved_later = self.bytes == "none" and self.transfer is not None
+        return Stage.POPULATE if moved_later else Stage.CONVERT
+
+    @property
+    def primitive(self) -> str:
+        """Return the primitive that the judged stage is compared with."""
+        return self.primitive_of(self.judged)
+
+    def primitive_of(self, stage: Stage) -> str:
+        """Return the primitive that a stage other than ACCESS is compared with."""
+        if stage == Stage.CONVERT:
+            return PRIMITIVE_OF[self.bytes]
+        return "xor" if self.transfer == Transfer.IN_PLACE else "memcpy"
 
 
 def table(
@@ -269,6 +323,10 @@ def table(
     ranges: Sequence[int] | None = None,
     fragmentations: Sequence[Fragmentation] = (Fragmentation.UNIFORM,),
     settings: Sequence[Setting] = (DEFAULT_SETTING,),
+    phases: Collection[str] | None = None,
+    directions: Collection[str] | None = None,
+    flags: Collection[str] | None = None,
+    effects: Set[str] | None = None,
 ) -> list[Case]:
     """Return the cases of a selection, in the order of policy.
 
@@ -284,21 +342,24 @@ def table(
     ranges : sequence of int or None
         Bytes of one conversion; None: `SMALL_RANGES` where they fit, and the whole memory.
     fragmentations : sequence of Fragmentation
-        How the state of pages alternates; one that a case can't start from is left out (`Case.fits`).
+        How the state of pages alternates; those that a case can't start from are left out (`Case.fits`).
     settings : sequence of Setting
         Memory and threads; all cases of one before those of the next.
+    phases, directions, flags : collection of str or None
+        Keep the cells of these phases, directions and flags (NONE among them).
+    effects : set of str or None
+        Keep the cells with these effects, by policy's row or by what happens to the bytes (`Case.does`).
 
     Returns
     -------
     list of Case
-        A refused cell once, at the smallest range, uniform and under the first setting. Any other cell at
-        every range, and where its effect is more than KEEP at `UNALLOCATED_RANGE` also with memory that
-        doesn't exist yet.
+        A refused cell once: at the smallest range, uniform, under the first setting. Any other cell at every
+        range, and if its effect is more than KEEP also with unallocated memory, at `UNALLOCATED_RANGE`.
 
     Raises
     ------
     InvalidArgumentError
-        EINVAL: a name that doesn't exist; a range beyond the memory.
+        EINVAL: an unknown name; a range larger than the memory.
     """
     sizes = _ranges(memory, ranges)
     return [
@@ -307,7 +368,10 @@ def table(
         for name, each_firmware in _selection(abi, firmware)
         for key, answer in cells(name, vm_type, each_firmware)
         if answer.outcome == OK or setting == settings[0]
+        if (phases is None or key.phase in phases) and (directions is None or key.direction in directions)
         for case in _cases_of(key, answer, memory, sizes, fragmentations, setting)
+        if flags is None or case.flag_name in flags
+        if effects is None or not effects.isdisjoint({case.cell.effect, case.does} - {None})
     ]
 
 
@@ -316,7 +380,9 @@ def _ranges(memory: int, ranges: Sequence[int] | None) -> tuple[int, ...]:
     chosen = {size for size in SMALL_RANGES if size < memory} | {memory} if ranges is None else set(ranges)
     for size in chosen:
         if size > memory:
-            raise InvalidArgumentError(f"range {size:#x} is larger than the memory, {memory:#x}")
+            raise InvalidArgumentError(
+                f"range {format_size(size)} must not be larger than the memory, {format_size(memory)}"
+            )
     return tuple(sorted(chosen))
 
 
@@ -332,7 +398,7 @@ def _selection(abi: str | None, firmware: Firmware | str | None) -> Iterator[tup
 
 
 def _firmware_matters(abi: str) -> bool:
-    """Whether a cell of the revision is answered differently under the `cipher` firmware."""
+    """Return whether any cell of the revision has another answer under the `cipher` firmware."""
     today, cipher = (
         [(answer.outcome, answer.effect) for _, answer in cells(abi, firmware=each)] for each in Firmware
     )
@@ -356,25 +422,25 @@ def _cases_of(
         for fragmentation in fragmentations:
             case = Case(key, answer, memory, size, n_pages, fragmentation, setting)
             if case.fits:
-                yield replace(case, pages_allocated_before=_allocated(case))
+                yield replace(case, pages_allocated_before=allocated_pages(case))
         if Fragmentation.UNIFORM in fragmentations and answer.effect != "KEEP" and size == UNALLOCATED_RANGE:
             yield Case(key, answer, memory, size, 0, setting=setting)
 
 
-def _allocated(case: Case) -> int:
-    """Pages of the first range that exist before its conversion."""
+def allocated_pages(case: Case) -> int:
+    """Return the allocated pages of the first range before its conversion."""
     if case.ranks[1] != Rank.UNALLOCATED:
         return case.range >> PAGE_SHIFT
     return int(case.mask(case.range).sum())
 
 
 def find(cases: Sequence[Case], **wanted: object) -> Case:
-    """Return the first case whose key, cell or own attributes have all wanted values.
+    """Return the first case whose key, cell or own attributes have all the given values.
 
     Raises
     ------
     LookupError
-        There is none.
+        No case has them.
 
     Examples
     --------

@@ -1,12 +1,12 @@
-"""Why in place: the same work with one backing and with two, what it takes in time and in memory.
+"""One backing or two: what the same work takes in time and in memory.
 
 A guest's memory holds what the old side wrote, goes to the new side range by range, and must be there when
 the new side reads it. In place that is a conversion that preserves contents. With two backings (`legacy`) the
-attribute flips, somebody copies the contents across, and what lies on the old side is discarded, to be
-allocated again the next time, or kept, which takes twice the memory.
+attribute flips, contents are copied across, and the old side is discarded, to be allocated again the next
+time, or kept, which takes twice the memory.
 
-Each way runs in a process of its own (``python -m gmemcore.benchmark.in_place JOB``), so that its peak is the
-kernel's own figure (VmHWM) and nothing another way left behind is in it.
+Each way runs in a process of its own (``python -m gmemcore.benchmark.in_place JOB``). So its peak is the
+kernel's own figure (VmHWM), and includes nothing that another way left behind.
 """
 
 import json
@@ -16,18 +16,20 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
-from gmemcore.benchmark.contents import PIECE, WRITTEN, Contents, Reference, WrongContentsError, pieces
+from gmemcore.benchmark.expected import PIECE, WRITTEN, Contents, Reference, WrongContentsError, pieces
 from gmemcore.engine import warmup
 from gmemcore.engine.host import keep_freed_memory
 from gmemcore.errors import GmemError, InvalidArgumentError, UnsupportedOperationError
 from gmemcore.machine import GuestMemfd, VmFace, create_vm
 from gmemcore.policy import ABIS, OK, PLATFORMS, cells, content_flags
+from gmemcore.results.backings import Measured
 from gmemcore.uapi import (
     Direction,
     FallocateMode,
@@ -37,16 +39,17 @@ from gmemcore.uapi import (
     Phase,
     VmType,
 )
+from gmemcore.units import format_size
 
 PUNCH_HOLE: Final = FallocateMode.KEEP_SIZE | FallocateMode.PUNCH_HOLE
 MOST_POINTS: Final = 200
 """Measurements of memory in one run: enough for a line."""
 WAYS: Final = ("in place", "legacy, discarding", "legacy, keeping both")
-"""How a guest's memory goes to the other side."""
+"""Ways to bring a guest's memory to the other side."""
 WORKS: Final = ("launch", "round trip")
-"""The initial image, from the host to the guest; or everything to private and back, again and again."""
+"""The initial image, from the host to the guest; or everything to private and back, repeatedly."""
 PREFERRED: Final = (("v5", Firmware.TODAY), ("two-caps", Firmware.CIPHER))
-"""Revisions that are asked in turn for a conversion that preserves contents."""
+"""Revisions to try in turn for a conversion that preserves contents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Job:
     memory, range : int
         Bytes of the guest, and of one conversion.
     rounds : int
-        Ways there and back; a launch is one way.
+        Round trips; a launch is one way.
     backing : str
         ``anonymous``, ``memfd`` or ``guest_memfd``.
     huge_pages : bool
@@ -85,31 +88,6 @@ class Job:
     huge_pages: bool = False
 
 
-@dataclass(slots=True)
-class Measured:
-    """What one run took.
-
-    Attributes
-    ----------
-    seconds : list of float
-        Of each way of all memory to the other side, in order.
-    peak_bytes : int
-        Resident memory at its highest, over what the process had before the guest.
-    faults : int
-        Page faults within those seconds.
-    memory : list of [float, int]
-        Seconds since the start, and resident bytes then, over the same base.
-    verified_bytes : int
-        Bytes that the new side read and that were compared.
-    """
-
-    seconds: list[float] = field(default_factory=list)
-    peak_bytes: int = 0
-    faults: int = 0
-    memory: list[list[float]] = field(default_factory=list)
-    verified_bytes: int = 0
-
-
 def jobs(
     work: str, vm_type: VmType | str, memory: int, range_: int, rounds: int, backing: str = "anonymous"
 ) -> list[Job]:
@@ -118,13 +96,13 @@ def jobs(
     Raises
     ------
     UnsupportedOperationError
-        EOPNOTSUPP: no revision preserves contents of this VM type on those ways.
+        EOPNOTSUPP: no revision preserves contents of this VM type both ways.
     InvalidArgumentError
-        EINVAL: no such VM type; ranges that don't tile the memory.
+        EINVAL: an unknown VM type; memory that is no multiple of the range.
     """
     if memory % range_:
         raise InvalidArgumentError(
-            f"ranges of {range_:#x} don't tile {memory:#x}; a divisor would be accepted"
+            f"--memory must be a multiple of --range {format_size(range_)}, not {format_size(memory)}"
         )
     kind = VmType(next(iter(cells("v5", vm_type)))[0].vm_type)  # which says what is wrong with an unknown one
     abi, firmware, flags = _preserving(work, kind)
@@ -143,11 +121,11 @@ def jobs(
 
 
 def _preserving(work: str, vm_type: VmType) -> tuple[str, str, tuple[int, int]]:
-    """Return the first revision that preserves on all ways of a work, and its flags."""
+    """Return the first revision that preserves contents in all of a work, and its flags."""
     launch = work == "launch"
     if launch and not PLATFORMS[vm_type].coco:
         raise UnsupportedOperationError(
-            f"{vm_type} has no launch that makes memory private; SNP and TDX have"
+            f"launch needs a VM type with an encrypted launch (SNP, TDX), not {vm_type}"
         )
     phase = Phase.LAUNCHING if launch else Phase.RUNNING
     for abi, firmware in PREFERRED:
@@ -177,12 +155,12 @@ def _flag(abi: str, vm_type: VmType, firmware: Firmware, phase: Phase, direction
 
 
 class Guest:
-    """A guest, and how its memory goes to the other side.
+    """A guest, and how its memory is brought to the other side.
 
     Parameters
     ----------
     job : Job
-        What is to be done.
+        The work and the way.
     """
 
     vm: VmFace
@@ -234,7 +212,7 @@ class Guest:
 
 
 class Meter:
-    """Seconds and resident memory of this process, from now on."""
+    """Measures seconds and resident memory of this process from its creation on."""
 
     def __init__(self, job: Job) -> None:
         self.measured = Measured()
@@ -244,11 +222,11 @@ class Meter:
         )
         self._calls = 0
         self._elapsed = 0.0
-        with suppress(OSError):  # not on every kernel; what it is for so far is less than a guest
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        with suppress(OSError):  # not on every kernel; the peak so far is less than a guest
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 
-    def leg(self, step: Callable[[int, int], None], job: Job) -> None:
-        """Time one way of all memory to the other side, range by range."""
+    def leg(self, step: Callable[[int, int], None], job: Job, into: list[float]) -> None:
+        """Time one way of all memory to the other side, range by range; its seconds go into a list."""
         began_faults = _faults()
         total = 0.0
         self._note()
@@ -259,18 +237,18 @@ class Meter:
             total, self._elapsed, self._calls = total + taken, self._elapsed + taken, self._calls + 1
             if self._calls % self._every == 0:
                 self._note()
-        self.measured.seconds.append(total)
+        into.append(total)
         self.measured.faults += _faults() - began_faults
 
     def finish(self) -> Measured:
-        """Take the peak."""
+        """Return what was measured, with the peak."""
         self._note()
-        highest = max(int(resident) for _, resident in self.measured.memory)
+        highest = max(resident for _, resident in self.measured.memory)
         self.measured.peak_bytes = max(_peak() - self._base, highest)
         return self.measured
 
     def _note(self) -> None:
-        self.measured.memory.append([self._elapsed, _resident() - self._base])
+        self.measured.memory.append((self._elapsed, max(_resident() - self._base, 0)))
 
 
 def run(job: Job) -> Measured:
@@ -288,7 +266,7 @@ def run(job: Job) -> Measured:
     def words(low: int, high: int) -> Any:
         return reference.words(written, low, high).view(np.uint8)
 
-    # Everything the work itself needs is there before memory is counted.
+    # What the work needs besides the guest is allocated before memory is counted.
     first = Guest(replace(job, memory=min(job.range, PIECE)))
     first.gmem.host_write(0, words(0, first.gmem.size))
     first.to_private(0, first.gmem.size)
@@ -307,10 +285,10 @@ def run(job: Job) -> Measured:
             meter.measured.verified_bytes += high - low
 
     for _ in range(job.rounds):
-        meter.leg(guest.to_private, job)
+        meter.leg(guest.to_private, job, meter.measured.to_private)
         check(guest.vm.guest_read, "guest")
         if job.work != "launch":
-            meter.leg(guest.to_shared, job)
+            meter.leg(guest.to_shared, job, meter.measured.to_shared)
             check(guest.gmem.host_read, "host")
     return meter.finish()
 
@@ -323,17 +301,16 @@ def run_apart(job: Job) -> Measured:
     WrongContentsError
         As `run`.
     GmemError
-        ENOTSUP: the process ended otherwise; with what it said.
+        EOPNOTSUPP: the process failed; with its last line.
     """
     command = [sys.executable, "-m", "gmemcore.benchmark.in_place", json.dumps(asdict(job))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  this module
     if done.returncode == 1:
         raise WrongContentsError(done.stderr.strip())
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise UnsupportedOperationError(f"{job.way} of {job.vm_type} ended with {done.returncode}: {last}")
-    found = json.loads(done.stdout)
-    return Measured(**found)
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UnsupportedOperationError(f"{job.way}, {job.vm_type}: exit status {done.returncode}: {last}")
+    return msgspec.json.decode(done.stdout, type=Measured)
 
 
 def _resident() -> int:
@@ -353,9 +330,9 @@ def _faults() -> int:
 def main(arguments: list[str]) -> int:
     """Do the job that the one argument describes, and print what it took."""
     try:
-        print(json.dumps(asdict(run(Job(**json.loads(arguments[0]))))))
+        print(msgspec.json.encode(run(Job(**json.loads(arguments[0])))).decode())
     except WrongContentsError as error:
-        print(error, file=sys.stderr)
+        print(error.args[0], file=sys.stderr)
         return 1
     except GmemError as error:
         print(error.strerror or error, file=sys.stderr)

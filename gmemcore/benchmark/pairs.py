@@ -1,12 +1,12 @@
-"""Comparisons that hold on a busy machine: runs in turn, ratios pair by pair, and how sure their median is.
+"""Comparisons that hold on a busy machine: runs in turn, ratios pair by pair, and intervals of their median.
 
-A round runs every contestant once, in an order drawn anew, so that none always meets the caches and the clock
-that the same one left behind. What is compared are the times of one round; a machine that changes its speed
-half-way changes every time and no ratio.
+A round runs every contestant once, in an order drawn anew, so none always meets the caches and the clock that
+the same other one left behind. The times of one round are compared: a machine that changes its speed half-way
+changes every time and no ratio.
 
 >>> seconds = {"engine": [2.0, 4.0, 2.0], "memset": [1.0, 2.0, 1.0]}
 >>> ratio(seconds, "engine", "memset")
-Ratio(median=2.0, low=2.0, high=2.0, n=3)
+Interval(median=2.0, low=2.0, high=2.0, n=3)
 >>> verdict("engine / memset", ratio(seconds, "engine", "memset"), most=2.5)
 engine / memset: 2 (2 to 2, 3 pairs), at most 2.5: met
 True
@@ -17,41 +17,14 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
-
-from gmemcore.benchmark.summary import quantile
-
-CONFIDENCE: Final = 0.95
-"""Of the interval that a ratio is given with."""
-RESAMPLES: Final = 4000
-"""Of the bootstrap: its bounds then move by less than the ratios' last printed digit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """The median of paired ratios.
-
-    Attributes
-    ----------
-    median : float
-        Of the ratios of each pair.
-    low, high : float
-        Bounds of the median, `CONFIDENCE` between them, by bootstrap.
-    n : int
-        Pairs.
-    """
-
-    median: float
-    low: float
-    high: float
-    n: int
+from gmemcore.results import statistics
+from gmemcore.results.statistics import Interval
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """Return the seconds of one call: what makes a plain call a contestant."""
+    """Return the seconds of one call: makes a contestant of a plain call."""
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
@@ -60,12 +33,12 @@ def seconds_of(call: Callable[[], Any]) -> float:
 def paired(
     runs: Mapping[str, Callable[[], float]], pairs: int, warmup: int = 1, seed: int = 1
 ) -> dict[str, list[float]]:
-    """Run every contestant once a round, in an order that changes, with the garbage collector off.
+    """Run every contestant once per round, in changing order, with the garbage collector off.
 
     Parameters
     ----------
     runs : mapping of str to callable
-        Each does its work and returns the seconds that count: what it must prepare isn't timed.
+        Each does its work and returns the seconds that count, without its preparation.
     pairs : int
         Rounds whose times are kept, at least one.
     warmup : int
@@ -76,7 +49,7 @@ def paired(
     Returns
     -------
     dict of str to list of float
-        Seconds by contestant, a round an element.
+        Seconds by contestant, one per round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     order = random.Random(seed)  # noqa: S311  an order, no secret
@@ -89,10 +62,10 @@ def paired(
     return seconds
 
 
-def ratio(seconds: Mapping[str, Sequence[float]], of: str, to: str) -> Ratio:
-    """Return the time of one contestant over the time of another.
+def ratio(seconds: Mapping[str, Sequence[float]], of: str, to: str) -> Interval:
+    """Return the time of one contestant over the time of another, pair by pair.
 
-    How many times as *fast* `a` is as `b` is the same question the other way round: ``ratio(seconds, b, a)``.
+    How many times as *fast* `a` is as `b` is the reverse question: ``ratio(seconds, b, a)``.
 
     Parameters
     ----------
@@ -101,24 +74,18 @@ def ratio(seconds: Mapping[str, Sequence[float]], of: str, to: str) -> Ratio:
     of, to : str
         Numerator and denominator.
     """
-    ratios = [own / other for own, other in zip(seconds[of], seconds[to], strict=True)]
-    drawn = np.random.default_rng(1).integers(0, len(ratios), (RESAMPLES, len(ratios)))
-    medians = np.median(np.asarray(ratios)[drawn], axis=1).tolist()
-    outside = (1 - CONFIDENCE) / 2
-    return Ratio(
-        quantile(ratios, 0.5), quantile(medians, outside), quantile(medians, 1 - outside), len(ratios)
-    )
+    return statistics.ratio(seconds[of], seconds[to])
 
 
 def verdict(
     what: str,
-    figure: Ratio,
+    figure: Interval,
     *,
     least: float | None = None,
     least_low: float | None = None,
     most: float | None = None,
 ) -> bool:
-    """Print a ratio and its bar on one line; returns whether it is met, true where there is no bar.
+    """Print a ratio and its bar on one line; return whether it is met, true if there is no bar.
 
     Parameters
     ----------

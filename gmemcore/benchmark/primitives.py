@@ -1,151 +1,222 @@
-"""The yardsticks: memcpy, memset and in-place XOR by a constant, each the best of NumPy, Numba and libc.
+"""The yardsticks: memcpy, memset, in-place XOR by a constant, and setting bits of a plain bitmap.
 
-They run on memory of their own, allocated and warmed like the guest's, in the same process and in turn with
-what they are compared with. Bytes of the buffer are counted once, as everywhere here.
+Each runs in the guest's own memory, over the same ranges in the same order as the conversion that it is
+compared with, in one compiled call. Of NumPy, Numba and libc the fastest way at that size counts.
 """
 
-import ctypes
+import os
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib import import_module
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gmemcore.benchmark import loops
-from gmemcore.benchmark.axes import DEFAULT_SETTING, Setting
-from gmemcore.benchmark.contents import Words
-from gmemcore.benchmark.memory import warm_words
-from gmemcore.benchmark.summary import Summary, quantile, summarise
-from gmemcore.engine.parts import in_parts
+from gmemcore.benchmark.expected import Words
 from gmemcore.errors import InvalidArgumentError
+from gmemcore.results.statistics import median
 from gmemcore.uapi import PAGE_SIZE
 
-Primitive = Callable[[Words, Words], Any]
-"""What runs once over a target, given a source of the same size."""
+Way = Callable[[Words, Words, NDArray[np.uint64], Any, Any], Any]
+"""Runs a primitive once: target, source, first word of each range, words of a range, constant."""
 
-BUFFER: Final = 128 << 20
-"""Bytes of each of the two buffers: many times what the caches hold."""
-CONSTANT: Final = np.uint64(0x5A5A_5A5A_5A5A_5A5A)
-LEAST_STEP: Final = 1 << 20
-"""Bytes of a call at least; of smaller ones Python would be timed."""
-ROUNDS: Final = 5
-PAGE_WORDS: Final = PAGE_SIZE // 8
+SOURCE: Final = 128 << 20
+"""Bytes of the buffer that memcpy reads: more than caches hold."""
+CONSTANTS: Final = {
+    "memcpy": np.uint64(0),
+    "memset": np.uint64(0),
+    "xor": np.uint64(0x5A5A_5A5A_5A5A_5A5A),
+    "bitmap": loops.ONES,
+}
+"""What each primitive writes or XORs with."""
+_ROUNDS: Final = 3
+LARGE_RANGE: Final = 1 << 20
+"""Bytes of a range from which NumPy takes part (of smaller ones Python would be timed), and memset past the
+caches: of a smaller range a conversion, too, leaves in the cache what it wrote."""
+_LARGE_ONLY: Final = ("numpy", "streaming stores")
+_LEAST_PART: Final = 4 << 20
 
 
-def candidates() -> dict[str, dict[str, Primitive]]:
-    """Return the ways to do each primitive, by primitive and library; compiles the loops."""
+@cache
+def candidates() -> dict[str, dict[str, Way]]:
+    """Return the ways to do each primitive, by primitive and implementation; compiles the loops."""
+    found: dict[str, dict[str, Way]] = {
+        "memcpy": {"numpy": _numpy_copy},
+        "memset": {"numpy": _numpy_fill},
+        "xor": {"numpy": _numpy_xor},
+        "bitmap": {"numba": loops.set_bits},
+    }
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0"):
+        for primitive, ways in _compiled().items():
+            found[primitive] |= ways
+    return found
+
+
+def _compiled() -> dict[str, dict[str, Way]]:
     from numba import njit
 
-    # Compiled here and not by the engine: these belong to the benchmark, and take no part in a conversion.
-    copy, put, xor = (njit(nogil=True)(loop) for loop in (loops.copy, loops.set_constant, loops.xor_constant))
-    libc = ctypes.CDLL(None)
-    libc.memcpy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-    libc.memset.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
-    zero = np.uint64(0)
+    from gmemcore.engine.instructions import zero_line
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        return njit(nogil=True)(function)
+
+    types: Any = import_module("numba.core.types")
+    size = types.uintp
+    memcpy = types.ExternalFunction("memcpy", size(size, size, size))
+    memset = types.ExternalFunction("memset", size(size, types.intc, size))
+
+    def libc_copy(target: Any, source: Any, starts: Any, words: Any, constant: Any) -> None:
+        length, to, of = np.uint64(source.shape[0]), target.ctypes.data, source.ctypes.data
+        for i in range(starts.shape[0]):
+            at, end = starts[i], starts[i] + words
+            while at < end:
+                part = min(end - at, length - at % length)
+                memcpy(to + at * np.uint64(8), of + at % length * np.uint64(8), part * np.uint64(8))
+                at += part
+
+    def libc_fill(target: Any, source: Any, starts: Any, words: Any, constant: Any) -> None:
+        to = target.ctypes.data
+        for i in range(starts.shape[0]):
+            memset(to + starts[i] * np.uint64(8), 0, words * np.uint64(8))
+
+    def stream(target: Any, source: Any, starts: Any, words: Any, constant: Any) -> None:
+        for i in range(starts.shape[0]):
+            at, end = starts[i], starts[i] + words
+            while at < end:
+                zero_line(target, at)
+                at += loops.LINE_WORDS
+
     return {
-        "memcpy": {
-            "numpy": lambda target, source: np.copyto(target, source),
-            "numba": lambda target, source: copy(target, source),
-            "libc": lambda target, source: libc.memcpy(target.ctypes.data, source.ctypes.data, target.nbytes),
-        },
+        "memcpy": {"numba": compiled(loops.copy), "libc": compiled(libc_copy)},
         "memset": {
-            "numpy": lambda target, source: target.fill(zero),
-            "numba": lambda target, source: put(target, zero),
-            "libc": lambda target, source: libc.memset(target.ctypes.data, 0, target.nbytes),
+            "numba": compiled(loops.fill),
+            "libc": compiled(libc_fill),
+            "streaming stores": compiled(stream),
         },
-        "xor": {
-            "numpy": lambda target, source: np.bitwise_xor(target, CONSTANT, out=target),
-            "numba": lambda target, source: xor(target, CONSTANT),
-        },
+        "xor": {"numba": compiled(loops.xor)},
+        "bitmap": {"numba": compiled(loops.set_bits)},
     }
 
 
+def _numpy_copy(target: Words, source: Words, starts: NDArray[np.uint64], size: Any, constant: Any) -> None:
+    for start in starts.tolist():
+        for at in range(start, start + int(size), len(source)):
+            part = target[at : min(at + len(source), start + int(size))]
+            np.copyto(part, source[: len(part)])
+
+
+def _numpy_fill(target: Words, source: Words, starts: NDArray[np.uint64], size: Any, constant: Any) -> None:
+    for start in starts.tolist():
+        target[start : start + int(size)].fill(constant)
+
+
+def _numpy_xor(target: Words, source: Words, starts: NDArray[np.uint64], size: Any, constant: Any) -> None:
+    for start in starts.tolist():
+        part = target[start : start + int(size)]
+        np.bitwise_xor(part, constant, out=part)
+
+
 class Primitives:
-    """The best way to do each primitive on this machine, and its speed.
+    """The fastest way to do each primitive at each size, in given memory.
 
     Parameters
     ----------
-    size : int
-        Bytes of each buffer, a multiple of the page size.
+    target : ndarray of uint64
+        The guest's memory, warm.
+    source : ndarray of uint64
+        What memcpy reads: memory of the same kind, not larger.
     ways : mapping or None
         As `candidates` returns; None: those.
-    setting : Setting
-        Of what kind the buffers' memory is, and how many threads run over a large part of it, as a conversion
-        would cut it.
+    threads : int
+        Threads that share a range, as those of a conversion do.
 
     Attributes
     ----------
-    names : dict
-        Which library is the best at each primitive.
-    summaries : dict
-        Seconds of a run of each over the whole buffer.
+    names : dict of (str, int) to str
+        The implementation that was fastest, by primitive and range.
     """
 
     def __init__(
         self,
-        size: int = BUFFER,
-        ways: Mapping[str, Mapping[str, Primitive]] | None = None,
-        setting: Setting = DEFAULT_SETTING,
+        target: Words,
+        source: Words,
+        ways: Mapping[str, Mapping[str, Way]] | None = None,
+        threads: int = 1,
     ) -> None:
-        self.size = size
-        self._threads = setting.threads
-        self._target, self._source = warm_words(size, setting), warm_words(size, setting)
-        self._source[:] = CONSTANT
-        self.names: dict[str, str] = {}
-        self.summaries: dict[str, Summary] = {}
-        self._best: dict[str, Primitive] = {}
-        for primitive, by_library in (candidates() if ways is None else ways).items():
-            self._choose(primitive, by_library)
+        self.names: dict[tuple[str, int], str] = {}
+        self._target, self._source = target, source
+        self._source[:] = CONSTANTS["xor"]
+        self._ways = candidates() if ways is None else ways
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
-    def _choose(self, primitive: str, by_library: Mapping[str, Primitive]) -> None:
-        """Time the ways to do a primitive in turn and keep the fastest."""
-        seconds: dict[str, list[float]] = {library: [] for library in by_library}
-        for round_ in range(ROUNDS + 1):
-            for library, run in by_library.items():
-                taken = self._seconds(run, self._target, self._source)
-                if round_:  # the first one compiles
-                    seconds[library].append(taken)
-        best = min(seconds, key=lambda library: quantile(seconds[library], 0.5))
-        self.names[primitive] = best
-        self.summaries[primitive] = summarise(seconds[best])
-        self._best[primitive] = by_library[best]
-
-    def gbps(self) -> dict[str, float]:
-        """GB/s of each primitive over the whole buffer."""
-        return {name: self.size / summary.median / 1e9 for name, summary in self.summaries.items()}
-
-    def seconds(self, primitive: str, size: int, step: int) -> float:
-        """Time `size` bytes, in calls of `step` bytes or of `LEAST_STEP`.
-
-        A call of gigabytes goes around the caches where one of a range doesn't: no merit of either.
-        What is more than the buffer is counted up from what fits it.
+    def seconds(self, primitive: str, size: int, range_: int) -> float:
+        """Time the primitive over the first `size` bytes, in ranges of `range_` bytes.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: no such primitive.
+            EINVAL: an unknown primitive.
         """
-        if primitive not in self._best:
-            raise InvalidArgumentError(f"no primitive {primitive!r}; known: {', '.join(self._best)}")
-        done = min(size, self.size)
-        step_words = max(step, LEAST_STEP) // 8
-        taken = sum(
-            self._seconds(self._best[primitive], self._target[at:end], self._source[at:end])
-            for at in range(0, done // 8, step_words)
-            for end in (min(at + step_words, done // 8),)
-        )
-        return taken * size / done
+        if primitive not in self._ways:
+            raise InvalidArgumentError(f"unknown primitive {primitive!r}; known: {', '.join(self._ways)}")
+        name = self.names.get((primitive, range_))
+        if name is None:
+            name = self.names[primitive, range_] = self._fastest(primitive, size, range_)
+        return self._time(primitive, name, size, range_)
 
-    def _seconds(self, run: Primitive, target: Words, source: Words) -> float:
-        if self._threads == 1:
+    def bits(self, size: int, range_: int, value: bool) -> float:
+        """Time setting or clearing the bits of the pages of `size` bytes, in ranges of `range_` bytes."""
+        pages, step = size // PAGE_SIZE, range_ // PAGE_SIZE
+        starts = np.arange(0, pages, step, dtype=np.uint64)
+        bitmap = np.full(-(-pages // 64), loops.NONE if value else loops.ONES)
+        (way,) = self._ways["bitmap"].values()
+        way(bitmap[:1], bitmap[:1], starts[:0], np.uint64(step), loops.ONES)  # compiled, if it wasn't
+        self.names["bitmap", range_] = next(iter(self._ways["bitmap"]))
+        began = time.perf_counter()
+        way(bitmap, bitmap, starts, np.uint64(step), loops.ONES if value else loops.NONE)
+        return time.perf_counter() - began
+
+    def _fastest(self, primitive: str, size: int, range_: int) -> str:
+        """Return the implementation that is fastest there; the first run of each compiles it."""
+        ways = self._ways[primitive]
+        names = [name for name in ways if name not in _LARGE_ONLY or range_ >= LARGE_RANGE] or [*ways]
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        for round_ in range(_ROUNDS + 1):
+            for name in names:
+                taken = self._time(primitive, name, size, range_)
+                if round_:
+                    seconds[name].append(taken)
+        return min(seconds, key=lambda name: median(seconds[name]))
+
+    def _time(self, primitive: str, name: str, size: int, range_: int) -> float:
+        way, constant = self._ways[primitive][name], CONSTANTS[primitive]
+        starts = np.arange(0, size // 8, range_ // 8, dtype=np.uint64)
+        words = np.uint64(range_ // 8)
+        if self._pool is None or range_ < 2 * _LEAST_PART:
             began = time.perf_counter()
-            run(target, source)
+            way(self._target, self._source, starts, words, constant)
             return time.perf_counter() - began
+        parts = min(self._threads, range_ // _LEAST_PART)
+        part = -(-range_ // parts // PAGE_SIZE) * PAGE_SIZE // 8
 
-        def work(start: int, end: int, _: object) -> None:
-            words = slice(start * PAGE_WORDS, end * PAGE_WORDS)
-            run(target[words], source[words])
+        def share(start: int, end: int) -> None:
+            way(self._target, self._source, np.array([start], np.uint64), np.uint64(end - start), constant)
 
         began = time.perf_counter()
-        in_parts(work, 0, len(target) // PAGE_WORDS, self._threads)
+        for start in starts.tolist():
+            end = start + range_ // 8
+            shares = [self._pool.submit(share, at, min(at + part, end)) for at in range(start, end, part)]
+            for each in shares:
+                each.result()
         return time.perf_counter() - began
+
+    def close(self) -> None:
+        """Let go of the memory and the threads."""
+        self._target = self._source = np.zeros(0, np.uint64)
+        if self._pool is not None:
+            self._pool.shutdown()

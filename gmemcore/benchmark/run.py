@@ -1,90 +1,84 @@
-"""Running cases: samples of a case and of its primitive in turn, every byte checked, figures at the end."""
+"""Run cases: verify every byte of each, sample what is new in them, and put figures together."""
 
+import random
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final
 
-from gmemcore.benchmark.cases import SMALL_RANGES, Case
-from gmemcore.benchmark.contents import Reference, WrongContentsError
-from gmemcore.benchmark.memory import Memory
+from gmemcore.benchmark.cases import Case, Stage, allocated_pages
+from gmemcore.benchmark.expected import Reference, WrongContentsError
+from gmemcore.benchmark.memory import AttributesOnly, Memory
 from gmemcore.benchmark.pairs import collector_off
-from gmemcore.benchmark.primitives import BUFFER, Primitives
-from gmemcore.benchmark.scene import TIMED_CALLS, Lap, Scene, Steps, new_scene
-from gmemcore.benchmark.summary import Summary, median_ratio, quantile, summarise
+from gmemcore.benchmark.primitives import SOURCE, Primitives
+from gmemcore.benchmark.samples import AnyJob, Job, PrimitiveJob, Series, take_samples
+from gmemcore.benchmark.scene import Scene, new_scene
 from gmemcore.engine import Counters
 from gmemcore.engine.host import check_available, keep_freed_memory
 from gmemcore.errors import GmemError
+from gmemcore.uapi import PAGE_SIZE
+
+Progress = Callable[[float, str], None]
+"""Told how much of a run is done, 0 to 1, and what is done now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is done for each case.
+    """How much is done.
 
     Attributes
     ----------
-    samples : tuple of int
-        At least and at most.
-    sample_seconds : float
-        What a sample should take at least; runs are repeated within one as far as `seconds` goes.
     seconds : float
-        Time for the samples of one case.
+        Time for a run, verification included.
+    samples : tuple of int
+        Samples of each stage, at least and at most.
     region : int
-        Bytes of neighbouring small ranges that one run converts.
+        Bytes of neighbouring small ranges that one sample converts.
+    checked : int
+        Bytes that are verified of a case whose work another case has, verified in full.
     """
 
-    samples: tuple[int, int]
-    sample_seconds: float
     seconds: float
+    samples: tuple[int, int]
     region: int
+    checked: int
 
 
-USUAL: Final = Effort(samples=(5, 20), sample_seconds=0.05, seconds=0.25, region=64 << 20)
-"""A minute for the default selection on two slow cores; 64 MiB are more than the caches hold."""
-QUICK: Final = Effort(samples=(2, 2), sample_seconds=0.0, seconds=0.0, region=16 << 20)
-"""Every case runs and is verified; the figures say little."""
-
-
-PATIENCE: Final = 0.3
-"""Seconds over a case's time after which two samples must do."""
+USUAL: Final = Effort(seconds=45.0, samples=(5, 30), region=64 << 20, checked=4 << 20)
+"""Under a minute for the default selection; 64 MiB are more than caches hold."""
+QUICK: Final = Effort(seconds=0.0, samples=(2, 2), region=16 << 20, checked=4 << 20)
+"""Every case runs and is verified; the figures mean little."""
+LEGACY_RANGES: Final = 64
+"""Ranges of a sample of `legacy`, which are converted call by call."""
+ATTRIBUTE_RANGES: Final = (256, 16384)
+"""Ranges of a sample that moves no byte, at least and at most."""
+EFFECTS: Final = ("KEEP", "ZERO", "SCRAMBLE", "ENCRYPT", "DECRYPT", "populate", "copy")
+"""Lines of the verdict."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one case.
+    """What was found out about one case.
 
     Attributes
     ----------
     case : Case
         The case.
-    seconds : Summary or None
-        Of one conversion; None if it was refused.
-    convert_gbps, transfer_gbps, first_access_gbps : float or None
-        GB/s of the steps, of bytes that they touch; None where a step is missing, or moves no bytes.
-    ratio, primitive_gbps : float or None
-        Speed of the step that moves the bytes over that of the case's primitive, and the latter, over as many
-        bytes of memory of the same kind, in turn with it.
+    series : dict of Stage to Series
+        Samples of each of its stages; empty if it was refused.
     counters : Counters
-        Events of one range's conversion and all that followed it.
+        Events of one range: its conversion and all that followed it.
     verified_bytes : int
         Bytes that were compared after their conversion.
-    samples : tuple of float
-        Seconds of one conversion, a sample each, warm-up dropped.
     timed_as : str or None
-        Name of the case whose samples these are: the first one that executes the same.
+        Name of the case whose conversion was sampled: the first one that executes the same.
     """
 
     case: Case
-    seconds: Summary | None
-    convert_gbps: float | None
-    transfer_gbps: float | None
-    first_access_gbps: float | None
-    ratio: float | None
+    series: dict[Stage, Series]
     counters: Counters
     verified_bytes: int
-    primitive_gbps: float | None = None
-    samples: tuple[float, ...] = ()
     timed_as: str | None = None
 
 
@@ -95,35 +89,139 @@ class Bench:
     ----------
     memory : Memory
         The guests' bytes.
-    primitives : Primitives
-        The yardsticks.
     effort : Effort
         How much is done for each case.
+    threads : int
+        Threads of the yardsticks.
+    primitives : Primitives or None
+        The yardsticks; None: in `memory`.
     """
 
-    def __init__(self, memory: Memory, primitives: Primitives, effort: Effort = USUAL) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        effort: Effort = USUAL,
+        threads: int = 1,
+        primitives: Primitives | None = None,
+    ) -> None:
         self.memory = memory
-        self.primitives = primitives
         self.effort = effort
         self.reference = Reference()
-        self._sampled: dict[tuple[tuple[object, ...], int], _Samples] = {}
+        self.primitives = primitives or Primitives(memory.side(0).words, memory.source(), threads=threads)
+        self.curves: list[PrimitiveJob] = []
+        self._jobs: dict[tuple[object, ...], Job] = {}
+        self._verified: dict[Case, tuple[Counters, int]] = {}
+        self._known: set[tuple[object, ...]] = set()
+        self._draw = random.Random(1)  # noqa: S311  an order, no secret
         keep_freed_memory()
 
-    def results(self, cases: Sequence[Case]) -> Iterator[Result]:
-        """Run cases in order.
+    # ---- many cases ----------------------------------------------------------------------------
+
+    def run(self, cases: Sequence[Case]) -> Iterator[Result]:
+        """Verify cases, sample them for the time of the effort, and yield their results in order.
 
         Raises
         ------
         WrongContentsError
-            A byte, an attribute, a counter or an answer isn't what policy says: nothing here can be trusted.
+            As `verify`.
         """
-        for case in cases:
-            with collector_off():
-                result = self._refused(case) if case.refused else self._measured(case)
-            yield result
+        self.verify(cases)
+        self.sample(cases, self.effort.seconds)
+        yield from self.results(cases)
 
-    def _refused(self, case: Case) -> Result:
-        """See that a refused conversion is refused and changes nothing."""
+    def verify(self, cases: Sequence[Case], progress: Progress = lambda *_: None) -> None:
+        """Execute every case that was not yet, and verify it byte by byte; refused ones are refused.
+
+        Parameters
+        ----------
+        cases : sequence of Case
+            Of one setting.
+        progress : callable
+            Told the share that is done, up to a half.
+
+        Raises
+        ------
+        WrongContentsError
+            A byte, an attribute, a counter or an answer isn't what policy says: no figure can be trusted.
+        """
+        with collector_off():
+            for place, case in enumerate(cases):
+                progress(place / len(cases) / 2, f"verifying {_place(case)}")
+                if case not in self._verified:
+                    self._verified[case] = self._refuse(case) if case.refused else self._verify(case)
+
+    def results(self, cases: Sequence[Case]) -> Iterator[Result]:
+        """Yield the results of cases that were verified and sampled, in order."""
+        for case in cases:
+            series, first = {}, None
+            if not case.refused:
+                works = {stage: self._jobs[key] for stage, key in _works(case) if key in self._jobs}
+                for job in works.values():
+                    job.series.trim()
+                series = {stage: job.series for stage, job in works.items() if job.series.own}
+                if case.judged not in series:  # interrupted before it was sampled
+                    continue
+                first = works[Stage.CONVERT].case.name
+            yield Result(case, series, *self._verified[case], first)
+
+    def sample(
+        self,
+        cases: Sequence[Case],
+        seconds: float,
+        progress: Progress = lambda *_: None,
+        *,
+        also: Sequence[PrimitiveJob] = (),
+        memcpy: bool = False,
+    ) -> None:
+        """Sample the stages of cases that were not sampled before.
+
+        Parameters
+        ----------
+        cases : sequence of Case
+            Any cases; refused ones are passed over.
+        seconds : float
+            Time for it.
+        progress : callable
+            Told the share that is done, from a half on.
+        also : sequence of PrimitiveJob
+            Primitives to sample in turn with them.
+        memcpy : bool
+            Compare what moves bytes with memcpy, too.
+        """
+        new: list[AnyJob] = list(also)
+        for case in cases:
+            if not case.refused:
+                new += self._new_jobs(case, memcpy)
+        least, most = self.effort.samples
+        began = time.perf_counter()
+        with collector_off():
+            for done, job in enumerate(take_samples(new, seconds, least, most, self._draw)):
+                share = (time.perf_counter() - began) / seconds if seconds else done / len(new) / (most + 1)
+                what = f"timing {_place(job.case) if isinstance(job, Job) else job.primitive}"
+                progress(0.5 + min(share, 1.0) / 2, what)
+
+    def measured(self, case: Case, stage: Stage) -> Series:
+        """Return the samples of a stage of a case that was sampled."""
+        return self._jobs[_key(case, stage)].series
+
+    def sample_primitives(self, ranges: Sequence[int]) -> list[PrimitiveJob]:
+        """Return a job for each primitive at each range, to be sampled with cases."""
+        self.curves = [
+            PrimitiveJob(name, size, self._primitive_size(name, size), self.primitives)
+            for size in ranges
+            for name in ("memcpy", "memset", "xor", "bitmap")
+        ]
+        return self.curves
+
+    def _primitive_size(self, name: str, range_: int) -> int:
+        if name == "bitmap":
+            return range_ * _attribute_ranges(range_, self.effort)
+        return max(min(self.effort.region, self.memory.size) // range_, 1) * range_
+
+    # ---- one case ------------------------------------------------------------------------------
+
+    def _refuse(self, case: Case) -> tuple[Counters, int]:
+        """Make sure that a refused conversion is refused and changes nothing."""
         scene = new_scene(case, self.memory, self.reference)
         scene.prepare()
         try:
@@ -135,98 +233,121 @@ class Bench:
         if outcome != case.cell.outcome:
             raise WrongContentsError(f"{case.name}: answered {outcome}, not {case.cell.outcome}")
         scene.check_unchanged()
-        return Result(case, None, None, None, None, None, Counters(), case.range)
+        return Counters(), case.range
 
-    def _measured(self, case: Case) -> Result:
-        """Run one range alone for its counters, sample what wasn't yet, and verify the last run."""
+    def _verify(self, case: Case) -> tuple[Counters, int]:
+        """Run one range alone for its counters, then a batch, and verify both byte by byte.
+
+        A case whose work another one has is verified on `Effort.checked` bytes.
+        """
+        keys = {key for _, key in _works(case)}
+        limit = self.effort.checked if keys <= self._known else self.memory.size
+        self._known |= keys
         alone = new_scene(case, self.memory, self.reference)
-        batch = new_scene(case, self.memory, self.reference, self._count(case))
-        verified, counters = 0, None
-        if batch.size > alone.size:
-            alone.prepare()
-            alone.run()
+        whole = case.range <= limit
+        alone.prepare(written=whole)
+        alone.run()
+        if whole:
             alone.check()
-            verified, counters = alone.size, alone.counters()
-        samples = self._sampled.get(_work(case))
-        if samples is None:
-            samples = self._sampled[_work(case)] = self._samples(batch)
-        else:  # timed under another name; done and verified all the same
-            batch.prepare()
-            batch.run()
-        first_access = batch.check()
-        return self._result(batch, samples, first_access, counters or batch.counters(), verified + batch.size)
+            counters, verified = alone.counters(), case.range
+        else:
+            alone.time(Stage.ACCESS)
+            counters, verified = alone.counters(), self._check(_smaller(case, limit), 1)
+        count = min(self._count(case), max(limit // case.range, 1))
+        if count > 1:
+            verified += self._check(case, count)
+        return counters, verified
+
+    def _check(self, case: Case, count: int) -> int:
+        scene = new_scene(case, self.memory, self.reference, count)
+        scene.prepare()
+        scene.run()
+        scene.check()
+        return scene.size
 
     def _count(self, case: Case) -> int:
-        """How many ranges one run converts."""
+        """Return how many ranges one sample converts."""
         count = max(min(self.effort.region, case.memory) // case.range, 1)
-        return min(count, TIMED_CALLS) if case.abi.legacy else count
+        return min(count, LEGACY_RANGES) if case.abi.legacy else count
 
-    def _samples(self, scene: Scene) -> "_Samples":
-        """Sample a scene and its primitive in turn; the last run has fresh contents, yet to be checked."""
-        samples = _Samples(scene.case)
-        moves = scene.case.primitive is not None
-        least, most = self.effort.samples
-        loops = self._loops(scene, moves)
-        end = time.perf_counter() + self.effort.seconds
-        while len(samples) < most - moves:
-            over = time.perf_counter() - end
-            if over > 0 and (len(samples) >= least - moves or (over > PATIENCE and len(samples))):
-                break
-            self._sample(scene, samples, loops, written=False)
-        if moves:
-            self._sample(scene, samples, loops, written=True)
-        else:  # with caches full of what was written, a call that moves nothing would be no sample like these
-            scene.prepare()
-            scene.run()
-        return samples
+    def _new_jobs(self, case: Case, memcpy: bool) -> Iterator[Job]:
+        """Yield the jobs of stages whose work was not sampled yet."""
+        for stage, key in _works(case):
+            if key in self._jobs:
+                continue
+            scene = self._timing_scene(case, stage)
+            yardsticks = [] if stage == Stage.ACCESS else [case.primitive_of(stage)]
+            if memcpy and stage == case.judged and case.primitive not in ("bitmap", "memcpy"):
+                yardsticks.append("memcpy")
+            job = self._jobs[key] = Job(case, stage, scene, self.primitives, yardsticks)
+            yield job
 
-    def _loops(self, scene: Scene, moves: bool) -> int:
-        """How many runs make a sample, by a run whose times are dropped and the time for all samples."""
-        case = scene.case
-        warmed = any((case.workload, size) in self._sampled for size in SMALL_RANGES if size < case.range)
-        if moves and warmed and case.range == case.memory:
-            return 1  # the smaller ranges were the warm-up, and one run takes long enough
-        began = time.perf_counter()
-        scene.prepare(written=False)
-        steps = scene.run()
-        taken = time.perf_counter() - began
-        wanted = self.effort.sample_seconds / max(steps.convert.seconds, 1e-9)
-        affordable = self.effort.seconds / self.effort.samples[0] / taken
-        return max(1, int(min(wanted, affordable)))
+    def _timing_scene(self, case: Case, stage: Stage) -> Scene:
+        """Return the scene that a stage is timed on: a large guest of attributes alone if no byte moves."""
+        stages = [*Stage]
+        needed = stages[: stages.index(stage) + 1]
+        moves = any(case.moves(each) for each in needed if case.work(each) is not None)
+        if moves or case.abi.legacy or case.setting.enforce:
+            return new_scene(case, self.memory, self.reference, self._count(case))
+        count = _attribute_ranges(case.range, self.effort)
+        size = max(count * case.range, case.memory)
+        return new_scene(case, AttributesOnly(size), self.reference, count)
 
-    def _sample(self, scene: Scene, samples: "_Samples", loops: int, *, written: bool) -> None:
-        """Take one sample: some runs, each followed by the primitive over as many bytes."""
-        case, runs, yardstick = scene.case, [], 0.0
-        for i in range(loops):
-            scene.prepare(written=written and i == loops - 1)
-            runs.append(scene.run())
-            if case.primitive is not None:
-                size = samples.main(runs[-1]).size
-                touched = size if samples.main_is_transfer else round(size * scene.touched_share)
-                yardstick += self.primitives.seconds(case.primitive, touched, case.range)
-        samples.add(runs, yardstick / loops)
 
-    def _result(
-        self, batch: Scene, samples: "_Samples", first_access: Lap, counters: Counters, verified: int
-    ) -> Result:
-        case = batch.case
-        each = tuple(taken * case.range for taken in samples.convert)
-        seconds = summarise(each)
-        moves = case.bytes != "none"
-        share = 1.0 if samples.main_is_transfer else batch.touched_share
-        return Result(
-            case,
-            seconds,
-            batch.touched_share * case.range / seconds.median / 1e9 if moves else None,
-            1 / quantile(samples.transfer, 0.5) / 1e9 if samples.transfer else None,
-            first_access.gbps,
-            median_ratio(samples.of_main(), samples.yardstick) if case.primitive else None,
-            counters,
-            verified,
-            share / quantile(samples.yardstick, 0.5) / 1e9 if case.primitive else None,
-            each,
-            samples.case.name,
-        )
+def _attribute_ranges(range_: int, effort: Effort) -> int:
+    least, most = ATTRIBUTE_RANGES
+    return max(least, min(most, effort.region // range_))
+
+
+def _key(case: Case, stage: Stage) -> tuple[object, ...]:
+    """Return what is executed, and at which size."""
+    return case.work(stage), case.range, case.pages_allocated_before
+
+
+def _works(case: Case) -> list[tuple[Stage, tuple[object, ...]]]:
+    return [(stage, _key(case, stage)) for stage in Stage if case.work(stage) is not None]
+
+
+def _smaller(case: Case, size: int) -> Case:
+    """Return the case with a smaller range."""
+    smaller = replace(case, range=size)
+    return replace(
+        smaller, pages_allocated_before=allocated_pages(smaller) if case.pages_allocated_before else 0
+    )
+
+
+def _place(case: Case) -> str:
+    return f"{case.key.abi} {case.key.vm_type}"
+
+
+def headline(cases: Sequence[Case]) -> dict[str, Case]:
+    """Return the case that stands for each line of the verdict, by effect, in the order of `EFFECTS`.
+
+    Uniform allocated memory of the first setting at the largest range; for KEEP, whose cost is that of
+    attributes, at the smallest.
+    """
+    able = [
+        case
+        for case in cases
+        if not case.refused
+        and case.uniform
+        and case.pages_allocated_before
+        and case.setting == cases[0].setting
+    ]
+    found: dict[str, Case] = {}
+    for effect in EFFECTS:
+        own = [case for case in able if _line_of(case) == effect]
+        if own:
+            sign = 1 if effect == "KEEP" else -1
+            found[effect] = min(own, key=lambda case: sign * case.range)
+    return found
+
+
+def _line_of(case: Case) -> str | None:
+    """Return the line of the verdict that a case is an example of."""
+    if case.judged == Stage.CONVERT:
+        return None if case.abi.legacy or not case.platform.private_memory else case.does
+    return "copy" if case.abi.legacy else ("populate" if case.primitive == "xor" else None)
 
 
 def benches(cases: Sequence[Case], effort: Effort = USUAL) -> Iterator[tuple[Bench, list[Case]]]:
@@ -235,60 +356,37 @@ def benches(cases: Sequence[Case], effort: Effort = USUAL) -> Iterator[tuple[Ben
     Raises
     ------
     OutOfMemoryError
-        ENOMEM: the host can't hold what one of them needs.
+        ENOMEM: the host has too little memory for one of them.
     """
     for setting, group in groupby(cases, key=lambda case: case.setting):
         own = list(group)
-        size = max(case.memory for case in own)
         check_available(memory_needed(own))
-        memory = Memory(size, setting.backing, setting.huge_pages)
+        memory = Memory(max(case.memory for case in own), setting.backing, setting.huge_pages)
+        bench = Bench(memory, effort, setting.threads)
         try:
-            yield Bench(memory, Primitives(min(size, BUFFER), setting=setting), effort), own
+            yield bench, own
         finally:
+            bench.primitives.close()
             memory.close()
 
 
-class _Samples:
-    """Samples of one case, all in seconds a byte of its ranges; the primitive runs over those it touches."""
-
-    def __init__(self, case: Case) -> None:
-        self.case = case
-        self.main_is_transfer = case.bytes == "none" and case.transfer is not None
-        self.convert: list[float] = []
-        self.transfer: list[float] = []
-        self.yardstick: list[float] = []
-
-    def __len__(self) -> int:
-        return len(self.convert)
-
-    def main(self, steps: Steps) -> Lap:
-        """The step that moves the bytes."""
-        return steps.transfer if self.main_is_transfer and steps.transfer else steps.convert
-
-    def of_main(self) -> list[float]:
-        """Samples of that step."""
-        return self.transfer if self.main_is_transfer else self.convert
-
-    def add(self, runs: Sequence[Steps], yardstick: float) -> None:
-        """Add a sample: the mean of its runs, and of as many runs of the primitive (seconds)."""
-        self.convert.append(_mean([run.convert for run in runs]))
-        transfers = [run.transfer for run in runs if run.transfer is not None]
-        if transfers:
-            self.transfer.append(_mean(transfers))
-        self.yardstick.append(yardstick / self.main(runs[-1]).size)
-
-
-def _work(case: Case) -> tuple[tuple[object, ...], int]:
-    """What is executed, and at which size."""
-    return case.workload, case.range
-
-
-def _mean(laps: Sequence[Lap]) -> float:
-    return sum(lap.seconds for lap in laps) / sum(lap.size for lap in laps)
-
-
 def memory_needed(cases: Sequence[Case]) -> int:
-    """Return the bytes that a `Bench` for these cases allocates: guest, `legacy`'s other side, buffers."""
+    """Return the bytes that a `Bench` for these cases allocates: guest, `legacy`'s other side, a source."""
     memory = max(case.memory for case in cases)
     sides = 2 if any(case.abi.legacy for case in cases) else 1
-    return sides * memory + 2 * min(memory, BUFFER)
+    return sides * memory + min(memory, SOURCE)
+
+
+__all__ = [
+    "EFFECTS",
+    "PAGE_SIZE",
+    "QUICK",
+    "USUAL",
+    "Bench",
+    "Effort",
+    "Progress",
+    "Result",
+    "benches",
+    "headline",
+    "memory_needed",
+]

@@ -1,26 +1,25 @@
-"""A case on the stage: a fresh Vm in the state the case starts from, then its steps, through the public API.
+"""Set up and run one benchmark case, through the public API.
 
 ::
 
-    prepare    the old side's contents are there                                     not timed
-    run        the conversion, and populate or copy where contents need it           timed, a column each
-    check      first access: the new side accepts where it must and reads all        timed, a third column
-               every byte compared with `contents`                                   not timed
+    prepare    a fresh Vm in the state that the case starts from                     not timed
+    time       one stage over all ranges: conversion, populate or copy, access       timed
+    run        every stage, each range converted and its contents brought across     verified, not timed
+    check      the new side accepts where it must and reads everything; every byte is compared with `expected`
 
-Ranges are converted in turn from the start of the file, so that a primitive over the same bytes walks memory
-in the same order, and what a small range costs is the cost of being small.
+Ranges are neighbours, from the start of the file, so a primitive over the same ranges walks memory in the
+same order, and what a small range costs is the cost of being small. A stage is one call for all ranges.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from gmemcore.benchmark.axes import Fragmentation, Mask, runs_of
-from gmemcore.benchmark.cases import Case, Transfer
-from gmemcore.benchmark.contents import (
+from gmemcore.benchmark.cases import Case, Stage, Transfer
+from gmemcore.benchmark.expected import (
     SOURCE,
     WRITTEN,
     Contents,
@@ -31,55 +30,34 @@ from gmemcore.benchmark.contents import (
     contents_before,
     pieces,
 )
-from gmemcore.benchmark.memory import Memory
+from gmemcore.benchmark.memory import AttributesOnly, Memory
 from gmemcore.engine import Counters
-from gmemcore.engine.steps import Step
+from gmemcore.engine.steps import ACCESS_KINDS, Step
 from gmemcore.machine import GuestMemfd, LegacyVm, VmFace, create_vm
 from gmemcore.policy import ByteOperation, Rank
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, FallocateMode, GuestMemfdFlag, MemoryAttribute, Phase
 
-TIMED_CALLS = 256
-"""Calls a step makes range by range at most; what is left of many small ranges is done at once, untimed."""
+CALLS = 64
+"""Single calls that are timed together."""
 PUNCH_HOLE = FallocateMode.KEEP_SIZE | FallocateMode.PUNCH_HOLE
+_SHARED = GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@dataclass(slots=True)
-class Lap:
-    """Time of one step.
+class Stopwatch:
+    """Seconds of the calls that go through it."""
 
-    Attributes
-    ----------
-    seconds : float
-        Of all its calls.
-    size : int
-        Bytes of guest memory it was about, counted once.
-    """
+    def __init__(self) -> None:
+        self.seconds = 0.0
 
-    seconds: float = 0.0
-    size: int = 0
-
-    def time(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Add the time of a call."""
+    def __call__(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Make a call and add its time."""
         began = time.perf_counter()
         result = call(*args, **kwargs)
         self.seconds += time.perf_counter() - began
         return result
-
-    @property
-    def gbps(self) -> float:
-        """GB/s, GB = 1e9 bytes."""
-        return self.size / self.seconds / 1e9
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """Times of one run: the conversion, and populate or copy where the case has it."""
-
-    convert: Lap
-    transfer: Lap | None
 
 
 class Scene:
@@ -89,25 +67,27 @@ class Scene:
     ----------
     case : Case
         Any case; a refused one can only be prepared.
-    memory : Memory
-        Its bytes.
+    memory : Memory or AttributesOnly
+        Its bytes; without any, only stages that move no byte can be timed.
     reference : Reference
-        What they must be.
+        What the bytes must be.
     count : int
-        Ranges to convert in one run; they must fit the memory.
+        Ranges of one run; they must fit the memory.
 
     Attributes
     ----------
     vm, gmem : Vm, GuestMemfd
         Those of the last `prepare`.
     touched_share : float
-        Of the ranges' bytes, how many the conversion writes; 1 if none.
+        Share of the ranges' bytes that the conversion writes; 1 if it writes none.
     """
 
     vm: VmFace
     gmem: GuestMemfd
 
-    def __init__(self, case: Case, memory: Memory, reference: Reference, count: int = 1) -> None:
+    def __init__(
+        self, case: Case, memory: Memory | AttributesOnly, reference: Reference, count: int = 1
+    ) -> None:
         self.case = case
         self.size = case.range * count
         self.accepts = case.accept
@@ -119,32 +99,41 @@ class Scene:
         self._mask = case.mask(self.size)
         self.touched_share = case.touched(self.size) / self.size
 
+    @property
+    def count(self) -> int:
+        """Return the number of ranges."""
+        return len(self._ranges[0])
+
     # ---- before --------------------------------------------------------------------------------
 
-    def prepare(self, *, written: bool = True) -> None:
-        """Make a fresh Vm in the state the case starts from.
+    def prepare(self, stage: Stage = Stage.CONVERT, *, written: bool = True) -> None:
+        """Make a fresh Vm in the state in which a stage begins.
 
         Parameters
         ----------
+        stage : Stage
+            Stages before it are run.
         written : bool
-            The old side's contents are written; otherwise the pages hold what was there, which is enough for
-            timing and all that it would cost to write is saved.
+            Whether the old side's contents are written. Timing alone can do without.
         """
         case = self.case
-        starts_shared = self._starts_shared
-        flags = GuestMemfdFlag.MMAP | (GuestMemfdFlag.INIT_SHARED if starts_shared else GuestMemfdFlag(0))
-        self._new_vm(flags)
+        self._new_vm(_SHARED if self._starts_shared else GuestMemfdFlag.MMAP)
         if case.key.phase == Phase.RUNNING:
             self.vm.launch_finish()
         if not case.uniform:
             self._fragment(written)
         elif case.rank == Rank.UNALLOCATED:
-            self._memory.side(0).words[: self.size // 8] = 0
+            if isinstance(self._memory, Memory):
+                self._memory.side(0).words[: self.size // 8] = 0
         else:
             self._bring(0, self.size, case.rank, written)
         if self._hidden:
             self.gmem.set_memory_attributes(0, self.size, MemoryAttribute.PRIVATE)
         self._before = self.vm.counters
+        if stage != Stage.CONVERT:
+            self.convert()
+        if stage == Stage.ACCESS and case.transfer is not None:
+            self._populate()
 
     @property
     def _starts_shared(self) -> bool:
@@ -159,7 +148,7 @@ class Scene:
 
     @property
     def _hidden(self) -> bool:
-        """Whether the range is private, and yet what the host wrote there, which the guest never touched."""
+        """Whether the range is private but holds what the host wrote, and the guest never touched it."""
         case = self.case
         return case.platform.coco and not case.to_private and case.rank == Rank.ALLOCATED
 
@@ -167,8 +156,8 @@ class Scene:
         if hasattr(self, "vm"):
             self.vm.close()
         key, lender = self.case.key, self._memory.lender()
-        if self.case.setting.enforce:
-            self._memory.clear()  # what lies in pages that don't exist would be the host's, written raw
+        if self.case.setting.enforce and isinstance(self._memory, Memory):
+            self._memory.clear()  # bytes in unallocated pages would count as written by the host
         self.vm = create_vm(
             *(key.vm_type, self.case.abi, key.firmware, self._reference.seed, lender),
             threads=self.case.setting.threads,
@@ -180,7 +169,7 @@ class Scene:
     # ---- fragmented, run by run ------------------------------------------------------------------
 
     def _fragment(self, written: bool) -> None:
-        """Bring the pages that the fragmentation picks into being, or to the guest."""
+        """Bring the pages that the fragmentation picks to their rank."""
         starts, sizes = runs_of(self._mask)
         if self._accepted_apart:
             self._bring(0, self.size, Rank.ALLOCATED, written)
@@ -190,23 +179,23 @@ class Scene:
                 self.gmem.set_memory_attributes(0, self.size, MemoryAttribute.PRIVATE)
             self._bring_runs(starts, sizes, Rank.ACCEPTED, written, shared=False)
             return
-        if written:  # what isn't allocated reads zeros, and stays warm
+        if written and isinstance(self._memory, Memory):  # unallocated pages read as zeros, and stay warm
             pages = self._memory.side(0).words[: self.size // 8].reshape(-1, PAGE_SIZE // 8)
             pages[~self._mask] = 0
         self._bring_runs(starts, sizes, self.case.rank, written, shared=self._starts_shared)
 
     def _bring_runs(self, starts: Words, sizes: Words, rank: Rank, written: bool, *, shared: bool) -> None:
-        """Let runs of pages come as far as a rank: what is not written needs no call a run."""
+        """Bring runs of pages to a rank: in one call if nothing is written."""
         if written:
             for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
                 self._write(start, size, shared=shared)
             return
         step = Step.ACCEPT if rank == Rank.ACCEPTED else Step.ALLOCATE
         if self.gmem.apply_many(step, starts, sizes).errno.any():
-            raise WrongContentsError(f"{self.case.name}: its pages can't be brought into their state")
+            raise WrongContentsError(f"{self.case.name}: cannot bring its pages into their state")
 
     def _bring(self, start: int, size: int, rank: Rank, written: bool) -> None:
-        """Let pages come as far as a rank."""
+        """Bring the pages of a range to a rank."""
         if written:
             self._write(start, size, shared=self._starts_shared)
         elif rank == Rank.ACCEPTED:
@@ -231,33 +220,50 @@ class Scene:
     def _load(self, gpa: int, source: Any) -> None:
         self.vm.launch_update(gpa, len(source), source)
 
-    # ---- the steps -----------------------------------------------------------------------------
+    # ---- the stages ----------------------------------------------------------------------------
 
-    def run(self) -> Steps:
-        """Convert all ranges, then bring contents to the new side where the case needs that."""
-        convert = self.convert()
-        if self.case.transfer is None:
-            return Steps(convert, None)
-        return Steps(convert, self._populate())
+    def time(self, stage: Stage) -> float:
+        """Run a stage over all ranges, batched, and return its seconds; `prepare` it first."""
+        if stage == Stage.CONVERT:
+            return self.convert()
+        return self._populate() if stage == Stage.POPULATE else self._access()
 
-    def convert(self) -> Lap:
-        """Convert all ranges: one by one call if there is one, else in one batch."""
-        attributes = MemoryAttribute.PRIVATE if self.case.to_private else 0
+    def call(self) -> float:
+        """Return the seconds of one conversion called from Python: the mean over the first ranges."""
+        attributes, flag = self._attributes, int(self.case.key.flag)
+        convert, size = self.gmem.set_memory_attributes, self.case.range
+        starts = self._ranges[0][:CALLS].tolist()
+        began = time.perf_counter()
+        for start in starts:
+            convert(start, size, attributes, flag)
+        return (time.perf_counter() - began) / len(starts)
+
+    def run(self) -> None:
+        """Convert all ranges, and bring contents to the new side where the case needs that."""
+        self.convert()
+        if self.case.transfer is not None:
+            self._populate()
+
+    @property
+    def _attributes(self) -> int:
+        return int(MemoryAttribute.PRIVATE) if self.case.to_private else 0
+
+    def convert(self) -> float:
+        """Convert all ranges, in one call; return its seconds."""
         starts, sizes = self._ranges
-        flag = int(self.case.key.flag)
-        lap = Lap(size=self.size)
+        flag, watch = int(self.case.key.flag), Stopwatch()
         if len(starts) == 1:
-            converted = lap.time(self.gmem.set_memory_attributes, 0, self.size, attributes, flag).counters
+            done = watch(self.gmem.set_memory_attributes, 0, self.size, self._attributes, flag).counters
         else:
-            batch = lap.time(self.gmem.set_memory_attributes_many, starts, sizes, attributes, flag)
+            batch = watch(self.gmem.set_memory_attributes_many, starts, sizes, self._attributes, flag)
             if batch.errno.any():
                 raise WrongContentsError(f"{self.case.name}: a request of the batch was refused")
-            converted = batch.total
-        self._check_counters(converted)
-        return lap
+            done = batch.total
+        self._check_counters(done)
+        return watch.seconds
 
     def _check_counters(self, converted: Counters) -> None:
-        """A conversion must have done to bytes what policy says, to all of them and nothing else."""
+        """Make sure that the conversion did to bytes what policy says, to all of them and no others."""
         found = {
             ByteOperation.ZERO: converted.bytes_zeroed,
             ByteOperation.XOR: converted.bytes_xored,
@@ -268,32 +274,32 @@ class Scene:
         if found != expected:
             raise WrongContentsError(f"{self.case.name}: bytes transformed {found}, not {expected}")
 
-    def _populate(self) -> Lap:
-        lap = Lap()
-        in_place = self.case.transfer == Transfer.IN_PLACE
-        for start, end in self._calls(lap):
-            if in_place:
-                lap.time(self.vm.launch_update, start, end - start)
-                continue
-            for low, high in pieces(start, end):
+    def _populate(self) -> float:
+        watch = Stopwatch()
+        if self.case.transfer == Transfer.IN_PLACE:
+            if watch(self.gmem.apply_many, Step.POPULATE, *self._ranges).errno.any():
+                raise WrongContentsError(f"{self.case.name}: a populate of the batch was refused")
+            return watch.seconds
+        for start in range(0, self.size, self.case.range):
+            for low, high in pieces(start, start + self.case.range):
                 source = self._reference.words(Contents(SOURCE), low, high).view(np.uint8)
-                lap.time(self.vm.launch_update, low, high - low, source)
-        return lap
+                watch(self.vm.launch_update, low, high - low, source)
+        return watch.seconds
 
-    def _calls(self, lap: Lap) -> Iterator[tuple[int, int]]:
-        """Byte ranges of one call each, timed in a lap; then what is left of small ranges, untimed."""
-        step = self.case.range
-        timed = min(self.size, step * TIMED_CALLS)
-        for start in range(0, timed, step):
-            yield start, start + step
-        seconds = lap.seconds
-        if timed < self.size:
-            yield timed, self.size
-        lap.seconds, lap.size = seconds, timed  # the rest doesn't count
+    def _access(self) -> float:
+        """Let the new side accept where it must, and touch every page."""
+        watch = Stopwatch()
+        if self.accepts:
+            watch(self.gmem.apply_many, Step.ACCEPT, *self._ranges)
+        step = Step.GUEST_READ if self.case.to_private else Step.HOST_READ
+        kind = ACCESS_KINDS.index(True) if self.case.to_private and self.case.platform.coco else 0
+        if watch(self.gmem.apply_many, step, *self._ranges, 0, kind).errno.any():
+            raise WrongContentsError(f"{self.case.name}: an access of the batch was refused")
+        return watch.seconds
 
     # ---- after ---------------------------------------------------------------------------------
 
-    def check(self) -> Lap:
+    def check(self) -> None:
         """Let the new side read everything, and compare every byte and every attribute.
 
         Raises
@@ -301,22 +307,20 @@ class Scene:
         WrongContentsError
             Naming the first thing that is wrong.
         """
-        lap = Lap()
         read = self.vm.guest_read if self.case.to_private else self.gmem.host_read
-        for start, end in self._calls(lap):
+        for start in range(0, self.size, self.case.range):
             if self.accepts:
-                lap.time(self.vm.accept, start, end - start)
-            for low, high in pieces(start, end):
-                self._check_piece(lap.time(read, low, high - low), low)
+                self.vm.accept(start, self.case.range)
+        for low, high in pieces(0, self.size):
+            self._check_piece(read(low, high - low), low)
         self._check_attributes()
-        return lap
 
     def counters(self) -> Counters:
-        """Events since `prepare`."""
+        """Return the events since `prepare`."""
         return self.vm.counters - self._before
 
     def _check_piece(self, data: bytes, start: int) -> None:
-        """Compare what the new side read, and beneath the guest's key also DRAM itself."""
+        """Compare what the new side read, and under the guest's key also DRAM itself."""
         found = np.frombuffer(data, np.uint64)
         picked = self._mask[start >> PAGE_SHIFT : (start + len(data)) >> PAGE_SHIFT]
         if self.case.uniform:
@@ -348,7 +352,7 @@ class Scene:
     # ---- refused cases -------------------------------------------------------------------------
 
     def check_unchanged(self) -> None:
-        """Compare DRAM of the old side with what was there before, and see that no event was counted.
+        """Compare DRAM of the old side with what was there before, and make sure that nothing was counted.
 
         Raises
         ------
@@ -356,21 +360,21 @@ class Scene:
             Naming the first thing that changed.
         """
         before, where = contents_before(self.case), f"{self.case.name}: after the refusal DRAM holds"
+        assert isinstance(self._memory, Memory)
         words = self._memory.side(self._old_side).words
         for start, end in pieces(0, self.size):
             self._reference.check(words[start // 8 : end // 8], before, start, before, where)
         if any(self.counters().values()):
-            raise WrongContentsError(f"{self.case.name}: was refused, and yet something was counted")
+            raise WrongContentsError(f"{self.case.name}: events were counted although it was refused")
 
     @property
     def _old_side(self) -> int:
-        """Which memory holds what the old side wrote."""
+        """The memory that holds what the old side wrote."""
         return 0
 
     def request(self) -> None:
         """Ask for the conversion of the first range, alone: for cases that are refused."""
-        attributes = MemoryAttribute.PRIVATE if self.case.to_private else 0
-        self.gmem.set_memory_attributes(0, self.case.range, attributes, int(self.case.key.flag))
+        self.gmem.set_memory_attributes(0, self.case.range, self._attributes, int(self.case.key.flag))
 
 
 class LegacyScene(Scene):
@@ -382,14 +386,21 @@ class LegacyScene(Scene):
 
     vm: LegacyVm
 
-    def __init__(self, case: Case, memory: Memory, reference: Reference, count: int = 1) -> None:
+    def __init__(
+        self, case: Case, memory: Memory | AttributesOnly, reference: Reference, count: int = 1
+    ) -> None:
         super().__init__(case, memory, reference, count)
         self.accepts = False  # the copy to private memory needed that already
         self._loads = case.platform.coco and case.key.phase == Phase.LAUNCHING
 
-    def prepare(self, *, written: bool = True) -> None:
+    def prepare(self, stage: Stage = Stage.CONVERT, *, written: bool = True) -> None:
         """See `Scene.prepare`; contents are always written, because a discard took the old ones away."""
         case = self.case
+        assert isinstance(self._memory, Memory)
+        # What the last run discarded is taken back first, untimed: a hypervisor below may reclaim memory that
+        # stays free, and this run would be about getting it back.
+        for side in range(2):
+            self._memory.side(side).words[: self.size // 8 : PAGE_SIZE // 8] = 0
         self._new_vm(GuestMemfdFlag.MMAP)
         if case.key.phase == Phase.RUNNING:
             self.vm.launch_finish()
@@ -402,38 +413,72 @@ class LegacyScene(Scene):
             # The conversion before discarded what is the new side now: its pages are to be faulted in again.
             self._memory.side(0 if case.to_private else 1).release(0, self.size)
         self._before = self.vm.counters
+        if stage == Stage.ACCESS:
+            self.run()
 
-    def run(self) -> Steps:
-        """Convert the ranges one after the other; the VM-fd ioctl has no batches."""
-        convert, copy = Lap(size=self.size), Lap(size=self.size)
-        step = self._to_private if self.case.to_private else self._to_shared
+    def time(self, stage: Stage) -> float:
+        """See `Scene.time`."""
+        watch = Stopwatch()
         for start in range(0, self.size, self.case.range):
-            step(start, convert, copy)
+            if stage == Stage.CONVERT:
+                watch(self._flip, start)
+                watch(self._discard, start)
+            elif stage == Stage.POPULATE:
+                if self.case.to_private:
+                    self._flip(start)
+                self._copy(start, watch)
+        return watch.seconds if stage != Stage.ACCESS else self._access()
+
+    def call(self) -> float:
+        """See `Scene.call`."""
+        starts = self._ranges[0][:CALLS].tolist()
+        watch = Stopwatch()
+        for start in starts:
+            watch(self._flip, start)
+        return watch.seconds / len(starts)
+
+    def run(self) -> None:
+        """See `Scene.run`."""
+        for start in range(0, self.size, self.case.range):
+            if self.case.to_private:
+                self._flip(start)
+                self._copy(start, Stopwatch())
+            else:
+                self._copy(start, Stopwatch())
+                self._flip(start)
+            self._discard(start)
+
+    def _flip(self, start: int) -> None:
+        self.vm.set_memory_attributes(start, self.case.range, self._attributes)
+
+    def _discard(self, start: int) -> None:
         if self.case.transfer is None:
-            return Steps(convert, None)
-        # What was discarded is taken back at once, untimed: a hypervisor below may reclaim memory that stays
-        # free, and the next run would be about getting it back.
-        self._memory.side(1 if self.case.to_private else 0).words[: self.size // 8 : PAGE_SIZE // 8] = 0
-        return Steps(convert, copy)
+            return
+        if self.case.to_private:
+            self.gmem.discard_shared(start, self.case.range)
+        else:
+            self.gmem.fallocate(PUNCH_HOLE, start, self.case.range)
 
-    def _to_private(self, start: int, convert: Lap, copy: Lap) -> None:
-        size = self.case.range
-        convert.time(self.vm.set_memory_attributes, start, size, MemoryAttribute.PRIVATE)
+    def _copy(self, start: int, watch: Stopwatch) -> None:
+        if self.case.transfer is None:
+            return
+        end = start + self.case.range
+        if not self.case.to_private:
+            for low, high in pieces(start, end):
+                watch(self.gmem.host_write, low, watch(self.vm.guest_read, low, high - low))
+            return
         if not self._loads:
-            copy.time(self.vm.accept, start, size)
+            watch(self.vm.accept, start, self.case.range)
         write = self._load if self._loads else self.vm.guest_write
-        for low, high in pieces(start, start + size):
-            copy.time(write, low, copy.time(self.gmem.host_read, low, high - low))
-        convert.time(self.gmem.discard_shared, start, size)
+        for low, high in pieces(start, end):
+            watch(write, low, watch(self.gmem.host_read, low, high - low))
 
-    def _to_shared(self, start: int, convert: Lap, copy: Lap) -> None:
-        size = self.case.range
-        if self.case.transfer is not None:
-            for low, high in pieces(start, start + size):
-                copy.time(self.gmem.host_write, low, copy.time(self.vm.guest_read, low, high - low))
-        convert.time(self.vm.set_memory_attributes, start, size, 0)
-        if self.case.transfer is not None:
-            convert.time(self.gmem.fallocate, PUNCH_HOLE, start, size)
+    def _access(self) -> float:
+        watch = Stopwatch()
+        read = self.vm.guest_read if self.case.to_private else self.gmem.host_read
+        for low, high in pieces(0, self.size):
+            watch(read, low, high - low)
+        return watch.seconds
 
     def _private_pages(self) -> Any:
         pages = np.zeros(self.size >> PAGE_SHIFT, np.bool_)
@@ -447,11 +492,10 @@ class LegacyScene(Scene):
 
     def request(self) -> None:
         """See `Scene.request`."""
-        attributes = MemoryAttribute.PRIVATE if self.case.to_private else 0
-        self.vm.set_memory_attributes(0, self.case.range, attributes, int(self.case.key.flag))
+        self.vm.set_memory_attributes(0, self.case.range, self._attributes, int(self.case.key.flag))
 
 
-def new_scene(case: Case, memory: Memory, reference: Reference, count: int = 1) -> Scene:
+def new_scene(case: Case, memory: Memory | AttributesOnly, reference: Reference, count: int = 1) -> Scene:
     """Return the scene that the case's revision needs."""
     kind = LegacyScene if case.abi.legacy else Scene
     return kind(case, memory, reference, count)

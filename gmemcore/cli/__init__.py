@@ -16,17 +16,20 @@ COMMANDS: Final = {
     "behaviours": ("gmemcore.cli.behaviours:behaviours", "What guests do, and what that consists of."),
     "trace": ("gmemcore.cli.trace:app", "Workloads as files: recorded, imported, converted, described."),
     "replay": ("gmemcore.cli.replay:replay", "What a workload costs, and where it is refused."),
-    "bench": ("gmemcore.cli.bench:bench", "What conversions cost here, beside memcpy and XOR."),
-    "compare": ("gmemcore.cli.compare:compare", "Why in place: time and memory beside two backings."),
+    "bench": ("gmemcore.cli.bench:app", "What conversions cost here, next to memcpy, memset and XOR."),
+    "backings": ("gmemcore.cli.backings:backings", "Memory and time with one backing, and with two."),
     "cost": ("gmemcore.cli.cost:app", "Predicted time on other hardware, by your figures."),
     "snapshot": ("gmemcore.cli.snapshot:app", "Page states of snapshots: figures, differences, pictures."),
     "report": ("gmemcore.cli.report:report", "One self-contained HTML page of a run."),
+    "schema": ("gmemcore.cli.schema:schema", "The JSON Schema of run files."),
     "stress": ("gmemcore.cli.stress:stress", "Fleets of seeded guests: checked, made to fail, resumed."),
     "conform": ("gmemcore.cli.conform:conform", "Does the model answer as vectors say?"),
     "kvm": ("gmemcore.cli.kvm:app", "What the host's KVM offers, and answers."),
     "measure": ("gmemcore.cli.measure:measure", "The SNP launch digest of a traced launch."),
 }
 """Command -> where it is, and what it answers in a line."""
+RENAMED: Final = {"compare": "backings"}
+"""Old name of a command -> its name."""
 
 VERBOSITY: Final = {"-q": -1, "--quiet": -1, "-v": 1, "--verbose": 1}
 """Options of every command, anywhere in it."""
@@ -88,6 +91,8 @@ def _status(words: list[str]) -> int:
     words = [word for word in words if word not in VERBOSITY]
     command = words[0] if words and words[0] in COMMANDS else ""
     try:
+        if words and words[0] in RENAMED:
+            fail(words[0], f"renamed; use gmemcore {' '.join([RENAMED[words[0]], *words[1:]])}")
         with reporting(command):
             app = command_line(summaries=not command)
             status = app(words, exit_on_error=False, print_error=False, result_action="return_value")

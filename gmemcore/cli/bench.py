@@ -1,216 +1,309 @@
-"""``gmemcore bench``: what every cell of policy costs, next to the memory primitives of the same run."""
+"""``gmemcore bench``: what conversions cost here, next to the memory primitives of the same run."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from itertools import groupby
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
+import cyclopts
 from cyclopts import Parameter
 
-from gmemcore.cli.common import complaint
+from gmemcore.cli.bench_options import (
+    Abis,
+    Directions,
+    Effects,
+    Firmwares,
+    Flags,
+    Phases,
+    VmTypes,
+    names_option,
+)
+from gmemcore.cli.console import note, progress, reporting
+from gmemcore.cli.options import ForceSwitch, JsonSwitch
 from gmemcore.cli.predictions import CostOption, read_cost
-from gmemcore.errors import GmemError
-from gmemcore.units import parse_size
+from gmemcore.errors import OutOfMemoryError
 
 if TYPE_CHECKING:
     from gmemcore.benchmark import Case
-    from gmemcore.benchmark.primitives import Primitives
-    from gmemcore.benchmark.run import Result
+    from gmemcore.cli.bench_options import Names
+    from gmemcore.cli.pictures import PictureFile
+    from gmemcore.results.bench import BenchCell, BenchFirst
 
-_QUICK_MEMORY = "64m"
-_USUAL_MEMORY = "1g"
-_HUGE_ENOUGH = 0.9  # share of memory in huge pages below which a warning is due
+    Backings = Names
+    Fragmentations = Names
+    Switches = Names
+else:
+    Backings = names_option(
+        "anonymous", "memfd", "guest_memfd", help="Where the bytes live. [default: anonymous]"
+    )
+    Fragmentations = names_option(
+        *("uniform", "alternating-allocated", "alternating-accepted", "random-half", "2m-with-holes"),
+        help="How page state alternates, see --axes-template. [default: uniform]",
+    )
+    Switches = names_option("on", "off", help="")
+
+app = cyclopts.App(name="bench", help="Measure what conversions cost on this machine.")
+app.command("gmemcore.cli.bench_compare:compare", name="compare")
+
+_QUICK_MEMORY = 64 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Cells of policy; what is left out selects all."""
+
+    abi: Abis = None
+    vm_type: VmTypes = None
+    firmware: Firmwares = None
+    phase: Phases = None
+    direction: Directions = None
+    flag: Flags = None
+    effect: Effects = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What the cells are measured under."""
+
+    memory: Annotated[
+        str | None,
+        Parameter(help="Guest memory. [default: 8 times the last-level cache, at least 256m]"),
+    ] = None
+    range_: Annotated[
+        str | None,
+        Parameter(name="--range", help="Sizes of one conversion. [default: 4k,2m and all of the memory]"),
+    ] = None
+    fragmentation: Fragmentations = None
+    backing: Backings = None
+    huge_pages: Annotated[
+        Switches, Parameter(help="Transparent huge pages, for anonymous memory. [default: on]")
+    ] = None
+    threads: Annotated[str | None, Parameter(help="Threads of one conversion. [default: 1]")] = None
+    enforce: Annotated[
+        Switches,
+        Parameter(help="Make private pages fault in the host's mapping of a memfd. [default: off]"),
+    ] = None
+    axes: Annotated[Path | None, Parameter(help="TOML file with any of these options.")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Where results go."""
+
+    as_json: JsonSwitch = False
+    output: Annotated[Path | None, Parameter(name=("--output", "-o"), help="Write JSON Lines here.")] = None
+    pyperf: Annotated[Path | None, Parameter(help="Write a pyperf suite here.")] = None
+    plot: Annotated[Path | None, Parameter(help="Draw GB/s per effect here.")] = None
+    force: ForceSwitch = False
+    full: Annotated[bool, Parameter(help="Print every cell after the verdict.")] = False
+
+
+@app.default
 def bench(
     *,
-    abi: Annotated[str | None, Parameter(help="Revisions or proposals, see gmemcore policy.")] = None,
-    vm_type: Annotated[str | None, Parameter(help="VM types.")] = None,
-    firmware: Annotated[str | None, Parameter(help="today, cipher.")] = None,
-    memory: Annotated[str | None, Parameter(help=f"Guest memory; {_USUAL_MEMORY} unless given.")] = None,
-    range_: Annotated[
-        str | None, Parameter(name="--range", help="Sizes of one conversion; 4k,2m and all of the memory.")
-    ] = None,
-    fragmentation: Annotated[
-        str | None,
-        Parameter(
-            help="How page state alternates: uniform unless given, alternating-allocated, "
-            "alternating-accepted, random-half, 2m-with-holes."
-        ),
-    ] = None,
-    backing: Annotated[str | None, Parameter(help="anonymous, memfd, guest_memfd.")] = None,
-    huge_pages: Annotated[
-        str | None, Parameter(help="on, off: transparent huge pages for anonymous memory.")
-    ] = None,
-    threads: Annotated[str | None, Parameter(help="Threads of one conversion; 1.")] = None,
-    enforce: Annotated[
-        str | None, Parameter(help="on, off: mprotect keeps the host's own view of a memfd true.")
-    ] = None,
-    axes: Annotated[Path | None, Parameter(help="TOML file with values of the options above.")] = None,
-    axes_template: Annotated[bool, Parameter(negative="", help="Print such a file, commented.")] = False,
-    json: Annotated[Path | None, Parameter(help="Write JSON Lines here, a line a cell.")] = None,
-    plot: Annotated[Path | None, Parameter(help="Draw it here, over its axes (analysis extra).")] = None,
+    selection: Annotated[Selection | None, Parameter(name="*", group="Cells")] = None,
+    conditions: Annotated[Conditions | None, Parameter(name="*", group="Conditions")] = None,
+    outputs: Annotated[Outputs | None, Parameter(name="*", group="Outputs")] = None,
     cost: CostOption = None,
+    seconds: Annotated[float | None, Parameter(help="Time to spend per setting. [default: 45]")] = None,
     quick: Annotated[
-        bool,
-        Parameter(negative="", help=f"Fewer samples, {_QUICK_MEMORY} of memory: a look, not a measurement."),
+        bool, Parameter(help="Run and verify every cell, in 64m, with two samples: no measurement.")
     ] = False,
+    axes_template: Annotated[bool, Parameter(help="Print a file for --axes.")] = False,
 ) -> int:
-    """Measure conversions: VM type by phase by direction by flag, at several sizes, every byte verified.
+    """Measure conversions by VM type, launch phase, direction and flag, and verify every byte.
 
-    Without a selection: v5 with today's firmware, two-caps with the cipher firmware, and legacy. Options that
-    name values take several, with commas; every combination that is possible is measured.
+    Prints a verdict: per effect GB/s, speed relative to memcpy and to the memory primitive of its kind, time
+    per page, and where flags are refused. --full prints every cell. Default cells: v5 with today's firmware,
+    two-caps with the cipher firmware, and legacy. Options that name values take several, with commas.
 
-    Exit status 0: all measured; 1: a byte was not what it must be; 2: options that can't be used.
+    Exit status: 0 measured; 1 a byte was wrong; 2 an option or a file that can't be used.
     """
     from gmemcore.benchmark.axes_file import TEMPLATE, read_axes
-    from gmemcore.benchmark.contents import WrongContentsError
-    from gmemcore.benchmark.memory import check_host
-    from gmemcore.cli.bench_report import print_report
+    from gmemcore.benchmark.expected import WrongContentsError
+    from gmemcore.benchmark.memory import check_host, default_memory
 
     if axes_template:
         print(TEMPLATE, end="")
         return 0
-    began = time.monotonic()
-    try:
-        given = {
-            "memory": memory,
-            "abi": abi,
-            "vm_type": vm_type,
-            "firmware": firmware,
-            "range": range_,
-            "fragmentation": fragmentation,
-            "backing": backing,
-            "huge_pages": huge_pages,
-            "threads": threads,
-            "enforce": enforce,
-        }
-        usual = parse_size(_QUICK_MEMORY if quick else _USUAL_MEMORY)
-        cases = read_axes(axes, _as_in_file(given)).cases(usual)
+    asked, under, to = selection or Selection(), conditions or Conditions(), outputs or Outputs()
+    with reporting("bench", interrupted="interrupted", wrong=(WrongContentsError,)):
+        given = _as_in_file(asked, under)
+        axes = read_axes(under.axes, given)
+        cases = axes.cases(_QUICK_MEMORY if quick else default_memory())
+        cases = _fitting(cases, named=axes.abi is not None)
         check_host(case.setting for case in cases)
         figures = read_cost(cost)
-        picture = _picture_writer(plot)
-        with nullcontext() if json is None else json.open("w", encoding="utf-8") as file:
-            primitives, results = _run(cases, quick, file)
-        picture(results)
-    except WrongContentsError as error:
-        print(f"gmemcore bench: wrong contents: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("gmemcore bench: interrupted; the JSON file has what was done", file=sys.stderr)
-        return 130
-    except (GmemError, OSError) as error:
-        print(f"gmemcore bench: {complaint(error)}", file=sys.stderr)
-        return 2
-    print_report(primitives, results, time.monotonic() - began, figures)
+        with ExitStack() as stack:
+            sinks = _sinks(to, stack)
+            began = time.monotonic()
+            first, cells = _run(cases, quick, seconds, sinks)
+        if not to.as_json:
+            from gmemcore.cli.bench_report import print_matrix, print_verdict
+
+            print_verdict(first, cells, time.monotonic() - began)
+            if to.full or figures is not None:
+                print_matrix(cells, figures)
     return 0
 
 
-def _as_in_file(given: dict[str, str | None]) -> dict[str, Any]:
-    """Return options as a file of axes would have them: lists, switches and numbers."""
-    found: dict[str, Any] = {}
-    for name, text in given.items():
-        if text is None:
-            continue
-        words = text.split(",")
-        if name == "memory":
-            found[name] = text
-        elif name in ("huge_pages", "enforce"):
-            found[name] = [{"on": True, "off": False}.get(word, word) for word in words]
-        elif name == "threads":
-            found[name] = [int(word) if word.isascii() and word.isdecimal() else word for word in words]
-        else:
-            found[name] = words
-    return found
+def _as_in_file(asked: Selection, under: Conditions) -> dict[str, Any]:
+    """Return options as a file of axes would have them."""
+    found: dict[str, Any] = {name: getattr(asked, name) for name in Selection.__dataclass_fields__}
+    found |= {"fragmentation": under.fragmentation, "backing": under.backing, "memory": under.memory}
+    for name, switches in (("huge_pages", under.huge_pages), ("enforce", under.enforce)):
+        found[name] = None if switches is None else [word == "on" for word in switches]
+    found["range"] = under.range_ and under.range_.split(",")
+    if under.threads is not None:
+        words = under.threads.split(",")
+        found["threads"] = [int(word) if word.isascii() and word.isdecimal() else word for word in words]
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def _picture_writer(path: Path | None) -> "Callable[[Sequence[Result]], None]":
-    """Return what draws results into a file; found out before an hour of measuring whether it can be."""
-    if path is None:
-        return lambda results: None
-    from gmemcore.cli.pictures import require_picture
+def _fitting(cases: "list[Case]", *, named: bool) -> "list[Case]":
+    """Return the cases that fit the host's memory; without `legacy`, unless it was asked for by name.
 
-    require_picture(path)
+    Raises
+    ------
+    OutOfMemoryError
+        ENOMEM: they don't fit, with what is needed.
+    """
+    from gmemcore.benchmark.run import memory_needed
+    from gmemcore.engine.host import check_available
 
-    def write(results: "Sequence[Result]") -> None:
-        import msgspec
-
-        from gmemcore.analysis.runs import BenchCell, Run
-        from gmemcore.analysis.speed import bench_axes
-        from gmemcore.benchmark.record import cell_line
-
-        if all(result.case.refused for result in results):
-            path.unlink()
-            _say(f"no picture at {path}: policy refuses every cell, and there is nothing to draw")
-            return
-        cells = [msgspec.json.decode(cell_line(result), type=BenchCell) for result in results]
-        figure: Any = bench_axes(Run("bench", None, cells)).figure
-        figure.savefig(path, dpi=150)
-
-    return write
+    try:
+        check_available(memory_needed(cases))
+    except OutOfMemoryError as error:
+        left = [case for case in cases if not case.abi.legacy]
+        if named or not left or len(left) == len(cases):
+            raise
+        check_available(memory_needed(left))
+        note("bench", f"without legacy, which has two backings: {error.strerror}")
+        return left
+    return cases
 
 
-def _run(cases: "Sequence[Case]", quick: bool, file: TextIO | None) -> "tuple[Primitives, list[Result]]":
-    """Run all cases, a line into the file as soon as each is done."""
-    from gmemcore.benchmark.memory import huge_page_share
-    from gmemcore.benchmark.record import cell_line, first_line
-    from gmemcore.benchmark.run import QUICK, USUAL, benches
-    from gmemcore.engine import warmup
+# ---- where records go --------------------------------------------------------------------------------------
+Sink = Callable[[Any], None]
 
-    _say("compiling, allocating and warming memory, timing the primitives")
-    warmup()
-    first: Primitives | None = None
-    results: list[Result] = []
-    for runner, own in benches(cases, QUICK if quick else USUAL):
-        setting, share = own[0].setting, huge_page_share(runner.memory.side(0).words)
-        if setting.huge_pages and share < _HUGE_ENOUGH:
-            _say(f"the host holds only {share:.0%} of the memory in huge pages: figures are of what it gave")
-        if first is None:
-            first = runner.primitives
-            settings = {"backing": setting.backing, "huge_page_share": share, "quick": quick}
-            settings |= {"seed": runner.reference.seed, "argv": sys.argv[1:]}
-            if file is not None:
-                print(first_line(first, settings), file=file, flush=True)
-        else:
-            _say(f"now {setting}")
-        for result in _with_progress(own, runner.results(own)):
-            results.append(result)
-            if file is not None:
-                print(cell_line(result), file=file, flush=True)
+
+def _sinks(to: Outputs, stack: ExitStack) -> list[Sink]:
+    """Return what takes each record as it comes; whether files can be written is checked at once."""
+    sinks = record_sinks(to.output, as_json=to.as_json, force=to.force, stack=stack)
+    if to.pyperf is not None:
+        sinks.append(_pyperf_sink(to.pyperf, to.force, stack))
+    if to.plot is not None:
+        sinks.append(_picture_sink(to.plot, to.force, stack))
+    return sinks
+
+
+def record_sinks(output: Path | None, *, as_json: bool, force: bool, stack: ExitStack) -> list[Sink]:
+    """Return what writes each record to a file and prints it, as far as that is wanted."""
+    from gmemcore.files.records import RecordFile
+
+    sinks: list[Sink] = []
+    if output is not None:
+        sinks.append(stack.enter_context(RecordFile(output, force=force)).write)
+    if as_json:
+        sinks.append(stack.enter_context(_printed()))
+    return sinks
+
+
+@contextmanager
+def _printed() -> Iterator[Sink]:
+    """Print records to standard output, and an end record when the block ends, however it ends."""
+    from gmemcore.files.records import end_line, line
+
+    count = -1
+
+    def show(record: Any) -> None:
+        nonlocal count
+        count += 1
+        sys.stdout.write(line(record).decode())
+
+    why = ""
+    try:
+        yield show
+    except BaseException as error:
+        why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+        raise
+    finally:
+        if count >= 0:
+            sys.stdout.write(end_line(count, complete=not why, why=why[:500]).decode())
+
+
+def _pyperf_sink(path: Path, force: bool, stack: ExitStack) -> Sink:
+    from gmemcore.benchmark.pyperf_suite import require_pyperf, suite_of
+    from gmemcore.files.writing import check_output, replace_file
+
+    check_output(path, force=force)
+    require_pyperf()
+    return collected(stack, lambda records: replace_file(path, [suite_of(records[0], records[1:])]))
+
+
+def collected(stack: ExitStack, use: Callable[[list[Any]], None]) -> Sink:
+    """Return what collects records, to be used when the block ends without an exception."""
+    records: list[Any] = []
+
+    def leave(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and records:
+            use(records)
+
+    stack.push(leave)
+    return records.append
+
+
+def _picture_sink(path: Path, force: bool, stack: ExitStack) -> Sink:
+    from gmemcore.cli.pictures import PictureFile
+
+    file = PictureFile(path, force=force)
+    return collected(stack, lambda records: _draw(file, records))
+
+
+def _draw(file: "PictureFile", records: list[Any]) -> None:
+    """Draw GB/s per effect, or if several settings or patterns were measured, work over all of them."""
+    from gmemcore.analysis.runs import Run
+    from gmemcore.analysis.speed import bench_axes, bench_effects
+    from gmemcore.results.bench_tables import setting_words
+
+    first, *cells = records
+    run = Run("bench", first, cells)
+    several = len({(setting_words(cell), cell.fragmentation) for cell in cells}) > 1
+    try:
+        ax = (bench_axes if several else bench_effects)(run)
+    except ValueError as error:
+        note("bench", f"no picture: {error}")
+        return
+    file.write(ax.figure)
+
+
+# ---- the run -----------------------------------------------------------------------------------------------
+def _run(
+    cases: "Sequence[Case]", quick: bool, seconds: float | None, sinks: Sequence[Sink]
+) -> "tuple[BenchFirst, list[BenchCell]]":
+    """Run all cases; each record goes to the sinks as soon as it is there."""
+    from dataclasses import replace
+
+    from gmemcore.benchmark.run import QUICK, USUAL
+    from gmemcore.benchmark.session import records
+    from gmemcore.results.bench import BenchCell, BenchFirst
+
+    effort = QUICK if quick else USUAL if seconds is None else replace(USUAL, seconds=seconds)
+    first: BenchFirst | None = None
+    cells: list[BenchCell] = []
+    with progress("bench", 100, "%") as tell:
+        settings = {"quick": quick}
+        for record in records(
+            cases, effort, settings, lambda share, _: tell(int(share * 100)), lambda text: note("bench", text)
+        ):
+            if isinstance(record, BenchFirst):
+                first = record
+            else:
+                cells.append(record)
+            for sink in sinks:
+                sink(record)
     assert first is not None
-    return first, results
-
-
-# --- progress -----------------------------------------------------------------------------------------------
-def _say(text: str) -> None:
-    """Print a line of progress."""
-    print(f"gmemcore bench: {text}", file=sys.stderr, flush=True)
-
-
-def _with_progress(cases: "Sequence[Case]", results: "Iterator[Result]") -> "Iterator[Result]":
-    """Show how far it has come: a bar on a terminal, elsewhere a line for every VM type."""
-    return _with_bar(cases, results) if sys.stderr.isatty() else _with_lines(cases, results)
-
-
-def _with_bar(cases: "Sequence[Case]", results: "Iterator[Result]") -> "Iterator[Result]":
-    from rich.console import Console
-    from rich.progress import track
-
-    named = ((case, result) for case, result in zip(cases, results, strict=True))
-    for _, result in track(
-        named, "gmemcore bench", total=len(cases), console=Console(stderr=True), transient=True
-    ):
-        yield result
-
-
-def _with_lines(cases: "Sequence[Case]", results: "Iterator[Result]") -> "Iterator[Result]":
-    began, done = time.monotonic(), 0
-    for (abi, vm_type), group in groupby(cases, key=lambda case: (case.key.abi, case.key.vm_type)):
-        taken = time.monotonic() - began
-        _say(f"{taken:3.0f} s, {done} of {len(cases)} cases done; now {abi} {vm_type}")
-        for _ in group:
-            yield next(results)
-            done += 1
+    return first, cells

@@ -268,7 +268,7 @@ def _print_json(
     figures: "CostFile | None",
     notes: Sequence[str],
 ) -> None:
-    from gmemcore.benchmark.record import environment
+    from gmemcore.results.environment import as_object, environment
 
     header = traces[0].header
     first = {
@@ -281,7 +281,7 @@ def _print_json(
             **({} if found.imported is None else _launches_record(found)),
         },
         "replay": options,
-        "environment": environment(),
+        "environment": as_object(environment()),
         **({"notes": " ".join(notes)} if notes else {}),
     }
     say_json(first, indent=None)

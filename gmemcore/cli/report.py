@@ -1,37 +1,50 @@
-"""``gmemcore report``: one self-contained HTML page of a run."""
+"""``gmemcore report``: runs on one page, as HTML, Markdown or text."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from gmemcore.cli.console import note, progress
 from gmemcore.cli.options import ForceSwitch
-from gmemcore.files.writing import check_output, replace_file
+from gmemcore.cli.pages import FormOption, check_page_output, form_of, write_page
+
+if TYPE_CHECKING:
+    from gmemcore.analysis.runs import Run
 
 
 def report(
-    run: Annotated[Path, Parameter(help="JSON Lines of bench, backings, stress or replay.")],
+    run: Annotated[Path, Parameter(help="A run of bench, backings, stress or replay, or a stress log.")],
     /,
-    *,
-    output: Annotated[Path, Parameter(name=("--output", "-o"), help="HTML file to write.")] = Path(
-        "report.html"
-    ),
+    *more: Annotated[Path, Parameter(help="More runs: what differs is told first.")],
+    form: FormOption = None,
+    output: Annotated[
+        Path | None, Parameter(name=("--output", "-o"), help="File to write. [default: report.html]")
+    ] = None,
     force: ForceSwitch = False,
 ) -> None:
-    """Write one HTML page of a run: environment, tables, pictures, refusals.
+    """Write a page of one run, or of several: verdicts, what differs, tables, pictures, environment.
 
-    The page loads nothing and runs nothing, so it can be mailed, archived and printed. Pictures need the
-    analysis extra.
+    Without --format the name of the output decides. With --format and no output the page is printed. An HTML
+    page loads nothing and runs nothing, so it can be mailed, archived and printed. Pictures need the analysis
+    extra.
     """
-    from gmemcore.analysis.report import report as page_of
+    from gmemcore.analysis.report import page_of
+
+    if form is None and output is None:
+        output = Path("report.html")
+    check_page_output(output, force=force)
+    runs = [read_any(path) for path in (run, *more)]
+    with progress("report", None, "pages"):
+        page = page_of(runs)
+    write_page("report", page, form_of(form, output, "html"), output)
+    for each in runs:
+        if each.shortfall is not None:
+            note("report", f"{each.name}: {each.shortfall}")
+
+
+def read_any(path: Path) -> "Run":
+    """Return a run, or the log of a fleet as a run."""
     from gmemcore.analysis.runs import read_run
 
-    check_output(output, force=force)
-    read = read_run(run)
-    with progress("report", None, "pages"):
-        page = page_of(read).encode()
-    replace_file(output, [page])
-    if (shortfall := getattr(read, "shortfall", None)) is not None:
-        note("report", f"{run}: {shortfall}")
-    note("report", f"{output}: {len(page):,} bytes")
+    return read_run(path)

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from gmemcore.results.backings import BackingsFirst, BackingsRun
 from gmemcore.results.bench import BenchCell, BenchFirst
 from gmemcore.results.replay import Replay, ReplayFirst
 from gmemcore.results.stress import StressFirst, StressGuest, StressLast, sums_of
@@ -45,6 +46,7 @@ class Kind:
 
 KINDS: Final = (
     Kind("bench", frozenset({"environment", "primitives"}), BenchFirst, BenchCell),
+    Kind("backings", frozenset({"environment", "comparison"}), BackingsFirst, BackingsRun),
     Kind(
         "stress",
         frozenset({"environment", "spec", "spec_hash"}),

@@ -23,7 +23,7 @@ from gmemcore.analysis.pictures.times import (
     memory_over_time,
     state_stream,
 )
-from gmemcore.analysis.speed import bench_axes, bench_cube, cost_by_range
+from gmemcore.analysis.speed import bench_axes, bench_cube, bench_effects, cost_by_range
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +49,7 @@ PICTURES: Final = {
     "memory": Picture("memory in use over time, a line per file", "several series", memory_over_time),
     "cube": Picture("what each cell of policy costs", "bench", bench_cube),
     "axes": Picture("what work costs over all axes that were measured", "bench", bench_axes),
+    "effects": Picture("GB/s of each effect, next to memcpy, memset and XOR", "bench", bench_effects),
     "cost": Picture("speed against the size of one conversion", "bench", cost_by_range),
     "sizes": Picture("conversions by size, a bar per behaviour", "stress", conversion_sizes),
     "outcomes": Picture("operations by outcome, a bar per kind of guest", "stress", fleet_outcomes),
@@ -61,6 +62,7 @@ __all__ = [
     "Picture",
     "bench_axes",
     "bench_cube",
+    "bench_effects",
     "compare_series",
     "compare_snapshots",
     "conversion_sizes",

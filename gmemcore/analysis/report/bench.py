@@ -1,8 +1,8 @@
-"""The page of a bench run: what conversions cost, beside the memory primitives of the same run."""
+"""The page of a bench run: what conversions cost, next to the memory primitives of the same run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from gmemcore.analysis.report.blocks import (
     COLUMNS,
@@ -11,7 +11,6 @@ from gmemcore.analysis.report.blocks import (
     PICTURES,
     ROWS,
     command,
-    counted,
     grouped,
     key_values,
     left_off,
@@ -20,94 +19,129 @@ from gmemcore.analysis.report.blocks import (
     no_pictures,
     picture,
 )
-from gmemcore.analysis.report.page import Block, Cell, Facts, Page, Section, Table, Text
-from gmemcore.analysis.runs import BenchCell, Run
-from gmemcore.analysis.speed import bench_cube, cost_by_range
-from gmemcore.units import NOISY, format_number, format_ratio, format_size, format_time
-
-_DIRECTIONS: Final = {"to_private": "to private", "to_shared": "to shared"}
-_COLUMNS: Final = {
-    **dict.fromkeys(("VM type", "phase", "direction", "flag", "effect"), False),
-    "range": True,
-    "pages": False,
-    "bytes": False,
-    **dict.fromkeys(("GB/s", "a call", "p95", "cv", "n", "populate GB/s", "access GB/s"), True),
-    "ratio to its primitive": False,
-    "counters of a range": False,
-}
-_LEGEND: Final = (
-    "GB/s: the conversion itself, where it moves bytes; a call: its median time. populate: launch update in "
-    "place (PRESERVE) or from a source, before launch; legacy: copying across. access: the new side accepts "
-    "where it must, and reads everything. ratio: speed of the step that moves the bytes over that of the "
-    "memory primitive of its kind, measured in turn with it. +hole: pages that nobody had touched before; "
-    "pages: how their state alternates."
+from gmemcore.analysis.report.page import Block, Cell, Facts, Heading, Page, Row, Section, Table, Text
+from gmemcore.analysis.runs import BenchCell, BenchFirst, Run
+from gmemcore.analysis.speed import bench_cube, bench_effects, cost_by_range
+from gmemcore.results.bench_tables import (
+    CONVERSION,
+    MATRIX_LEGEND,
+    OPERATION_FIGURES,
+    OPERATION_HEADS,
+    VERDICT_FIGURES,
+    VERDICT_HEADS,
+    counter_words,
+    direction_words,
+    matrix,
+    matrix_figures,
+    matrix_heads,
+    operation_rows,
+    verdict_notes,
+    verdict_rows,
 )
+from gmemcore.units import format_number, format_time, size_words
+
+BUSY: Final = 1.0
+"""Load per CPU, beyond the run's own processor, above which a machine was busy."""
 
 
 def page(run: Run) -> Page:
     """Return the page."""
+    first: BenchFirst = run.first
     cells: list[BenchCell] = run.records
-    measured = [cell for cell in cells if cell.effect is not None]
-    noisy = [cell for cell in measured if _is_noisy(cell)]
-    environment = run.first.environment
+    if any(cell.operation != CONVERSION for cell in cells):
+        return _kernel_page(run)
+    measured = [cell for cell in cells if cell.outcome == "OK"]
+    unstable = sum(not cell.stable for cell in measured)
     facts = {
-        "cases measured": str(len(measured)),
-        "refused, as they must be": str(len(cells) - len(measured)),
-        "compared byte by byte": f"{format_number(sum(cell.verified_bytes for cell in cells) / 1e9)} GB",
-        "noisy (cv above 10 %)": str(len(noisy)),
+        "cells measured": str(len(measured)),
+        "refused, as policy says": str(len(cells) - len(measured)),
+        "verified byte by byte": f"{format_number(sum(cell.verified_bytes for cell in cells) / 1e9)} GB",
+        "unstable, not to be judged": str(unstable),
     }
     sections = [
-        Section("Primitives", [_primitives(run.first.primitives, environment)]),
-        Section("Cost against size", _by_range(run)),
+        Section("Verdict", [*verdict(first), *_effects(run)]),
+        Section("Speed by size", _by_range(run)),
         Section("At a glance", _glances(run)),
-        Section("Every case", [Text(_LEGEND), *_details(measured)]),
-        Section("Environment", [key_values(environment)]),
+        Section("Every cell", [Text(MATRIX_LEGEND), *_details(measured)]),
+        Section("Environment", [key_values(first.environment | first.settings)]),
     ]
-    head: list[Block] = [Facts(facts), *_warnings(environment, len(noisy)), *no_pictures()]
-    return Page("Conversion cost", machine(environment), command(environment), head, sections, MODEL)
-
-
-def _is_noisy(cell: BenchCell) -> bool:
-    return cell.seconds.cv is not None and cell.seconds.cv > NOISY
-
-
-def _warnings(environment: Mapping[str, Any], noisy: int) -> Iterator[Text]:
-    """Say what makes the figures worth less."""
-    if environment.get("quick"):
-        yield Text("A quick run: every case ran and was verified, but the figures say little.", warning=True)
-    load, cpus = environment.get("load_average"), environment.get("cpus")
-    if isinstance(load, int | float) and isinstance(cpus, int) and load > max(cpus - 1, 0.5):
-        text = f"The machine was busy when the run began: load {format_number(load)} on {cpus} CPUs."
-        yield Text(text, warning=True)
-    if noisy:
-        text = (
-            f"Samples of {noisy} cases differ by more than 10 % (~): trust their ratios before their times."
-        )
-        yield Text(text, warning=True)
-
-
-def _primitives(speeds: Mapping[str, float], environment: Mapping[str, Any]) -> Table:
-    best = max(speeds.values(), default=0) or 1.0
-    libraries = environment.get("primitives_by")
-    by: Mapping[str, Any] = libraries if isinstance(libraries, dict) else {}
-    rows = [
-        (name, Cell(format_number(speed), share=speed / best), str(by.get(name, "")))
-        for name, speed in speeds.items()
-    ]
-    return Table(
-        ("primitive", "GB/s", "the best is"),
-        rows,
-        caption="What this machine's memory can do, in the same run",
+    head: list[Block] = [Facts(facts), *_warnings(run, unstable), *no_pictures()]
+    return Page(
+        "Conversion cost", machine(first.environment), command(first.environment), head, sections, MODEL
     )
 
 
+def _kernel_page(run: Run) -> Page:
+    """Return the page of operations of a real kernel."""
+    first: BenchFirst = run.first
+    by_type = grouped(run.records, lambda cell: (cell.abi, cell.vm_type))
+    sections = [
+        Section(f"VM type {vm_type}, {abi}", _operations(cells)) for (abi, vm_type), cells in by_type.items()
+    ]
+    sections.append(Section("Environment", [key_values(first.environment | first.settings)]))
+    offered = sum(cell.outcome == "OK" for cell in run.records)
+    facts = {"operations measured": str(offered), "not offered": str(len(run.records) - offered)}
+    facts |= {f"{name}": f"{format_number(gbps)} GB/s" for name, gbps in first.primitives.items()}
+    head: list[Block] = [Facts(facts), *_warnings(run, 0)]
+    lead, words = machine(first.environment), command(first.environment)
+    title = f"Operations of Linux {first.settings.get('kernel', '')}".rstrip()
+    return Page(title, lead, words, head, sections, KERNEL)
+
+
+def _operations(cells: Sequence[BenchCell]) -> list[Block]:
+    rows = [*operation_rows(cells)]
+    blocks: list[Block] = [Table(OPERATION_HEADS, rows[:ROWS], frozenset(OPERATION_FIGURES), "Measured")]
+    blocks += left_off(len(rows))
+    missing = grouped([cell for cell in cells if cell.outcome != "OK"], lambda cell: cell.why)
+    for why, own in missing.items():
+        names = ", ".join(dict.fromkeys(cell.operation for cell in own))
+        blocks.append(Text(f"Not offered ({why}): {names}"))
+    return blocks
+
+
+KERNEL: Final = "Measured on a real kernel by gmemcore. GB = 1e9 bytes of guest memory, counted once."
+
+
+def verdict(first: BenchFirst) -> Iterator[Block]:
+    """Yield the verdict of a run."""
+    rows = verdict_rows(first)
+    if rows:
+        numbers = frozenset(VERDICT_FIGURES)
+        yield Table(
+            VERDICT_HEADS, rows, numbers, "Per effect, at the largest range, in the guest's own memory"
+        )
+    for text in verdict_notes(first):
+        yield Text(text)
+
+
+def _effects(run: Run) -> list[Block]:
+    if not any(line.gbps for line in run.first.verdict.effects):
+        return []
+    return picture(lambda: bench_effects(run), "GB/s of each effect, next to memcpy, memset and XOR")
+
+
+def _warnings(run: Run, unstable: int) -> Iterator[Text]:
+    """Yield what makes the figures worth less."""
+    environment, cpus = run.first.environment, run.first.environment.get("cpus")
+    if run.first.settings.get("quick") or environment.get("quick"):
+        yield Text("A quick run: every cell ran and was verified, but the figures mean little.", warning=True)
+    ends = {"began": environment.get("load_average"), "ended": run.end.load_average if run.end else None}
+    for when, load in ends.items():
+        if isinstance(load, int | float) and isinstance(cpus, int) and load - 1 > BUSY * max(cpus - 1, 0.5):
+            busy = f"The machine was busy when the run {when}: load {format_number(load)} on {cpus} CPUs."
+            yield Text(busy, warning=True)
+    if unstable:
+        text = f"{unstable} cells are unstable: the interval of their ratio is wider than 10 % either way."
+        yield Text(text, warning=True)
+
+
 def _by_range(run: Run) -> list[Block]:
-    caption = "Median and spread over the cells of one operation on bytes; dotted: what memory can do."
-    return picture(lambda: cost_by_range(run), "Speed of conversions against their size", caption)
+    caption = "Median and spread over the cells of one operation on bytes; dotted: memory primitives."
+    return picture(lambda: cost_by_range(run), "Speed of conversions by size", caption)
 
 
 def _glances(run: Run) -> list[Block]:
-    """Return a picture and a table a revision: cells of policy at their largest range, refusals in place."""
+    """Return a picture and a table per revision: each cell at its largest range, refusals in place."""
     blocks: list[Block] = []
     by_revision = grouped(run.records, lambda cell: (cell.abi, cell.firmware))
     for number, ((abi, firmware), cells) in enumerate(by_revision.items()):
@@ -115,14 +149,14 @@ def _glances(run: Run) -> list[Block]:
         refused = {flag: _refusal_everywhere(column) for flag, column in by_flag.items()}
         answered = [flag for flag, outcome in refused.items() if outcome is None]
         flags = answered[:COLUMNS]
-        rows: list[tuple[str | Cell, ...]] = [
-            (*place, *(_glance(row.get(flag, [])) for flag in flags))
-            for place, row in _by_place_and_flag(cells).items()
-        ]
-        caption = f"{abi}, firmware {firmware}: effect and cost of the largest range, or the refusal"
-        if flags and len(rows) * len(flags) <= LABELS and number < PICTURES:
+        caption = f"{abi}, firmware {firmware}: what happens, and its cost at the largest range"
+        if flags and len(cells) <= LABELS * len(flags) and number < PICTURES:
             draw = partial(bench_cube, Run(run.kind, run.first, cells), abi=abi)
             blocks += picture(draw, f"{caption}, as in the table below")
+        rows: list[tuple[str | Cell, ...]] = [
+            (*place, *(_glance(row.get(flag, [])) for flag in flags))
+            for place, row in _by_place(cells).items()
+        ]
         blocks.append(Table(("VM type", "phase", "direction", *flags), muted(rows, 3), caption=caption))
         blocks += left_off(len(answered), COLUMNS, "flags")
         blocks += [
@@ -132,7 +166,7 @@ def _glances(run: Run) -> list[Block]:
     return blocks
 
 
-def _by_place_and_flag(cells: Sequence[BenchCell]) -> dict[tuple[str, str, str], dict[str, list[BenchCell]]]:
+def _by_place(cells: Sequence[BenchCell]) -> dict[tuple[str, str, str], dict[str, list[BenchCell]]]:
     places = grouped(cells, _place).items()
     return {place: grouped(row, lambda cell: cell.flag) for place, row in places}
 
@@ -144,7 +178,7 @@ def _refusal_everywhere(cells: Sequence[BenchCell]) -> str | None:
 
 
 def _place(cell: BenchCell) -> tuple[str, str, str]:
-    return cell.vm_type, cell.phase, _DIRECTIONS.get(cell.direction, cell.direction)
+    return cell.vm_type, cell.phase, direction_words(cell)
 
 
 def _glance(cells: Sequence[BenchCell]) -> Cell:
@@ -155,49 +189,33 @@ def _glance(cells: Sequence[BenchCell]) -> Cell:
     cell = max(usual, key=lambda cell: (cell.pages_allocated_before > 0, cell.range))
     if cell.effect is None:
         return Cell(cell.outcome, "refused")
-    own_step = f" ({cell.bytes})" if cell.effect == "KEEP" and cell.bytes != "none" else ""
-    return Cell(f"{cell.effect}{own_step} {_cost(cell)} ({format_size(cell.range)})")
+    return Cell(f"{cell.does or cell.effect} {_cost(cell)} ({size_words(cell.range)})")
 
 
 def _cost(cell: BenchCell) -> str:
-    if cell.convert_gbps is None:
-        return format_time(cell.seconds.median)
-    return f"{format_number(cell.convert_gbps)} GB/s"
+    if cell.convert_gbps is not None:
+        return f"{format_number(cell.convert_gbps)} GB/s"
+    if cell.ns_per_page is not None:
+        return f"{format_number(cell.ns_per_page.median)} ns/page"
+    return format_time(cell.seconds.median)
 
 
 def _details(cells: Sequence[BenchCell]) -> list[Block]:
-    """Return a table a revision with every figure."""
-    numbers = frozenset(i for i, numeric in enumerate(_COLUMNS.values()) if numeric)
+    """Return a table per setting with every figure; cells with equal figures share their rows."""
+    heads = matrix_heads(cells)
+    columns = (*heads, "counters of a range")
     blocks: list[Block] = []
-    for (abi, firmware, setting), group in grouped(cells, _heading).items():
-        rows = muted([_detail(cell) for cell in group[:ROWS]], 5)
-        blocks.append(Table(tuple(_COLUMNS), rows, numbers, f"{abi}, firmware {firmware}; {setting}"))
-        blocks += left_off(len(group))
+    for setting, groups in matrix(cells).items():
+        rows: list[Row] = []
+        for group in groups:
+            rows.append(Heading(group.cells))
+            for row, cell in zip(group.rows, group.records, strict=True):
+                texts: list[str | Cell] = [_marked(head, text) for head, text in zip(heads, row, strict=True)]
+                rows.append([*texts, Cell(counter_words(cell.counters), "long")])
+        blocks.append(Table(columns, rows[:ROWS], frozenset(matrix_figures(heads)), setting))
+        blocks += left_off(len(rows))
     return blocks
 
 
-def _heading(cell: BenchCell) -> tuple[str, str, str]:
-    """Return what the cells of a table have in common: the revision, and the memory they were measured in."""
-    huge = "huge pages" if cell.huge_pages else "small pages"
-    memory = f"{cell.backing}, {huge}" if cell.backing == "anonymous" else cell.backing
-    threads = f"{cell.threads} thread{'s' if cell.threads != 1 else ''}"
-    enforced = "kept by mprotect" if cell.enforce else ""
-    return cell.abi, cell.firmware, ", ".join(filter(None, (memory, threads, enforced)))
-
-
-def _detail(cell: BenchCell) -> tuple[str | Cell, ...]:
-    seconds = cell.seconds
-    size = "all" if cell.range == cell.memory else format_size(cell.range)
-    noise = "" if seconds.cv is None else f"{seconds.cv:.0%}{'~' if _is_noisy(cell) else ''}"
-    return (
-        *(*_place(cell), cell.flag, cell.effect or ""),
-        size if cell.pages_allocated_before else f"{size}+hole",
-        cell.fragmentation,
-        cell.bytes,
-        *(format_number(cell.convert_gbps), format_time(seconds.median), format_time(seconds.p95)),
-        Cell(noise, "noisy" if _is_noisy(cell) else ""),
-        str(seconds.n),
-        *(format_number(cell.populate_gbps), format_number(cell.first_access_gbps)),
-        Cell(format_ratio(cell.ratio), share=cell.ratio),
-        Cell(counted(cell.counters), "long"),
-    )
+def _marked(head: str, text: str) -> str | Cell:
+    return Cell(text, "noisy") if head == "x its primitive" and text.startswith("unstable") else text

@@ -122,6 +122,7 @@ def machine(environment: Mapping[str, Any]) -> str:
         f"{format_number(memory / 1e9)} GB" if isinstance(memory, int) else None,
         f"Linux {environment['kernel']}" if "kernel" in environment else None,
         f"gmemcore {environment['gmemcore']}" if "gmemcore" in environment else None,
+        environment.get("time"),
     )
     return " \N{MIDDLE DOT} ".join(str(part) for part in parts if part)
 

@@ -15,6 +15,7 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 TEXT_LIMIT: Final = 2000
 """Characters of one text that are shown."""
 
+_BESIDE: Final = 3  # columns that fit beside each other on a narrow screen
 _UNPRINTABLE: Final = {
     code: "\N{REPLACEMENT CHARACTER}"
     for code in (*range(0x20), *range(0x7F, 0xA0), 0xFFFE, 0xFFFF)
@@ -42,6 +43,13 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class Heading:
+    """A row of words across all columns, about the rows below it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """A paragraph; a warning stands out."""
 
@@ -49,12 +57,15 @@ class Text:
     warning: bool = False
 
 
+Row = Sequence[str | Cell] | Heading
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table: its columns, the indices of those with numbers, rows of texts or cells."""
+    """A table: its columns, the indices of those with numbers, rows of texts or cells, or headings."""
 
     columns: Sequence[str]
-    rows: Sequence[Sequence[str | Cell]]
+    rows: Sequence[Row]
     numbers: frozenset[int] = frozenset()
     caption: str = ""
 
@@ -162,12 +173,12 @@ def _blocks(parent: Element, blocks: Iterable[Block]) -> None:
 
 
 def _table(parent: Element, table: Table) -> None:
-    """Draw a table that scrolls for itself where the screen is narrower."""
+    """Draw a table. On a narrow screen its rows are stacked, each cell with the name of its column."""
     label = clean(table.caption or "Table")
     around = SubElement(
         parent, "div", {"class": "scroll", "tabindex": "0", "role": "region", "aria-label": label}
     )
-    drawn = SubElement(around, "table")
+    drawn = SubElement(around, "table", {"class": "stacks"} if len(table.columns) > _BESIDE else {})
     if table.caption:
         _text(drawn, "caption", table.caption)
     header = SubElement(SubElement(drawn, "thead"), "tr")
@@ -176,18 +187,24 @@ def _table(parent: Element, table: Table) -> None:
     body = SubElement(drawn, "tbody")
     for row in table.rows:
         line = SubElement(body, "tr")
+        if isinstance(row, Heading):
+            heading = _text(line, "th", row.text, "heading")
+            heading.set("colspan", str(len(table.columns)))
+            heading.set("scope", "rowgroup")
+            continue
         for i, cell in enumerate(row):
-            _cell(line, cell if isinstance(cell, Cell) else Cell(cell), numeric=i in table.numbers)
+            whole = cell if isinstance(cell, Cell) else Cell(cell)
+            _cell(line, whole, numeric=i in table.numbers).set("data-column", clean(table.columns[i]))
 
 
-def _cell(row: Element, cell: Cell, *, numeric: bool) -> None:
+def _cell(row: Element, cell: Cell, *, numeric: bool) -> Element:
     kinds = " ".join(filter(None, ("number" if numeric else "", cell.kind)))
     if cell.share is None:
-        _text(row, "td", cell.text, kinds)
-        return
+        return _text(row, "td", cell.text, kinds)
     drawn = SubElement(row, "td", {"class": kinds} if kinds else {})
     share = min(max(cell.share, 0.0), 1.0)
     SubElement(drawn, "meter", min="0", max="1", value=f"{share:.3f}").tail = clean(cell.text)
+    return drawn
 
 
 def _facts(parent: Element, facts: Mapping[str, str]) -> None:

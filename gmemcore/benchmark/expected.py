@@ -1,7 +1,7 @@
-"""What every byte must be, in plain NumPy: written beside the engine, sharing nothing with its kernels.
+"""What every byte must be, in plain NumPy: independent of the engine, sharing nothing with its kernels.
 
-Contents are told symbolically (which value, and whether the guest's key lies on it), so that 1 GiB is checked
-in pieces that stay in the cache and the key stream is computed only where it decides something.
+Contents are symbolic (a value, and whether the guest's key is applied to it). So 1 GiB is checked in pieces
+that stay in the cache, and the key stream is computed only where it matters.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from gmemcore.benchmark.axes import Mask
 from gmemcore.benchmark.cases import Case, Transfer
-from gmemcore.policy import Accept, ByteOperation, Rank
-from gmemcore.uapi import PAGE_SIZE
+from gmemcore.policy import Accept, ByteOperation, Rank, byte_operations, cells
+from gmemcore.uapi import PAGE_SIZE, ContentMode, Direction
 
 Words = NDArray[np.uint64]
 
 PIECE: Final = 512 << 10
-"""Bytes that are written, read or compared at a time: few calls, and they stay in the second-level cache."""
+"""Bytes written, read or compared at a time: few calls, and they stay in the second-level cache."""
 _PIECE_WORDS: Final = PIECE // 8
 _STRIDE: Final = 40503  # odd, so that 2^16 pieces begin at different words
 _GOLDEN: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
@@ -31,11 +31,14 @@ _STEPS: Final = (
 
 
 class WrongContentsError(Exception):
-    """A byte, an attribute or a counter that is not what it must be: a conversion or its model is broken."""
+    """A byte, an attribute or a counter that is wrong: a conversion or its model is broken."""
+
+    def __str__(self) -> str:
+        return f"wrong contents: {super().__str__()}"
 
 
 def pieces(start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Cut a byte range at multiples of `PIECE`: (start, end) of each part, in order."""
+    """Yield (start, end) of each part of a byte range that is cut at multiples of `PIECE`."""
     while start < end:
         stop = min(end, (start // PIECE + 1) * PIECE)
         yield start, stop
@@ -56,7 +59,7 @@ def key_stream(seed: int, offset: int, size: int) -> Words:
     -------
     ndarray of uint64, shape (size // 8,)
     """
-    # Modulo 2^64 throughout: Python's integers are cut once, NumPy's arrays wrap by themselves.
+    # Modulo 2^64 throughout: NumPy's arrays wrap by themselves, Python's integers don't.
     state = np.uint64((seed + (offset // 8 + 1) * int(_GOLDEN)) % (1 << 64))
     z = _multiples(size // 8) + state
     for shift, factor in _STEPS:
@@ -73,7 +76,7 @@ def _multiples(n: int) -> Words:
 
 
 class Pattern:
-    """Words that differ from place to place, made piece by piece.
+    """Words that differ from place to place, generated piece by piece.
 
     Parameters
     ----------
@@ -86,7 +89,7 @@ class Pattern:
         self._words.flags.writeable = False
 
     def words(self, start: int, end: int) -> Words:
-        """Words of a byte range that lies within one piece, a read-only view."""
+        """Return the words of a byte range within one piece, a read-only view."""
         number, offset = divmod(start, PIECE)
         first = number * _STRIDE % _PIECE_WORDS + offset // 8  # each piece begins elsewhere
         return self._words[first : first + (end - start) // 8]
@@ -100,13 +103,13 @@ RANDOM: Final = "random words"
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What DRAM holds: a value, and whether the guest's key lies on it."""
+    """What DRAM holds: a value, and whether the guest's key is applied to it."""
 
     value: str
     keyed: bool = False
 
     def under_key(self) -> "Contents":
-        """Contents after the key stream was XORed into them."""
+        """Return the contents after the key stream was XORed into them."""
         return replace(self, keyed=not self.keyed)
 
 
@@ -120,23 +123,38 @@ _AFTER: Final[dict[ByteOperation, Callable[[Contents], Contents]]] = {
 
 
 def contents_before(case: Case, rank: Rank | None = None) -> Contents:
-    """DRAM of a page before its conversion: zeros if it is unallocated, else what the old side wrote.
+    """Return what DRAM of a page holds before its conversion: zeros if it is unallocated.
 
     Parameters
     ----------
     case : Case
-        Any.
+        Any case.
     rank : Rank or None
-        How far the page has come; None: as `Case.rank`, as every page where the case is uniform.
+        The page's rank; None: `Case.rank`, which is every page's where the case is uniform.
     """
     rank = case.rank if rank is None else rank
     if rank == Rank.UNALLOCATED:
         return Contents(ZEROS)
-    return Contents(WRITTEN, keyed=rank == Rank.ACCEPTED)
+    written = Contents(WRITTEN, keyed=rank == Rank.ACCEPTED)
+    if case.to_private or rank == Rank.ACCEPTED or not case.platform.coco:
+        return written
+    # The host wrote it, and a conversion to private hid it from the host.
+    return _AFTER[_operation_to_private(case)](written)
+
+
+def _operation_to_private(case: Case) -> ByteOperation:
+    """Return what a conversion to private without a flag does to the bytes of an allocated page."""
+    key = case.key
+    for other, answer in cells(
+        key.abi, key.vm_type, key.firmware, phase=key.phase, direction=Direction.TO_PRIVATE
+    ):
+        if other.flag == ContentMode.NONE and answer.effect is not None:
+            return byte_operations(answer.effect, key.vm_type, Direction.TO_PRIVATE)[Rank.ALLOCATED]
+    return ByteOperation.NONE
 
 
 def contents_after(case: Case, rank: Rank | None = None) -> Contents:
-    """DRAM of a page when the new side reads it, all steps done; see `contents_before`."""
+    """Return what DRAM of a page holds when the new side reads it, all steps done; see `contents_before`."""
     rank = case.rank if rank is None else rank
     if case.abi.legacy:  # each side has its own bytes; the copy brought them to the other one
         return Contents(WRITTEN, keyed=case.to_private and case.platform.coco)
@@ -164,7 +182,7 @@ class Reference:
         self._patterns = {WRITTEN: Pattern(1), SOURCE: Pattern(2)}
 
     def words(self, contents: Contents, start: int, end: int) -> Words:
-        """Words of a byte range that lies within one piece; contents that are not random."""
+        """Return the words of a byte range within one piece; not for random contents."""
         if contents.value == ZEROS:
             words = np.zeros((end - start) // 8, np.uint64)
         else:
@@ -182,12 +200,12 @@ class Reference:
         where: str,
         pages: Mask | None = None,
     ) -> None:
-        """Compare words of a byte range, which lies within one piece, with what they must be.
+        """Compare words of a byte range within one piece with what they must be.
 
         Parameters
         ----------
         pages : ndarray of bool or None
-            Which pages of the range to look at; None: all.
+            Which pages of the range to compare; None: all.
 
         Raises
         ------
@@ -208,14 +226,14 @@ class Reference:
         if len(wrong):
             at = int(wrong[0])
             raise WrongContentsError(
-                f"{where}, offset {start + at * 8:#x}: {found[at]:#018x} where {contents.value}"
-                f"{' under the key' if contents.keyed else ''}, {expected[at]:#018x}, must be"
+                f"{where}, offset {start + at * 8:#x}: must be {expected[at]:#018x} ({contents.value}"
+                f"{' under the key' if contents.keyed else ''}), not {found[at]:#018x}"
             )
 
     def _check_random(
         self, found: Words, before: Words, start: int, where: str, chosen: NDArray[np.int64] | None
     ) -> None:
-        """Every word changed, bits as often set as not, and no page like another."""
+        """Make sure that every word changed, half of the bits are set, and no two pages are equal."""
         if chosen is not None:
             found, before = found[chosen], before[chosen]
         same = np.flatnonzero(found == before)

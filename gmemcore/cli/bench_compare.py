@@ -1,0 +1,80 @@
+"""``gmemcore bench compare``: what became slower or faster between runs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from gmemcore.cli.console import complain
+from gmemcore.cli.options import ForceSwitch
+from gmemcore.cli.pages import FormOption, OutputOption, check_page_output, form_of, write_page
+from gmemcore.errors import InputError
+
+if TYPE_CHECKING:
+    from gmemcore.analysis.comparison import Comparison
+
+
+def compare(
+    old: Annotated[Path, Parameter(help="A run of gmemcore bench.")],
+    new: Annotated[Path, Parameter(help="A later one.")],
+    /,
+    *more: Path,
+    basis: Annotated[
+        Literal["primitive", "time"] | None,
+        Parameter(
+            help="Compare time relative to the memory primitive of each run, or time alone. "
+            "[default: primitive if the CPU is the same]"
+        ),
+    ] = None,
+    fail_over: Annotated[
+        str | None, Parameter(help="Exit status 1 if a cell became slower by more than this, as 5%%.")
+    ] = None,
+    full: Annotated[bool, Parameter(help="Show cells without a difference, too.")] = False,
+    form: FormOption = None,
+    output: OutputOption = None,
+    force: ForceSwitch = False,
+) -> int:
+    """Compare runs cell by cell with the first: what changed, with a 99 % interval, and the mean per effect.
+
+    A cell counts as different if its whole interval lies more than 3 % from no change. Cells that do the same
+    work share a line. Without --format the name of the output decides.
+
+    Exit status: 0 compared; 1 a cell became slower by more than --fail-over; 2 files that can't be compared.
+    """
+    from gmemcore.analysis.comparison import Basis
+    from gmemcore.analysis.comparison import compare as compared
+    from gmemcore.analysis.report.compare import page
+    from gmemcore.analysis.runs import read_run
+
+    most = None if fail_over is None else _share(fail_over)
+    check_page_output(output, force=force)
+    first = read_run(old)
+    chosen = None if basis is None else Basis(basis)
+    try:
+        found = [compared(first, read_run(path), chosen) for path in (new, *more)]
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    write_page("bench compare", page(found, every=full), form_of(form, output, "text"), output)
+    return 0 if most is None else _judged(found, most)
+
+
+def _share(text: str) -> float:
+    """Return the share that a percentage stands for."""
+    try:
+        percent = float(text.removesuffix("%"))
+    except ValueError:
+        percent = -1.0
+    if not 0 <= percent < 1e6:
+        raise InputError(f"--fail-over must be a percentage, as 5%, not {text!r}")
+    return percent / 100
+
+
+def _judged(found: "list[Comparison]", most: float) -> int:
+    """Say which runs became too slow; return the exit status."""
+    status = 0
+    for each in found:
+        worst = each.worst() - 1
+        if worst > most:
+            complain("bench compare", f"{each.new.name}: slower by up to {worst:.1%}, more than {most:.1%}")
+            status = 1
+    return status

@@ -1,0 +1,35 @@
+"""Options of the benchmark that name values: comma lists in any case, with completion."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from gmemcore.cli.options import choice, several
+from gmemcore.policy import ABIS, ALIASES, EFFECTS, content_flags
+from gmemcore.uapi import Direction, Firmware, Phase, VmType
+
+Names = tuple[str, ...] | None
+
+
+def names_option(*names: str, help: str) -> Any:
+    """Return the annotation of an option that takes several of these names."""
+    kind: Any = tuple[Literal[names], ...] | None  # type: ignore[valid-type]
+    return Annotated[kind, Parameter(converter=several(choice(names)), n_tokens=1, negative="", help=help)]
+
+
+if TYPE_CHECKING:
+    Abis = Names
+    VmTypes = Names
+    Firmwares = Names
+    Phases = Names
+    Directions = Names
+    Flags = Names
+    Effects = Names
+else:
+    Abis = names_option(*ABIS, *ALIASES, help="Revisions or proposals.")
+    VmTypes = names_option(*VmType, help="VM types.")
+    Firmwares = names_option(*Firmware, help="Firmware.")
+    Phases = names_option(*Phase, help="Launch phases.")
+    Directions = names_option(*Direction, help="Directions.")
+    Flags = names_option("NONE", *(flag.name for flag in content_flags()), help="Content flags.")
+    Effects = names_option(*EFFECTS, help="What happens to the bytes, by the flag or by the platform.")

@@ -1,0 +1,259 @@
+"""A bench run as tables of text: the verdict, and every cell. Terminal, Markdown and HTML share them."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from gmemcore.results.bench import BenchCell, BenchFirst, Spread
+from gmemcore.uapi import PAGE_SIZE
+from gmemcore.units import format_number, format_ratio, format_time, size_words
+
+VERDICT_HEADS: Final = ("effect", "GB/s", "x memcpy", "x its primitive", "95 %", "ns/page")
+VERDICT_FIGURES: Final = (1, 2, 5)
+CONVERSION: Final = "conversion"
+"""Operation of the cells of policy; others are operations of a real kernel."""
+SHOWN_REVISIONS: Final = 3
+"""Revisions whose refusals the verdict lists."""
+
+_LINES: Final = {"populate": "populate", "copy": "copy (legacy)"}
+_DIRECTIONS: Final = {"to_private": "to private", "to_shared": "to shared"}
+_EVENTS: Final = {
+    "rmp_updates": "rmp",
+    "sept_changes": "sept",
+    "blocks_2m_split": "split",
+    "blocks_2m_merged": "merged",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The cells that one set of figures is about, and those figures, one row per range.
+
+    Attributes
+    ----------
+    cells : str
+        What happens, and to which cells.
+    rows : list of tuple of str
+        Texts, in the order of `matrix_heads`.
+    records : list of BenchCell
+        The records behind the rows.
+    """
+
+    cells: str
+    rows: list[tuple[str, ...]]
+    records: list[BenchCell]
+
+
+# ---- the verdict -------------------------------------------------------------------------------
+def verdict_rows(first: BenchFirst) -> list[tuple[str, ...]]:
+    """Return a row per effect, in the order of `VERDICT_HEADS`."""
+    largest = max((line.range for line in first.verdict.effects), default=0)
+    return [
+        (
+            _LINES.get(line.effect, line.effect)
+            + ("" if line.range == largest else f" ({size_words(line.range)})"),
+            "" if line.gbps is None else format_number(line.gbps.median),
+            "" if line.memcpy is None else format_ratio(line.memcpy.median),
+            *ratio_words(line.ratio, line.primitive, line.stable),
+            format_number(line.ns_per_page.median),
+        )
+        for line in first.verdict.effects
+    ]
+
+
+def verdict_notes(first: BenchFirst) -> Iterator[str]:
+    """Yield what follows the verdict's table: call overhead, and where flags are refused."""
+    overhead = first.verdict.call_overhead_seconds
+    if overhead is not None:
+        yield f"call overhead: {format_time(overhead)} per call from Python, in none of these figures"
+    listed = [each for each in first.verdict.refused if each.refused]
+    for each in listed[:SHOWN_REVISIONS]:
+        yield f"{each.abi} refuses: {'; '.join(each.refused)}"
+    if len(listed) > SHOWN_REVISIONS:
+        yield f"{len(listed) - SHOWN_REVISIONS} more revisions refuse flags, see gmemcore policy"
+
+
+def machine_words(first: BenchFirst) -> str:
+    """Return the machine and what was measured, in one line."""
+    environment, settings = first.environment, first.settings
+    memory, huge = settings.get("memory"), settings.get("huge_pages")
+    largest = max((line.range for line in first.verdict.effects), default=0)
+    parts = [
+        environment.get("cpu"),
+        f"{environment['cpus']} CPUs" if "cpus" in environment else None,
+        f"guest {size_words(memory)}" if isinstance(memory, int) else None,
+        settings.get("backing"),
+        None if huge is None else "huge pages" if huge else "small pages",
+        f"ranges of {size_words(largest)}" if largest and largest != memory else None,
+    ]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def ratio_words(ratio: Spread, primitive: str, stable: bool) -> tuple[str, str]:
+    """Return a ratio and its interval; an unstable one isn't shown."""
+    bounds = f"{format_ratio(ratio.low)} to {format_ratio(ratio.high)}"
+    return f"{format_ratio(ratio.median)} x {primitive}" if stable else f"unstable ({primitive})", bounds
+
+
+# ---- every cell --------------------------------------------------------------------------------
+def matrix_heads(cells: Sequence[BenchCell]) -> tuple[str, ...]:
+    """Return the names of the columns that the cells of a run need."""
+    return tuple(name for name, needed in _COLUMNS.items() if needed(cells))
+
+
+def matrix_figures(heads: Sequence[str]) -> tuple[int, ...]:
+    """Return the columns of figures."""
+    return tuple(i for i, name in enumerate(heads) if name not in _WORDS)
+
+
+def matrix(cells: Sequence[BenchCell]) -> dict[str, list[Rows]]:
+    """Return the measured cells by setting; cells with equal figures share rows."""
+    heads = matrix_heads(cells)
+    grouped: dict[str, dict[tuple[str, ...], list[BenchCell]]] = {}
+    for cell in cells:
+        if cell.outcome == "OK" and cell.operation == CONVERSION:
+            by_cell = grouped.setdefault(setting_words(cell), defaultdict(list))
+            by_cell[_place_of(cell)].append(cell)
+    return {setting: [*_collapsed(by_cell, heads)] for setting, by_cell in grouped.items()}
+
+
+def setting_words(cell: BenchCell) -> str:
+    """Return the setting of a cell."""
+    huge = "huge pages" if cell.huge_pages else "small pages"
+    threads = f"{cell.threads} thread{'s' if cell.threads != 1 else ''}"
+    enforced = ["enforced by mprotect"] if cell.enforce else []
+    return ", ".join([cell.backing, huge, threads, *enforced])
+
+
+def place_words(cell: BenchCell) -> str:
+    """Return phase, direction and flag of a cell."""
+    return f"{cell.phase} {direction_words(cell)} {cell.flag}"
+
+
+def direction_words(cell: BenchCell) -> str:
+    """Return the direction of a cell, in words."""
+    return _DIRECTIONS.get(cell.direction, cell.direction)
+
+
+def does_words(cell: BenchCell) -> str:
+    """Return what happens to the bytes of a cell, and by whom if it isn't the flag's effect."""
+    does = cell.does or cell.effect or cell.outcome
+    return does if does == cell.effect or not cell.pages_allocated_before else f"{does} by the platform"
+
+
+def range_words(cell: BenchCell) -> str:
+    """Return the range of a cell; ``(new)``: unallocated memory."""
+    size = size_words(cell.range)
+    return size if cell.pages_allocated_before else f"{size} (new)"
+
+
+def counter_words(counters: Mapping[str, int]) -> str:
+    """Return the counters that counted anything, in few words; bytes as sizes."""
+    parts = []
+    for name, figure in counters.items():
+        if figure:
+            sized = name.startswith("bytes_") and figure % PAGE_SIZE == 0
+            short = _EVENTS.get(name, name.removeprefix("pages_").removeprefix("bytes_"))
+            parts.append(f"{short} {size_words(figure) if sized else figure}")
+    return ", ".join(parts)
+
+
+def cell_row(cell: BenchCell, heads: Sequence[str]) -> tuple[str, ...]:
+    """Return the figures of a cell, one text per column."""
+    gbps = cell.populate_gbps if cell.judged == "populate" else cell.convert_gbps
+    compared = ("", "")
+    if cell.ratio is not None:
+        bounds = (cell.ratio_low or cell.ratio, cell.ratio_high or cell.ratio)
+        ratio = Spread(cell.ratio, *bounds, cell.seconds.n)
+        compared = ratio_words(ratio, cell.primitive or "", cell.stable)
+    texts = {
+        "range": range_words(cell),
+        "pages": cell.fragmentation,
+        "ns/page": _median(cell.ns_per_page),
+        "populate": _median(cell.populate_ns_per_page),
+        "access": _median(cell.access_ns_per_page),
+        "GB/s": format_number(gbps),
+        "primitive": format_number(cell.primitive_gbps),
+        "x its primitive": compared[0],
+        "95 %": compared[1],
+        "call": format_time(cell.call_seconds.median) if cell.call_seconds else "",
+    }
+    return tuple(texts[head] for head in heads)
+
+
+MATRIX_LEGEND: Final = """\
+range      of one conversion; (new): unallocated memory
+ns/page    conversion, batched (one compiled call for many ranges), per 4 KiB page
+populate   launch update (in place after PRESERVE, else from a source) or copy (legacy), ns/page
+access     the new side's first access: accept where it must, one access per page, ns/page
+GB/s       of the step that moves bytes; primitive: of its memory primitive, timed in turn with it
+x its ...  speed relative to that primitive, in the same memory; 95 %: interval of that ratio
+call       one set_memory_attributes call from Python"""
+
+_COLUMNS: Final[dict[str, Callable[[Sequence[BenchCell]], bool]]] = {
+    "range": lambda cells: True,
+    "pages": lambda cells: any(cell.fragmentation != "uniform" for cell in cells),
+    "ns/page": lambda cells: True,
+    "populate": lambda cells: any(cell.populate_ns_per_page is not None for cell in cells),
+    "access": lambda cells: any(cell.access_ns_per_page is not None for cell in cells),
+    "GB/s": lambda cells: any(cell.primitive_gbps is not None for cell in cells),
+    "primitive": lambda cells: any(cell.primitive_gbps is not None for cell in cells),
+    "x its primitive": lambda cells: True,
+    "95 %": lambda cells: True,
+    "call": lambda cells: any(cell.call_seconds is not None for cell in cells),
+}
+_WORDS: Final = frozenset({"range", "pages", "x its primitive", "95 %"})
+
+
+OPERATION_HEADS: Final = ("operation", "range", "call", "ns/page", "95 %", "x memcpy")
+OPERATION_FIGURES: Final = (2, 3, 4, 5)
+
+
+def operation_rows(cells: Sequence[BenchCell]) -> Iterator[tuple[str, ...]]:
+    """Yield a row per measured operation of a real kernel, in the order of `OPERATION_HEADS`."""
+    for cell in cells:
+        if cell.outcome == "OK" and cell.operation != CONVERSION:
+            direction = f", {direction_words(cell)}" if cell.direction else ""
+            shape = "" if cell.fragmentation == "uniform" else f", {cell.fragmentation}"
+            page, call = cell.ns_per_page, cell.call_seconds
+            yield (
+                f"{cell.operation}{direction}{shape}",
+                size_words(cell.range),
+                "" if call is None else format_time(call.median),
+                _median(page),
+                "" if page is None else f"{format_number(page.low)} to {format_number(page.high)}",
+                format_ratio(cell.ratio),
+            )
+
+
+def _median(spread: Spread | None) -> str:
+    return "" if spread is None else format_number(spread.median)
+
+
+def _place_of(cell: BenchCell) -> tuple[str, ...]:
+    return cell.abi, cell.firmware, cell.vm_type, cell.phase, cell.direction, cell.flag
+
+
+def _collapsed(by_cell: Mapping[tuple[str, ...], list[BenchCell]], heads: Sequence[str]) -> Iterator[Rows]:
+    """Yield the cells that have the same figures together."""
+    alike: dict[tuple[str, tuple[tuple[str, ...], ...]], list[list[BenchCell]]] = defaultdict(list)
+    for own in by_cell.values():
+        rows = tuple(cell_row(cell, heads) for cell in own)
+        alike[does_words(own[0]), rows].append(own)
+    for (does, rows), groups in alike.items():
+        yield Rows(f"{does}. {cells_words([own[0] for own in groups])}", [*rows], groups[0])
+
+
+def cells_words(cells: Sequence[BenchCell]) -> str:
+    """Return cells in words: revisions and VM types that have the same places share them."""
+    places: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for cell in cells:
+        places[cell.abi, cell.vm_type].append(place_words(cell))
+    types: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (abi, vm_type), own in places.items():
+        types[abi, "; ".join(own)].append(vm_type)
+    revisions: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (abi, words), vm_types in types.items():
+        revisions[", ".join(vm_types), words].append(abi)
+    return ". ".join(f"{', '.join(abis)} on {who}: {words}" for (who, words), abis in revisions.items())
