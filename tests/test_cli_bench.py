@@ -21,7 +21,7 @@ from gmemcore.cli import main
 from gmemcore.engine.counters import COUNTER_NAMES
 from gmemcore.policy import cells
 from gmemcore.results.schema import schema_of
-from gmemcore.units import parse_size
+from gmemcore.units import format_number, parse_size
 
 # Kernels that aren't compiled are a thousand times slower.
 MEMORY, LARGER = ("16k", 8 << 10) if JIT_DISABLED else ("4m", 2 << 20)
@@ -173,11 +173,13 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut(monkeypatch, caps
         assert len(line) <= int(columns)
 
 
-def _recomputed(line):
-    """Ratio of a record from its samples, as it is printed."""
-    own = line["samples" if line["judged"] == "convert" else "populate_samples"]
-    figure = median(base / one for base, one in zip(line["primitive_samples"], own, strict=True))
+def _recomputed(own, primitive):
+    """Ratio of samples, as it is printed."""
+    figure = median(base / one for base, one in zip(primitive, own, strict=True))
     return f"{figure:.2f}" if figure >= 0.1 else f"{figure:.2g}"
+
+
+NUMBER = r"(\d[\d.,]*)"
 
 
 @needs_speed
@@ -192,12 +194,25 @@ def test_each_printed_ratio_is_that_of_the_json(capsys, tmp_path, monkeypatch):
     path = tmp_path / "run.jsonl"
     where = ("--abi", "two-caps", "--firmware", "cipher", "--vm-type", "TDX", "--memory", "4m")
     assert bench("--quick", *where, "--full", "-o", path) == 0
-    records = [json.loads(line) for line in path.read_text().splitlines()][1:-1]
-    measured = [record for record in records if record["outcome"] == "OK"]
-    matrix = capsys.readouterr().out.partition("anonymous, huge pages, 1 thread\n")[2]
-    printed = set(re.findall(r"(\d[\d.e-]*) x (memset|memcpy|xor|bitmap)", matrix))
-    assert printed == {(_recomputed(record), record["primitive"]) for record in measured}
+    first, *records, _ = [json.loads(line) for line in path.read_text().splitlines()]
+    verdict, _, matrix = capsys.readouterr().out.partition("anonymous, huge pages, 1 thread\n")
+    printed = set(re.findall(rf"(memset|memcpy|xor|bitmap) {NUMBER} +{NUMBER}  ", matrix))
+    expected = set()
+    for record in records:
+        if record["outcome"] == "OK":
+            own = record["samples" if record["judged"] == "convert" else "populate_samples"]
+            ratio = _recomputed(own, record["primitive_samples"])
+            expected.add((record["primitive"], format_number(record["primitive_ns_per_page"]), ratio))
+    assert printed == expected
     assert len(printed) >= 8
+    for line in first["verdict"]["effects"]:
+        ratio = _recomputed(line["samples"], line["primitive_samples"])
+        row = rf"^{line['effect']} .* {line['primitive']} {NUMBER} +{re.escape(ratio)}  "
+        (found,) = re.findall(row, verdict, re.M)
+        ns = line["primitive_ns_per_page"]["median"]
+        assert found == format_number(4096 / ns if line["gbps"] else ns)
+        if line["memcpy_samples"]:
+            assert f" {_recomputed(line['samples'], line['memcpy_samples'])}  {line['primitive']}" in verdict
 
 
 def test_json_on_standard_output(capsys, lines):

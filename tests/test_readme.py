@@ -61,6 +61,7 @@ PLACEHOLDERS = {
     "VECTORS...": "tests/vectors",
     "LOG": "launch.log",
     "MINE.toml": "mine.toml",
+    "KIND": "bench",
 }
 
 

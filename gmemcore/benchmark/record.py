@@ -159,8 +159,8 @@ def _curve(job: PrimitiveJob) -> Primitive:
 def _effect(effect: str, bench: Bench, case: Case) -> EffectFigure:
     series = bench.measured(case, case.judged)
     taken, moves = _ns_per_page(series, series.own), case.primitive != "bitmap"
-    compared = ratio(series.others[case.primitive], series.own)
-    memcpy = series.others.get("memcpy")
+    yardstick, memcpy = series.others[case.primitive], series.others.get("memcpy")
+    compared = ratio(yardstick, series.own)
     return EffectFigure(
         effect=effect,
         cell=case.name,
@@ -171,6 +171,10 @@ def _effect(effect: str, bench: Bench, case: Case) -> EffectFigure:
         primitive=case.primitive,
         ratio=Spread.of(compared),
         stable=compared.stable,
+        primitive_ns_per_page=Spread.of(_ns_per_page(series, yardstick)),
+        samples=_per_range(series, series.own),
+        primitive_samples=_per_range(series, yardstick),
+        memcpy_samples=_per_range(series, memcpy or []),
     )
 
 

@@ -11,6 +11,7 @@ from gmemcore.results.bench_tables import (
     MATRIX_LEGEND,
     VERDICT_FIGURES,
     VERDICT_HEADS,
+    VERDICT_LEGEND,
     machine_words,
     matrix,
     matrix_figures,
@@ -31,6 +32,7 @@ def print_verdict(first: "BenchFirst", cells: "Sequence[BenchCell]", seconds: fl
     rows = verdict_rows(first)
     if rows:
         print_table(VERDICT_HEADS, rows, figures=VERDICT_FIGURES)
+        _say(VERDICT_LEGEND)
     for text in verdict_notes(first):
         _say(text)
     _say(summary_words(cells, seconds))

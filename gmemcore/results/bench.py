@@ -98,6 +98,11 @@ class EffectFigure(msgspec.Struct, frozen=True):
         Speed relative to that primitive.
     stable : bool
         Whether the interval of the ratio is narrow enough to be judged.
+    primitive_ns_per_page : Spread or None
+        Nanoseconds per 4 KiB page of the primitive; null in files of earlier versions.
+    samples, primitive_samples, memcpy_samples : list of float
+        Seconds per range of the effect, of its primitive and of memcpy, timed in turn. Each ratio is the
+        median of the latter over the former, place by place.
     """
 
     effect: Name
@@ -109,6 +114,10 @@ class EffectFigure(msgspec.Struct, frozen=True):
     primitive: Name
     ratio: Spread
     stable: bool
+    primitive_ns_per_page: Spread | None = None
+    samples: Samples = []
+    primitive_samples: Samples = []
+    memcpy_samples: Samples = []
 
 
 class RefusedFlags(msgspec.Struct, frozen=True):

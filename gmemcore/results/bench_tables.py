@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from gmemcore.results.bench import BenchCell, BenchFirst, Spread
+from gmemcore.results.bench import BenchCell, BenchFirst, EffectFigure, Spread
 from gmemcore.uapi import PAGE_SIZE
 from gmemcore.units import format_number, format_ratio, format_time, size_words
 
-VERDICT_HEADS: Final = ("effect", "GB/s", "x memcpy", "x its primitive", "95 %", "ns/page")
-VERDICT_FIGURES: Final = (1, 2, 5)
+VERDICT_HEADS: Final = ("effect", "ns/page", "GB/s", "x memcpy", "primitive", "ratio", "95 %")
+VERDICT_FIGURES: Final = (1, 2, 3, 5)
+VERDICT_LEGEND: Final = "primitive: GB/s in the same memory (bitmap: ns/page); ratio: speed against it"
 CONVERSION: Final = "conversion"
 """Operation of the cells of policy; others are operations of a real kernel."""
 SHOWN_REVISIONS: Final = 3
@@ -53,10 +54,11 @@ def verdict_rows(first: BenchFirst) -> list[tuple[str, ...]]:
         (
             _LINES.get(line.effect, line.effect)
             + ("" if line.range == largest else f" ({size_words(line.range)})"),
+            format_number(line.ns_per_page.median),
             "" if line.gbps is None else format_number(line.gbps.median),
             "" if line.memcpy is None else format_ratio(line.memcpy.median),
-            *ratio_words(line.ratio, line.primitive, line.stable),
-            format_number(line.ns_per_page.median),
+            _yardstick_words(line),
+            *ratio_words(line.ratio, line.stable),
         )
         for line in first.verdict.effects
     ]
@@ -90,10 +92,19 @@ def machine_words(first: BenchFirst) -> str:
     return ", ".join(str(part) for part in parts if part)
 
 
-def ratio_words(ratio: Spread, primitive: str, stable: bool) -> tuple[str, str]:
+def ratio_words(ratio: Spread, stable: bool) -> tuple[str, str]:
     """Return a ratio and its interval; an unstable one isn't shown."""
-    bounds = f"{format_ratio(ratio.low)} to {format_ratio(ratio.high)}"
-    return f"{format_ratio(ratio.median)} x {primitive}" if stable else f"unstable ({primitive})", bounds
+    bounds = f"{format_ratio(ratio.low)}-{format_ratio(ratio.high)}"
+    return format_ratio(ratio.median) if stable else "unstable", bounds
+
+
+def _yardstick_words(line: EffectFigure) -> str:
+    """Return the primitive of an effect and its GB/s, or if it moves no page, its ns per page."""
+    spread = line.primitive_ns_per_page
+    if spread is None:
+        return line.primitive
+    figure = spread.median if line.gbps is None else PAGE_SIZE / spread.median
+    return f"{line.primitive} {format_number(figure)}"
 
 
 # ---- every cell --------------------------------------------------------------------------------
@@ -161,23 +172,20 @@ def counter_words(counters: Mapping[str, int]) -> str:
 
 def cell_row(cell: BenchCell, heads: Sequence[str]) -> tuple[str, ...]:
     """Return the figures of a cell, one text per column."""
-    gbps = cell.populate_gbps if cell.judged == "populate" else cell.convert_gbps
     compared = ("", "")
     if cell.ratio is not None:
         bounds = (cell.ratio_low or cell.ratio, cell.ratio_high or cell.ratio)
         ratio = Spread(cell.ratio, *bounds, cell.seconds.n)
-        compared = ratio_words(ratio, cell.primitive or "", cell.stable)
+        compared = ratio_words(ratio, cell.stable)
     texts = {
         "range": range_words(cell),
         "pages": cell.fragmentation,
         "ns/page": _median(cell.ns_per_page),
         "populate": _median(cell.populate_ns_per_page),
         "access": _median(cell.access_ns_per_page),
-        "GB/s": format_number(gbps),
-        "primitive": format_number(cell.primitive_gbps),
-        "x its primitive": compared[0],
+        "primitive": f"{cell.primitive or ''} {format_number(cell.primitive_ns_per_page)}".strip(),
+        "ratio": compared[0],
         "95 %": compared[1],
-        "call": format_time(cell.call_seconds.median) if cell.call_seconds else "",
     }
     return tuple(texts[head] for head in heads)
 
@@ -187,9 +195,8 @@ range      of one conversion; (new): unallocated memory
 ns/page    conversion, batched (one compiled call for many ranges), per 4 KiB page
 populate   launch update (in place after PRESERVE, else from a source) or copy (legacy), ns/page
 access     the new side's first access: accept where it must, one access per page, ns/page
-GB/s       of the step that moves bytes; primitive: of its memory primitive, timed in turn with it
-x its ...  speed relative to that primitive, in the same memory; 95 %: interval of that ratio
-call       one set_memory_attributes call from Python"""
+primitive  memory primitive of the step that moves bytes, ns/page in the same memory, timed in turn
+ratio      speed of that step relative to its primitive; 95 %: interval of the ratio"""
 
 _COLUMNS: Final[dict[str, Callable[[Sequence[BenchCell]], bool]]] = {
     "range": lambda cells: True,
@@ -197,13 +204,11 @@ _COLUMNS: Final[dict[str, Callable[[Sequence[BenchCell]], bool]]] = {
     "ns/page": lambda cells: True,
     "populate": lambda cells: any(cell.populate_ns_per_page is not None for cell in cells),
     "access": lambda cells: any(cell.access_ns_per_page is not None for cell in cells),
-    "GB/s": lambda cells: any(cell.primitive_gbps is not None for cell in cells),
-    "primitive": lambda cells: any(cell.primitive_gbps is not None for cell in cells),
-    "x its primitive": lambda cells: True,
+    "primitive": lambda cells: True,
+    "ratio": lambda cells: True,
     "95 %": lambda cells: True,
-    "call": lambda cells: any(cell.call_seconds is not None for cell in cells),
 }
-_WORDS: Final = frozenset({"range", "pages", "x its primitive", "95 %"})
+_WORDS: Final = frozenset({"range", "pages", "primitive", "95 %"})
 
 
 OPERATION_HEADS: Final = ("operation", "range", "call", "ns/page", "95 %", "x memcpy")

@@ -29,6 +29,7 @@ from gmemcore.results.bench_tables import (
     OPERATION_HEADS,
     VERDICT_FIGURES,
     VERDICT_HEADS,
+    VERDICT_LEGEND,
     counter_words,
     direction_words,
     matrix,
@@ -107,9 +108,8 @@ def verdict(first: BenchFirst) -> Iterator[Block]:
     rows = verdict_rows(first)
     if rows:
         numbers = frozenset(VERDICT_FIGURES)
-        yield Table(
-            VERDICT_HEADS, rows, numbers, "Per effect, at the largest range, in the guest's own memory"
-        )
+        yield Table(VERDICT_HEADS, rows, numbers, "Per effect, at the largest range")
+        yield Text(VERDICT_LEGEND)
     for text in verdict_notes(first):
         yield Text(text)
 
@@ -218,4 +218,4 @@ def _details(cells: Sequence[BenchCell]) -> list[Block]:
 
 
 def _marked(head: str, text: str) -> str | Cell:
-    return Cell(text, "noisy") if head == "x its primitive" and text.startswith("unstable") else text
+    return Cell(text, "noisy") if head == "ratio" and text == "unstable" else text
