@@ -186,10 +186,11 @@ def test_every_figure_of_a_bench_is_there(bench):
         assert cell["outcome" if cell["effect"] is None else "effect"] in " ".join(texts)
         for figure in ("ns_per_page", "populate_ns_per_page", "access_ns_per_page"):
             assert cell[figure] is None or format_number(cell[figure]["median"]) in texts
-        moved = cell["populate_gbps" if cell["judged"] == "populate" else "convert_gbps"]
-        assert moved is None or format_number(moved) in texts
+        if cell["primitive"] is not None:
+            assert f"{cell['primitive']} {format_number(cell['primitive_ns_per_page'])}" in texts
     for line in first["verdict"]["effects"]:
         assert format_number(line["ns_per_page"]["median"]) in texts
+        assert line["gbps"] is None or format_number(line["gbps"]["median"]) in texts
     assert str(sum(cell["effect"] is None for cell in cells)) in texts
     assert first["environment"]["kernel"] in texts
     assert "A quick run: every cell ran and was verified, but the figures mean little." in texts

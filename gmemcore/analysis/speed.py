@@ -1,7 +1,7 @@
 """Pictures of what conversions cost: by effect, by cell of policy, over all axes, and by size."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Final
@@ -23,8 +23,6 @@ from gmemcore.units import size_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from gmemcore.results.bench import Primitive
 
 UNIFORM: Final = "uniform"
 PALE: Final = "0.75"
@@ -308,16 +306,17 @@ def cost_by_range(run: Run, ax: "Axes | None" = None, *, abi: str | None = None)
     drawn = axes_for(ax, (7.5, 5.6 if speeds and keeps else 4.2))
     below = _panel_below(drawn) if speeds and keeps else drawn
     sizes = sorted({size for by_range in (*speeds.values(), keeps) for size in by_range})
+    curves = _primitive_curves(run, cells)
     if speeds:
         for number, (operation, by_range) in enumerate(speeds.items()):
             _plot_by_range(drawn, by_range, operation, line_style(number))
         _speed_axes(drawn, sizes)
-        _draw_primitives(drawn, run, lambda curve: curve.gbps)
+        _draw_primitives(drawn, {name: own for name, own in curves.items() if name != "bitmap"}, speed=True)
         drawn.set_ylabel("GB/s")
     if keeps:
         _plot_by_range(below, keeps, "attributes alone", KEEP_STYLE)
         _speed_axes(below, sizes)
-        _draw_primitives(below, run, lambda curve: None if curve.gbps else curve.ns_per_page.median)
+        _draw_primitives(below, {name: own for name, own in curves.items() if name == "bitmap"}, speed=False)
         below.set_ylabel("ns per 4 KiB page")
     if below is not drawn:
         drawn.set_xlabel("")
@@ -375,13 +374,29 @@ def _speed_axes(ax: "Axes", sizes: Sequence[int]) -> None:
     ax.set_xlabel("size of one conversion")
 
 
-def _draw_primitives(ax: "Axes", run: Run, figure_of: "Callable[[Primitive], float | None]") -> None:
-    """Draw a figure of each primitive by size, dotted, each with its name at the right."""
-    curves: dict[str, dict[int, float]] = defaultdict(dict)
+def _primitive_curves(run: Run, cells: Sequence[BenchCell]) -> dict[str, dict[int, float]]:
+    """Return ns per page of each primitive by size: the median over the cells that it was timed in turn with.
+
+    A primitive that is no cell's yardstick at a size has the figure that was taken of it alone.
+    """
+    figures: dict[str, dict[int, float]] = defaultdict(dict)
     for curve in run.first.primitives_by_range:
-        figure = figure_of(curve)
-        if figure is not None:
-            curves[curve.primitive][curve.range] = figure
+        figures[curve.primitive][curve.range] = curve.ns_per_page.median
+    in_turn: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for cell in cells:
+        if cell.primitive is not None and cell.primitive_ns_per_page:
+            in_turn[cell.primitive, cell.range].append(cell.primitive_ns_per_page)
+    for (primitive, size), own in in_turn.items():
+        figures[primitive][size] = median(own)
+    return figures
+
+
+def _draw_primitives(ax: "Axes", curves: Mapping[str, Mapping[int, float]], *, speed: bool) -> None:
+    """Draw ns per page of each primitive by size, or GB/s, dotted, each with its name at the right."""
+    curves = {
+        name: {size: PAGE_SIZE / by_range[size] if speed else by_range[size] for size in sorted(by_range)}
+        for name, by_range in curves.items()
+    }
     style: dict[str, Any] = {"color": "0.45", "linewidth": 1.2, "linestyle": (0, (1, 1)), "zorder": 0}
     words: dict[str, Any] = {"va": "center", "fontsize": 9, "color": "0.45", "annotation_clip": False}
     for by_range in curves.values():
