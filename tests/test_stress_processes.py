@@ -1,11 +1,14 @@
 """Fleets on worker processes: the same results, waits that end, and no door for anybody else."""
 
+import gc
 import os
 import random
 import signal
 import socket
 import sys
+import threading
 import time
+import traceback
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,7 +27,7 @@ from fleets import (
 )
 from holds import skip_unless_slow
 
-from gmemcore.stress import processes, spec
+from gmemcore.stress import link, processes, spec
 from gmemcore.stress.link import ClusterError
 from gmemcore.stress.processes import Processes
 from gmemcore.stress.run import open_log, run
@@ -147,6 +150,24 @@ def test_workers_that_never_say_anything(monkeypatch):
     with pytest.raises(ClusterError, match="no worker process has responded for 1 s"):
         run(small(**SPEC), runner=Processes(2, patience=1))
     assert descendants(os.getpid()) == []
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1])
+def test_nothing_is_left_to_a_closed_event_loop(monkeypatch, seconds):
+    """Not even by a worker whose child keeps the pipes open."""
+    unraisable = []
+    monkeypatch.setattr(
+        sys,
+        "unraisablehook",
+        lambda one: unraisable.append("".join(traceback.format_exception(one.exc_value))),
+    )
+    monkeypatch.setattr(processes, "_COMMAND", ("sh", "-c", "sleep 9 & wait"))
+    monkeypatch.setattr(link, "CLOSING_SECONDS", 1)
+    with processes.ProcessLink(2, b"{}", ""):
+        time.sleep(seconds)
+    assert not [thread for thread in threading.enumerate() if thread.name == "gmemcore link"]
+    gc.collect()
+    assert unraisable == []
 
 
 def test_a_program_that_cant_be_started(monkeypatch):

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from asyncio.subprocess import PIPE
+from asyncio.subprocess import PIPE, Process, SubprocessStreamProtocol
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -108,9 +108,17 @@ class ProcessLink(Link):
     async def _run_process(self, name: str) -> str:
         """Start a process and take in what it writes until it ends; returns how it ended."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        process = await asyncio.create_subprocess_exec(
-            *_COMMAND, stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=MAX_LINE, env=environment
+        loop = asyncio.get_running_loop()
+        # As create_subprocess_exec, which keeps the transport to itself and never closes it.
+        transport, protocol = await loop.subprocess_exec(
+            lambda: SubprocessStreamProtocol(limit=MAX_LINE, loop=loop),
+            *_COMMAND,
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=PIPE,
+            env=environment,
         )
+        process = Process(transport, protocol, loop)
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -129,9 +137,7 @@ class ProcessLink(Link):
         finally:
             del self._inputs[name]
             last_words.cancel()
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            await _end(process, transport)
 
     def _write(self, name: str, message: object) -> None:
         self._inputs[name].write(json.dumps(message).encode() + b"\n")
@@ -151,6 +157,17 @@ class ProcessLink(Link):
     def _submit(self, worker: str, task: int, guests: Sequence[int]) -> None:
         if worker in self._inputs:  # else it has just gone, and the event says so
             self._write(worker, [task, list(guests)])
+
+
+async def _end(process: Process, transport: asyncio.SubprocessTransport) -> None:
+    """Kill a process and wait until it is gone, even if cancelled meanwhile."""
+    transport.close()  # kills it; wait() would otherwise wait for its children, which share its pipes
+    ending = asyncio.ensure_future(process.wait())
+    try:
+        await asyncio.shield(ending)
+    except asyncio.CancelledError:
+        await ending
+        raise
 
 
 def _how_it_ended(code: int | None, last_words: str) -> str:
