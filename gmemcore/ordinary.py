@@ -170,38 +170,35 @@ class VmWithOrdinary:
             raise InvalidArgumentError(f"userspace address {address:#x} can't have {size:#x} bytes")
         if with_file:
             if self._ordinary:
-                self._check(slot, gpa, size, gmem_offset)
+                self._check_region(slot, gpa, size, gmem_offset)
+                self._check_free(slot, gpa, size)
             self.model.add_memslot(slot, gpa, size, gmem, gmem_offset)
             return
+        self._check_region(slot, gpa, size, 0)
         old = self._ordinary.get(slot)
-        self._check(slot, gpa, size, 0, old)
+        if old is not None:
+            same_address = userspace_address is None or userspace_address == old.userspace_address
+            if not same_address or size != old.size or (flags ^ old.flags) & MemslotFlag.READONLY:
+                raise InvalidArgumentError(f"memslot {slot} can't change its memory, size or READONLY flag")
+        if old is None or gpa != old.gpa:
+            self._check_free(slot, gpa, size, old)
         if old is None:
-            new = OrdinaryMemslot(slot, gpa, size, flags, userspace_address, bytearray(size))
-        else:
-            new = self._changed(old, gpa, size, flags, userspace_address)
-        self._ordinary[slot] = new
-
-    def _changed(
-        self, old: OrdinaryMemslot, gpa: int, size: int, flags: int, address: int | None
-    ) -> OrdinaryMemslot:
-        same_address = address is None or address == old.userspace_address
-        if not same_address or size != old.size or (flags ^ old.flags) & MemslotFlag.READONLY:
-            raise InvalidArgumentError(f"memslot {old.slot} can't change its memory, size or READONLY flag")
-        return replace(old, gpa=gpa, flags=flags)
+            old = OrdinaryMemslot(slot, gpa, size, flags, userspace_address, bytearray(size))
+        self._ordinary[slot] = replace(old, gpa=gpa, flags=flags)
 
     def all_memslots(self) -> list[Any]:
         """Return the memslots of both kinds."""
         return [*self.model.memslots, *self._ordinary.values()]
 
-    def _check(
-        self, slot: int, gpa: int, size: int, offset: int, changed: OrdinaryMemslot | None = None
-    ) -> None:
-        """What KVM checks before it looks at the file, against the memslots of both kinds."""
+    def _check_region(self, slot: int, gpa: int, size: int, offset: int) -> None:
         aligned = size > 0 and not (gpa | size | offset) % PAGE_SIZE
         fits = gpa + size < _U64 and offset + size < _U64 and size // PAGE_SIZE <= MAX_MEMSLOT_PAGES
         if not (aligned and fits and 0 <= slot < MAX_MEMSLOTS):
             raise InvalidArgumentError(f"memslot {slot} at {gpa:#x}+{size:#x} isn't valid")
-        others = [each for each in self.all_memslots() if each is not changed]
+
+    def _check_free(self, slot: int, gpa: int, size: int, moved: OrdinaryMemslot | None = None) -> None:
+        """Check the id, then the range of guest memory, against the memslots of both kinds."""
+        others = [each for each in self.all_memslots() if each is not moved]
         if any(other.slot == slot for other in others):
             raise InvalidArgumentError(f"memslot {slot} exists; delete it first")
         if any(gpa < other.gpa + other.size and other.gpa < gpa + size for other in others):

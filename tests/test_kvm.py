@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,16 @@ from conftest import VECTORS
 from model_kernel import ModelTransport, ModelVcpu
 
 import gmemcore
-from gmemcore.conformance import OPERATIONS, Case, ModelMachine, VectorError, read_vectors, run_case
+from gmemcore.conformance import (
+    OPERATIONS,
+    Case,
+    ModelMachine,
+    VectorError,
+    VectorFile,
+    perform,
+    read_vectors,
+    run_case,
+)
 from gmemcore.engine.backing import BACKINGS
 from gmemcore.errors import GmemError, HostAccessError
 from gmemcore.kvm import KernelTransport, KvmMachine, KvmUnavailableError, KvmVm, probe
@@ -309,6 +319,24 @@ def test_what_a_kernel_is_not_asked_of_files_and_memslots(step, why):
 def test_every_operation_on_a_file_is_tried():
     with_a_file = {op for op, row in OPERATIONS.items() if {"gmem", "fd"} & (row.needs | row.may)}
     assert with_a_file == {step["op"] for step in USES_A_FILE}
+
+
+@pytest.mark.parametrize("abi", ["v13", "linux-7.3"])
+@pytest.mark.parametrize(
+    "step",
+    [step for step in USES_A_FILE if step["op"] not in ("runs", "poison")],
+    ids=lambda step: step["op"],
+)
+def test_a_closed_file_takes_nothing(step, abi):
+    """No call reaches another file, or new memory: its number is free again."""
+    vectors = VectorFile(1, "closed", "", abi, VmType.SW_PROTECTED, [])
+    transport = ModelTransport(abi)
+    kernel = KvmMachine(transport, probe(transport), VmType.SW_PROTECTED, abi)
+    with closing(ModelMachine(vectors, 0)) as model, closing(kernel):
+        steps = [{**CREATE, "flags": 0 if abi == "linux-7.3" else 3}, {"op": "close"}, step]
+        answers = [[perform(machine, each) for each in steps] for machine in (model, kernel)]
+    assert answers[0] == answers[1]
+    assert answers[0][2].outcome == ("OK" if step["op"] == "close" else "EBADF")
 
 
 @pytest.mark.parametrize("step", USES_A_FILE, ids=lambda step: step["op"])

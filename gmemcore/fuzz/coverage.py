@@ -12,6 +12,7 @@ Step = dict[str, Any]
 
 OUTCOMES: Final = {
     "create": "OK EINVAL",
+    "close": "OK",
     "set": "OK EINVAL EOPNOTSUPP EAGAIN",
     "vm_set": "OK EINVAL",
     "ioctl": "OK EINVAL EFAULT ENOTTY",
@@ -20,9 +21,10 @@ OUTCOMES: Final = {
     "host_write": "OK SIGBUS",
     "guest_read": "OK MEMORY_FAULT MMIO",
     "guest_write": "OK MEMORY_FAULT MMIO",
-    "fallocate": "OK EINVAL EOPNOTSUPP EFBIG",
+    "fallocate": "OK EINVAL EOPNOTSUPP EFBIG EBADF",
     "discard_shared": "OK",
-    "mmap": "OK EINVAL ENODEV",
+    "mmap": "OK EINVAL ENODEV EPERM EBADF",
+    "file_call": "EINVAL ESPIPE EBADF",
     "pin": "OK EFAULT",
     "unpin": "OK",
     "slot_add": "OK EINVAL EEXIST EBADF",
@@ -42,6 +44,8 @@ def possible(terrain: Terrain, op: str) -> list[str]:
         impossible |= {("guest_read", "MEMORY_FAULT"), ("guest_write", "MEMORY_FAULT")}
     if not terrain.abi.flags:
         impossible.add(("set", "EOPNOTSUPP"))
+    if not terrain.abi.shared_files:  # nor does such a kernel keep files from being executable
+        impossible |= {("mmap", "OK"), ("mmap", "EPERM")}
     if not terrain.pins:
         impossible.add(("set", "EAGAIN"))
     return [outcome for outcome in OUTCOMES[op].split() if (op, outcome) not in impossible]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from gmemcore.conformance import Answer, Machine, ModelMachine, VectorFile, perform
+from gmemcore.conformance import EXCUSABLE, Answer, Machine, ModelMachine, VectorFile, perform
 from gmemcore.errors import ERRNO_NUMBERS
 from gmemcore.fuzz.terrain import Terrain
 from gmemcore.kvm.differences import Difference, Follow
@@ -19,7 +19,7 @@ from gmemcore.uapi import Firmware
 
 Step = dict[str, Any]
 
-FIELDS: Final = ("bytes", "error_offset", "argument_out", "value")
+FIELDS: Final = ("bytes", "error_offset", "argument_out", "value", "fault_gpa", "fault_flags")
 """What is compared besides the outcome."""
 
 
@@ -147,7 +147,7 @@ def run(arena: Arena, steps: list[Step], answers: list[Answer] | None = None) ->
             if finding is None:
                 continue
             row = kernel.difference(step, found.outcome, expected.outcome)
-            if row is None or finding.what != "outcome":
+            if row is None or finding.what not in EXCUSABLE:
                 return Result(number + 1, known, finding)
             known.append(Known(number, row))
             if row.follow == Follow.KERNEL_DELETES:

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final, NamedTuple, TypeVar
 
+from gmemcore.conformance import CHILD_OPERATIONS
 from gmemcore.fuzz.terrain import Terrain
+from gmemcore.kvm.missed import is_ordinary
 from gmemcore.kvm.rules import MOST_ATTRIBUTE_PAGES, attribute_pages
+from gmemcore.ordinary import FILE_CALLS
 from gmemcore.uapi import (
     KVM_SET_MEMORY_ATTRIBUTES,
     KVM_SET_MEMORY_ATTRIBUTES2,
@@ -20,6 +23,7 @@ from gmemcore.uapi import (
     PAGE_SIZE,
     GuestMemfdFlag,
     MemoryAttribute,
+    MemslotFlag,
 )
 
 Step = dict[str, Any]
@@ -32,6 +36,7 @@ BOTH: Final = int(GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED)
 FILE_PAGES: Final = (1, 2, 3, 4, 4, 7, 8, 8, 16, 33, 64, 130, 520)
 MOST_FILES: Final = 4
 NAMES: Final = ("g", "h", "i", "j", "k", "l")
+SLOT_FLAGS: Final = (0, 0, 0, 0, 1, 1, 2, 2, 3, 5, 6, 7, 8, 1 << 31)
 SMALL: Final = (1, 2, 4, 8, 16, 64)
 ACCESS_SIZES: Final = (1, 1, 1, 2, 8, 8, 64, 64, P, 9000)
 ODD: Final = (1, 8, P // 2, P - 1, P + 1)
@@ -61,6 +66,12 @@ FALLOCATE_MODES: Final = (
     0x80,
     1 << 20,
 )
+CHILD_CHANCE: Final = 0.001
+"""Of a step to be done by a forked child, which costs as much as forty others."""
+CHOSEN: Final = (0, P, 2 * P)
+"""Userspace addresses where nothing is mapped, whatever the process: below vm.mmap_min_addr."""
+REFUSED: Final = (1, P // 2, (1 << 47) - P, 1 << 63, U64 + 1 - P)
+"""Userspace addresses that are unaligned, or beyond every process's (with four levels of page tables)."""
 LENGTH: Final = 240
 """Steps of a walk: long enough to pay for the VM, short enough to be shrunk quickly."""
 
@@ -71,6 +82,7 @@ class FileNote(NamedTuple):
     pages: int
     beside: bool
     mappable: bool
+    closed: bool = False
 
 
 class SlotNote(NamedTuple):
@@ -78,8 +90,7 @@ class SlotNote(NamedTuple):
 
     gpa: int
     size: int
-    name: str
-    offset: int
+    ordinary: bool
 
 
 @dataclass(slots=True)
@@ -100,9 +111,11 @@ class Scene:
             mappable = beside or bool(step["flags"] & GuestMemfdFlag.MMAP)
             self.files[step["as"]] = FileNote(step["size"] // P, beside, mappable)
         elif op == "slot_add":
-            self.slots[step["slot"]] = SlotNote(step["gpa"], step["size"], step["gmem"], step["gmem_offset"])
+            self.slots[step["slot"]] = SlotNote(step["gpa"], step["size"], is_ordinary(step))
         elif op == "slot_delete":
             self.slots.pop(step["slot"], None)
+        elif op == "close":
+            self.files[step["gmem"]] = self.files[step["gmem"]]._replace(closed=True)
 
 
 class Walk:
@@ -138,6 +151,8 @@ class Walk:
         for maker in self._draws:
             step = maker()
             if step is not None:
+                if self._chance() < CHILD_CHANCE and step["op"] in CHILD_OPERATIONS:
+                    step["child"] = True
                 yield step
                 made += 1
             if made == LENGTH:
@@ -166,7 +181,10 @@ class Walk:
     # ---- files ---------------------------------------------------------------------------------------------
 
     def _name(self) -> str:
-        return self._pick(list(self.scene.files))
+        """A file, mostly one that is open."""
+        files = self.scene.files
+        name = self._pick(list(files))
+        return self._pick(list(files)) if files[name].closed and self._chance() < 0.8 else name
 
     def _place(self, name: str) -> tuple[int, int]:
         """Offset and size in pages, mostly within a file."""
@@ -176,8 +194,9 @@ class Walk:
         return start, 1 + self._below(max(most, 1))
 
     def _create_good(self) -> Step:
-        taken = self.scene.files
-        name = next((name for name in NAMES if name not in taken), NAMES[0])
+        files = self.scene.files
+        closed = (name for name, note in files.items() if note.closed)
+        name = next((name for name in (*closed, *NAMES) if name not in files or files[name].closed), NAMES[0])
         flags = self._pick(self.terrain.creation_flags)
         if BOTH in self.terrain.creation_flags and self._chance() < 0.5:
             flags = BOTH
@@ -185,7 +204,11 @@ class Walk:
 
     def _create(self) -> Step | None:
         step = self._create_good()
-        if len(self.scene.files) >= MOST_FILES or self._chance() < 0.5:  # one that must be refused
+        if self._chance() < 0.05:
+            step["other_vm"] = True
+        if (
+            sum(not note.closed for note in self.scene.files.values()) >= MOST_FILES or self._chance() < 0.5
+        ):  # one that must be refused
             wrong_size = self._pick((0, 1, P - 1, P + 1, 1 << 63, U64 + 1 - P, U64))
             wrong_flags = self._pick((4, 1 << 31, 1 << 63, U64))
             kind = self._below(3)
@@ -209,13 +232,27 @@ class Walk:
         name = self._name()
         start, pages = self._place(name)
         offset, size = self._bent(start * P, 0.15), self._bent(pages * P, 0.15)
-        return {"op": "mmap", "gmem": name, "offset": offset, "size": size, "shared": self._chance() < 0.8}
+        step = {"op": "mmap", "gmem": name, "offset": offset, "size": size, "shared": self._chance() < 0.8}
+        if self._chance() < 0.2:
+            step["prot"] = self._below(8)
+        return step
+
+    def _close(self) -> Step | None:
+        open_files = [name for name, note in self.scene.files.items() if not note.closed]
+        return {"op": "close", "gmem": self._pick(open_files)} if len(open_files) > 1 else None
+
+    def _file_call(self) -> Step:
+        """A system call on a file that takes none of them."""
+        offset = self._pick((0, 1, P, 1 << 40, 1 << 63, U64))
+        call, size = self._pick(list(FILE_CALLS)), self._pick((0, 1, P))
+        return {"op": "file_call", "gmem": self._name(), "call": call, "offset": offset, "size": size}
 
     # ---- host and guest accesses ---------------------------------------------------------------------------
 
     def _mappable(self) -> str | None:
         """A file whose shared memory the host can map."""
-        names = [name for name, note in self.scene.files.items() if note.mappable]
+        files = self.scene.files.items()
+        names = [name for name, note in files if note.mappable and not note.closed]
         return self._pick(names) if names else None
 
     def _host_place(self) -> tuple[str, int] | None:
@@ -278,11 +315,11 @@ class Walk:
             gpa = max(other.gpa + (self._below(other.size // P + size + 1) - size) * P, 0)
         slot = next(number for number in range(1000) if number not in scene.slots)
         if chance() < 0.15:
-            slot = self._pick([*scene.slots, 32763, 32764, 32767, 40000, 65535])
+            slot = self._pick([*scene.slots, 32763, 32764, 32767, 40000, 65535, 65536, 65537, 131072])
         size = self._bent(size * P)
         if size == 0 and slot in scene.slots:  # which would delete it
             size = P
-        return {
+        step = {
             "op": "slot_add",
             "slot": slot,
             "gpa": self._bent(gpa),
@@ -290,6 +327,24 @@ class Walk:
             "gmem": name,
             "gmem_offset": self._bent(start * P),
         }
+        if chance() < 0.2:
+            self._make_unusual(step)
+        return step
+
+    def _make_unusual(self, step: Step) -> None:
+        """Flags and an address of a memslot: mostly one of ordinary memory, and then one that may exist."""
+        flags, chance = self._pick(SLOT_FLAGS), self._chance
+        step["flags"] = flags
+        ordinary = [number for number, slot in self.scene.slots.items() if slot.ordinary]
+        if ordinary and chance() < 0.4:
+            step["slot"] = self._pick(ordinary)
+            old = self.scene.slots[step["slot"]]
+            step["size"] = old.size if chance() < 0.9 else step["size"]
+            step["gpa"] = old.gpa if chance() < 0.5 else step["gpa"]
+        if chance() < 0.3:
+            # Through an address with memory of this process behind it, a guest could do harm.
+            unmapped = flags in (0, MemslotFlag.LOG_DIRTY_PAGES) and step["size"] <= 8 * P
+            step["userspace_addr"] = self._pick((*CHOSEN, *REFUSED) if unmapped else REFUSED)
 
     def _slot_delete(self) -> Step:
         slots = list(self.scene.slots)
@@ -382,7 +437,8 @@ class Walk:
         }
 
     def _discard_shared(self) -> Step | None:
-        beside = [name for name, note in self.scene.files.items() if note.beside]
+        files = self.scene.files.items()
+        beside = [name for name, note in files if note.beside and not note.closed]
         if not beside:
             return None
         name = self._pick(beside)
@@ -399,6 +455,7 @@ def _weights(terrain: Terrain) -> Iterator[tuple[str, float]]:
     """How often each operation is drawn, where it can be."""
     yield from {"create": 3, "fallocate": 10, "mmap": 5, "host_read": 16, "host_write": 16}.items()
     yield from {"slot_add": 14, "slot_delete": 5, "check_cap": 1, "ioctl": 2}.items()
+    yield from {"close": 1, "file_call": 1}.items()
     yield "set", 14 if terrain.in_place else 1
     yield "vm_set", 14 if terrain.legacy and terrain.private_memory and terrain.vm_attributes else 2
     if terrain.guest:

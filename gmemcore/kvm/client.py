@@ -198,7 +198,7 @@ class KvmVm:
         if userspace_address is None and ordinary:
             if old is None:
                 memory = self._ordinary_memory(size)
-            userspace_address = memory or 0
+            userspace_address = memory or 0 if old is None else old.userspace_address
         elif userspace_address is None:
             userspace_address = 0 if gmem is None else gmem.userspace_address(gmem_offset, size)
         self._make_way(gpa, size, slot)
@@ -431,6 +431,7 @@ class KvmFile:
         reserved : int
             Goes into the last of the reserved words.
         """
+        self._require_open()
         words = [0] * (MEMORY_ATTRIBUTES2_RESERVED_WORDS - 1) + [reserved]
         argument = bytearray(
             MEMORY_ATTRIBUTES2_STRUCT.pack(offset, size, attributes, flags, error_offset, *words)
@@ -447,6 +448,7 @@ class KvmFile:
 
     def ioctl(self, request: int, argument: bytearray | bytes | None) -> None:
         """An ioctl of the guest_memfd as it stands; None is an unreadable pointer."""
+        self._require_open()
         with _refusals():
             self._transport.raw_ioctl(self.fd, request, argument)
 
@@ -466,6 +468,7 @@ class KvmFile:
 
         One mapping lives through conversions, so that a page which the kernel forgot to unmap shows.
         """
+        self._require_open()
         if offset + size <= self.size and (whole := self._whole()) is not None:
             yield whole + offset
             return
@@ -504,6 +507,7 @@ class KvmFile:
 
     def fallocate(self, mode: int, offset: int, size: int) -> None:
         """fallocate(2). A punched page drops its pin, which holds on to the page that was there."""
+        self._require_open()
         with _refusals():
             self._transport.fallocate(self.fd, mode, offset, size)
         if mode & FallocateMode.PUNCH_HOLE:
@@ -511,6 +515,7 @@ class KvmFile:
 
     def discard_shared(self, offset: int, size: int) -> None:
         """Discard the host's side of a range: the VMM's step where there are two backings."""
+        self._require_open()
         if not self.two_backings:
             raise UnsupportedOperationError("there is one backing, converted in place")
         with _refusals():
@@ -520,6 +525,7 @@ class KvmFile:
 
     def pin(self, offset: int, size: int) -> None:
         """Take a reference on each page that has none of ours yet: on all of them or none."""
+        self._require_open()
         taken: dict[int, int] = {}
         try:
             with _refusals():
@@ -535,6 +541,7 @@ class KvmFile:
 
     def unpin(self, offset: int, size: int) -> None:
         """Drop our references on pages."""
+        self._require_open()
         self._drop_pins(offset, size)
 
     def _drop_pins(self, offset: int, size: int) -> None:

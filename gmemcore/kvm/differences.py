@@ -60,7 +60,7 @@ class Difference:
     op : str
         Operation of the step.
     written, found : str
-        The outcome in the vectors, and the kernel's.
+        The outcome in the vectors, and the kernel's. The same one: a fault at another gpa, or with other flags.
     since, before : (major, minor)
         Kernels that answer so, half-open; before None: all that are known.
     when : callable
@@ -147,7 +147,10 @@ def _in_second_address_space(at: Situation) -> bool:
     return bool(at.step["slot"] >> 16 == 1)
 
 
-_STALE_ANSWERS = (("OK", "MEMORY_FAULT"), ("MMIO", "MEMORY_FAULT"), ("MEMORY_FAULT", "MMIO"))
+_STALE_ANSWERS = (
+    *(("OK", "MEMORY_FAULT"), ("MMIO", "MEMORY_FAULT"), ("MEMORY_FAULT", "MMIO")),
+    ("MEMORY_FAULT", "MEMORY_FAULT"),  # with other flags
+)
 
 DIFFERENCES = (
     Difference(

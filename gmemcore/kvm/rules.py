@@ -177,15 +177,15 @@ def _beyond_guest(context: Context) -> bool:
 
 
 def _at_unknown_memory(context: Context) -> bool:
-    """A guest access through an address that the vectors chose, where this process may have memory."""
+    """A guest access through an address that the vectors chose, where the memory isn't known."""
     start = context.step["gpa"]
     end = start + size_of(context.step)
+    slots = context.machine.vm.memslots.values()
+    reached = (slot for slot in slots if slot.chosen and slot.gpa < end and start < slot.gpa + slot.size)
     return any(
-        slot.gpa < end
-        and start < slot.gpa + slot.size
-        and slot.chosen
-        and slot.userspace_address + slot.size > LOWEST_MAPPED
-        for slot in context.machine.vm.memslots.values()
+        (slot.gmem is not None and slot.gmem.two_backings)
+        or slot.userspace_address + slot.size > LOWEST_MAPPED
+        for slot in reached
     )
 
 
@@ -256,7 +256,7 @@ RULES = (
     _rule(_GUEST, _attributes_elsewhere, "this kernel keeps attributes in the VM, not in the file"),
     _rule(_GUEST, _other_memory_behind, "without MMAP this kernel's guest sees other memory than the file"),
     _rule(_GUEST, _beyond_guest, "it is beyond the physical addresses of a guest here"),
-    _rule(_GUEST, _at_unknown_memory, "userspace_addr may be memory of this process"),
+    _rule(_GUEST, _at_unknown_memory, "userspace_addr may be other memory of this process"),
     _rule("pin unpin", lambda c: c.offer.pins is not None, lambda c: f"no pins: {c.offer.pins}"),
     _rule("pin unpin", _pin_refused_by_us, "it is no system call, and its argument checks are the model's"),
     _rule("pin", lambda c: c.step["size"] > MOST_PINS * PAGE_SIZE, f"it pins more than {MOST_PINS} pages"),

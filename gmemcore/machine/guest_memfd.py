@@ -770,6 +770,7 @@ class GuestMemfd:
         return view.memory[offset : offset + size]
 
     def _require_ioctl(self) -> None:
+        self._open(self._store)
         if self.vm.abi.legacy:
             raise UnknownIoctlError(
                 "abi legacy has no KVM_SET_MEMORY_ATTRIBUTES2; attributes don't belong to the guest_memfd: "

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from gmemcore.errors import BadAddressError, GmemError, UnknownIoctlError
+from gmemcore.errors import BadAddressError, BadFileError, GmemError, UnknownIoctlError
 from gmemcore.uapi import (
     KVM_SET_MEMORY_ATTRIBUTES,
     KVM_SET_MEMORY_ATTRIBUTES2,
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 def gmem_ioctl(gmem: "GuestMemfd", request: int, argument: bytearray | bytes | None) -> None:
     """ioctl(2) on a guest_memfd; see `GuestMemfd.ioctl`."""
+    if gmem.closed:
+        raise BadFileError("the guest_memfd is closed")
     if request != KVM_SET_MEMORY_ATTRIBUTES2 or gmem.vm.abi.legacy:
         raise UnknownIoctlError(f"a guest_memfd has no request {request:#x} under abi {gmem.vm.abi.name}")
     data = _copy_in(argument, MEMORY_ATTRIBUTES2_STRUCT.size)
