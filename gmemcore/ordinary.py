@@ -217,7 +217,7 @@ class VmWithOrdinary:
             read: bytes = self.model.guest_read(gpa, size, private)
             return read
         pieces = [*self._pieces(gpa, size)]
-        self._check_pieces(pieces, private, write=False)
+        self._check_pieces(pieces, private)
         parts = []
         for start, length, slot in pieces:
             if slot is None:
@@ -227,16 +227,19 @@ class VmWithOrdinary:
         return b"".join(parts)
 
     def guest_write(self, gpa: int, data: bytes, private: bool | None = None) -> None:
-        """Write as the guest does."""
+        """Write as the guest does. Bytes in front of read-only memory are written: it can be touched."""
         if not self._ordinary:
             self.model.guest_write(gpa, data, private)
             return
         pieces = [*self._pieces(gpa, len(data))]
-        self._check_pieces(pieces, private, write=True)
+        self._check_pieces(pieces, private)
         for start, length, slot in pieces:
             part = data[start - gpa :][:length]
             if slot is None:
                 self.model.guest_write(start, part, private)
+            elif slot.flags & MemslotFlag.READONLY:
+                page = start & -PAGE_SIZE
+                raise MmioExit(f"the memslot at gpa {page:#x} is read-only", page, PAGE_SIZE)
             else:
                 slot.memory[start - slot.gpa : start - slot.gpa + length] = part
 
@@ -254,7 +257,7 @@ class VmWithOrdinary:
             yield gpa, end - gpa, None
 
     def _check_pieces(
-        self, pieces: list[tuple[int, int, OrdinaryMemslot | None]], private: bool | None, *, write: bool
+        self, pieces: list[tuple[int, int, OrdinaryMemslot | None]], private: bool | None
     ) -> None:
         """Check an access that meets ordinary memory whole, before a byte moves."""
         if len(pieces) == 1 and pieces[0][2] is None:
@@ -263,11 +266,9 @@ class VmWithOrdinary:
             if slot is None:
                 self.model.guest_touch(start, length, private)
             else:
-                self._check_page(start, length, slot, private, write=write)
+                self._check_page(start, length, slot, private)
 
-    def _check_page(
-        self, gpa: int, size: int, slot: OrdinaryMemslot, private: bool | None, *, write: bool
-    ) -> None:
+    def _check_page(self, gpa: int, size: int, slot: OrdinaryMemslot, private: bool | None) -> None:
         first = gpa & -PAGE_SIZE
         chosen = private if self.model.platform.coco else None
         attribute = self._first_private(gpa, size)
@@ -275,8 +276,6 @@ class VmWithOrdinary:
         if page is not None:
             kind = MemoryAttribute.PRIVATE if chosen is None or chosen else 0
             raise MemoryFaultExit(f"gpa {page:#x} is private, or taken for it", page, PAGE_SIZE, int(kind))
-        if write and slot.flags & MemslotFlag.READONLY:
-            raise MmioExit(f"the memslot at gpa {first:#x} is read-only", first, PAGE_SIZE)
         if slot.userspace_address is not None:
             raise BadAddressError(f"nothing is mapped at {slot.userspace_address:#x}, for gpa {first:#x}")
 

@@ -197,6 +197,11 @@ class ModelTransport:
         self.mappings[address] = file, offset, size
         return address
 
+    def reserve(self, address, size):
+        _, offset, length = self.mappings[address]
+        assert length == size
+        self.mappings[address] = None, offset, length
+
     def unmap(self, address, size):
         assert self.mappings.pop(address)[2] == size
 

@@ -157,7 +157,8 @@ def test_unreadable_outranks_different(run, mappable, vectors, tmp_path):
 
 
 @has_kvm
-def test_fuzz_prints_coverage_and_the_rate(run, mappable, tmp_path):
+def test_fuzz_prints_coverage_and_the_rate(run, mappable, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     result = run("fuzz", "--steps", 500, "--seed", 3, "--folder", tmp_path / "new")
     assert result.status == 0
     assert "500 steps in 3 walks on Linux" in result.out
@@ -173,6 +174,27 @@ def test_fuzz_for_programs(run, mappable, tmp_path):
     assert record["steps"] == 300
     assert sum(row["count"] for row in record["coverage"]) == 300
     assert record["difference"] is None
+
+
+@has_kvm
+def test_a_table_of_results(run, mappable, tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text(run("fuzz", "--steps", 500, "--folder", tmp_path, "--json").out)
+    record = json.loads(path.read_text())
+    result = run("table", path, path)
+    assert result.status == 0
+    head, _, *rows = result.out.splitlines()
+    assert head.count(record["kernel"].split("-")[0]) == 2 * len(record["offers"])
+    assert any(row.startswith("| `slot_add` |") and "as the model" in row for row in rows)
+
+
+def test_a_table_refuses_what_is_no_result(run, tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text("{}")
+    for each in (path, tmp_path / "none.json"):
+        result = run("table", each)
+        assert result.status == 2
+        assert str(each) in result.err
 
 
 @has_kvm

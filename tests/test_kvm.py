@@ -339,6 +339,28 @@ def test_a_closed_file_takes_nothing(step, abi):
     assert answers[0][2].outcome == ("OK" if step["op"] == "close" else "EBADF")
 
 
+@pytest.mark.parametrize("abi", ["v13", "linux-7.3"])
+def test_the_addresses_of_a_memslot_are_nobody_elses(abi):
+    """A guest must not reach what is mapped after a file was closed."""
+    transport = ModelTransport(abi)
+    with KvmVm(transport, VmType.SW_PROTECTED, two_backings=abi != "v13") as vm:
+        files = [vm.create_guest_memfd(4 * P, 0 if abi != "v13" else BOTH) for _ in range(2)]
+        vm.add_memslot(0, GPA, 4 * P, files[0])
+        vm.add_memslot(1, 2 * GPA, P, None, flags=0)
+        files[1].host_write(0, b"1")
+        addresses = [vm.memslots[slot].userspace_address for slot in (0, 1)]
+        before = len(transport.mappings)
+        for file in files:
+            file.close()
+        assert len(transport.mappings) == before - 1  # of the file that no memslot has
+        assert transport.mappings[addresses[0]][0] is None
+        with pytest.raises(GmemError):
+            files[0].host_read(0, 1)
+        vm.delete_memslot(1)
+        assert addresses[1] not in transport.mappings
+    assert not transport.mappings
+
+
 @pytest.mark.parametrize("step", USES_A_FILE, ids=lambda step: step["op"])
 def test_a_file_that_could_not_be_created_skips_whatever_uses_it(step):
     """The vectors are readable all the same, and a file of the same name that was created is used."""

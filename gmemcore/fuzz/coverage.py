@@ -2,13 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Final
 
-from gmemcore.conformance import Answer
 from gmemcore.fuzz.terrain import Terrain
 from gmemcore.uapi import VmType
-
-Step = dict[str, Any]
 
 OUTCOMES: Final = {
     "create": "OK EINVAL",
@@ -35,7 +32,7 @@ OUTCOMES: Final = {
 
 def possible(terrain: Terrain, op: str) -> list[str]:
     """Return the outcomes of an operation that walks on a terrain can meet."""
-    if op == "set" and terrain.legacy:
+    if (op == "set" and terrain.legacy) or (op == "vm_set" and not terrain.vm_attributes):
         return ["ENOTTY"]
     impossible = set()
     if not terrain.private_memory:
@@ -58,12 +55,10 @@ class Coverage:
         self.counts: Counter[tuple[VmType, str, str]] = Counter()
         self._terrains: dict[VmType, Terrain] = {}
 
-    def add(self, terrain: Terrain, steps: Iterable[Step], answers: Iterable[Answer]) -> None:
-        """Count the steps of a walk."""
-        vm_type = terrain.vm_type
-        self._terrains[vm_type] = terrain
-        pairs = zip(steps, answers, strict=False)
-        self.counts.update((vm_type, step["op"], answer.outcome) for step, answer in pairs)
+    def add(self, terrain: Terrain, outcomes: Iterable[tuple[str, str]]) -> None:
+        """Count the steps of a walk: operation and outcome of each."""
+        self._terrains[terrain.vm_type] = terrain
+        self.counts.update((terrain.vm_type, *each) for each in outcomes)
 
     def rows(self) -> Iterator[tuple[VmType, str, str, int]]:
         """Yield VM type, operation, outcome and count: what was seen, then what could be and wasn't (0)."""

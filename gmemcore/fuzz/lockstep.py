@@ -5,7 +5,7 @@ to answer otherwise, the model is made to follow it, and the walk goes on.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from gmemcore.conformance import EXCUSABLE, Answer, Machine, ModelMachine, VectorFile, perform
@@ -57,9 +57,9 @@ def difference(number: int, step: Step, model: Answer, kernel: Answer) -> Findin
     here, there = (ERRNO_NUMBERS.get(answer.outcome, answer.outcome) for answer in (model, kernel))
     if here != there:
         return Finding(number, step, "outcome", model.outcome, kernel.outcome)
-    for field in FIELDS:
-        if model.seen.get(field) != kernel.seen.get(field):
-            return Finding(number, step, field, model.seen.get(field), kernel.seen.get(field))
+    for name in FIELDS:
+        if model.seen.get(name) != kernel.seen.get(name):
+            return Finding(number, step, name, model.seen.get(name), kernel.seen.get(name))
     return None
 
 
@@ -106,12 +106,28 @@ class Known(NamedTuple):
     row: Difference
 
 
-class Result(NamedTuple):
-    """What came of a walk on a kernel: how many steps it did, known differences, and the finding, if any."""
+@dataclass(slots=True)
+class Result:
+    """What came of a walk on a kernel.
 
-    done: int
-    known: list[Known]
-    finding: Finding | None
+    Attributes
+    ----------
+    outcomes : list of (str, str)
+        Operation and the kernel's outcome of each step that was done.
+    known : list of Known
+        The steps that came out as this kernel is known to differ.
+    finding : Finding or None
+        The step that differs, which ended the walk.
+    """
+
+    outcomes: list[tuple[str, str]] = field(default_factory=list)
+    known: list[Known] = field(default_factory=list)
+    finding: Finding | None = None
+
+    @property
+    def done(self) -> int:
+        """How many steps were done."""
+        return len(self.outcomes)
 
 
 def answers_of(arena: Arena, steps: Iterable[Step]) -> list[Answer]:
@@ -138,25 +154,27 @@ def run(arena: Arena, steps: list[Step], answers: list[Answer] | None = None) ->
     answers = answers_of(arena, steps) if answers is None else answers
     kernel = arena.kernel()
     model: Machine | None = None  # it is needed again when it has to follow
-    known: list[Known] = []
+    result = Result()
     try:
         for number, step in enumerate(steps):
             expected = answers[number] if model is None else perform(model, step)
             found = perform(kernel, step)
+            result.outcomes.append((step["op"], found.outcome))
             finding = difference(number, step, expected, found)
             if finding is None:
                 continue
             row = kernel.difference(step, found.outcome, expected.outcome)
             if row is None or finding.what not in EXCUSABLE:
-                return Result(number + 1, known, finding)
-            known.append(Known(number, row))
+                result.finding = finding
+                break
+            result.known.append(Known(number, row))
             if row.follow == Follow.KERNEL_DELETES:
                 kernel.vm.delete_memslot(step["slot"])
             elif row.follow != Follow.NOTHING:
                 if model is not None:
                     model.close()
-                model = _replayed(arena, steps[: number + 1], known)
-        return Result(len(steps), known, None)
+                model = _replayed(arena, steps[: number + 1], result.known)
+        return result
     finally:
         kernel.close()
         if model is not None:

@@ -15,6 +15,7 @@ from gmemcore.fuzz.shrink import shrink
 from gmemcore.fuzz.store import RunningWalk, free_name, vectors
 from gmemcore.fuzz.terrain import Terrain, fuzzable, terrain_of
 from gmemcore.fuzz.walk import LENGTH, Walk
+from gmemcore.kvm.differences import Difference
 from gmemcore.kvm.probe import Host
 from gmemcore.kvm.transport import Transport
 from gmemcore.uapi import VmType
@@ -46,8 +47,8 @@ class Report:
         How long that took, shrinking aside.
     coverage : Coverage
         What was seen.
-    known : Counter of str
-        How often the kernel answered as it is known to differ, by reason.
+    known : Counter of (VmType, Difference)
+        How often the kernel answered as it is known to differ.
     finding : Finding or None
         The first difference, shrunk.
     walk : list of dict
@@ -64,11 +65,19 @@ class Report:
     walks: int = 0
     seconds: float = 0.0
     coverage: Coverage = field(default_factory=Coverage)
-    known: Counter[str] = field(default_factory=Counter)
+    known: Counter[tuple[VmType, Difference]] = field(default_factory=Counter)
     finding: Finding | None = None
     walk: list[Step] = field(default_factory=list)
     path: Path | None = None
     left_over: Path | None = None
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """How often the kernel answered as it is known to differ, by reason."""
+        reasons: Counter[str] = Counter()
+        for (_, row), count in self.known.items():
+            reasons[row.why] += count
+        return reasons
 
 
 def fuzz(
@@ -121,8 +130,8 @@ def fuzz(
             report.steps += result.done
             report.walks += 1
             report.seconds = time.monotonic() - began
-            report.coverage.add(arena.terrain, walk.steps[: result.done], walk.answers)
-            report.known.update(each.row.why for each in result.known)
+            report.coverage.add(arena.terrain, result.outcomes)
+            report.known.update((arena.terrain.vm_type, each.row) for each in result.known)
             if result.finding is not None:
                 _show(report, arena, walk.steps, result.finding, folder)
                 break

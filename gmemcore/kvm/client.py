@@ -136,6 +136,7 @@ class KvmVm:
         self.two_backings = two_backings
         self.files: list[KvmFile] = []
         self.memslots: dict[int, Slot] = {}
+        self._reserved: list[tuple[int, int]] = []
         self._vcpu: Vcpu | None = None
         self._own: Placement | None = None
         self._private = PrivateFrames()
@@ -341,18 +342,28 @@ class KvmVm:
                 for start, length in own.borrowed:
                     self._set_attributes(start, length, MemoryAttribute.PRIVATE, 0)
 
+    def leave(self, gmem: "KvmFile", address: int, size: int) -> None:
+        """Unmap a closed file, but keep the addresses that a memslot has from being used again."""
+        if any(slot.gmem is gmem for slot in self.memslots.values()):
+            self.transport.reserve(address, size)
+            self._reserved.append((address, size))
+        else:
+            self.transport.unmap(address, size)
+
     def close(self) -> None:
         """Close vCPU, files and VM. Closing twice is allowed."""
         if self._vcpu is not None:
             self._vcpu.close()
             self._vcpu = self._own = None
+        for slot in [*self.memslots]:  # no guest runs any more
+            self._forget(slot)
         for gmem in self.files:
             gmem.close()
         if self.fd >= 0:
             self.transport.close(self.fd)
             self.fd = -1
-        for slot in [*self.memslots]:
-            self._forget(slot)
+        while self._reserved:
+            self.transport.unmap(*self._reserved.pop())
 
 
 class KvmFile:
@@ -552,7 +563,7 @@ class KvmFile:
         """Close the file and what was made for it. Closing twice is allowed."""
         self._drop_pins(0, self.size)
         if self._address is not None:
-            self._transport.unmap(self._address, self.size)
+            self.vm.leave(self, self._address, self.size)
             self._address = None
         for fd in (self.fd, self._beside):
             if fd is not None and fd >= 0:

@@ -60,7 +60,7 @@ class Difference:
     op : str
         Operation of the step.
     written, found : str
-        The outcome in the vectors, and the kernel's. The same one: a fault at another gpa, or with other flags.
+        The outcome in the vectors, and the kernel's. Of two that are the same, gpa or flags differ.
     since, before : (major, minor)
         Kernels that answer so, half-open; before None: all that are known.
     when : callable
@@ -179,15 +179,20 @@ DIFFERENCES = (
         "a fault of kvm_gmem_bind: the end of the file's range is a signed number, and 2^63 below every size",
         Follow.KERNEL_DELETES,
     ),
-    Difference(
-        *("slot_add", "EINVAL", "OK", FIRST_KERNEL, None, _needs_five_levels),
-        "with five levels of page tables a process has addresses up to 2^56",
-        Follow.KERNEL_DELETES,
-    ),
-    Difference(
-        *("slot_add", "EINVAL", "OK", FIRST_KERNEL, None, _in_second_address_space),
-        "memslots of the second address space, that of system management mode, have ids from 65536",
-        Follow.KERNEL_DELETES,
+    *(
+        Difference(
+            *("slot_add", "EINVAL", found, FIRST_KERNEL, None, applies),
+            why,
+            Follow.KERNEL_DELETES if found == "OK" else Follow.NOTHING,
+        )
+        for found in ("OK", "EEXIST", "EBADF")
+        for applies, why in (
+            (_needs_five_levels, "with five levels of page tables a process has addresses up to 2^56"),
+            (
+                _in_second_address_space,
+                "memslots of the second address space, that of system management mode, have ids from 65536",
+            ),
+        )
     ),
     Difference(
         *("mmap", "EPERM", "ENODEV", FIRST_KERNEL, (6, 16), lambda _: True),

@@ -127,6 +127,10 @@ class KernelTransport:
         """See `Transport`."""
         return touch.map_file(self._libc, -1, 0, size, shared=False)
 
+    def reserve(self, address: int, size: int) -> None:
+        """See `Transport`."""
+        touch.reserve(self._libc, address, size)
+
     def unmap(self, address: int, size: int) -> None:
         """See `Transport`."""
         self._libc.munmap(address, size)

@@ -14,6 +14,7 @@ import os
 from gmemcore.errors import HostAccessError
 from gmemcore.kvm.transport import READ_WRITE
 
+_PROT_NONE, _MAP_FIXED = 0, 0x10  # not in Python's mmap
 MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -49,6 +50,14 @@ def map_file(
         number = ctypes.get_errno()
         raise OSError(number, f"mmap of {offset:#x}+{size:#x}: {os.strerror(number)}")
     return int(address)
+
+
+def reserve(library: ctypes.CDLL, address: int, size: int) -> None:
+    """Replace a mapping by one that nobody can access, at the same addresses."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
+    if library.mmap(address, size, _PROT_NONE, flags, -1, 0) == MAP_FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, f"mmap at {address:#x}: {os.strerror(number)}")
 
 
 class HostTouch:

@@ -79,6 +79,9 @@ class Transport(Protocol):
     def memory(self, size: int) -> int:
         """Map ordinary memory of this process alone, all zeros; return the address."""
 
+    def reserve(self, address: int, size: int) -> None:
+        """Replace a mapping by one that nobody can access, so that its addresses aren't used again."""
+
     def unmap(self, address: int, size: int) -> None:
         """munmap(2)."""
 

@@ -1,6 +1,7 @@
 """``gmemcore kvm fuzz``: random walks on the model and on the host's kernel, until they differ."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,7 +66,7 @@ def fuzz(
             progress=lambda report: show(report.steps),
         )
     if as_json:
-        say_json(_record(report))
+        say_json(_record(report, host))
     else:
         _print(report)
     return int(report.finding is not None)
@@ -93,7 +94,7 @@ def _print(report: "Report") -> None:
         say(f"An earlier run didn't end. The walk that was running is kept: {report.left_over}")
     _print_coverage(report)
     say()
-    say_lines(counted_lines("known", report.known))
+    say_lines(counted_lines("known", report.reasons))
     found = "no difference" if report.finding is None else "a difference"
     walks = "1 walk" if report.walks == 1 else f"{report.walks:,} walks"
     say(f"{report.steps:,} steps in {walks} on Linux {report.release}, seed {report.seed}: {found}")
@@ -130,7 +131,7 @@ def _print_coverage(report: "Report") -> None:
     print_table(("VM type", "operation", "seen", "not seen"), rows, labels=1)
 
 
-def _record(report: "Report") -> dict[str, Any]:
+def _record(report: "Report", host: "Host") -> dict[str, Any]:
     finding = report.finding
     return {
         "kernel": report.release,
@@ -138,11 +139,16 @@ def _record(report: "Report") -> dict[str, Any]:
         "steps": report.steps,
         "walks": report.walks,
         "seconds": report.seconds,
+        "offers": [asdict(offer) for offer in host.offers.values()],
         "coverage": [
             {"vm_type": vm_type, "op": op, "outcome": outcome, "count": count}
             for vm_type, op, outcome, count in report.coverage.rows()
         ],
-        "known": dict(report.known.most_common()),
+        "known": [
+            {"vm_type": vm_type, "op": row.op, "model": row.written, "kernel": row.found, "why": row.why}
+            | {"count": count}
+            for (vm_type, row), count in report.known.most_common()
+        ],
         "left_over": None if report.left_over is None else str(report.left_over),
         "difference": None
         if finding is None
