@@ -24,7 +24,7 @@ QEMU = """\
 qemu: kvm_convert_memory start 0x4000000 size 0x1000 shared_to_private
 qemu: kvm_convert_memory start 0x4000000 size 0x1000 private_to_shared
 """
-PROPOSAL = Path(__file__).parent.parent / "gmemcore" / "vmm" / "proposals" / "by-direction.toml"
+PROPOSAL = Path(__file__).parent.parent / "gmemcore" / "policy" / "proposals" / "by-direction.toml"
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ class KvmMachine:
         plain = {name: value for name, value in step.items() if name != "child"}
         if step.get("other_vm", False):
             _ = self.other_vm  # a VM of the child's own would be another one
-        return self.transport.in_child(lambda: perform(self, plain))
+        return Answer(*self.transport.in_child(lambda: perform(self, plain)))
 
     def skips(self, step: Step) -> str | None:
         """Return why a step can't be done here, or None if it can. Asked once about every step, in order."""
