@@ -1,6 +1,7 @@
 """The fast reader of logs tells what the reference reader tells, of any bytes."""
 
 import random
+import textwrap
 from pathlib import Path
 
 import logs
@@ -22,14 +23,17 @@ def read_by_reference(collector, data, block):
     lines = Lines(collector)
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
         lines.read(number, line)
+    lines.finish()
 
 
 def read_by_columns(collector, data, block):
-    columns, at = Columns(collector, Lines(collector)), 0
+    lines = Lines(collector)
+    columns, at = Columns(collector, lines), 0
     while at < len(data):
         end = data.find(b"\n", at + block - 1) + 1 or len(data)
         columns.read(data[at:end])
         at = end
+    lines.finish()
     assert columns.number == data.count(b"\n")
 
 
@@ -100,6 +104,13 @@ WORDS = [
     ),
     *("# entries-in-buffer/entries-written: 2/30", "CPU:1 [LOST 5 EVENTS]", "[EVENTS DROPPED]", "#", "-e "),
     *(" ", "  ", ":", ": ", ".", "_", "0", "f", "\r", "\t", "\n", "\n\n", "\0", "\x1b[0m", "\x7f", "é", "~"),
+    *(
+        '{"MESSAGE":"',
+        '{"MESSAGE":[107,118,109]}',
+        '"}',
+        "\n> ",
+        "kvm_convert_memory start 0x1000 size\n0x1000 ",
+    ),
 ]
 
 
@@ -149,6 +160,13 @@ def line_of_an_event(draw):
 )
 def test_lines_of_all_dialects(lines, block):
     check("".join(line + end for line, end in lines).encode(), block)
+
+
+@settings(deadline=None)
+@given(st.lists(line_of_an_event(), max_size=8), st.integers(20, 120), st.sampled_from(["", "> "]), st.data())
+def test_lines_that_a_mail_program_wrapped(lines, width, mark, data):
+    text = "".join(f"{mark}{part}\n" for line in lines for part in textwrap.wrap(line, width))
+    check(text.encode(), data.draw(st.sampled_from([30, 1000, 1 << 20])))
 
 
 def test_damaged_lines():

@@ -2,9 +2,11 @@
 
 import bz2
 import gzip
+import json
 import lzma
 import random
 import re
+import textwrap
 from itertools import pairwise, permutations
 from pathlib import Path
 
@@ -287,6 +289,69 @@ def test_bytes_that_are_no_text_never_change_what_is_read(name, junk, data):
     assert read_whole or (len(dirty.events) == 0 and len(dirty.unread) == 1)
 
 
+@pytest.mark.parametrize("name", DIALECTS)
+@pytest.mark.parametrize(("width", "mark"), [(64, ""), (72, "> "), (78, "> > "), (100, "> ")])
+def test_what_a_mail_program_wrapped_is_read_whole(name, width, mark):
+    rows = [{"gpa": i * P, "size": P, "attributes": PRIVATE * (i % 2)} for i in range(1, 9)]
+    layout = None if DIALECTS[name].kernel else LAYOUT
+    text = write_log(logs.operations_of(*rows), DIALECTS[name], layout)
+    lines = [
+        part for line in text.splitlines() for part in textwrap.wrap(line, width, break_on_hyphens=False)
+    ]
+    whole, wrapped = read(text, strict=True), read("".join(f"{mark}{line}\n" for line in lines))
+    facts = ["kind", "gpa", "size", "value"]
+    if name == "simpletrace":  # its values stand for themselves, so what is wrapped is reported
+        assert len(wrapped.events) + len(wrapped.unread) >= len(whole.events)
+        return
+    assert wrapped.events[facts].tolist() == whole.events[facts].tolist()
+    assert wrapped.unread == []
+
+    # Broken behind the prefix, not even the time and the thread are lost.
+    broken = read(re.sub(r"(?<=:)(?<!kvm:) *(?=(?:kvm:)?kvm_)", f" \n{mark}", text))
+    assert broken.events[[*facts, "time_ns", "thread"]].tolist() == (
+        whole.events[[*facts, "time_ns", "thread"]].tolist()
+    )
+    assert broken.threads == whole.threads
+
+
+def test_the_rest_of_a_line_is_only_taken_where_it_completes_the_event():
+    begun, rest = "kvm_convert_memory start 0x1000 size", "0x1000 shared_to_private"
+    assert len(read(f"{begun}\n{rest}\n").events) == 1
+    for between in ("", GOOD[0], "CPU:1 [LOST 5 EVENTS]", "# a comment"):
+        log = read(f"{GOOD[0]}\n{begun}\n{between}\n{rest}\n{GOOD[1]}\n")
+        assert len(log.events) == 2 + (between == GOOD[0])
+        assert log.unread[0].line == 2
+        assert log.lost.number == 5 * ("LOST" in between)
+    for other in ("00 shared_to_private", "0x1000 shared_to_private and more", "kvm_exit: 1"):
+        log = read(f"{begun}\n{other}\n")
+        assert (len(log.events), log.unread[0].line) == (0, 1)
+        with pytest.raises(TraceError, match="line 1: malformed kvm_convert_memory"):
+            read(f"{begun}\n{other}\n", strict=True)
+
+
+def test_records_of_json_are_read_for_their_message():
+    event = logs.convert_memory(P, P, True)
+    journal = {"__REALTIME_TIMESTAMP": "1764331200000100", "_PID": "4242", "MESSAGE": event}
+    records = [
+        journal,
+        journal | {"MESSAGE": list(f"\x1b[0m{event}".encode())},
+        {"log": f"{event}\n", "stream": "stderr", "time": "2025-11-28T12:00:00.000100Z"},
+        {"@timestamp": "2025-11-28T12:00:00.000100Z", "message": f'"quoted" {event}'},
+    ]
+    for separators in (None, (",", ":")):
+        for record in records:
+            log = read(json.dumps(record, separators=separators) + "\n", strict=True)
+            facts = log.events[["gpa", "size", "value", "time_ns"]].tolist()
+            assert facts == [(P, P, PRIVATE, 1_764_331_200_000_100_000)]
+            assert log.threads[0].pid == (4242 if "_PID" in record else None)
+    log = read("".join(json.dumps(journal | {"_PID": pid}) + "\n" for pid in ("1", "2")))
+    assert len(guests_of(log)) == 2
+    for text in ("{" * 5000 + event, "{} " + event, '{"MESSAGE": 5} ' + event):
+        assert len(read(text).events) == 1
+    assert len(read(json.dumps({"MESSAGE": f"{event} cut"})).unread) == 1
+    assert read('{"MESSAGE": [300, -1, 0.5]}').unread == []
+
+
 def test_a_name_in_a_command_line_is_no_event():
     text = (
         "/usr/bin/qemu-system-x86_64 -trace kvm_convert_memory -trace enable=kvm_memory_fault \\\n"
@@ -546,6 +611,33 @@ def test_any_interleaving_of_two_guests_is_told_apart(form, events, mains):
         )
         assert found.launches[0].trace.header.layout == wanted.launches[0].trace.header.layout
         assert found.launches[0].trace.start.tolist() == wanted.launches[0].trace.start.tolist()
+
+
+_FORMS_OF_NAMES = (
+    "CPU {}/KVM",
+    "CPU {}/TCG",
+    "vcpu{}",
+    "VCPU {}",
+    "fc_vcpu {}",
+    "crosvm_vcpu{}",
+    "kvm-vcpu-{}",
+    "vp-{}",
+)
+_CLOCKS = ("1236.000100: ", "1236.000100123: ", "100us : ", "100us+: ", "123456789012: ")
+
+
+@pytest.mark.parametrize("clock", _CLOCKS)
+@pytest.mark.parametrize("console", ["", "[   17.580523] ", "[   17.580523][ T4251] ", "> "])
+def test_guests_are_told_apart_by_any_name_of_a_vcpu_and_any_clock(clock, console):
+    """Thread ids alone tell two guests apart where one vCPU's name repeats; whatever the clock prints."""
+
+    for name in _FORMS_OF_NAMES:
+        lines = [
+            f"{console}{name.format(vcpu)}-{tid} [001] d..1. {clock}{logs.set_mem_attributes(P, P, True)}"
+            for tid, vcpu in ((4251, 0), (4252, 1), (9917, 0), (9918, 1))
+        ]
+        assert [guest.name for guest in guests_of(read("\n".join(lines)))] == ["4251", "9917"]
+        assert len(guests_of(read("\n".join(lines[:2])))) == 1
 
 
 def test_threads_of_one_guest_are_one_guest():

@@ -36,6 +36,7 @@ _TAKEN: Final = tuple(
 _TELLING: Final = (
     *(b"LOST", b"DROPPED", b"ost ", b"overrun", b"ropped", b"entries-in-buffer"),
     *(b"SNP_LAUNCH_", b" pid=", b"_to_private", b"_to_shared", b" -- 0x", b" len 0x"),
+    *(b'"MESSAGE":[', b'"MESSAGE": ['),  # numbers of bytes, which can spell anything
 )
 """A line without any of these, and without the name of an event, tells nothing."""
 
@@ -43,6 +44,8 @@ _HEAD: Final = 64
 """Bytes of a prefix before its time; a line with more is read by the reference."""
 _PAD: Final = 2 * _HEAD
 """Line feeds before and after a block, so that nothing is read beyond them."""
+_BARE: Final = len(b"> kvm:")
+"""Bytes that can stand before the name of an event whose prefix is on the line above."""
 _MANY: Final = 1 << 16
 """Prefixes that are remembered."""
 _GIVE_UP: Final = 1000
@@ -143,18 +146,29 @@ class Columns:
         line = np.searchsorted(ends, places)
         named = np.bincount(line, minlength=len(ends))
         plain = (named[line] == 1) & ~odd[line] & (block.data[places - 1] != ord("_"))
+        # A mail program may have wrapped a line before its event: its prefix is on the line above.
+        bare = places - block.starts[line] <= _BARE
+        above = block.starts[line] - 2
+        above -= block.data[above] == ord(" ")  # where lines flow, a blank ends one that goes on
+        bare &= (line == 0) | (block.data[above] == ord(":"))
+        plain &= ~bare
         read, events = self._read_plain(block, line[plain], places[plain], kinds[plain])
         events["line"] += np.uint64(number + 1)
         left = np.ones(len(ends), np.bool_)
         left[read] = False
         sure = left & (odd | (named > 0))
+        sure[-1:] |= left[-1:]
+        sure[:1] |= left[:1] & self._lines.open
+        sure[np.maximum(line[bare] - 1, 0)] |= left[np.maximum(line[bare] - 1, 0)]
         telling = np.flatnonzero(sure | _telling(block, left & ~sure))
-        before = 0
+        before, done = 0, -1
         for i, until in zip(telling.tolist(), np.searchsorted(read, telling).tolist(), strict=True):
             if until > before:
                 self._collector.add_many(events[before:until])
                 before = until
-            self._lines.read(number + i + 1, lines[block.starts[i] - _PAD : ends[i] - _PAD])
+            while done < i or (self._lines.open and done + 1 < len(ends) and left[done + 1]):
+                done = max(done + 1, i)  # the rest of a wrapped event tells nothing by itself
+                self._lines.read(number + done + 1, lines[block.starts[done] - _PAD : ends[done] - _PAD])
         if before < len(events):
             self._collector.add_many(events[before:])
         self.number = number + len(ends)

@@ -24,7 +24,7 @@ UNKNOWN: Final = "unknown"
 """Name of the guest of lines that name no thread, beside others that do."""
 _SHOWN: Final = 4
 """Threads of a guest, and guests, that a message names."""
-_UNIQUE: Final = re.compile(r"main|(?:CPU|v?cpu|fc_vcpu|crosvm_vcpu)[ :_-]?\d+(?:/\w+)?", re.IGNORECASE)
+_UNIQUE: Final = re.compile(r"main|(?:\w+[ _-])?(?:v?cpu|vp)[ :_-]?\d+(?:/\w*)?", re.IGNORECASE)
 """Names of threads that a process has one of: its main thread (as QEMU names it), and one per vCPU."""
 _MAIN: Final = re.compile(r"main$|qemu|cloud-hyp|crosvm$|firecracker|kvmtool|lkvm|openvmm|libkrun|krun")
 """Names of main threads where other threads have names of their own: the VMM's."""

@@ -5,16 +5,18 @@ reader; tests hold the two to each other.
 
 A line is read as a terminal shows it: escape sequences and control characters are invisible and go, bytes
 that are not ASCII separate words. Several events on one line (a line feed was lost, two writers met) are
-several events.
+several events. An event that a mail program wrapped is read from up to `_WRAPPED` lines, and records of JSON
+(``journalctl -o json``, containers) are read for the message in them.
 """
 
+import json
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 from gmemcore.workload.logs import prefixes
 from gmemcore.workload.logs.forms import EVENTS, FAILURE, SIGNS, Event, Field, Form, Kind
 from gmemcore.workload.logs.log import Collector, Slot, frames_to_bytes, memory_error
-from gmemcore.workload.logs.prefixes import Thread
+from gmemcore.workload.logs.prefixes import QUOTE_MARKS, Thread
 
 MAX_LINE: Final = 1 << 20
 """Bytes of a line; a longer one is no line of a log."""
@@ -108,12 +110,46 @@ _BUFFER: Final = re.compile(rb"^#\s*entries-in-buffer/entries-written:\s*(\d{1,1
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
+_WRAPPED: Final = 4
+"""Lines that an event can be wrapped over."""
+_SYSTEM: Final = b"kvm:"
+"""What perf prints before the name of an event, without a blank."""
+
+
+class _Open(NamedTuple):
+    """A line whose event may go on in the next one.
+
+    Attributes
+    ----------
+    first, last : int
+        Numbers of the lines so far.
+    text : bytes
+        What they hold, from the prefix of the event on.
+    reason : str
+        Why the event can't be read without more; empty of a prefix whose event is on the next line.
+    event : str
+        The event's name.
+    """
+
+    first: int
+    last: int
+    text: bytes
+    reason: str = ""
+    event: str = ""
+
+
 class Lines:
     """Reads lines into a `Collector`."""
 
     def __init__(self, collector: Collector) -> None:
         self._collector = collector
         self._clocks: dict[int, int] = {}  # of simpletrace.py, nanoseconds by process
+        self._open: _Open | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether what was read last may go on in the next line."""
+        return self._open is not None
 
     def read(self, number: int, line: bytes, *, cut: bool = False) -> None:
         """Read one line, given without its line feed.
@@ -130,10 +166,14 @@ class Lines:
         if b"\x1b" in line:
             line = _ESCAPE.sub(b"", line)
         line = line.translate(None, _INVISIBLE)
+        if line.lstrip().startswith(b"{"):
+            line = _message(line)
+        named = list(_NAMES.finditer(line))
+        if self._continues(number, line, named):
+            return
         if line.lstrip().startswith(b"#"):
             self._comment(line.lstrip())
             return
-        named = list(_NAMES.finditer(line))
         if not named:
             self._without_event(number, line, cut)
             return
@@ -141,6 +181,41 @@ class Lines:
         for found, following in zip(named, [*named[1:], None], strict=True):
             end = len(line) if following is None else following.start()
             before = self._event(number, line, found, before, end, last=following is None)
+        if cut:
+            self.finish()
+
+    def finish(self) -> None:
+        """Report an event that was waiting for its rest."""
+        waiting, self._open = self._open, None
+        if waiting is not None and waiting.reason:
+            self._collector.unreadable(waiting.first, waiting.reason, waiting.event)
+
+    def _continues(self, number: int, line: bytes, named: list[re.Match[bytes]]) -> bool:
+        """Whether a line was taken as the rest of what was waiting for it."""
+        waiting = self._open
+        if waiting is None:
+            return False
+        text = waiting.text.rstrip() + b" " + line.lstrip(QUOTE_MARKS)
+        rest = number == waiting.last + 1
+        head = line[: named[0].start()].strip(QUOTE_MARKS) if named else b""
+        if rest and not waiting.reason and named and head in (b"", _SYSTEM):
+            self._open = None
+            self.read(waiting.first, text)
+            if self._open is not None:
+                self._open = self._open._replace(last=number)
+            return True
+        if rest and waiting.reason and not named and line.strip() and not _says_more(line):
+            found = _NAMES.search(text)
+            assert found is not None
+            if _arguments(_FORMS[found["name"]], text, found.end(), len(text), last=True) is not None:
+                self._open = None
+                self._event(waiting.first, text, found, 0, len(text), last=True)
+                return True
+            if number - waiting.first + 1 < _WRAPPED:
+                self._open = waiting._replace(last=number, text=text)
+                return True
+        self.finish()
+        return False
 
     def _event(
         self, number: int, line: bytes, found: re.Match[bytes], before: int, end: int, *, last: bool
@@ -157,7 +232,11 @@ class Lines:
         read = _arguments(forms, line, at, end, last=last)
         if read is None:
             if not _OPTION.search(line, 0, found.start()):
-                self._collector.unreadable(number, _malformed(name, event, line[at:end]), name.decode())
+                reason = _malformed(name, event, line[at:end])
+                if last and simple is None:
+                    self._open = _Open(number, number, line[before:], reason, name.decode())
+                else:
+                    self._collector.unreadable(number, reason, name.decode())
             return at
         fields, stop = read
         row = self._row(event, fields)
@@ -240,6 +319,48 @@ class Lines:
         elif SIGNS.search(line):
             text = _quoted(line)
             self._collector.unreadable(number, f"arguments of an event without its name: {text}")
+        elif line.rstrip().endswith(b":") and prefixes.parse(line) != (Thread(), 0):
+            self._open = _Open(number, number, line)
+
+
+def _says_more(line: bytes) -> bool:
+    """Whether a line without an event is more than the rest of one."""
+    signs = (*_LOST, FAILURE, _SIMPLE_LINE)
+    return line.lstrip().startswith(b"#") or any(sign.search(line) for sign in signs)
+
+
+# ---- records of JSON ---------------------------------------------------------------------------------------
+_MESSAGES: Final = ("MESSAGE", "log", "message", "msg")
+"""Where a record has the line that a program wrote: journals, containers, log shippers."""
+_TIMES: Final = ("time", "timestamp", "@timestamp", "ts")
+
+
+def _message(line: bytes) -> bytes:
+    """Return the line in a record of JSON, behind its time and process as a journal prints them.
+
+    What is no record with a message is returned as it is.
+    """
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return line
+    texts = [record[name] for name in _MESSAGES if name in record]
+    if not texts or not isinstance(text := texts[0], str | list):
+        return line
+    if isinstance(text, list):  # how a journal writes bytes that aren't all printable
+        if not all(isinstance(byte, int) and 0 <= byte < 256 for byte in text):
+            return line
+        text = bytes(text).decode("utf-8", "replace")
+    when = str(next((record[name] for name in _TIMES if name in record), ""))
+    micros = str(record.get("__REALTIME_TIMESTAMP", ""))
+    if micros.isascii() and micros.isdigit():
+        when = f"{int(micros) // 10**6}.{int(micros) % 10**6:06}"
+    pid = str(record.get("_PID", ""))
+    prefix = f"{when} " * bool(when) + f"journal[{pid}]: " * pid.isdigit()
+    return (prefix + text).replace("\n", " ").encode("utf-8", "replace")
+
+
+# ---- arguments ---------------------------------------------------------------------------------------------
 
 
 def _arguments(

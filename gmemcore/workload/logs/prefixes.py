@@ -40,17 +40,24 @@ class Thread(NamedTuple):
         return " ".join(known) or ("unknown thread" if self.pid is None else f"process {self.pid}")
 
 
+QUOTE_MARKS: Final = b"> \t"
+"""What a mail program puts before a line that it quotes."""
 _SECONDS: Final = rb"(?P<seconds>\d{1,10})\.(?P<fraction>\d{6}|\d{9})"
+_CLOCK_VALUE: Final = rb"(?:" + _SECONDS + rb"|\d{1,20}(?:us\s?\S?)?\s*)"
+"""Seconds; or what is no time: counts of other clocks (``trace_clock``), microseconds of a latency trace."""
 _CPU: Final = rb"(?:\[\d{1,5}\]\s+)?"
+_CONSOLE: Final = rb"^(?:(?:\w+ +\d+ [\d:]+ \S+ kernel: )?\[\s*\d+\.\d+\](?:\[\s*\w+\])?)?"
+"""What a kernel puts before lines that it dumps to its console."""
 
 KERNEL: Final = tuple(
     re.compile(pattern, re.ASCII)
     for pattern in (
         # ftrace, trace-cmd: "  CPU 0/KVM-4251    (   4242) [001] d..1.  1236.000100: "
-        rb"^\s*(?P<name>.{0,31}?)-(?P<tid>\d{1,10})\s+(?:\(\s*(?:(?P<pid>\d{1,10})|-+)\)\s+)?"
+        _CONSOLE
+        + rb"\s*(?P<name>.{0,31}?)-(?P<tid>\d{1,10})\s+(?:\(\s*(?:(?P<pid>\d{1,10})|-+)\)\s+)?"
         + _CPU
         + rb"(?:[^\s\[\]():]{1,8}\s+)?"
-        + _SECONDS
+        + _CLOCK_VALUE
         + rb":",
         # perf script: "  CPU 0/KVM  4242/4251  [001]  1236.000100:  kvm:"
         rb"^\s*(?:(?P<name>\S.{0,30}?)\s+)?(?:(?P<pid>\d{1,10})/)?(?P<tid>\d{1,10})\s+"
@@ -83,6 +90,7 @@ _CLOCK: Final = frozenset({"seconds", "fraction", "date", "digits", "zone"})
 
 def parse(prefix: bytes) -> tuple[Thread, int]:
     """Return the thread that a prefix names, and the time in nanoseconds; 0 where it has none."""
+    prefix = prefix.lstrip(QUOTE_MARKS)
     facts = next((_facts(found) for pattern in KERNEL if (found := pattern.match(prefix))), None)
     if facts is None:
         facts = {}

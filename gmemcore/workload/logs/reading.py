@@ -86,6 +86,7 @@ def read_log(
             lines.read(columns.number, block, cut=True)
         if progress is not None:
             progress(file.tell() if file.seekable() else 0)
+    lines.finish()
     log = collector.finish()
     log.lines = columns.number
     return log
