@@ -125,7 +125,7 @@ def replay(
         kept.write()
         found.note_import(COMMAND)
         asked |= {"touch": True} if touch else {}
-        notes = [] if touch else _notes(traces, targets)
+        notes = _notes(traces, targets, touch=touch, keep=keep)
         if as_json:
             _print_json(found, traces, asked, runs, figures, notes)
             return
@@ -146,13 +146,19 @@ def _touched(traces: "Sequence[Trace]") -> "list[Trace]":
     return [with_touches(trace) for trace in traces]
 
 
-def _notes(traces: "Sequence[Trace]", targets: "Sequence[Target]") -> list[str]:
-    """Return what the figures can't show for lack of accesses."""
+def _notes(traces: "Sequence[Trace]", targets: "Sequence[Target]", *, touch: bool, keep: bool) -> list[str]:
+    """Return what the figures of `legacy` don't show, and the option that shows it."""
     from gmemcore.policy import get_abi
     from gmemcore.workload.touches import shows_accesses
 
-    legacy = any(get_abi(target.abi).legacy for target in targets)
-    if not legacy or any(shows_accesses(trace.operations) for trace in traces):
+    if not any(get_abi(target.abi).legacy for target in targets):
+        return []
+    if touch and not keep:
+        return [
+            "memory: legacy discards the other side after each conversion; a VMM whose assigned devices",
+            "forbid discards (VFIO) holds such pages twice: --keep-other-side.",
+        ]
+    if touch or any(shows_accesses(trace.operations) for trace in traces):
         return []
     return [
         "memory: this workload has conversions and no accesses, so legacy never holds a page twice;",

@@ -44,7 +44,7 @@ _HEAD: Final = 64
 """Bytes of a prefix before its time; a line with more is read by the reference."""
 _PAD: Final = 2 * _HEAD
 """Line feeds before and after a block, so that nothing is read beyond them."""
-_BARE: Final = len(b"> kvm:")
+_BARE: Final = len(b"> > > kvm:")
 """Bytes that can stand before the name of an event whose prefix is on the line above."""
 _MANY: Final = 1 << 16
 """Prefixes that are remembered."""
