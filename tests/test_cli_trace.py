@@ -372,3 +372,25 @@ def test_an_interrupted_replay_says_so(run, monkeypatch):
     monkeypatch.setattr(replays, "replay", interrupted)
     done = run("replay", "churn")
     assert (done.status, done.out, done.err) == (130, "", "gmemcore replay: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "peak", "names"),
+    [
+        ([], 0, "--touch"),
+        (["--touch"], 16 << 30, "--keep-other-side"),
+        (["--touch", "--keep-other-side"], 32 << 30, ""),
+    ],
+)
+def test_a_log_shows_doubled_memory_once_its_pages_are_taken_to_be_used(run, tmp_path, options, peak, names):
+    """A guest of 16 GiB whose assigned device forbids discards: all of it is on both sides."""
+    ranges = ((0, 2 << 30), (4 << 30, 14 << 30))
+    lines = [f"kvm_convert_memory start {gpa:#x} size {size:#x} shared_to_private\n" for gpa, size in ranges]
+    (tmp_path / "vfio.log").write_text("".join(lines))
+    words = ["replay", "vfio.log", "--memory", "16g", "--abi", "legacy", *options]
+    done = run(*words)
+    assert done.status == 0
+    assert (names in done.out) if names else ("memory:" not in done.out)
+    records = [json.loads(line) for line in run(*words, "--json").out.splitlines()]
+    assert records[-1]["peak_memory"] == peak
+    assert records[-1]["refused"] == 0

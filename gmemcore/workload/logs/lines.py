@@ -201,8 +201,7 @@ class Lines:
         if rest and not waiting.reason and named and head in (b"", _SYSTEM):
             self._open = None
             self.read(waiting.first, text)
-            if self._open is not None:
-                self._open = self._open._replace(last=number)
+            self._extend(number)
             return True
         if rest and waiting.reason and not named and line.strip() and not _says_more(line):
             found = _NAMES.search(text)
@@ -216,6 +215,11 @@ class Lines:
                 return True
         self.finish()
         return False
+
+    def _extend(self, number: int) -> None:
+        """Let what waits for its rest end at another line."""
+        if self._open is not None:
+            self._open = self._open._replace(last=number)
 
     def _event(
         self, number: int, line: bytes, found: re.Match[bytes], before: int, end: int, *, last: bool
