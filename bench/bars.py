@@ -1,9 +1,9 @@
 """The speed that gmemcore is held to, each bar a ratio to a primitive of the same run.
 
 A bar is the median of paired ratios: what is judged and what it is judged by are timed in turn, in an order
-drawn anew each round, on one thread unless said. Bytes are compared with the best that NumPy, Numba, libc
+drawn anew each round, on one thread by default. Bytes are compared with the best that NumPy, Numba, libc
 and, where there is a compiler, C at ``-O3 -march=native`` do to the *same* memory: two buffers of one size
-may lie on pages of different kinds below, and differ by a fifth.
+can lie on pages of different kinds below, and differ by a fifth.
 
 Run: ``python bench/bars.py [BAR...] [--memory 2g] [--pairs 20]``; exit status 0 if every bar asked for is
 met, else 1. ``--list`` says what there is.
@@ -136,7 +136,7 @@ def memset_of_32m() -> Callable[[], float]:
 
 
 def conversion(effect: str, size: int, step: int, threads: int = 1, pattern: str = "uniform"):
-    """What times the conversion of so much memory with an effect, in calls of a step; and the case."""
+    """What times the conversion of `memory` bytes with an effect, in calls of a step; and the case."""
     setting = Setting(threads=threads)
     cases = table(
         "two-caps",
@@ -502,7 +502,7 @@ def bar_name(text: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bars", nargs="*", type=bar_name, metavar="BAR", help="all, unless named")
+    parser.add_argument("bars", nargs="*", type=bar_name, metavar="BAR", help="default: all")
     parser.add_argument(
         "--memory", type=parse_size, default=parse_size("2g"), help="bytes that are converted"
     )

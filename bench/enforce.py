@@ -6,7 +6,7 @@ a view that the host has touched every page of, so that there are page table ent
 bytes; ENCRYPT and DECRYPT (``two-caps``, ``cipher`` firmware) move all of them. Each line is microseconds a
 conversion and the median of the paired ratios to the guest without enforcement.
 
-Run: ``python bench/enforce.py [--memory 256m] [--pairs 20]``. There is no bar: it is off unless asked for.
+Run: ``python bench/enforce.py [--memory 256m] [--pairs 20]``. There is no bar: enforcement is off by default.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def new_file(memory: int, *, enforce: str | None = None, touched: bool = False) 
 
 
 def seconds_of_conversion(gmem: GuestMemfd, size: int, flag: int) -> float:
-    """Convert ranges to private and back, each with a call of its own; returns seconds a conversion."""
+    """Convert ranges to private and back, each with a call of its own; returns seconds per conversion."""
     offsets = range(0, gmem.size, max(size, gmem.size // MOST_CALLS // size * size or size))
     convert = gmem.set_memory_attributes
     began = time.perf_counter()

@@ -211,7 +211,7 @@ def attributes() -> bool:
     )
     print(f"  {watch.rate / 1e6:.2f}M operations/s, bare batch on one thread {rate / 1e6:.2f}M/s")
     cpus = watch.cpu_seconds / watch.seconds
-    print(f"  {watch.rate / cpus / 1e6:.2f}M operations a second of a processor; {cpus:.1f} were had")
+    print(f"  {watch.rate / cpus / 1e6:.2f}M operations per CPU second, on {cpus:.1f} CPUs")
     share = watch.rate / on_fresh
     print(
         f"  bare batches of 10,000, each on a new guest: {on_fresh / 1e6:.2f}M/s; fleet / those: {share:.2f}"

@@ -2,10 +2,10 @@
 
 Converts random ranges of 1 to 64 pages to private and back, attributes only, over five layouts:
 
-flat       one packed bitmap a plane, planes apart
+flat       one packed bitmap per plane, planes apart
 rows       one 64-byte row a 64 pages, holding every plane
-rows+word  the same rows, and one summary word a 2 MiB block: the count of set pages of each plane
-records    the same words, and a 384-byte record a block: a 64-byte line a plane, true only while mixed
+rows+word  the same rows, and one summary word per 2 MiB block: the count of set pages of each plane
+records    the same words, and a 384-byte record per block: a 64-byte line per plane, valid only while mixed
 bitmaps    the same words and lines, the lines of a plane side by side (the engine's)
 
 The last three also answer a uniform conversion of the whole guest from the words alone.
@@ -261,7 +261,7 @@ def main():
             uniform = seconds(kernel, arrays, *whole)
             scattered = seconds(kernel, arrays, starts, ends)
             print(
-                f"{gib:5} GiB  {name:10} {scattered / n * 1e9:7.1f} ns a range   uniform "
+                f"{gib:5} GiB  {name:10} {scattered / n * 1e9:7.1f} ns per range uniform "
                 f"{uniform * 1e3:7.2f} ms"
             )
 

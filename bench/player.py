@@ -88,7 +88,7 @@ def main() -> int:
     layout = Layout.pc(MEMORY)
     for name, row in BEHAVIOURS.items():
         stream = np.concatenate([*limit(row.operations(layout, 1), OPERATIONS)])
-        print(f"{name:20} {seconds_of_player(layout, stream) / len(stream) * 1e9:8.0f} ns an operation")
+        print(f"{name:20} {seconds_of_player(layout, stream) / len(stream) * 1e9:8.0f} ns per operation")
     return 0 if met else 1
 
 

@@ -180,7 +180,7 @@ class Roaring(Other):
 
 
 class BoolMap(Other):
-    """A byte a page, and batched one array of all pages of all ranges."""
+    """One byte per page, and batched one array of all pages of all ranges."""
 
     name = "NumPy"
 

@@ -54,7 +54,7 @@ class GmemError(OSError):
     Parameters
     ----------
     message : str
-        What, where (bytes in hex) and what would be accepted.
+        What is wrong, where (bytes in hex), and what is accepted.
     error_offset : int or None
         Byte offset in the file of the first page that stopped the call, where the interface reports one.
 
@@ -265,7 +265,7 @@ class MissingExtraError(ImportError):
 
 
 def with_known(error: Exception, kind: type) -> str:
-    """Return what is wrong with a file that is read strictly, with the names that would be accepted.
+    """Return what is wrong with a file that is read strictly, with the names that are accepted.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ ROWS: Final = 24
 
 
 def facts(title: str, values: Mapping[str, object], *more: str) -> str:
-    """Return a title and a line a fact; then what else is given, fragments of this module.
+    """Return a title and one line per fact; then what else is given, fragments of this module.
 
     Parameters
     ----------

@@ -58,7 +58,7 @@ class Direction(StrEnum):
 
 
 class ContentMode(IntFlag):
-    """Content modes: the caller's wish about bytes after a conversion (``flags`` of the request).
+    """Content modes: what the caller asks to happen to the bytes (``flags`` of the request).
 
     ZERO and PRESERVE are bits 0 and 1 of RFC v4 and v5. The others never appeared in a posted version of the
     series; their bits are this model's own.

@@ -179,7 +179,7 @@ def setter(items, index, value):
 
 
 def sample(original, number, seed, only):
-    """So many mutants, each as likely as the others; and how many there are."""
+    """Draw `number` mutants, each as likely as the others; and return how many there are."""
     rng = random.Random(seed)
     places = []
     for path in TARGETS:

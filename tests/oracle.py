@@ -458,7 +458,7 @@ class OracleVm:
         return None
 
     def launch_finish(self, vmsas=None):
-        """`vmsas`: one a vCPU; None: some vCPUs."""
+        """`vmsas`: one per vCPU; None: some vCPUs."""
         if self.phase == "running" and self.coco:
             raise OracleError("EINVAL" if self.has_vcpus or self.vm_type == "TDX" else "EIO")
         if self.phase == "launching":
@@ -484,7 +484,7 @@ class OracleGmem:
         self.closed = False
         self.allocations_left = None  # injected failure: None, or how many allocations still succeed
 
-    # A plane has a byte a page, from its first use on: a file can be larger than memory.
+    # A plane has one byte per page, from its first use on: a file can be larger than memory.
     private = cached_property(lambda self: bytearray([not self.flags & INIT_SHARED]) * self.n_pages)
     allocated, assigned, accepted, pinned, poisoned = (
         cached_property(lambda self: bytearray(self.n_pages)) for _ in range(5)
@@ -601,7 +601,7 @@ class OracleGmem:
         self.allocations_left -= needed
 
     def _apply(self, effect, pages, target):
-        """One effect a page: the content mode's where it has one, else the platform's own step."""
+        """One effect per page: the content mode's where it has one, else the platform's own step."""
         for p in pages:
             if effect == "ZERO":
                 self._zero_if(p, self.allocated[p])

@@ -1,6 +1,6 @@
 """The notebooks: run from top to bottom, and with ``--write`` committed with what they show.
 
-``python tests/run_notebooks.py --write [NAME...]`` runs them (all unless named) and keeps their outputs.
+``python tests/run_notebooks.py --write [NAME...]`` runs them (by default all) and keeps their outputs.
 """
 
 import os

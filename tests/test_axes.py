@@ -92,7 +92,7 @@ def verified_fragments(bench, cases):
         assert result.verified_bytes >= case.range
         assert result.series
         assert result.counters.pages_allocated in (
-            0,  # a conversion alone brings nothing into being, and a host may read nothing afterwards
+            0,  # a conversion alone allocates nothing, and a host may read nothing afterwards
             case.range // PAGE_SIZE - case.pages_allocated_before,
         )
     return seen

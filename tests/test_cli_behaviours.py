@@ -93,7 +93,7 @@ def test_a_stream_without_end_is_cut(capsys):
         (["boot"], "no behaviour 'boot'; there are snp-boot"),
         (["balloon", "--set", "size=4k"], "balloon has no parameter 'size'"),
         (["balloon", "--set", "unit"], "--set unit: name=value"),
-        (["balloon", "--set", "unit=5"], "whole pages, 4k to 1g would be accepted"),
+        (["balloon", "--set", "unit=5"], "unit must be whole pages, 4k to 1g, not '5'"),
         (["balloon", "--memory", "5x"], "'5x' is not a size"),
         (["balloon", "--vm-type", "SEV"], "SEV"),
         (["balloon", "--abi", "v99"], "v99"),

@@ -323,7 +323,7 @@ def test_without_pyperf(monkeypatch, capsys, tmp_path):
 
 # ---- interrupted -----------------------------------------------------------------------------------------
 def stopped_at(moment, number, path):
-    """Run the benchmark, send it a signal after so many seconds (None: never), return its status."""
+    """Run the benchmark, send it a signal after some seconds (None: never), return its status."""
     where = ("--memory", "4m", "--seconds", "3", "--vm-type", "PKVM")
     command = [sys.executable, "-m", "gmemcore", "bench", *where]
     with subprocess.Popen([*command, "-o", path], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as run:

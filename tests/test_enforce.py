@@ -341,7 +341,7 @@ def test_a_split_that_fails_changes_nothing_for_any_flag(abi, monkeypatch):
 
 @pytest.mark.parametrize("backing", BACKINGS)
 def test_what_the_host_wrote_raw_is_there_for_everyone(backing):
-    """Also for ZERO, which acts on pages that exist: a raw write brings its page into being."""
+    """Also for ZERO, which acts on pages that exist: a raw write allocates its page."""
     vm, gmem = machine(1024, backing=backing)
     array = raw(gmem)
     array[5 * P + 1] = 0xBE
@@ -425,7 +425,7 @@ def fill():
 
 
 def test_a_host_without_mappings_left_refuses_and_nothing_has_changed():
-    """vm.max_map_count: a conversion needs two more of them at most; so many are left, one by one."""
+    """vm.max_map_count: a conversion needs at most two more of them; here 0 to 3 are left."""
     script = (
         LIMIT
         + """

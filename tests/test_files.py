@@ -491,7 +491,7 @@ def test_lines_that_no_run_has_are_refused(tmp_path, data, message):
 
 
 def recorded(path, lines, error=None):
-    """Write so many lines, then stop with an error."""
+    """Write some lines, then stop with an error."""
     with RecordFile(path, force=True) as file:
         for n in range(lines):
             file.write({"n": n, "what": "x" * 100})

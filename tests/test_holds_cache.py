@@ -58,7 +58,7 @@ NOT_CACHED = "RuntimeWarning gmemcore: compiled kernels are not cached"
 
 @pytest.fixture(scope="module", params=["tiny", pytest.param("package", marks=pytest.mark.slow)])
 def run(request, tmp_path_factory):
-    """Run kernels in a process of their own and check what they do; returns its warnings, one a line."""
+    """Run kernels in a process of their own and check what they do; returns its warnings, one per line."""
     if JIT_DISABLED:
         pytest.skip("nothing is compiled in this run")
     if request.param == "package":

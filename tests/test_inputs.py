@@ -1,4 +1,4 @@
-"""Every command that reads a file, given files that are none: one clear line, at once, and exit status 2.
+"""Every command that reads a file, given files of another kind: one clear line, at once, and exit status 2.
 
 Each row of `READERS` is a command with a place for its input file. A new command that reads one belongs here.
 """

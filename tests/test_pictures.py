@@ -660,7 +660,7 @@ def stress_run(sizes):
 
 
 def replay_run(*refused):
-    """A run of replay in which so many of 41 conversions were refused, among 120 operations."""
+    """A run of replay in which some of 41 conversions were refused, among 120 operations."""
     replays = []
     for abi, vm_type, count in refused:
         reasons = [Reason("CONVERT", "EINVAL", count // 2), Reason("CONVERT", "EAGAIN", count - count // 2)]

@@ -410,10 +410,10 @@ def test_regions_start_as_the_layout_says(vm_type, abi):
 @pytest.mark.parametrize(
     ("regions", "message"),
     [
-        ([], "a layout of 0 regions"),
+        ([], "a layout must have 1 to 1024 regions, not 0"),
         ([(0, 0)], "empty"),
         ([(1, P)], "page aligned"),
-        ([(1 << 63, P)], "an end up to 2\\^63"),
+        ([(1 << 63, P)], "at most 2\\^63"),
         ([((1 << 64) - P, 2 * P)], "wraps"),
         ([(0, 2 * P), (P, P)], "overlap"),
     ],

@@ -78,7 +78,7 @@ def test_a_terabyte_is_small():
     vm = gmemcore.create_vm("SNP", backing="none")
     gmem = vm.create_guest_memfd(1 << 40)
     gmem.set_memory_attributes(PAGE, PAGE, 0)
-    assert take(vm).nbytes == (1 << 19) * 8 + 64  # a word a block, and the line of the mixed one
+    assert take(vm).nbytes == (1 << 19) * 8 + 64  # one word per block, and the line of the mixed one
 
 
 def test_nothing_of_what_was_in_memory_is_in_the_file(tmp_path):

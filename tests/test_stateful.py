@@ -866,7 +866,7 @@ def walk(seed, steps):
 
 
 def walks(first_seed, operations):
-    """As many walks as make so many operations; returns how many were done."""
+    """Run walks until they made `operations`; returns how many were done."""
     done = 0
     while done < operations:
         walk(first_seed + done // WALK_STEPS, WALK_STEPS)

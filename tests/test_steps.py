@@ -160,7 +160,7 @@ def test_backings_agree(kind, backing):
 
 
 def test_what_is_refused_takes_no_memory_and_lack_of_it_is_told_last(monkeypatch):
-    """A sealed memfd has holes: pages that come into being are committed, others aren't."""
+    """A sealed memfd has holes: pages that are allocated are committed, others aren't."""
     _vm, gmem = machine("v5", "SNP", "today", True, backing="memfd")
     backing = gmem._store.backing
     asked = []

@@ -181,7 +181,7 @@ def test_records_of_something_else_are_refused(tmp_path):
     log = Log(tmp_path / "a", HEADER)
     log._append(b'{"guests": 3}')
     log.close()
-    with pytest.raises(LogError, match="none of a stress run"):
+    with pytest.raises(LogError, match="isn't from a stress run"):
         Log(tmp_path / "a", HEADER, resume=True)
     log = Log.__new__(Log)
     log.path, log._sum = tmp_path / "b", logs._START
@@ -242,7 +242,7 @@ def vars_of(result):
 def test_results_of_guests_that_arent_the_fleets_are_refused(tmp_path):
     made = small()
     result = vars_of(run_guest(made, 0))
-    for guest, message in ((result | {"guest": 9}, "has guest 9"), ({"guest": 0}, "a result that is none")):
+    for guest, message in ((result | {"guest": 9}, "has guest 9"), ({"guest": 0}, "an invalid result")):
         with open_log(tmp_path / "log", made, fresh=True) as log:
             log.append([guest])
         with open_log(tmp_path / "log", made, resume=True) as log, pytest.raises(RunLogError, match=message):

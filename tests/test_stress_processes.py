@@ -73,7 +73,7 @@ def running(path, *options, guests=4):
 
 
 def ended(command, within):
-    """Exit status and standard error of a command that must end in so many seconds."""
+    """Exit status and standard error of a command that must end in time."""
     began = time.monotonic()
     _, err = command.communicate(timeout=60)
     assert time.monotonic() - began < within, err

@@ -104,10 +104,10 @@ ONE = {"operations": random_operations(1)}
 @pytest.mark.parametrize(
     ("first", "line", "message"),
     [
-        ({"trace": 2}, {"step": "PIN"}, "line 1: trace version 2; 1 would be accepted"),
+        ({"trace": 2}, {"step": "PIN"}, "line 1: trace version must be 1, not 2"),
         ({"seed": -1}, {"step": "PIN"}, "seed -0x1 doesn't fit"),
         ({"seed": 1 << 64}, {"step": "PIN"}, "doesn't fit in 64 bits"),
-        ({"layout": {"regions": []}}, {"step": "PIN"}, "line 1: a layout of 0 regions"),
+        ({"layout": {"regions": []}}, {"step": "PIN"}, "line 1: a layout must have 1 to 1024 regions, not 0"),
         ({"layout": {"regions": [{"gpa": 1, "size": 4096}]}}, {"step": "PIN"}, "line 1: region 0x1"),
         ({"more": 1}, {"step": "PIN"}, "line 1: .*unknown field `more`"),
         ({"operations": 2}, {"step": "PIN"}, "line 3: 1 operations; line 1 says 2"),

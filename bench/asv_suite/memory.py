@@ -1,4 +1,4 @@
-"""Memory over the history of the project: no hidden copy of a guest, and page state as small as it is told.
+"""Memory over the history of the project: no hidden copy of a guest, and page state as small as documented.
 
 asv reports the peak of the whole process, so each case has a twin that does everything but the conversion:
 the difference is what a conversion takes.
@@ -44,7 +44,7 @@ class Conversion:
 
 
 class Ways:
-    """In place against two backings: the peak that the kernel tells of a process of its own."""
+    """In place against two backings: the peak that the kernel reports for a process of its own."""
 
     params = (("launch", "round trip"), WAYS)
     param_names = ("work", "way")

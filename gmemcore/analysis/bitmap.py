@@ -1,8 +1,8 @@
-"""Bitmap: one bit a page, uniform blocks as one value; the algebra that distributions are written in.
+"""Bitmap: one bit per page, uniform blocks as one value; the algebra that distributions are written in.
 
 A plane of a snapshot is a bitmap, and so is every state that planes together make: "shared and not pinned" is
-``~private & ~pinned``. Operations look at the bits of mixed blocks only, so what is uniform costs a byte a
-2 MiB block, and nothing is ever unpacked as a whole.
+``~private & ~pinned``. Operations look at the bits of mixed blocks only, so what is uniform costs one byte
+per 2 MiB block, and nothing is ever unpacked as a whole.
 """
 
 from collections.abc import Callable, Iterator
@@ -66,7 +66,7 @@ class Bitmap:
         at = np.asarray(edges, np.int64)
         at = at[at < n_pages]
         n_blocks = -(-n_pages // BLOCK_PAGES)
-        # How many edges lie before a block is its first page's value; an edge there is none inside of it.
+        # How many edges lie before a block is its first page's value; an edge there isn't inside it.
         before = np.searchsorted(at, np.arange(n_blocks) * BLOCK_PAGES, side="right")
         full = before % 2 == 1
         inner = at[at % BLOCK_PAGES != 0]
@@ -192,7 +192,7 @@ class Bitmap:
         return bool(self.bits(0, 1)[0])
 
     def edges(self) -> Positions:
-        """Pages whose value isn't that of the page before, in order; page 0 is none.
+        """Pages whose value isn't that of the page before, in order; page 0 is never one.
 
         Returns
         -------

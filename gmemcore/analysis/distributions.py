@@ -69,7 +69,7 @@ def state_mix(source: Sources) -> Table:
     Returns
     -------
     Table
-        A row a state of `STATES`: state, pages, bytes, fraction (of the files' pages).
+        One row per state of `STATES`: state, pages, bytes, fraction (of the files' pages).
     """
     snapshot = one_snapshot(source)
     return make_table(
@@ -96,7 +96,8 @@ def by_slot(source: Sources) -> Table:
     Returns
     -------
     Table
-        A row a memslot and state: slot, gpa, size, state, pages, bytes, fraction (of the memslot's pages).
+        One row per memslot and state: slot, gpa, size, state, pages, bytes, fraction (of the memslot's
+        pages).
     """
     snapshot = one_snapshot(source)
     counts = _counts_of_slots(snapshot)
@@ -124,8 +125,8 @@ def by_region(source: Sources, regions: Iterable[Region] | None = None) -> Table
     Returns
     -------
     Table
-        A row a region and state: region (from 0), gpa, size, state, pages, bytes, fraction (of the pages that
-        memslots hold there).
+        One row per region and state: region (from 0), gpa, size, state, pages, bytes, fraction (of the
+        pages that memslots hold there).
     """
     snapshot = one_snapshot(source)
     wanted = (
@@ -225,8 +226,8 @@ def run_lengths(source: Sources) -> Table:
     Returns
     -------
     Table
-        A row an attribute and length that occurs, by length: attribute, length (pages), runs, cdf_runs (share
-        of the attribute's runs up to this length), cdf_pages (share of its pages in them).
+        One row per attribute and length that occurs, by length: attribute, length (pages), runs, cdf_runs
+        (share of the attribute's runs up to this length), cdf_pages (share of its pages in them).
     """
     snapshot = one_snapshot(source)
     counted = [_run_lengths(snapshot.planes(file.index).private) for file in snapshot.files]
@@ -284,7 +285,7 @@ def run_histogram(source: Sources) -> Table:
     Returns
     -------
     Table
-        A row an attribute and bin, without gaps: attribute, from, to (half-open, pages), runs, pages.
+        One row per attribute and bin, without gaps: attribute, from, to (half-open, pages), runs, pages.
     """
     lengths = run_lengths(source)
     rows: list[tuple[Any, ...]] = []
@@ -308,13 +309,13 @@ def run_quantiles(source: Sources, quantiles: Sequence[float] = QUANTILES) -> Ta
     Returns
     -------
     Table
-        A row an attribute and quantile: attribute, quantile, of_runs (the shortest length that this share of
-        runs doesn't exceed), of_pages (the same for the share of pages that lie in such runs). Pages.
+        One row per attribute and quantile: attribute, quantile, of_runs (the shortest length that this share
+        of runs doesn't exceed), of_pages (the same for the share of pages that lie in such runs). Pages.
     """
     lengths = run_lengths(source)
     wanted = np.asarray(quantiles, float)
     if not np.all((wanted >= 0) & (wanted <= 1)):
-        raise ValueError(f"quantiles {list(quantiles)}; figures from 0 to 1 would be accepted")
+        raise ValueError(f"quantiles must be from 0 to 1, not {list(quantiles)}")
     rows: list[tuple[Any, ...]] = []
     for attribute in ("shared", "private"):
         own = lengths.where(attribute=attribute)
@@ -343,8 +344,8 @@ def mappability(source: Sources) -> Table:
     Returns
     -------
     Table
-        A row a size: size, blocks (whole aligned ones), private, shared, mixed (of those), outside (pages in
-        no such block), fraction (of all pages of memslots, those in blocks of one attribute).
+        One row per size: size, blocks (whole aligned ones), private, shared, mixed (of those), outside (pages
+        in no such block), fraction (of all pages of memslots, those in blocks of one attribute).
 
     References
     ----------
@@ -388,14 +389,14 @@ def fragmentation(source: Sources) -> Table:
     The index of an order is the share of pages that can't serve a request of that order, because they lie in
     no whole aligned block: (pages - pages in whole blocks) / pages. mm/ asks it of free memory. Here it is
     asked of private memory, of shared memory and of both, and says which share of it a nested page table must
-    map with smaller entries: 0 is none, 1 all. Chosen over ``extfrag_index``, which tells lack of memory from
-    fragmentation after an allocation failed, a question that conversions don't ask; and over the share of
-    mixed blocks, which doesn't see which attribute pays. With no memory of a kind it is 0; mm/ says 1.
+    map with smaller entries: 0 none of it, 1 all. Chosen over ``extfrag_index``, which tells lack of memory
+    from fragmentation after an allocation failed, a question that conversions don't ask; and over the share
+    of mixed blocks, which doesn't see which attribute pays. With no memory of a kind it is 0; mm/ says 1.
 
     Returns
     -------
     Table
-        A row an attribute and size: attribute (private, shared, both), size, pages, whole (pages in whole
+        One row per attribute and size: attribute (private, shared, both), size, pages, whole (pages in whole
         blocks), index.
 
     References

@@ -345,7 +345,7 @@ class Series(Sequence[Snapshot]):
         Raises
         ------
         ContainerError
-            So many that their header doesn't fit (thousands); nothing was written.
+            Too many for one header (thousands); nothing was written.
         OSError
             It can't be written there.
         """

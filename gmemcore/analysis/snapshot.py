@@ -175,7 +175,7 @@ class Snapshot(SnapshotState):
         Raises
         ------
         KeyError
-            There is none; the message names those that there are.
+            No file has this number; the message lists those that exist.
         """
         for file in self.files:
             if file.index == index:

@@ -121,7 +121,7 @@ class Table:
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows.tolist()]
 
     def to_pandas(self) -> Any:
-        """Return a pandas DataFrame with a column a column; its ``attrs`` have title and units.
+        """Return a pandas DataFrame with the same columns; its ``attrs`` have title and units.
 
         Raises
         ------

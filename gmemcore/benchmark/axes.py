@@ -34,7 +34,7 @@ HOLE_EVERY: Final = 32
 class Fragmentation(StrEnum):
     """How page state alternates. The pages a pattern picks have come as far as the case's cell allows.
 
-    The others don't exist yet; in ALTERNATING_ACCEPTED they are allocated and the guest hasn't accepted them.
+    The others are unallocated; in ALTERNATING_ACCEPTED they are allocated, and not accepted by the guest.
     """
 
     UNIFORM = "uniform"

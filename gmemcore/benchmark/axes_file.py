@@ -163,7 +163,7 @@ def read_axes(path: Path | None, options: Mapping[str, Any]) -> Axes:
         return msgspec.convert({**chosen, **options}, Axes, dec_hook=_size)
     except msgspec.ValidationError as error:
         raise InvalidArgumentError(
-            f"{where}{with_known(error, Axes)}; gmemcore bench --axes-template shows what would be accepted"
+            f"{where}{with_known(error, Axes)}; gmemcore bench --axes-template shows what is accepted"
         ) from None
 
 

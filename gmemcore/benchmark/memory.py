@@ -86,7 +86,7 @@ def new_backing(name: str, size: int, huge_pages: bool | None = None) -> Backing
     Raises
     ------
     InvalidArgumentError
-        EINVAL: an unknown backing, one without bytes, or huge pages where there are none.
+        EINVAL: an unknown backing, one without bytes, or huge pages where the backing has none.
     OutOfMemoryError
         ENOMEM: the host has too little memory.
     """
@@ -101,7 +101,7 @@ def new_backing(name: str, size: int, huge_pages: bool | None = None) -> Backing
         address = ctypes.c_void_p(backing.words.ctypes.data)
         ctypes.CDLL(None).madvise(
             address, ctypes.c_size_t(size), _MADV_NOHUGEPAGE
-        )  # fails where there are none
+        )  # fails where the host has none
         backing.words[:: PAGE_SIZE // 8] = 0
     return backing
 

@@ -59,7 +59,7 @@ EFFECTS: Final = ("KEEP", "ZERO", "SCRAMBLE", "ENCRYPT", "DECRYPT", "populate", 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What was found out about one case.
+    """Result of one case.
 
     Attributes
     ----------

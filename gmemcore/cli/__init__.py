@@ -11,7 +11,7 @@ from gmemcore.cli.process import run
 
 COMMANDS: Final = {
     "policy": ("gmemcore.cli.policy:app", "What each revision answers, and why."),
-    "audit": ("gmemcore.cli.audit:audit", "What userspace believes, and what it is answered."),
+    "audit": ("gmemcore.cli.audit:audit", "Whether capabilities predict what each call does."),
     "flows": ("gmemcore.cli.flows:flows", "Launches and retries under every revision."),
     "behaviours": ("gmemcore.cli.behaviours:behaviours", "What guests do, and what that consists of."),
     "trace": ("gmemcore.cli.trace:app", "Workloads as files: recorded, imported, converted, described."),

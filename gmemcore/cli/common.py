@@ -17,7 +17,7 @@ def assignments_of(assignments: Sequence[str]) -> dict[str, str]:
     for text in assignments:
         name, equals, value = text.partition("=")
         if not (name and equals and value):
-            raise InvalidArgumentError(f"--set {text}: name=value, as in swiotlb=64m, would be accepted")
+            raise InvalidArgumentError(f"--set {text}: use name=value, as in swiotlb=64m")
         given[name] = value
     return given
 
@@ -44,7 +44,7 @@ def console_for_tables(width: int = 160) -> Console:
 def aligned_lines(
     heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (), gap: int = 1
 ) -> list[str]:
-    """Return a head, a rule and a line a row, indented: figures below names that have no room beside them.
+    """Return a head, a rule and one line per row, indented: figures go below names that leave no room.
 
     Parameters
     ----------

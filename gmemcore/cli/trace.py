@@ -134,7 +134,7 @@ def convert(
 def capture(
     *,
     run: Annotated[
-        float | None, Parameter(help="Record for so many seconds, by perf or trace-cmd; needs --pid.")
+        float | None, Parameter(help="Seconds to record, by perf or trace-cmd; needs --pid.")
     ] = None,
     pid: Annotated[PositiveInt | None, Parameter(help="The VMM's process.")] = None,
     output: Annotated[

@@ -20,7 +20,7 @@ CONTAINER_PREFIX: Final = struct.Struct("<8sII")
 CONTAINER_SUM: Final = 16
 """Bytes of the checksum between prefix and header."""
 
-_LOOKED_AT: Final = 1 << 20  # bytes: a container's header has at most so many, and so has a TOML file
+_LOOKED_AT: Final = 1 << 20  # bytes: the limit of a container's header and of a TOML file
 
 _BEGINNINGS: Final = {
     b"PAR1": "a Parquet file",

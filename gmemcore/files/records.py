@@ -246,7 +246,7 @@ class Lines:
     records : list of (int, bytes)
         The others, each with its number in the file.
     end : End or None
-        The end record; None: there is none.
+        The end record; None: the file has none.
     """
 
     first: bytes

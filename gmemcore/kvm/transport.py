@@ -61,7 +61,7 @@ class Transport(Protocol):
         Raises
         ------
         KvmUnavailableError
-            ENODEV: there is none, or not for this user.
+            ENODEV: this host has none, or this user can't open it.
         """
 
     def close(self, fd: int) -> None:

@@ -38,7 +38,7 @@ class Posting:
     date : str
         ISO 8601; empty where it isn't known.
     message_id : str
-        Of the mail, or of the cover letter; empty where there is none in the archive.
+        Of the mail, or of the cover letter; empty where the archive has none.
     status : Status
         What became of it.
     summary : str

@@ -330,7 +330,7 @@ def _places(rule: Rule) -> Iterator[_Place]:
 
 
 def _resolve(abi: Abi, place: _Place, claims: dict[_Place, Rule]) -> Cell:
-    """Return the cell of a place: what its rule says, or a refusal if there is none."""
+    """Return the cell of a place: what its rule says, or a refusal without one."""
     plain = claims.get(place._replace(flag=ContentMode.NONE))
     rule = claims.get(place)
     if plain is None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE: Final = 0.95
-"""Confidence level of every interval, unless given."""
+"""Default confidence level of intervals."""
 RESAMPLES: Final = 2000
 """Bootstrap resamples: the bounds then vary by less than their third digit."""
 P95_SAMPLES: Final = 20

@@ -238,7 +238,7 @@ class GuestRun:
         self._tally = _Tally()
         self._checks: Counter[str] = Counter()
         self._waiting: dict[str, tuple[int, int]] = {}  # by fault: since when, and looks that are left
-        self._met: dict[str, int] = {}  # by fault: since when the one waited that was met last
+        self._met: dict[str, int] = {}  # by fault: since when the last one that took effect had waited
 
     def close(self) -> None:
         """Give its memory back."""
@@ -367,7 +367,7 @@ class GuestRun:
         return oracle.Machine(self.plan.vm_type, self.plan.abi, self.plan.firmware, self.vm.phase)
 
     def _compared(self, operation: Operations, expected: oracle.Answer | None = None) -> None:
-        """Run an operation that is told, and compare what came of it; None: what the oracle says."""
+        """Run an operation and compare its outcome; None: with what the oracle says."""
         gmem, request = self._within_a_file(operation)
         assert gmem is not None
         first, end = _touched(request)
@@ -396,7 +396,7 @@ class GuestRun:
     # ---- faults ----------------------------------------------------------------------------------
 
     def _inject(self, event: Event, operation: Operations) -> bool:
-        """Let an operation that would succeed meet a fault; False: it wouldn't, and nothing was run.
+        """Inject a fault into an operation that would succeed; False: it wouldn't, and nothing was run.
 
         It must be refused as the oracle says and change nothing; once the fault is gone, what comes of it is
         the oracle's to say again.
@@ -445,7 +445,7 @@ class GuestRun:
                 yield
 
     def _page_for(self, event: Event, request: oracle.Request, runs: list[oracle.Run]) -> int | None:
-        """A page of a request that can be given a fault, drawn by its place; None: there is none."""
+        """A page of a request that can be given a fault, drawn by its place; None without one."""
         answer = oracle.answer(self._machine, request, runs)
         if answer.outcome != "OK":
             return None
@@ -545,7 +545,7 @@ def _rounds(spec: Spec, plan: Plan, layout: Layout) -> Iterator[Operations]:
 
 
 def _limited(first: Operations, rounds: Iterator[Operations], count: int, once: bool) -> Iterator[Operations]:
-    """The first array and those after it, so many operations in all; once: up to the end of a round."""
+    """Join the first array and those after it into `count` operations; once: up to the end of a round."""
     part: Operations | None = first
     barren = 0
     while part is not None and barren < 2:  # rounds of nothing would go on for ever
@@ -561,7 +561,7 @@ def _limited(first: Operations, rounds: Iterator[Operations], count: int, once: 
 
 
 def _places(stream: Stream, every: int, start: int, end: int) -> list[int]:
-    """Places of one event in every so many, each at random in its stretch, from start to end."""
+    """Return the place of one event per stretch of `every` operations, drawn at random in it."""
     if not every:
         return []
     first, last = start // every, -(-end // every)

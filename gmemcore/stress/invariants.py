@@ -39,7 +39,7 @@ def check_file(gmem: GuestMemfd) -> Survey:
 
 
 def _leads(before: int, changes: int, after: int) -> bool:
-    """Whether so many changes of one page each can lead from one number of pages to another."""
+    """Whether `changes` of one page each can lead from one number of pages to another."""
     return abs(after - before) <= changes and (after - before - changes) % 2 == 0
 
 

@@ -36,7 +36,7 @@ FORMAT: Final = "gmemcore stress log 1"
 MAX_LINE: Final = 64 << 20
 """Bytes of a line: a longer one was written by nobody."""
 SYNC_SECONDS: Final = 1.0
-"""At most so much work is lost with the machine's power."""
+"""Seconds of work that a power loss can cost."""
 
 _START: Final = "0" * 16  # what the first line's sum begins with
 _HEAD: Final = b'{"sum": "%s", "record": '
@@ -252,7 +252,7 @@ class Log:
         try:
             return msgspec.json.decode(record, type=_Record).guests
         except msgspec.DecodeError as error:
-            raise LogError(f"{self.path} has a record that is none of a stress run: {error}") from error
+            raise LogError(f"{self.path} has a record that isn't from a stress run: {error}") from error
 
     def _append(self, record: bytes) -> None:
         line = self._line(record)

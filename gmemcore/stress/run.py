@@ -160,7 +160,7 @@ def _merge_logged(merger: Merger, record: object) -> None:
     try:
         result = msgspec.convert(record, GuestResult)
     except msgspec.ValidationError as error:
-        raise LogError(f"the log has a result that is none: {error}") from error
+        raise LogError(f"the log has an invalid result: {error}") from error
     if not 0 <= result.guest < merger.total:
         raise LogError(f"the log has guest {result.guest}; the fleet has {merger.total}")
     merger.add(result)

@@ -35,7 +35,7 @@ _HASH_VERSION: Final = 3  # of the meaning of a spec: a new one whenever the sam
 
 
 class SpecError(InputError):
-    """A spec that can't be run: where, what, and what would be accepted."""
+    """A spec that can't be run: what is wrong, where, and what is accepted."""
 
 
 class GuestTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -73,7 +73,7 @@ class BehaviourTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
 
 
 class ChecksTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """``[checks]``: one operation of every so many; 0 is never.
+    """``[checks]``: check one operation per this many; 0 is never.
 
     Attributes
     ----------
@@ -88,10 +88,10 @@ class ChecksTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
 
 
 class FaultsTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """``[faults]``: one operation of every so many is made to meet one; 0 is never.
+    """``[faults]``: inject one fault per this many operations; 0 is never.
 
-    A fault waits, from its place on, for an operation that meets it: one that would succeed without it. It is
-    given up after some that don't, or when the next one is due.
+    A fault waits, from its place on, for an operation that it affects: one that would succeed without it. It
+    is given up after some that wouldn't, or when the next one is due.
 
     Attributes
     ----------
@@ -309,7 +309,7 @@ def _check_figures(spec: Spec) -> None:
     )
     for path, figure, least, most in limits:
         if not least <= figure <= most:
-            raise SpecError(f"{figure} - at `{path}`; {least} to {most} would be accepted")
+            raise SpecError(f"must be {least} to {most}, not {figure} - at `{path}`")
 
 
 def _check_names(spec: Spec) -> None:
@@ -358,8 +358,8 @@ def _check_guest(spec: Spec) -> None:
         raise SpecError(f"{error.strerror} - at `$.guest.memory`") from error
     if size > MAX_MEMORY:
         raise SpecError(
-            f"{spec.guest.memory} - at `$.guest.memory`; "
-            f"{format_size(PAGE_SIZE)} to {format_size(MAX_MEMORY)} would be accepted"
+            f"must be {format_size(PAGE_SIZE)} to {format_size(MAX_MEMORY)}, not {spec.guest.memory} "
+            "- at `$.guest.memory`"
         )
     if spec.guest.backing not in BACKINGS:
         raise SpecError(

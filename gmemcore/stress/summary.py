@@ -36,7 +36,7 @@ def json_lines(run: Run) -> Iterator[bytes]:
 
 
 def rows(run: Run) -> list[dict[str, Any]]:
-    """Return a flat row a guest: what it is, figures by ``counters.name`` and the like, its digest."""
+    """Return one flat row per guest: what it is, figures by ``counters.name`` and the like, its digest."""
     flat = []
     for number in sorted(run.merger.results):
         result, plan = run.merger.results[number], run.spec.plan(number)
@@ -56,7 +56,7 @@ def rows(run: Run) -> list[dict[str, Any]]:
 
 
 def write_parquet(path: Path, run: Run) -> None:
-    """Write a row a guest; figures that a guest doesn't have are 0.
+    """Write one row per guest; figures that a guest doesn't have are 0.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """A worker process of `gmemcore.stress.processes`: reads chunks from its standard input, writes results.
 
-Both ways it is a line of JSON each. An empty line is a sign of life, one a second, whatever the chunk takes.
+Both ways each message is one line of JSON. An empty line is a sign of life, sent once per second.
 Nothing heavy is imported before the first one.
 """
 

@@ -258,7 +258,7 @@ class Vmm:
             return Converted(counters + Counters(notifications=self._notifications() - told), flags)
 
     def convert_keeping(self, start: int, size: int, to_private: bool) -> Converted:
-        """Convert with a flag believed to keep contents, or without a flag if there is none.
+        """Convert with a flag believed to keep contents, or without a flag if none is believed to.
 
         Raises
         ------

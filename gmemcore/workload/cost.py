@@ -32,7 +32,7 @@ EVENTS: Final[dict[str, str]] = {
     "bytes_zeroed": "a byte that a conversion set to zero",
     "bytes_xored": "a byte encrypted or decrypted in place, by conversion or populate",
     "bytes_scrambled": "a byte overwritten with random ones",
-    "pages_allocated": "a page that came into being: allocation and first touch",
+    "pages_allocated": "a page allocated, and touched for the first time",
     "rmp_updates": "an SNP page that became assigned or ceased to be: RMPUPDATE",
     "sept_changes": "a TDX page added to the S-EPT or removed: TDH.MEM.PAGE.AUG, .REMOVE",
     "pages_accepted": "a page that became accepted: PVALIDATE, TDG.MEM.PAGE.ACCEPT",
@@ -55,9 +55,9 @@ class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     source : str
         Where the figure is from: a measurement, a document, a mail.
     ns : float or None
-        Nanoseconds an event; for bytes a byte.
+        Nanoseconds per event; for bytes, per byte.
     gbps : float or None
-        For bytes in place of `ns`: 1e9 bytes a second.
+        For bytes, in place of `ns`: 1e9 bytes per second.
     """
 
     source: _Source
@@ -226,13 +226,13 @@ def _problems(cost: CostFile) -> Iterator[tuple[str, str]]:
             continue
         given = {unit: value for unit in ("ns", "gbps") if (value := getattr(figure, unit)) is not None}
         if figure.gbps is not None and not name.startswith("bytes_"):
-            yield f"{name}.gbps", "only bytes have GB/s; ns would be accepted"
+            yield f"{name}.gbps", "only bytes have GB/s; use ns"
         if len(given) != 1:
-            yield name, "a figure is either ns or gbps; one of them would be accepted"
+            yield name, "must have either ns or gbps"
         for unit, value in given.items():
             if not math.isfinite(value) or value < 0 or (unit == "gbps" and not value):
                 least = "above 0" if unit == "gbps" else "0 or more"
-                yield f"{name}.{unit}", f"{value} is no cost; a finite number {least} would be accepted"
+                yield f"{name}.{unit}", f"must be a finite number {least}, not {value}"
 
 
 def cost_text(cost: CostFile) -> str:
@@ -242,7 +242,7 @@ def cost_text(cost: CostFile) -> str:
     """
     lines = [
         "# Cost of events in nanoseconds. A figure needs its source; events without a figure are listed as",
-        "# not priced. Bytes may have gbps (1e9 bytes a second) in place of ns (a byte).",
+        "# not priced. Bytes can have gbps (1e9 bytes per second) in place of ns (per byte).",
         f"title = {_quoted(cost.title)}",
     ]
     for name, meaning in EVENTS.items():
@@ -284,7 +284,7 @@ def counters_in(record: Any) -> dict[str, int] | None:
     for name, count in found.items():
         if name not in COUNTER_NAMES or type(count) is not int or count < 0:
             raise InvalidArgumentError(
-                f"counters.{name} = {count!r}; whole numbers of {', '.join(COUNTER_NAMES)} would be accepted"
+                f"counters must be whole numbers of {', '.join(COUNTER_NAMES)}, not {name} = {count!r}"
             )
     return found
 
@@ -307,7 +307,7 @@ def calls_in(record: Mapping[str, Any]) -> int | None:
             except TypeError:
                 calls = None
             if type(calls) is not int or calls < 0:
-                raise InvalidArgumentError(f"{name} = {record[name]!r}; whole numbers would be accepted")
+                raise InvalidArgumentError(f"{name} must hold whole numbers, not {record[name]!r}")
             return calls
     return None
 

@@ -45,7 +45,7 @@ class Region(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         check_aligned(self.gpa, self.size, "region")
         if self.end > _TOP:
             raise InvalidArgumentError(
-                f"region {self.gpa:#x}+{self.size:#x}; an end up to 2^63 would be accepted"
+                f"the end of a region must be at most 2^63, not {self.gpa:#x}+{self.size:#x}"
             )
 
     @property
@@ -73,7 +73,7 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not 1 <= len(self.regions) <= MAX_REGIONS:
             raise InvalidArgumentError(
-                f"a layout of {len(self.regions)} regions; 1 to {MAX_REGIONS} would be accepted"
+                f"a layout must have 1 to {MAX_REGIONS} regions, not {len(self.regions)}"
             )
         for low, high in pairwise(sorted(self.regions, key=lambda region: region.gpa)):
             if high.gpa < low.end:

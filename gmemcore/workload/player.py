@@ -1,7 +1,7 @@
 """Player: runs operations on a Vm, the only thing that does.
 
 Operations go by guest physical address; a player finds the files behind them and calls the public interface,
-as a VMM does: in batches a file wherever order allows, by single calls else. What comes of it is the same.
+as a VMM does: in one batch per file wherever order allows, else by single calls. The result is the same.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -429,7 +429,7 @@ def _run_batch(
     offsets: NDArray[np.uint64],
     outcomes: Outcomes,
 ) -> None:
-    """Run operations of one memslot each: a batch a file, since files don't know of each other."""
+    """Run operations of one memslot each, in one batch per file: files don't know of each other."""
     step, gpa, size, attributes = (
         np.ascontiguousarray(operations[name]) for name in ("step", "gpa", "size", "attributes")
     )

@@ -202,9 +202,9 @@ def replay(
         ENOMEM: the host can't hold the guest.
     """
     if len(np.unique(trace.operations["guest"])) > 1:
-        raise InvalidArgumentError("the trace is of several guests; one of one guest would be accepted")
+        raise InvalidArgumentError("the trace is of several guests; use a trace of one")
     if every is not None and every < 1:
-        raise InvalidArgumentError(f"every {every} operations; 1 or more would be accepted")
+        raise InvalidArgumentError(f"every must be 1 or more operations, not {every}")
     with closing(
         create_vm(target.vm_type, target.abi, target.firmware, seed, backing, threads=threads)
     ) as vm:

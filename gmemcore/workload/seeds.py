@@ -84,7 +84,7 @@ class Stream:
         return z
 
     def below(self, bound: int | Words, start: int, count: int) -> Words:
-        """Return integers from 0 to bound - 1, one a word.
+        """Return integers from 0 to bound - 1, one per word.
 
         Parameters
         ----------
@@ -107,11 +107,11 @@ class Stream:
         """
         bounds = bound if isinstance(bound, np.ndarray) else np.uint64(as_u64(bound, "bound"))
         if not np.all(bounds):
-            raise InvalidArgumentError("a bound of 0 leaves no number; 1 or more would be accepted")
+            raise InvalidArgumentError("a bound must be 1 or more, not 0")
         return _high_half(self.words(start, count), bounds)
 
     def choices(self, weights: Sequence[int | float | Fraction], start: int, count: int) -> NDArray[np.intp]:
-        """Return indices of weights, each as often as its weight says, one a word.
+        """Return indices of weights, each as often as its weight says, one per word.
 
         Weights are taken as the exact fractions they are, so that no rounding of sums decides.
 
@@ -159,13 +159,11 @@ def _thresholds(weights: tuple[int | float | Fraction, ...]) -> Words:
     """The last word of each index but the last one, plus one."""
     for index, weight in enumerate(weights):
         if not 0 <= weight < float("inf"):
-            raise InvalidArgumentError(
-                f"weight {index} is {weight}; a finite number, 0 or more, would be accepted"
-            )
+            raise InvalidArgumentError(f"weight {index} must be a finite number, 0 or more, not {weight}")
     exact = [Fraction(weight) for weight in weights]
     total = sum(exact)
     if not total:
-        raise InvalidArgumentError("weights are all 0 or there are none; at least one above 0 is needed")
+        raise InvalidArgumentError("at least one weight must be above 0")
     # Zeros at the end get no threshold: the last index that can come is that of the last weight above 0.
     last = max(index for index, weight in enumerate(exact) if weight)
     sums = (sum(exact[: index + 1], Fraction(0)) for index in range(last))

@@ -37,7 +37,7 @@ def rechunk(stream: Iterable[Operations], size: int = CHUNK) -> Iterator[Operati
         EINVAL: a size below 1.
     """
     if as_int(size, "size of a chunk") < 1:
-        raise InvalidArgumentError(f"chunks of {size} operations; 1 or more would be accepted")
+        raise InvalidArgumentError(f"the size of a chunk must be 1 or more operations, not {size}")
     return _rechunked(stream, size)
 
 
@@ -115,7 +115,7 @@ def mix(
     Raises
     ------
     InvalidArgumentError
-        EINVAL: no streams, or weights that aren't one a stream and above 0.
+        EINVAL: no streams, or weights that aren't one per stream and above 0.
     """
     shares: list[int | float | Fraction] = [1] * len(streams) if weights is None else list(weights)
     if not streams or len(shares) != len(streams) or not all(0 < share < float("inf") for share in shares):

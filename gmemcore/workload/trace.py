@@ -236,7 +236,7 @@ class Recorder:
     Parameters
     ----------
     header : Header
-        What the trace will say of itself.
+        What the trace's header reports.
     max_operations : int
         How many are kept at most.
 
@@ -376,7 +376,7 @@ def _read_text(path: str | os.PathLike[str], max_bytes: int) -> Trace:
             raise TraceError(f"must be at most {max_bytes:,} bytes (max_bytes), not {size:,}")
         first = _decoded(_line_of(file, 1, MAX_HEADER), _FirstLine, 1)
         if first.trace != _VERSION:
-            raise TraceError(f"line 1: trace version {first.trace}; {_VERSION} would be accepted")
+            raise TraceError(f"line 1: trace version must be {_VERSION}, not {first.trace}")
         header = Header(first.name, first.source, first.layout, first.seed, first.vm_type)
         start = _read_start(file, first, size)
         return Trace(header, _read_lines(file, first, size), start)

@@ -1,8 +1,8 @@
-"""What the explorer's page is told: page states as runs that change over time, operations, sums.
+"""What the explorer's page gets: page states as runs that change over time, operations, sums.
 
 Everything is counted in pages. A position is a page of guest memory without its holes, see
-`gmemcore.analysis.address`. Numbers are little-endian base 128 (seven bits a byte, the top bit says that more
-follow), and the whole is deflated.
+`gmemcore.analysis.address`. Numbers are little-endian base 128 (seven bits per byte, the top bit says that
+more follow), and the whole is deflated.
 
 * States: for each snapshot the number of its segments, then each of them: pages since the end of the one
   before, its pages, its code. The first snapshot is all of memory; a later one is what changed in it. A code
@@ -40,7 +40,7 @@ MOST_BYTES: Final = 24 << 20
 MOST_RUNS: Final = 1 << 21
 """Runs of one snapshot, for the same."""
 CELLS: Final = 1 << 17
-"""Blocks of addresses that are told in that case, about."""
+"""About how many blocks of addresses are sent in that case."""
 _LEVELS: Final = 31
 """Steps of a share of a state in a block."""
 

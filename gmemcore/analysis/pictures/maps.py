@@ -129,7 +129,7 @@ def state_palette() -> NDArray[np.float64]:
 
 
 def blended(counts: NDArray[np.int64], palette: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean colour of the pages of each block; nothing to see where there are none."""
+    """Return the mean colour of the pages of each block; transparent where a block has none."""
     pages = counts.sum(axis=-1, keepdims=True)
     mean: NDArray[np.float64] = counts @ palette / np.maximum(pages, 1)
     return mean

@@ -58,7 +58,7 @@ def left_off(n: int, shown: int = ROWS, what: str = "rows") -> list[Block]:
 
 
 def picture(draw: Callable[[], "Axes"], alternative: str, caption: str = "") -> list[Block]:
-    """Return a picture, or in words why there is none; nothing without matplotlib.
+    """Return a picture, or in words why it can't be drawn; nothing without matplotlib.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ from gmemcore.units import format_time
 
 _CHECKS: Final = {
     "oracle": "operations repeated by a naive model",
-    "invariants": "looks at all page state",
+    "invariants": "checks of all page state",
     "allocation_failure_due": "allocation failures due",
     "allocation_failure_met": "of them injected and met by a conversion",
     "pin_due": "pins due",
@@ -100,7 +100,7 @@ def _sizes(run: Run) -> list[Block]:
 
 
 def _outcomes(cells: Mapping[str, StressSums]) -> list[Block]:
-    """Return operations by outcome, a column an outcome."""
+    """Return operations by outcome, one column per outcome."""
     found = {name for sums in cells.values() for name in sums.outcomes}
     names = sorted(found, key=lambda name: (name != "OK", name))[:COLUMNS]
     rows = [

@@ -94,8 +94,8 @@ def _swiotlb(guest: Guest, image: int, asked: int | None) -> Range:
         room -= image
     if size > room:
         raise InvalidArgumentError(
-            f"swiotlb of {format_size(size)} doesn't fit beside the image in {format_size(max(room, 0))} of "
-            "low memory; a smaller swiotlb or image, or more memory would be accepted"
+            f"swiotlb of {format_size(size)} doesn't fit next to the image in {format_size(max(room, 0))} of "
+            "low memory; use a smaller swiotlb or image, or more memory"
         )
     start, room = guest.low_range()
     return start + room - size, size
@@ -119,7 +119,7 @@ def _launch(guest: Guest, image: int, special: Sequence[tuple[PageType, int]]) -
     if at - start > room:
         raise InvalidArgumentError(
             f"image of {format_size(image)} and its special pages don't fit in the first "
-            f"{format_size(room)}; a smaller image would be accepted"
+            f"{format_size(room)}; use a smaller image"
         )
     whole = (start, at - start)
     return join_operations(

@@ -121,7 +121,7 @@ class Guest:
         if n and each < size:
             raise InvalidArgumentError(
                 f"{n} {what} of {format_size(size)} don't fit in {format_size(max(room, 0))}; "
-                "more memory or less of what shares it would be accepted"
+                "use more memory, or less of what shares it"
             )
         if not n:
             return []
@@ -154,7 +154,7 @@ def operations(
 
 
 def over(step: Step, ranges: Sequence[Range], attributes: int = 0, variant: int = 0) -> Operations:
-    """Return one operation a range."""
+    """Return one operation per range."""
     gpas = np.array([gpa for gpa, _ in ranges], np.uint64)
     sizes = np.array([size for _, size in ranges], np.uint64)
     return operations(step, gpas, sizes, attributes=attributes, variant=variant)

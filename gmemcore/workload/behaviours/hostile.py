@@ -94,7 +94,7 @@ def _bend(made: Operations, where: Places, what: Words) -> None:
 
 
 def _spoil(made: Operations, where: Places, what: Words) -> None:
-    """One argument is none that is accepted: a size, an attribute, a flag, or an address far away."""
+    """One argument is invalid: a size, an attribute, a flag, or an address far away."""
     which, pick = what % np.uint64(4), what >> np.uint64(8)
     for number, (field, values) in enumerate(
         (("size", _SIZES), ("attributes", _ATTRIBUTES), ("flags", _FLAGS))

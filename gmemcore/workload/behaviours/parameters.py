@@ -59,7 +59,7 @@ class Parameter:
         Raises
         ------
         InvalidArgumentError
-            EINVAL: not such a value, or out of bounds; the message says what would be accepted.
+            EINVAL: not such a value, or out of bounds; the message says what is accepted.
         """
         if value is None and self.default is None:
             return None
@@ -91,7 +91,7 @@ class Parameter:
         kind = {Kind.SIZE: "whole pages, ", Kind.COUNT: "a whole number, "}.get(self.kind, "")
         auto = ", or auto" if self.default is None else ""
         return InvalidArgumentError(
-            f"{behaviour}: {self.name} = {value!r}; {kind}{self.accepted}{auto} would be accepted"
+            f"{behaviour}: {self.name} must be {kind}{self.accepted}{auto}, not {value!r}"
         )
 
 

@@ -44,7 +44,7 @@ def fragmentation(guest: Guest, *, pieces: int, run: int) -> Iterator[Operations
     grid = guest.grid(HUGE_PAGE)
     total = grid.count * pieces
     stride = np.uint64(HUGE_PAGE // PAGE_SIZE // pieces * PAGE_SIZE)
-    # A run leaves a page of its place private where there are two, so that no two runs meet.
+    # A run leaves a page of its place private where there are two, so that no two runs touch.
     longest = min(np.uint64(run), stride - np.uint64(PAGE_SIZE))
 
     @lru_cache(maxsize=1)  # a small guest has one part, and many turns
@@ -72,7 +72,7 @@ def fragmentation(guest: Guest, *, pieces: int, run: int) -> Iterator[Operations
 
 
 def scatter(guest: Guest, *, run: int) -> Iterator[Operations]:
-    """Runs of 1 to so many pages, anywhere, to private or to shared."""
+    """Random ranges of 1 to `run` pages, to private or to shared."""
     grid = guest.grid(PAGE_SIZE)
     ends = np.array([start + size for start, size in guest.ranges], np.uint64)
     places, rest = guest.stream.split("place"), guest.stream.split("length and direction")

@@ -209,7 +209,7 @@ def get_behaviour(name: str) -> Behaviour:
     Raises
     ------
     InvalidArgumentError
-        EINVAL: there is none of that name; the message lists them.
+        EINVAL: no behaviour of that name; the message lists them.
     """
     found = find_behaviour(name)
     if found is None:
@@ -218,7 +218,7 @@ def get_behaviour(name: str) -> Behaviour:
 
 
 def find_behaviour(name: str) -> Behaviour | None:
-    """Return a behaviour by name, as `get_behaviour` does; None if there is none."""
+    """Return a behaviour by name, as `get_behaviour` does; None for an unknown name."""
     if name in BEHAVIOURS:
         return BEHAVIOURS[name]
     return next((row for known, row in BEHAVIOURS.items() if plain(known) == plain(name)), None)

@@ -27,7 +27,7 @@ def conversion_walk(guest: Guest, *, vcpus: int, probes: bool) -> Iterator[Opera
     if needed > room:
         raise InvalidArgumentError(
             f"the walk of {vcpus} vCPUs needs {format_size(needed)} in one region, the largest has "
-            f"{format_size(room)}; fewer vCPUs or more memory would be accepted"
+            f"{format_size(room)}; use fewer vCPUs or more memory"
         )
     for vcpu in range(vcpus):
         walk = _Walk(start + vcpu * STRIDE, probes)

@@ -107,7 +107,7 @@ class _Block:
         return found
 
     def table(self, at: Places, words: int) -> Bytes:
-        """Return so many words from places on, as bytes: shape (n, 8 * words)."""
+        """Return `words` words from each place on, as bytes: shape (n, 8 * words)."""
         gathered = np.empty((len(at), words), np.uint64)
         for i in range(words):
             gathered[:, i] = self.words(at + _WORD * i)
@@ -314,7 +314,7 @@ def _fields(block: _Block, at: Places, ends: Places, event: Event) -> tuple[dict
 
 
 def _word(block: _Block, at: Places, field: Field) -> tuple[Words, Places]:
-    """Read one of the words of a field: what it stands for, and its length; 0 if there is none."""
+    """Read one of the words of a field: what it stands for, and its length; 0 where the field has none."""
     value, length = np.zeros(len(at), np.uint64), np.zeros(len(at), np.intp)
     for word, number in field.type.words.items():
         found = block.begins(at, word.encode())
@@ -382,7 +382,7 @@ def _times(block: _Block, starts: Places, places: Places) -> tuple[Words, Words,
 
 
 def _decimal_before(block: _Block, at: Places, most: int) -> tuple[Words, Places]:
-    """Read the decimal digits before places, at most so many: their value, and how many they are."""
+    """Read the decimal digits before places: their value, and how many they are."""
     digits = _DIGIT[block.table(at - 2 * _WORD, 2)[:, -most:]]
     length = _run(digits[:, ::-1] < 10)
     digits[np.arange(most) < most - length[:, None]] = 0

@@ -253,7 +253,7 @@ class Lines:
         return stop
 
     def _row(self, event: Event, fields: dict[str, int | None]) -> tuple[int, int, int] | str:
-        """Return gpa, size and value of an event, or why there is none."""
+        """Return gpa, size and value of an event, or why it has none."""
         for name, value in fields.items():
             if value is None:
                 return f"the {name} must be one of {', '.join(_words_of(event, name))}"

@@ -166,7 +166,7 @@ def memory_error(gpa: int, size: int) -> str | None:
 
 
 def frames_to_bytes(first: int, last: int) -> tuple[int, int]:
-    """Return gpa and size of frames, the end exclusive; an empty size if there are none."""
+    """Return gpa and size of frames, the end exclusive; an empty size without frames."""
     return first << PAGE_SHIFT, max(last - first, 0) << PAGE_SHIFT
 
 

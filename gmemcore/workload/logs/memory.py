@@ -76,7 +76,7 @@ class Memory:
 
 
 def of_slots(slots: Iterable[Slot]) -> Memory | None:
-    """Return the memory that memslots with a guest_memfd describe; None if there are none.
+    """Return the memory that memslots with a guest_memfd describe; None without such memslots.
 
     QEMU sets memslots again and again while it boots, in smaller parts: memory is what any of them ever was.
     Where two overlap, the earlier one counts.
