@@ -81,3 +81,50 @@ def test_bytes_change_after_the_point_of_no_return_only():
         for name in ("check_conversion(", "point of no return", "transform(", "finish_conversion(")
     ]
     assert places == sorted(places)
+
+
+# --- where is it decided, and the links of every page --------------------------------------------------
+INDEX = re.findall(r"^\| ([^|]+\?) \| ([^|]+) \|$", DESIGN, re.MULTILINE)
+PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
+PLACE = re.compile(r"`([\w/]+\.py)`(?:, `([A-Za-z_.]+)`)?")
+
+
+def anchors(page):
+    """Anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page):
+    """Relative links of a page that lead nowhere."""
+    for file, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text()):
+        target = page.parent / file if file else page
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            yield f"{file}#{anchor}"
+
+
+@pytest.mark.parametrize(("question", "answer"), INDEX, ids=[question for question, _ in INDEX])
+def test_what_decides_exists(question, answer):
+    places = PLACE.findall(answer)
+    for file, name in places:
+        path = ROOT / "gmemcore" / file
+        assert path.exists(), file
+        assert not name or name.split(".")[-1] in path.read_text(), f"{name} isn't in {file}"
+    assert places or "](docs/" in answer
+
+
+def test_the_index_is_there():
+    assert len(INDEX) > 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    assert not list(broken_links(page))
+
+
+def test_a_broken_link_is_found(tmp_path):
+    (tmp_path / "page.md").write_text(
+        "# One\n[a](#one) [b](#two) [c](gone.md) [d](page.md#one) [e](https://x.org/#y)"
+    )
+    assert list(broken_links(tmp_path / "page.md")) == ["#two", "gone.md#"]
