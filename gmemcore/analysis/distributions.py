@@ -495,3 +495,10 @@ def splits_and_merges(series: Series) -> Table:
     columns = [(time, series.times.dtype), ("split", "<i8"), ("merged", "<i8"), ("mixed", "<i8")]
     units = {time: series.unit, "split": "blocks", "merged": "blocks", "mixed": "blocks"}
     return make_table("2 MiB blocks split and merged", columns, rows, (time,), units)
+
+
+DISTRIBUTIONS: Final = {
+    each.__name__: each
+    for each in (state_mix, by_slot, by_region, run_quantiles, fragmentation, mappability, iommu)
+}
+"""What ``gmemcore snapshot info`` prints of a snapshot, by name."""

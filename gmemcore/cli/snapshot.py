@@ -35,10 +35,6 @@ app = cyclopts.App(
     help="Describe and compare snapshots of page state, and draw pictures of them and of runs.",
 )
 
-DISTRIBUTIONS: Final = (
-    *("state_mix", "by_slot", "by_region", "run_quantiles", "fragmentation", "mappability", "iommu"),
-)
-"""What ``info`` prints, by the names of `gmemcore.analysis`."""
 ROWS: Final = 24
 """Rows of a table that are printed."""
 _RUNS: Final = ("bench", "stress", "replay")
@@ -271,9 +267,9 @@ def _name_of(path: Path, series: "Series") -> str:
 
 # --- figures ------------------------------------------------------------------------------------------------
 def _tables(snapshot: "Snapshot") -> "dict[str, Table]":
-    from gmemcore import analysis
+    from gmemcore.analysis.distributions import DISTRIBUTIONS
 
-    return {name: getattr(analysis, name)(snapshot) for name in DISTRIBUTIONS}
+    return {name: distribution(snapshot) for name, distribution in DISTRIBUTIONS.items()}
 
 
 def _facts(snapshot: "Snapshot") -> dict[str, Any]:
