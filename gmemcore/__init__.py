@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "gmemcore.front": ("read", "replay", "run"),
+    "gmemcore.front": ("bench", "read", "replay", "run"),
     "gmemcore.analysis": ("take",),
     "gmemcore.analysis.explorer": ("explore",),
     "gmemcore.machine": ("GuestMemfd", "LegacyVm", "Vm", "create_vm"),
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from gmemcore.engine import Counters as Counters
     from gmemcore.engine import warmup as warmup
     from gmemcore.errors import GmemError as GmemError
+    from gmemcore.front import bench as bench
     from gmemcore.front import read as read
     from gmemcore.front import replay as replay
     from gmemcore.front import run as run

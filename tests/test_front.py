@@ -11,11 +11,14 @@ from conftest import JIT_DISABLED
 
 import gmemcore as gm
 from gmemcore.analysis import Series, diff, splits_and_merges, take, watch
-from gmemcore.analysis.runs import ReplayRun, StressRun
+from gmemcore.analysis.runs import BenchRun, ReplayRun, StressRun
+from gmemcore.cli import main
 from gmemcore.errors import InvalidArgumentError
-from gmemcore.front import replaying, running, stressing, workloads
+from gmemcore.files.records import RecordFile
+from gmemcore.front import benching, replaying, running, stressing, workloads
 from gmemcore.policy import ABIS
 from gmemcore.policy.proposal import shipped_proposals
+from gmemcore.results.backings import BackingsFirst, BackingsRun, Measured
 from gmemcore.stress.spec import SpecError, check
 from gmemcore.stress.spec import read as read_spec
 from gmemcore.workload.behaviours import BEHAVIOURS, workload
@@ -311,6 +314,119 @@ def test_the_package_and_the_call_are_one_name():
     assert done.stdout.strip() == "True <class 'gmemcore.stress.spec.Spec'>"
 
 
+# ---- bench -----------------------------------------------------------------------------------------------
+
+SMALL = {"memory": "256k", "ranges": "4k,256k", "quick": True}
+
+
+def asked(run):
+    return {(r.abi, r.vm_type, r.firmware, r.phase, r.direction, r.flag, r.range) for r in run.records}
+
+
+def test_a_bench_run_is_that_of_the_command(tmp_path):
+    run = gm.bench("v5", "snp", "today", phases="running", **SMALL)
+    assert isinstance(run, BenchRun)
+    path = tmp_path / "run.jsonl"
+    options = ["--abi", "v5", "--vm-type", "SNP", "--firmware", "today", "--phase", "running", "--quick"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", *options, "--memory", "256k", "--range", "4k,256k", "-o", str(path)])
+    assert stopped.value.code in (0, None)
+    other = gm.read(path)
+    assert asked(run) == asked(other)
+    assert run.first.verdict.refused == other.first.verdict.refused
+    for one, same in zip(run.records, other.records, strict=True):
+        assert (one.outcome, one.effect, one.counters, one.does) == (
+            *(same.outcome, same.effect, same.counters, same.does),
+        )
+    assert run.table.columns == other.table.columns
+    assert run.to_pandas()["vm_type"].tolist() == other.to_pandas()["vm_type"].tolist()
+
+
+def test_cells_of_a_bench_run_in_any_notation():
+    usual = asked(gm.bench("v5", "SNP", phases="running", directions="to_shared", flags="ZERO", **SMALL))
+    assert len(usual) == 2  # sizes
+    for others in (
+        {"vm_types": gm.VmType.SNP, "phases": gm.Phase.RUNNING, "directions": gm.Direction.TO_SHARED,
+         "flags": gm.ContentMode.ZERO, "abis": gm.ABIS["v5"]},
+        {"vm_types": ["snp"], "phases": ["Running"], "directions": "to-shared", "flags": 1, "abis": ["V5"]},
+        {"vm_types": 4, "phases": "RUNNING", "directions": ("shared",), "flags": ["zero"], "abis": "v5"},
+    ):  # fmt: skip
+        assert asked(gm.bench(**others, **SMALL)) == usual
+    several = gm.bench(
+        "v5,v4", "SNP,TDX", phases="running", directions="to_shared", flags="NONE,ZERO", **SMALL
+    )
+    assert {(abi, vm_type, flag) for abi, vm_type, _, _, _, flag, _ in asked(several)} == {
+        (abi, vm_type, flag)
+        for abi in ("v5", "v4")
+        for vm_type in ("SNP", "TDX")
+        for flag in ("NONE", "ZERO")
+    }
+    sizes = gm.bench("v5", "SNP", effects="ZERO", memory=65536, ranges=[4096, "64k"], quick=True)
+    assert {row[6] for row in asked(sizes)} == {4096, 65536}
+    assert sizes.to_pandas()["populate_gbps"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"abis": "v99"}, "unknown abi 'v99'"),
+        ({"vm_types": "XEN"}, "unknown VM type 'XEN'"),
+        ({"phases": "later"}, "unknown phase 'later'"),
+        ({"directions": "up"}, "unknown direction 'up'"),
+        ({"flags": "KEEP"}, "unknown flag 'KEEP'"),
+        ({"effects": "NONE"}, "unknown effect 'NONE'"),
+        ({"memory": "4q"}, "4q"),
+        ({"ranges": "1g"}, "must not be larger than the memory"),
+        ({"seconds": 0}, "seconds must be above 0, not 0"),
+        ({"fragmentations": "holes"}, "holes"),
+        ({"backings": "paper"}, "paper"),
+        ({"threads": 0}, "threads"),
+        ({"abis": "v13", "effects": "ENCRYPT"}, "no cell of policy"),
+    ],
+)
+def test_what_can_not_be_measured(arguments, complaint):
+    with pytest.raises(InvalidArgumentError, match=complaint):
+        gm.bench(**({"memory": "256k", "quick": True} | arguments))
+
+
+def test_runs_as_files(tmp_path):
+    """Every kind of run, written and read again."""
+    runs = {
+        "bench": gm.bench("v5", "SNP", directions="to_shared", **SMALL),
+        "replay": gm.replay("scatter", memory="16m", operations=50),
+        "stress": gm.stress("balloon", guests=2, operations=50, memory="64m"),
+    }
+    for kind, run in runs.items():
+        run.write(tmp_path / f"{kind}.jsonl")
+        again = gm.read(tmp_path / f"{kind}.jsonl")
+        assert (type(again), again.shortfall) == (type(run), None)
+        assert repr(again.table.records()) == repr(run.table.records())  # NaN isn't itself
+        assert (again.first, again.last) == (run.first, run.last)
+        again.write(tmp_path / f"{kind}.jsonl")
+        assert repr(gm.read(tmp_path / f"{kind}.jsonl").table.records()) == repr(run.table.records())
+    lines = (tmp_path / "bench.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "cut.jsonl").write_bytes(b"".join(lines[:-1]))
+    cut = gm.read(tmp_path / "cut.jsonl")
+    with pytest.raises(ValueError, match="an incomplete run"):
+        cut.write(tmp_path / "whole.jsonl")
+    assert not (tmp_path / "whole.jsonl").exists()
+
+
+def test_a_comparison_with_two_backings_as_a_table(tmp_path):
+    measured = Measured([0.5], [0.25, 0.25], 4096, 3, [(0.1, 4096)], 8192)
+    guest = ("SNP", "two-caps", "cipher", 2, 2, 1 << 20, 4096, 2, "anonymous", True)
+    with RecordFile(tmp_path / "b.jsonl") as file:
+        file.write(BackingsFirst({}))
+        file.write(BackingsRun("launch", "in place", *guest, measured))
+    run = gm.read(tmp_path / "b.jsonl")
+    assert (
+        run.table.records()[0] | {"work": "launch", "seconds": 1.0, "peak_bytes": 4096, "faults": 3}
+        == (run.table.records()[0])
+    )
+    assert "in place" in str(run)
+    assert run.to_pandas()["verified_bytes"].tolist() == [8192]
+
+
 # ---- read --------------------------------------------------------------------------------------------------
 
 
@@ -338,24 +454,32 @@ def test_every_kind_of_file_is_read_as_what_it_is(tmp_path, boot):
 
 
 @pytest.mark.skipif(JIT_DISABLED, reason="times of another process say nothing here")
-@pytest.mark.parametrize("module", [running, replaying, stressing])
+@pytest.mark.parametrize("module", [benching, running, replaying, stressing])
 def test_the_examples_of_the_docs(module):
     failed, tried = doctest.testmod(module)
     assert (failed, tried > 0) == (0, True)
 
 
 def test_tab_offers_what_there_is(boot):
-    from IPython.core.completer import provisionalcompleter
-    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.core.completer import IPCompleter, provisionalcompleter
 
-    shell = InteractiveShell.instance()
-    shell.user_ns |= {"gm": gm, "run": boot}
+    completer = IPCompleter(shell=None, namespace={"gm": gm, "run": boot})  # a shell would leave a thread
 
     def offered(text):
         with provisionalcompleter():
-            return {found.text.rpartition(".")[2] for found in shell.Completer.completions(text, len(text))}
+            return {found.text.rpartition(".")[2] for found in completer.completions(text, len(text))}
 
-    assert {"run", "replay", "stress", "read", "analysis", "policy", "create_vm"} <= offered("gm.")
+    assert {
+        "run",
+        "replay",
+        "bench",
+        "stress",
+        "explore",
+        "read",
+        "analysis",
+        "policy",
+        "create_vm",
+    } <= offered("gm.")
     assert {"states", "heatmap", "hilbert", "mappable", "runs", "compare"} <= offered("run.plot.")
     assert {"vm", "series", "counters", "plot"} <= offered("run.")
     assert {"to_pandas", "to_xarray", "to_parquet", "since", "history"} <= offered("run.series.")

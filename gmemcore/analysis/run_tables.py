@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from gmemcore.analysis.tables import Table
 
 _UNITS: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("memory", "range", "peak_memory", "verified_bytes"), "bytes"),
+    **dict.fromkeys(("memory", "range", "peak_memory", "peak_bytes", "verified_bytes"), "bytes"),
     **dict.fromkeys(("convert_gbps", "populate_gbps", "first_access_gbps", "primitive_gbps"), "GB/s"),
     **dict.fromkeys(("ratio", "ratio_low", "ratio_high"), "1"),
     **dict.fromkeys(("seconds", "seconds.median", "seconds.p95", "predicted.seconds"), "s"),
@@ -36,6 +36,16 @@ def _stress_row(record: Any) -> dict[str, Any]:
     return {"guest": flat.pop("guest"), **what, **flat}
 
 
+def _backings_row(record: Any) -> dict[str, Any]:
+    """Name a run of one way; its seconds are those of all conversions together."""
+    flat = flattened(record)
+    measured = {name: flat.pop(f"measured.{name}") for name in ("to_private", "to_shared", "memory")}
+    return {
+        **{name.removeprefix("measured."): value for name, value in flat.items()},
+        "seconds": sum(measured["to_private"]) + sum(measured["to_shared"]),
+    }
+
+
 FORMS: Final[Mapping[str, _Form]] = {
     "bench": _Form(
         "cost of conversions",
@@ -45,6 +55,12 @@ FORMS: Final[Mapping[str, _Form]] = {
         ),
         frozenset({"samples", "populate_samples", "primitive_samples"}),
         lambda record: flattened(record),
+    ),
+    "backings": _Form(
+        "memory and time of ways to convert",
+        ("work", "way", "vm_type", "abi", "range", "backing", "huge_pages"),
+        frozenset(),
+        _backings_row,
     ),
     "replay": _Form(
         "replays by revision and VM type",
@@ -59,6 +75,7 @@ FORMS: Final[Mapping[str, _Form]] = {
 
 OVERVIEWS: Final[Mapping[str, tuple[str, ...]]] = {
     "bench": ("outcome", "effect", "ns_per_page", "convert_gbps", "ratio"),
+    "backings": ("seconds", "peak_bytes", "faults"),
     "replay": ("operations", "refused", "peak_memory", "seconds", "counters.pages_changed"),
     "stress": (
         "behaviour",
@@ -145,8 +162,10 @@ def _flat(record: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 def _column(name: str, values: list[Any]) -> NDArray[Any]:
     """Return a column as an array: None is NaN among numbers and empty among words."""
     kinds = {type(value) for value in values if value is not None}
-    if kinds <= {str}:
-        return np.array([value or "" for value in values], np.str_)
+    if not kinds and _unit(name):
+        return np.full(len(values), np.nan)
+    if all(issubclass(kind, str) for kind in kinds):
+        return np.array([str(value or "") for value in values], np.str_)
     if kinds == {bool}:
         return np.array([bool(value) for value in values])
     if kinds == {int} and (None not in values or name.startswith(("counters.", "outcomes.", "checks."))):

@@ -16,7 +16,7 @@ from gmemcore.analysis.tables import Table
 from gmemcore.errors import InputError
 from gmemcore.files.kinds import is_not
 from gmemcore.files.reading import decode_json
-from gmemcore.files.records import End, Lines, read_lines
+from gmemcore.files.records import End, Lines, RecordFile, read_lines
 from gmemcore.results.bench import BenchCell, BenchFirst, Seconds
 from gmemcore.results.kinds import KINDS, SCHEMA, Kind
 from gmemcore.results.replay import Replay, ReplayFirst
@@ -92,7 +92,7 @@ class Run:
     @property
     def plot(self) -> RunPlot:
         """Pictures of it."""
-        return PLOTS[self.kind](self)
+        return PLOTS.get(self.kind, RunPlot)(self)
 
     def to_pandas(self) -> Any:
         """Return its records as a pandas DataFrame, a row per record, nested figures with dotted names.
@@ -134,6 +134,24 @@ class Run:
             It can't be written there.
         """
         self.table.to_parquet(path)
+
+    def write(self, path: str | Path) -> None:
+        """Write it as a file of results, for `gmemcore.read` and ``gmemcore report``.
+
+        An existing file is replaced whole.
+
+        Raises
+        ------
+        ValueError
+            The run is incomplete, which a file of its own wouldn't say.
+        OSError
+            It can't be written there.
+        """
+        if self.shortfall is not None:
+            raise ValueError(f"an incomplete run can't be written as a whole one: {self.shortfall}")
+        with RecordFile(path, force=True) as file:
+            for record in (self.first, *self.records, *(() if self.last is None else (self.last,))):
+                file.write(record)
 
 
 class BenchRun(Run):

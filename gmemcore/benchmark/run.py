@@ -49,6 +49,8 @@ USUAL: Final = Effort(seconds=45.0, samples=(5, 30), region=64 << 20, checked=4 
 """Under a minute for the default selection; 64 MiB are more than caches hold."""
 QUICK: Final = Effort(seconds=0.0, samples=(2, 2), region=16 << 20, checked=4 << 20)
 """Every case runs and is verified; the figures mean little."""
+QUICK_MEMORY: Final = 64 << 20
+"""Default guest memory of a quick run."""
 LEGACY_RANGES: Final = 64
 """Ranges of a sample of `legacy`, which are converted call by call."""
 ATTRIBUTE_RANGES: Final = (256, 16384)
@@ -381,6 +383,7 @@ __all__ = [
     "EFFECTS",
     "PAGE_SIZE",
     "QUICK",
+    "QUICK_MEMORY",
     "USUAL",
     "Bench",
     "Effort",

@@ -48,8 +48,6 @@ else:
 app = cyclopts.App(name="bench", help="Measure what conversions cost on this machine.")
 app.command("gmemcore.cli.bench_compare:compare", name="compare")
 
-_QUICK_MEMORY = 64 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -125,6 +123,7 @@ def bench(
     from gmemcore.benchmark.axes_file import TEMPLATE, read_axes
     from gmemcore.benchmark.expected import WrongContentsError
     from gmemcore.benchmark.memory import check_host, default_memory
+    from gmemcore.benchmark.run import QUICK_MEMORY
 
     if axes_template:
         print(TEMPLATE, end="")
@@ -133,7 +132,7 @@ def bench(
     with reporting("bench", interrupted="interrupted", wrong=(WrongContentsError,)):
         given = _as_in_file(asked, under)
         axes = read_axes(under.axes, given)
-        cases = axes.cases(_QUICK_MEMORY if quick else default_memory())
+        cases = axes.cases(QUICK_MEMORY if quick else default_memory())
         cases = _fitting(cases, named=axes.abi is not None)
         check_host(case.setting for case in cases)
         figures = read_cost(cost)

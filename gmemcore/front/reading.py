@@ -19,6 +19,7 @@ _READERS: Final[Mapping[str, Callable[[Path], Any]]] = {
     "a series": Series.read,
     "a trace": read_trace,
     "a bench run": read_run,
+    "a comparison with two backings": read_run,
     "a stress run": read_run,
     "a replay": read_run,
     "the spec of a fleet": read_spec,
@@ -35,12 +36,12 @@ def read(path: str | Path) -> Any:
     Parameters
     ----------
     path : str or Path
-        Snapshots, a trace, results of bench, replay or stress, a fleet's spec, a proposal, a cost file, or
-        the log of a host.
+        Snapshots, a trace, results of bench, backings, replay or stress, a fleet's spec, a proposal, a cost
+        file, or the log of a host.
 
     Returns
     -------
-    Series, Trace, BenchRun, ReplayRun, StressRun, Spec, Abi or CostFile
+    Series, Trace, BenchRun, ReplayRun, StressRun, Run, Spec, Abi or CostFile
         A log is a Trace.
 
     Raises
