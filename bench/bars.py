@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -33,7 +34,6 @@ from gmemcore.benchmark.pairs import paired, ratio, seconds_of, verdict
 from gmemcore.benchmark.primitives import CONSTANTS, candidates
 from gmemcore.benchmark.scene import new_scene
 from gmemcore.engine.host import keep_freed_memory
-from gmemcore.engine.parts import in_parts
 from gmemcore.results.statistics import quantile
 from gmemcore.units import format_size, parse_size
 
@@ -219,13 +219,13 @@ def two_threads(effort: Effort) -> bool:
     name, _ = best("xor", words)
     xor = ways()["xor"][name]
 
-    def part(start: int, end: int, _: object) -> None:
-        xor(words[start * PAGE // 8 : end * PAGE // 8])
+    halves = np.split(words, 2)
 
     def primitive() -> float:
-        return seconds_of(lambda: in_parts(part, 0, len(words) * 8 // PAGE, 2))
+        return seconds_of(lambda: [*pool.map(xor, halves)])
 
-    seconds = paired({"own": run, "primitive": primitive}, effort.pairs)
+    with ThreadPoolExecutor(2) as pool:
+        seconds = paired({"own": run, "primitive": primitive}, effort.pairs)
     own, base = (speed(seconds[which], effort.memory) for which in ("own", "primitive"))
     what = f"ENCRYPT on two threads, {own}, by xor on two threads ({name}, {base})"
     return verdict(what, ratio(seconds, "primitive", "own"), least=0.9)
@@ -353,30 +353,27 @@ def batch_in_1t(effort: Effort) -> bool:
     return met
 
 
-def takes_twelve(a, b, c, d, e, f, g, h, i, j, k, m):
-    """As many arguments as `kernels.run` has, and nothing done with them."""
+def takes_one(words):
+    """As many arguments as `kernels.convert_one` has, and nothing done with them."""
 
 
 @bar
 def single_call(effort: Effort) -> bool:
     """A single-page conversion, by a Numba call of as many arguments that does nothing: at most 8."""
     gmem = gmemcore.create_vm("SNP", backing="none").create_guest_memfd(GIB, flags=3)
-    store = gmem._store
-    arguments = (*store._arrays, gmem.vm.rules.table, *store._request, store._inputs, store._result)
-    nothing = njit(nogil=True, _nrt=False)(takes_twelve)
-    nothing(*arguments)
+    words = np.zeros(64, np.uint64)
+    nothing = njit(nogil=True, _nrt=False)(takes_one)
+    nothing(words)
     n = 2000
     runs = {
         "own": lambda: seconds_of(
             lambda: [gmem.set_memory_attributes(4096, 4096, i & 1 and PRIVATE) for i in range(n)]
         ),
-        "empty": lambda: seconds_of(lambda: [nothing(*arguments) for _ in range(n)]),
+        "empty": lambda: seconds_of(lambda: [nothing(words) for _ in range(n)]),
     }
     seconds = paired(runs, 2 * effort.pairs)
     own, empty = (quantile(seconds[name], 0.5) / n * 1e6 for name in ("own", "empty"))
-    what = (
-        f"a single-page call, {own:.2f} µs, by an empty call of {len(arguments)} arguments ({empty:.2f} µs)"
-    )
+    what = f"a single-page call, {own:.2f} µs, by an empty call of one argument ({empty:.2f} µs)"
     return verdict(what, ratio(seconds, "own", "empty"), most=8)
 
 

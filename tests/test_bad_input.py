@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import gmemcore
+from gmemcore.engine.backing import ORDINARY
 from gmemcore.errors import GmemError, OutOfMemoryError
 
 CANARY = np.uint64(0xC0FFEE_C0FFEE_C0)
@@ -27,7 +28,7 @@ BATCH = 200  # calls an example
 class CanaryBacking:
     """Ordinary memory between two canaries."""
 
-    commits_late = False
+    memory = ORDINARY
 
     def __init__(self, size: int) -> None:
         if size > MOST:
@@ -40,12 +41,6 @@ class CanaryBacking:
         return bool(
             (self.whole[:GUARD_WORDS] == CANARY).all() and (self.whole[-GUARD_WORDS:] == CANARY).all()
         )
-
-    def release(self, offset: int, size: int) -> None:
-        self.words[offset // 8 : (offset + size) // 8] = 0
-
-    def commit(self, offset: int, size: int) -> None:
-        pass
 
     def close(self) -> None:
         self.words = self.words[:0]

@@ -381,7 +381,8 @@ def test_a_corrupted_byte_is_noticed(monkeypatch, bench):
 def test_a_kernel_that_does_nothing_is_noticed(monkeypatch, bench):
     from gmemcore.engine import jit
 
-    monkeypatch.setattr(jit.load_kernels(), "run", lambda *arguments: None)
+    for name in ("run", "convert_one"):
+        monkeypatch.setattr(jit.load_kernels(), name, lambda *arguments: 0)
     for effect, direction in (("ZERO", "to_shared"), ("SCRAMBLE", "to_private"), ("KEEP", "to_private")):
         with pytest.raises(WrongContentsError):
             records(monkeypatch, bench, effect=effect, direction=direction, vm_type="SW_PROTECTED")

@@ -11,25 +11,30 @@ DESIGN = (ROOT / "DESIGN.md").read_text()
 PATH = re.search(r"## The data path of a conversion\n\n```\n(.*?)```", DESIGN, re.S)[1]
 
 CALLS = (
-    ("machine/guest_memfd.py", "set_memory_attributes", "convert_one"),
-    ("machine/guest_memfd.py", "set_memory_attributes_many", "run_many"),
-    ("machine/guest_memfd.py", "apply_many", "run_many"),
-    ("engine/store.py", "convert_one", "run"),
-    ("engine/store.py", "run_many", "run"),
-    ("engine/kernels.py", "run", "convert_short"),
-    ("engine/kernels.py", "run", "convert"),
+    ("machine/guest_memfd.py", "set_memory_attributes", "convert"),
+    ("machine/guest_memfd.py", "set_memory_attributes_many", "run"),
+    ("machine/guest_memfd.py", "apply_many", "run"),
+    ("engine/store.py", "convert", "convert_one"),
+    ("engine/store.py", "convert", "raise_conversion"),
+    ("engine/store.py", "run", "run"),
+    *(("engine/kernels.py", entry, name) for entry in ("convert_one", "run") for name in ("enter", "unlock")),
+    *(
+        ("engine/kernels.py", entry, name)
+        for entry in ("convert_one", "run")
+        for name in ("convert_short", "convert")
+    ),
     ("engine/kernels.py", "convert", "check_conversion"),
     ("engine/kernels.py", "check_conversion", "refusal_of_arguments"),
     ("engine/kernels.py", "check_conversion", "find_page"),
     ("engine/kernels.py", "check_conversion", "takes_allocations"),
+    ("engine/kernels.py", "check_conversion", "is_host_ready"),
     ("engine/kernels.py", "check_conversion", "first_pinned"),
-    ("engine/kernels.py", "convert", "transform"),
+    ("engine/kernels.py", "convert", "protect_view"),
+    ("engine/kernels.py", "convert", "transform_all"),
+    ("engine/kernels.py", "transform_all", "transform"),
+    ("engine/kernels.py", "transform_all", "transform_in_parts"),
     ("engine/kernels.py", "convert", "finish_conversion"),
     ("engine/kernels.py", "finish_conversion", "edit"),
-    ("engine/store.py", "_convert", "check_conversion"),
-    ("engine/store.py", "_convert", "_transform"),
-    ("engine/store.py", "_transform", "transform"),
-    ("engine/store.py", "_convert", "finish_conversion"),
 )
 """Who calls whom: file, caller, callee."""
 
@@ -64,21 +69,24 @@ def test_each_reaches_the_next(path, caller, callee):
 
 
 def test_the_path_names_all_of_them():
-    shown = set(re.findall(r"\w+", PATH)) | set(
-        re.findall(r"\w+", DESIGN[DESIGN.index("With several threads") :])
-    )
-    assert {name for _, *pair in CALLS for name in pair} - {"_transform"} <= shown
+    shown = set(re.findall(r"\w+", PATH))
+    helpers = {"enter", "unlock", "transform", "transform_in_parts"}  # of the sections around
+    assert {name for _, *pair in CALLS for name in pair} - helpers <= shown
+    assert "transform_in_parts" in DESIGN
 
 
 def test_bytes_change_after_the_point_of_no_return_only():
+    order = ["check_conversion", "----", "protect_view", "transform_all", "finish_conversion"]
     lines = [line.strip().split()[0] for line in PATH.splitlines()]
-    order = [name for name in lines if name in ("check_conversion", "----", "transform", "finish_conversion")]
-    assert order == ["check_conversion", "----", "transform", "finish_conversion"]
+    assert [name for name in lines if name in order] == order
     source = (ROOT / "gmemcore/engine/kernels.py").read_text()
     convert = source[source.index("\ndef convert(") : source.index("\ndef convert_short(")]
     places = [
         convert.index(name)
-        for name in ("check_conversion(", "point of no return", "transform(", "finish_conversion(")
+        for name in (
+            *("check_conversion(", "changes_view(", "point of no return"),
+            *("protect_view(", "transform_all(", "finish_conversion("),
+        )
     ]
     assert places == sorted(places)
 
@@ -128,3 +136,26 @@ def test_a_broken_link_is_found(tmp_path):
         "# One\n[a](#one) [b](#two) [c](gone.md) [d](page.md#one) [e](https://x.org/#y)"
     )
     assert list(broken_links(tmp_path / "page.md")) == ["#two", "gone.md#"]
+
+
+def test_whatever_takes_a_lock_lets_it_go():
+    """Every entry lets go of as many locks as it takes, and none returns in between but by `enter`."""
+    entries = [
+        node
+        for node in functions("engine/kernels.py").values()
+        if any(isinstance(mark, ast.Name) and mark.id == "entry" for mark in node.decorator_list)
+    ]
+    assert len(entries) > 20
+    for node in entries:
+        calls = [each.func.id for each in ast.walk(node) if is_call(each)]
+        if node.name in ("lock_all", "unlock_all"):
+            continue
+        takes = sum(calls.count(name) for name in ("lock", "enter", "enter_to_look"))
+        returns = [each for each in ast.walk(node) if isinstance(each, ast.Return)]
+        early = [each for each in returns if each is not node.body[-1]]
+        assert takes == calls.count("unlock") - (node.name == "run"), node.name
+        assert all(ast.unparse(each.value) in ("CLOSED_FILE", "UNKNOWN_IOCTL") for each in early), node.name
+
+
+def is_call(node):
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)

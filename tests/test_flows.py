@@ -218,7 +218,7 @@ def discard_once(device, block, offset, size, discard=flows.Vfio.discard):
     ("flow", "step", "spoil"),
     [
         ("bounce-buffers", "buffers to private", ("gmemcore.vmm.flows.Vfio.discard", discard_once)),
-        ("cpuid-retry", "populate is refused", ("gmemcore.machine.VmFace.correct_cpuid", lambda *_: None)),
+        ("cpuid-retry", "populate is refused", ("gmemcore.machine.Vm.correct_cpuid", lambda *_: None)),
         ("sw-protected", "to private", ("gmemcore.vmm.flows.FlowMachine.host_reads", lambda *_: None)),
     ],
 )

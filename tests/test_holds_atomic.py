@@ -14,8 +14,10 @@ import pytest
 from guests import outcome
 
 import gmemcore
-from gmemcore.engine.backing import AnonymousBacking
-from gmemcore.errors import OutOfMemoryError
+from gmemcore.engine import kernels as layout
+from gmemcore.engine.backing import MADV_DONTNEED, MADV_POPULATE_WRITE, AnonymousBacking, Memory
+from gmemcore.engine.state import Plane
+from gmemcore.engine.steps import Step
 
 P = 4096
 PAGES = 64
@@ -26,30 +28,10 @@ PLANES = ("private", "allocated", "assigned", "accepted", "pinned", "poisoned")
 ABIS = [abi for abi in hand.ABIS if abi != "legacy"]
 
 
-class ShortOfMemory(AnonymousBacking):
-    """Memory that is promised when it is first asked for, and at some point isn't any more."""
+class LateAnonymous(AnonymousBacking):
+    """Memory that is committed when pages are allocated, as a file's is."""
 
-    commits_late = True
-    left = None
-
-    def __init__(self, size):
-        super().__init__(size)
-        self.promised = set()
-
-    def commit(self, offset, size):
-        pages = set(range(offset // P, (offset + size) // P)) - self.promised
-        cls = type(self)
-        if cls.left is not None and pages:
-            cls.left -= 1
-            if cls.left < 0:
-                raise OutOfMemoryError("injected")
-        self.promised |= pages
-
-
-@pytest.fixture
-def short(monkeypatch):
-    monkeypatch.setattr(ShortOfMemory, "left", None)
-    return ShortOfMemory
+    memory = Memory(commit=MADV_POPULATE_WRITE, release=MADV_DONTNEED)
 
 
 def mixed(abi, vm_type, firmware, phase, backing="anonymous"):
@@ -142,16 +124,16 @@ def test_whichever_step_fails_nothing_has_changed(abi):
         assert met > 150  # ENCRYPT's pages, one by one
 
 
-def test_a_kernel_that_acts_before_it_looks_is_noticed(monkeypatch):
+def test_an_engine_that_acts_before_it_looks_is_noticed(monkeypatch):
     from gmemcore.engine.store import Store
 
-    convert_one = Store.convert_one
+    convert = Store.convert
 
-    def hasty(store, rules, request):
-        store.touch(4, 5 + store.state.count(0, 1, 0))
-        return convert_one(store, rules, request)
+    def hasty(store, *request):
+        store.take(Step.ALLOCATE, 4 * P, (1 + store.count(Plane.PRIVATE)) * P)
+        return convert(store, *request)
 
-    monkeypatch.setattr(Store, "convert_one", hasty)
+    monkeypatch.setattr(Store, "convert", hasty)
     with pytest.raises(AssertionError, match=r"allocation 0|pinned page"):
         fail_everything("two-caps", (39,))
 
@@ -187,16 +169,25 @@ def private_accept(vm, gmem):
 
 
 @pytest.mark.parametrize("name", [*ACCESSES, "accept, two files"])
-def test_an_access_without_memory_moves_nothing(name, short):
-    vm, first, _ = two_files(short)
-    call = private_accept(vm, first) if name.startswith("accept") else lambda: ACCESSES[name](vm, first)
-    before = digest(vm)
-    for n in count():
-        short.left = n
-        found = outcome(call)[0]
-        short.left = None
-        if found == "OK":
-            break
-        assert found == "ENOMEM"
-        assert digest(vm) == before, f"{name}: step {n}"
-    assert n
+def test_an_access_without_memory_moves_nothing(name):
+    """Whichever file's memory the host can't commit."""
+    refused = 0
+    for which in range(2):
+        for n in count():
+            vm, *files = two_files(LateAnonymous)
+            call = (
+                private_accept(vm, files[0])
+                if name.startswith("accept")
+                else lambda vm=vm, gmem=files[0]: ACCESSES[name](vm, gmem)
+            )
+            before = digest(vm)
+            files[which]._store.header[layout.HOST_STEPS_LEFT] = n
+            found = outcome(call)[0]
+            if found == "OK":
+                break
+            assert found == "ENOMEM"
+            assert digest(vm) == before, f"{name}: commit {n} of file {which}"
+            files[which]._store.header[layout.HOST_STEPS_LEFT] = int(layout.NEVER)
+            assert outcome(call)[0] == "OK"
+            refused += 1
+    assert refused

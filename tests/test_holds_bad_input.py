@@ -16,6 +16,8 @@ from holds import skip_unless_slow
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
+from gmemcore.engine.steps import Step
+
 CALLS = 200_000
 KINDS = [
     (vm_type, abi) for vm_type in ("SNP", "TDX", "SW_PROTECTED", "DEFAULT") for abi in ("v5", "v13", "legacy")
@@ -58,7 +60,7 @@ def test_the_short_form_would_see_a_change(monkeypatch):
     pin = GuestMemfd.pin
     fuzz = short.test_fuzzed_calls_get_a_typed_error_and_leave_everything_alone.hypothesis.inner_test
     for damage in (
-        lambda gmem: gmem._store.touch(0, 1),
+        lambda gmem: gmem._store.take(Step.ALLOCATE, 0, 4096),
         lambda gmem: gmem._store.backing.whole.__setitem__(-1, 0),
     ):
         monkeypatch.setattr(GuestMemfd, "pin", lambda gmem, *a, damage=damage: (damage(gmem), pin(gmem, *a)))

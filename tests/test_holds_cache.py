@@ -139,6 +139,68 @@ def test_a_directory_of_somebody_else_is_refused(run, home):
     assert one_warning(run(XDG_CACHE_HOME=str(home)), "belongs to somebody else")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away takes root")
+@pytest.mark.parametrize("link", [False, True])
+def test_a_directory_in_one_of_somebody_elses_is_refused(run, link, home, tmp_path):
+    """Its owner could put another in its place."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    if link:
+        (theirs / "home").symlink_to(home)
+        os.chown(theirs / "home", 65534, 65534, follow_symlinks=False)
+    else:
+        home.rename(theirs / "home")
+        os.chown(theirs, 65534, 65534)
+    for path in kernels_in(theirs / "home").iterdir():
+        path.write_bytes(b"must not be read")
+    assert one_warning(run(XDG_CACHE_HOME=str(theirs / "home")), "belongs to somebody else")
+
+
+def test_each_file_is_checked_when_it_is_opened(run, home):
+    """One that somebody else may have written is not read, and is replaced."""
+    for path in kernels_in(home).glob("*.nb?"):
+        path.chmod(0o622)
+    assert one_warning(run(XDG_CACHE_HOME=str(home)), "others may write to")
+    assert run(XDG_CACHE_HOME=str(home)) == []
+    assert {path.stat().st_mode & 0o777 for path in kernels_in(home).iterdir()} == {0o600}
+    if os.geteuid() == 0:
+        for path in kernels_in(home).glob("*.nbi"):
+            os.chown(path, 65534, 65534)
+        assert one_warning(run(XDG_CACHE_HOME=str(home)), "belongs to somebody else")
+    for path in kernels_in(home).glob("*.nbi"):
+        path.rename(home / path.name)
+        path.symlink_to(home / path.name)
+    assert one_warning(run(XDG_CACHE_HOME=str(home)), "")
+
+
+def test_what_takes_its_place_after_the_check_is_not_read(run, home, tmp_path):
+    """The directory is opened once: another one under its name is nobody's business any more."""
+    swap = f"""
+import os
+from gmemcore.engine import kernel_cache
+opened = kernel_cache.PrivateDirectory.__init__
+def swapped(directory, directories):
+    opened(directory, directories)
+    os.rename({str(home)!r}, {str(tmp_path / "aside")!r})
+    os.makedirs(directories[-1])
+    for name in os.listdir(directory.path):
+        with open(os.path.join(directories[-1], name), "wb") as file:
+            file.write(b"must not be read")
+kernel_cache.PrivateDirectory.__init__ = swapped
+import sys
+del sys.modules["numba"]
+"""
+    assert run(swap, XDG_CACHE_HOME=str(home)) == []
+
+
+@pytest.mark.parametrize("umask", ["0o002", "0o000"])
+def test_the_umask_makes_no_file_that_others_may_write(run, umask, tmp_path):
+    before = f"import os\nos.umask({umask})\n"
+    assert run(before, XDG_CACHE_HOME=str(tmp_path)) == []
+    assert {path.stat().st_mode & 0o777 for path in kernels_in(tmp_path).iterdir()} == {0o600}
+    assert run(before, XDG_CACHE_HOME=str(tmp_path)) == []
+
+
 def test_a_chosen_directory_is_used_and_only_what_is_made_there_is_private(run, tmp_path):
     """NUMBA_CACHE_DIR is the user's choice, even where others may write; what is made there isn't theirs."""
     tmp_path.chmod(0o1777)
@@ -219,17 +281,21 @@ def test_a_damaged_index_is_replaced(run, how, home):
     assert run(XDG_CACHE_HOME=str(home)) == []
 
 
-def test_every_byte_of_the_code_is_summed(tmp_path):
-    from gmemcore.engine.kernel_cache import _SummedFiles
+def test_every_byte_of_code_and_index_is_summed(tmp_path):
+    from gmemcore.engine.kernel_cache import PrivateDirectory, _CheckedFiles
 
-    files = _SummedFiles(str(tmp_path), "name", "stamp")
+    files = _CheckedFiles(PrivateDirectory((tmp_path / "own",)), "name", "stamp")
     files._save_data("whole", ("code", bytes(range(256))))
-    whole = (tmp_path / "whole").read_bytes()
     assert files._load_data("whole") == ("code", bytes(range(256)))
-    for place in range(len(whole)):
-        (tmp_path / "flipped").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(ValueError, match="is damaged"):
-            files._load_data("flipped")
+    files._save_index({"key": "whole"})
+    assert files._load_index() == {"key": "whole"}
+    for name, load in (("whole", lambda: files._load_data("whole")), ("name.nbi", files._load_index)):
+        whole = (tmp_path / "own" / name).read_bytes()
+        for place in range(len(whole)):
+            flipped = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+            (tmp_path / "own" / name).write_bytes(flipped)
+            with pytest.raises(ValueError, match="is damaged"):
+                load()
 
 
 # ---- no place ------------------------------------------------------------------------------------
@@ -305,6 +371,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(kernel_cache.config, "CACHE_DIR", "")
     monkeypatch.setattr(kernel_cache, "_warned", False)
+    kernel_cache._private_directory.cache_clear()
     return kernel_cache.KernelCache(skip_unless_slow)  # any function of some file
 
 
@@ -316,20 +383,33 @@ def test_what_cannot_be_loaded_or_saved_is_not_cached(cache, tmp_path):
     assert len(list(kernels_in(tmp_path).glob("*.nbi"))) == 1  # emptied, to be written anew
 
 
-def test_places_that_are_not_private_are_refused(cache, tmp_path, monkeypatch):
-    from gmemcore.engine import kernel_cache
+def test_places_that_are_not_private_are_refused(tmp_path, monkeypatch):
+    from gmemcore.engine.kernel_cache import PrivateDirectory
 
-    kernel_cache.make_private(tmp_path / "new")
-    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
-    (tmp_path / "new").chmod(0o770)
-    with pytest.raises(PermissionError, match="others may write"):
-        kernel_cache.make_private(tmp_path / "new")
-    (tmp_path / "gmemcore").chmod(0o702)
-    with pytest.raises(PermissionError, match="others may write"):
-        kernel_cache.KernelCache(skip_unless_slow)
+    own = tmp_path / "new" / "newer"
+    made = PrivateDirectory((own.parent, own))
+    assert own.stat().st_mode & 0o777 == own.parent.stat().st_mode & 0o777 == 0o700
+    assert made.check_file("nothing") is None
+    for each in (own, own.parent):
+        each.chmod(0o770)
+        with pytest.raises(PermissionError, match="others may write"):
+            PrivateDirectory((own.parent, own))
+        each.chmod(0o700)
+    (own / "file").write_bytes(b"x")
+    (own / "file").chmod(0o602)
+    with pytest.raises(PermissionError, match="others may write to file"):
+        made.check_file("file")
+    own.rename(tmp_path / "elsewhere")
+    assert os.listdir(made.path) == ["file"]
+    made.renew()
+    assert os.listdir(made.path) == ["file"]  # it is still there, under another name
+    shutil.rmtree(tmp_path / "elsewhere")
+    made.renew()
+    assert os.listdir(made.path) == []
+    assert own.is_dir()
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
     with pytest.raises(PermissionError, match="somebody else"):
-        kernel_cache.make_private(tmp_path / "gmemcore")
+        PrivateDirectory((own,))
 
 
 def test_there_must_be_a_home_or_a_choice(cache, tmp_path, monkeypatch):

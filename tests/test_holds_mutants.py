@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import gmemcore
+from gmemcore.engine import kernels as layout
 from gmemcore.errors import GmemError
 
 P = 4096
@@ -59,10 +60,13 @@ def test_columns_are_one_dimensional_arrays_of_integers(wrong):
 
 
 def test_memory_is_asked_for_where_a_conversion_allocates_and_nowhere_else():
-    two_caps = gmemcore.create_vm("SNP", "two-caps", "cipher")
-    assert two_caps.rules.allocating == frozenset()
-    two_caps.launch_finish()
-    assert two_caps.rules.allocating == {(8, 2)}
+    vm = gmemcore.create_vm("SNP", "two-caps", "cipher", backing="memfd")
+    gmem = vm.create_guest_memfd(4 * P, 3)
+    vm.launch_finish()
+    gmem._store.header[layout.HOST_STEPS_LEFT] = 0
+    gmem.set_memory_attributes(0, P, 8)
+    gmem.set_memory_attributes(0, P, 0, 2)
+    assert outcome(gmem.set_memory_attributes, 0, P, 8, 2) == "ENOMEM"
 
 
 def test_signed_columns_may_hold_zero():
@@ -94,31 +98,3 @@ def test_rows_of_policy_cannot_be_changed():
             setattr(row, row.__match_args__[0], None)
         with pytest.raises((FrozenInstanceError, AttributeError, TypeError)):
             row.another = None
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_an_access_holds_the_lock_of_every_file_that_it_touches(count):
-    import threading
-
-    from gmemcore.machine.access import Segment, locked
-
-    vm = gmemcore.create_vm("SNP")
-    stores = [vm.create_guest_memfd(P, 3)._store for _ in range(count)]
-
-    def free():
-        """What another thread could take."""
-        taken = [store.lock.acquire(blocking=False) for store in stores]
-        for store, was_free in zip(stores, taken, strict=True):
-            if was_free:
-                store.lock.release()
-        found.append(taken)
-
-    found = []
-    hole = Segment(0, P, None, 0)
-    with locked([*(Segment(0, P, store, 0) for store in stores), hole]):
-        for _ in range(2):
-            thread = threading.Thread(target=free)
-            thread.start()
-            thread.join()
-    free()
-    assert found == [[False] * count] * 2 + [[True] * count]

@@ -244,11 +244,10 @@ def test_an_abi_that_promises_and_only_keeps_is_noticed(vm_type, honest):
 def test_an_engine_that_encrypts_another_page_is_noticed(monkeypatch):
     from gmemcore.engine.store import Store
 
-    def off_by_one(store, rules, request):
-        offset = request[0] + P if request[0] + request[1] < PAGES * P else request[0]
-        return convert_one(store, rules, (offset, *request[1:]))
+    def off_by_one(store, offset, size, *rest):
+        return convert(store, offset + P if offset + size < PAGES * P else offset, size, *rest)
 
-    convert_one = Store.convert_one
-    monkeypatch.setattr(Store, "convert_one", off_by_one)
+    convert = Store.convert
+    monkeypatch.setattr(Store, "convert", off_by_one)
     with pytest.raises((AssertionError, GmemError)):
         Shadow("two-caps", "SNP", "cipher", SEED).run(10 * STEPS)

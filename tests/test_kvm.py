@@ -878,11 +878,12 @@ def test_backing_contract(backing):
     assert words.dtype == np.uint64
     assert len(words) == P
     assert not words.any()
+    gmem = gmemcore.create_vm("SNP", backing={8 * P: kept}.get).create_guest_memfd(8 * P, 3)
+    gmem.fallocate(1, 0, 8 * P)
     words[:] = np.arange(P, dtype=np.uint64)
-    kept.commit(0, 8 * P)
-    kept.release(2 * P, 3 * P)
+    gmem.fallocate(3, 2 * P, 3 * P)
     assert not words[2 * 512 : 5 * 512].any()
-    kept.commit(2 * P, P)
+    gmem.fallocate(1, 2 * P, P)
     assert not words[2 * 512 : 5 * 512].any()
     assert words[2 * 512 - 1] == 2 * 512 - 1
     assert words[5 * 512] == 5 * 512
@@ -891,7 +892,8 @@ def test_backing_contract(backing):
     kept.close()
     assert len(kept.words) == 0
     assert words[2 * 512] == 7, "a view that others hold keeps the memory alive"
-    del words, kept
+    gmem.vm.close()
+    del words, kept, gmem
     assert len(open_files()) == before
 
 

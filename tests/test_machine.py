@@ -1,5 +1,6 @@
 """The machine as users meet it: files, memslots, accesses, launch, raw ioctls, views, errors."""
 
+import os
 import pickle
 import struct
 import threading
@@ -13,7 +14,14 @@ from oracle import key_stream_page
 
 import gmemcore
 from gmemcore import errors, policy
-from gmemcore.engine.backing import BACKINGS, AnonymousBacking, MemfdBacking, check_host_can_hold, lazy_words
+from gmemcore.engine.backing import (
+    BACKINGS,
+    AnonymousBacking,
+    MemfdBacking,
+    check_host_can_hold,
+    discard,
+    lazy_words,
+)
 from gmemcore.policy import EFFECTS, ByteOperation, Rule, get_abi
 from gmemcore.policy.effects import Effect
 
@@ -255,10 +263,8 @@ def test_legacy_accesses_follow_the_frames_attributes():
 @pytest.mark.parametrize("seed", range(3))
 def test_private_frames_are_a_set_of_numbers(seed):
     """Against a plain set: runs, pages changed, blocks split and merged."""
-    from gmemcore.machine.legacy import PrivateFrames
-
     rng = np.random.default_rng(seed)
-    frames, plain = PrivateFrames(), set()
+    vm, plain = gmemcore.create_vm("SNP", "legacy"), set()
 
     def mixed():
         blocks = {page // 512 for page in plain}
@@ -270,18 +276,28 @@ def test_private_frames_are_a_set_of_numbers(seed):
         private = bool(rng.integers(2))
         before, was = set(plain), mixed()
         plain = plain | {*range(start, end)} if private else plain - {*range(start, end)}
-        counters = frames.set(start, end, private)
+        counters = vm.set_memory_attributes(start * P, (end - start) * P, 8 * private).counters
         assert counters.pages_changed == len(before ^ plain)
         assert counters.blocks_2m_split == len(mixed() - was)
         assert counters.blocks_2m_merged == len(was - mixed())
-        assert {page for low, high in frames.runs(0, 3000) for page in range(low, high)} == plain
+        assert {page for low, high in vm.private_frames() for page in range(low, high)} == plain
+
+
+def test_any_number_of_private_frames_is_kept():
+    """More edges than there is room for at first, set in random order and taken away again."""
+    vm, frames = gmemcore.create_vm("SNP", "legacy"), np.random.default_rng(3).permutation(3000)
+    for frame in frames.tolist():
+        vm.set_memory_attributes(2 * frame * P, P, 8)
+    assert vm.private_frames() == [(2 * frame, 2 * frame + 1) for frame in range(3000)]
+    assert vm.counters.pages_changed == 3000
+    vm.set_memory_attributes(P, (1 << 60) - P, 0)
+    assert vm.private_frames() == [(0, 1)]
 
 
 def test_each_abi_has_its_vm():
     assert isinstance(gmemcore.create_vm("SNP", "legacy"), gmemcore.LegacyVm)
     assert isinstance(gmemcore.create_vm("SNP", "merged"), gmemcore.Vm)
-    with pytest.raises(errors.InvalidArgumentError, match="two backings"):
-        gmemcore.Vm("SNP", "legacy")
+    assert gmemcore.Vm("SNP", "legacy").private_frames() == []
     with pytest.raises(errors.InvalidArgumentError, match="in place"):
         gmemcore.LegacyVm("SNP", "v5")
 
@@ -409,15 +425,19 @@ NEW_BACKINGS = {
 
 @pytest.mark.parametrize("new", NEW_BACKINGS.values(), ids=NEW_BACKINGS)
 def test_the_contract_of_backings(new):
-    """Zero until written; zero again once released; a committed range can be written."""
+    """Zero until written; zero again once released; what is allocated can be written."""
     backing = new(1 << 22)
     assert backing.words.shape == (1 << 19,)
     assert not backing.words.any()
-    backing.commit(P, 2 * P)
+    gmem = gmemcore.create_vm("SNP", backing=lambda _: backing).create_guest_memfd(1 << 22, 3)
+    gmem.fallocate(1, P, 2 * P)
     backing.words[:] = 7
-    backing.release(P, 2 * P)
+    gmem.fallocate(3, P, 2 * P)
     assert not backing.words[512:1536].any()
     assert (backing.words[1536:] == 7).all()
+    discard(backing)
+    assert not backing.words.any()
+    backing.words[:] = 7
     view = backing.words[-1:]
     backing.close()
     backing.close()
@@ -429,8 +449,62 @@ def test_backings_are_chosen_by_name():
     assert machine(backing="memfd", prefault=True)[1].host_read(0, 4) == bytes(4)
     with pytest.raises(errors.InvalidArgumentError, match="unknown backing 'tape'"):
         gmemcore.create_vm("SNP", backing="tape")
-    with pytest.raises(errors.InvalidArgumentError, match="doesn't take huge_pages"):
+    with pytest.raises(errors.InvalidArgumentError, match="huge_pages needs backing anonymous, not none"):
         machine(backing="none", huge_pages=True)
+    with pytest.raises(
+        errors.InvalidArgumentError, match="prefault needs backing anonymous or memfd or guest"
+    ):
+        machine(backing="none", prefault=True)
+
+
+def test_a_backing_with_a_path_is_one_class_and_one_row(monkeypatch, tmp_path):
+    """It is listed, takes its options, keeps its bytes in the file, and may raise anything."""
+
+    class Filed(MemfdBacking):
+        """A file of a folder."""
+
+        def __init__(self, size, *, prefault=False, fails=False):
+            if fails:
+                {}[size] += "of its own"
+            super().__init__(size, prefault=prefault)
+
+        def open_file(self, size):
+            fd = os.open(tmp_path / "guest", os.O_RDWR | os.O_CREAT)
+            os.ftruncate(fd, size)
+            return fd
+
+    monkeypatch.setitem(BACKINGS, "filed", Filed)
+    vm, gmem = machine(backing="filed", prefault=True, enforce="mprotect")
+    gmem.host_write(0, b"in the file")
+    gmem.mmap(0, P).array[100] = 7
+    assert gmem.count("allocated") == 1
+    assert (tmp_path / "guest").read_bytes()[:11] == b"in the file"
+    gmem.fallocate(3, 0, P)
+    assert not any((tmp_path / "guest").read_bytes())
+    vm.close()
+    with pytest.raises(errors.InvalidArgumentError, match="huge_pages needs backing anonymous, not filed"):
+        machine(backing="filed", huge_pages=True)
+    with pytest.raises(errors.UnsupportedOperationError, match="needs backing memfd or guest_memfd or filed"):
+        machine(enforce="mprotect")
+    with pytest.raises(errors.InvalidArgumentError, match=r"known: .*filed"):
+        machine(backing="tape")
+
+
+@pytest.mark.parametrize("raised", [TypeError("of its own"), ValueError("5"), KeyError("x")])
+def test_what_a_backing_raises_comes_through(monkeypatch, raised):
+    def broken(size, *, prefault=False):
+        raise raised
+
+    monkeypatch.setitem(BACKINGS, "broken", broken)
+    for vm in (
+        gmemcore.create_vm("SNP", backing="broken"),
+        gmemcore.create_vm("SNP", backing="broken", prefault=True),
+        gmemcore.create_vm("SNP", backing=broken),
+    ):
+        with pytest.raises(type(raised)) as found:
+            vm.create_guest_memfd(P, 3)
+        assert found.value is raised
+        assert vm.files == []
 
 
 def test_populate_works_on_kernels_without_the_advice(monkeypatch):

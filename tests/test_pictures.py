@@ -31,6 +31,7 @@ from gmemcore.analysis.speed import bench_axes, bench_cube, bench_effects, cost_
 from gmemcore.analysis.states import state_of_masks, states_of
 from gmemcore.analysis.style import STATE_COLOURS
 from gmemcore.engine.packed import PLANE_NAMES
+from gmemcore.engine.steps import Step
 from gmemcore.results.bench import EffectFigure, Primitive, Spread, Verdict
 from gmemcore.results.replay import Reason
 from gmemcore.units import size_words
@@ -369,7 +370,7 @@ def test_memory_of_two_runs(series):
     legacy.add_memslot(0, 0, gmem.size, gmem)
     both = Series()
     for step in range(3):
-        gmem._host.touch(0, 1 << 18)
+        gmem._host.take(Step.ALLOCATE, 0, 1 << 30)
         legacy.set_memory_attributes(0, 1 << 30, 8)
         legacy.accept(0, 1 << 30)
         both.take(legacy, step)

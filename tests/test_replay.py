@@ -11,7 +11,7 @@ from sevsnpmeasure.gctx import GCTX
 
 import gmemcore
 from gmemcore import errors
-from gmemcore.engine import parts
+from gmemcore.engine import store as stores
 from gmemcore.engine.steps import Step
 from gmemcore.policy import ABIS
 from gmemcore.uapi import Direction, Firmware, Phase, VmType
@@ -184,8 +184,10 @@ def test_results_follow_from_trace_and_seeds():
 
 def test_nothing_but_time_depends_on_the_number_of_threads(monkeypatch):
     rows = [op(Step.HOST_WRITE, 0, 16 << 20), op(Step.CONVERT, 0, 16 << 20, attributes=8)]
-    asked, pool = [], parts._pool
-    monkeypatch.setattr(parts, "_pool", lambda threads: asked.append(threads) or pool(threads))
+    asked, number = [], stores.Store._set_threads
+    monkeypatch.setattr(
+        stores.Store, "_set_threads", lambda store, threads: asked.append(threads) or number(store, threads)
+    )
     trace, kept = trace_of(*rows, layout=Layout.single(16 << 20)), {}
     target = Target("v5", VmType.SW_PROTECTED)
 
@@ -196,7 +198,7 @@ def test_nothing_but_time_depends_on_the_number_of_threads(monkeypatch):
     for threads in (1, 3):
         done = replay(trace, target, backing="anonymous", threads=threads, watch=watch)
         found[threads] = changed(done, seconds=0.0)
-    assert set(asked) == {3}
+    assert set(asked) == {1, 3}
     assert found[1] == found[3]
     assert kept[1] == kept[3]
 

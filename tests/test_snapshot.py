@@ -36,7 +36,7 @@ def naive_planes(vm, gmem):
             for low, high in vm.private_frames():
                 for frame in range(max(low, slot.gpa // PAGE), min(high, (slot.gpa + slot.size) // PAGE)):
                     private[frame - slot.gpa // PAGE + slot.gmem_offset // PAGE] = True
-    host = {name: gmem._host.state.plane(name) for name in PLANE_NAMES}
+    host = {name: gmem._host.plane(name) for name in PLANE_NAMES}
     return {
         "private": private,
         "allocated": np.where(private, own["allocated"], host["allocated"]),
@@ -63,7 +63,7 @@ def test_planes_and_the_way_through_a_file(vm_type, abi, seed, tmp_path):
         assert [(s.slot, s.gpa, s.size, s.file, s.offset) for s in snapshot.slots] == slots
         memory = sum(int(gmem.plane("allocated").sum()) for gmem in vm.files)
         if abi == "legacy":
-            memory += sum(int(gmem._host.state.plane("allocated").sum()) for gmem in vm.files)
+            memory += sum(int(gmem._host.plane("allocated").sum()) for gmem in vm.files)
         assert snapshot.memory_pages == memory
         assert sum(snapshot.planes(gmem.index).memory_pages for gmem in vm.files) == memory
         for gmem in vm.files:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import gmemcore.vmm
 from gmemcore import PAGE_SIZE, create_vm
 from gmemcore.errors import GmemError, MemoryFaultExit, MmioExit
-from gmemcore.machine import GuestMemfd, VmFace
+from gmemcore.machine import GuestMemfd, Vm
 from gmemcore.uapi import Phase
 from gmemcore.vmm import (
     CapabilityAssertionError,
@@ -148,8 +148,8 @@ def test_probe_answers_are_the_vms(vm_type, abi, in_place, private_memory, init_
 
 def test_probe_is_asked_once(monkeypatch):
     asked = []
-    original = VmFace.check_cap
-    monkeypatch.setattr(VmFace, "check_cap", lambda vm, name: asked.append(name) or original(vm, name))
+    original = Vm.check_cap
+    monkeypatch.setattr(Vm, "check_cap", lambda vm, name: asked.append(name) or original(vm, name))
     vmm, _ = vmm_with_ram(abi="two-caps")
     del asked[:]
     vmm.convert(GPA, P, True, PRESERVE)
@@ -675,7 +675,7 @@ def faults(monkeypatch):
 
         return call
 
-    for kind in (GuestMemfd, VmFace):
+    for kind in (GuestMemfd, Vm):
         monkeypatch.setattr(kind, "set_memory_attributes", faulty(kind.set_memory_attributes))
     return faults
 
@@ -707,7 +707,7 @@ def everything(vmm, device, recorder):
         [block.bitmap.tobytes() for block in vmm.blocks],
         [device.mapped(block).tolist() for block in vmm.blocks],
         set(recorder.held),
-        [block.gmem._host.state.plane("pinned").tolist() for block in vmm.blocks],
+        [block.gmem._host.plane("pinned").tolist() for block in vmm.blocks],
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gmemcore.engine.conversion import plane_changes
+from gmemcore.engine.rules import plane_changes
 from gmemcore.engine.steps import ACCESS_KINDS, Step, step_rows
 from gmemcore.machine import VmFace
 from gmemcore.policy import Abi, cell

@@ -21,7 +21,7 @@ from gmemcore.analysis.tables import Table, extra, make_table, write_parquet
 from gmemcore.engine.counters import COUNTER_NAMES
 from gmemcore.engine.packed import PackedState
 from gmemcore.html import facts
-from gmemcore.machine import GuestMemfd, LegacyVm, VmFace
+from gmemcore.machine import GuestMemfd, Vm
 from gmemcore.uapi import PAGE_SHIFT
 from gmemcore.units import size_words
 from gmemcore.workload.container import ContainerError
@@ -237,7 +237,7 @@ class Snapshot(SnapshotState):
         return snapshots[0]
 
 
-def take(source: VmFace | GuestMemfd, *, at: float = 0.0, label: str = "") -> Snapshot:
+def take(source: Vm | GuestMemfd, *, at: float = 0.0, label: str = "") -> Snapshot:
     """Freeze a Vm, or one file of it.
 
     Parameters
@@ -254,41 +254,34 @@ def take(source: VmFace | GuestMemfd, *, at: float = 0.0, label: str = "") -> Sn
     Snapshot
         All of one moment: conversions on other threads come wholly before or after it.
     """
-    vm = source if isinstance(source, VmFace) else source.vm
-    with vm.frozen():
-        files = vm.files if isinstance(source, VmFace) else [source]
-        states = tuple(
-            FileState(
-                gmem.index,
-                int(gmem.flags),
-                gmem.counters,
-                gmem.packed_state(),
-                gmem.packed_state(host=True) if vm.abi.legacy else None,
-            )
-            for gmem in files
-        )
-        slots = tuple(
-            SlotState(slot.slot, slot.gpa, slot.size, slot.gmem.index, slot.gmem_offset)
-            for slot in vm.memslots
-            if slot.gmem in files
-        )
-        frames = vm.private_frames() if isinstance(vm, LegacyVm) else []
-        return Snapshot(
-            vm_type=vm.vm_type.value,
-            abi=vm.abi.name,
-            firmware=vm.firmware.value,
-            phase=vm.phase.value,
-            legacy=vm.abi.legacy,
-            counters=source.counters,
-            files=states,
-            slots=slots,
-            private_frames=np.array(frames, np.uint64).reshape(-1, 2),
-            at=float(at),
-            label=label,
-        )
+    vm = source if isinstance(source, Vm) else source.vm
+    moment = vm.freeze(None if isinstance(source, Vm) else [source])
+    files = [file.gmem for file in moment.files]
+    states = tuple(
+        FileState(file.gmem.index, int(file.gmem.flags), file.counters, file.state, file.host)
+        for file in moment.files
+    )
+    slots = tuple(
+        SlotState(slot.slot, slot.gpa, slot.size, slot.gmem.index, slot.gmem_offset)
+        for slot in moment.memslots
+        if slot.gmem in files
+    )
+    return Snapshot(
+        vm_type=vm.vm_type.value,
+        abi=vm.abi.name,
+        firmware=vm.firmware.value,
+        phase=moment.phase.value,
+        legacy=vm.abi.legacy,
+        counters=moment.counters if isinstance(source, Vm) else moment.files[0].counters,
+        files=states,
+        slots=slots,
+        private_frames=moment.private_frames,
+        at=float(at),
+        label=label,
+    )
 
 
-def as_snapshot(source: "Snapshot | VmFace | GuestMemfd") -> Snapshot:
+def as_snapshot(source: "Snapshot | Vm | GuestMemfd") -> Snapshot:
     """Return a snapshot as it is, and take one of anything else."""
     return source if isinstance(source, Snapshot) else take(source)
 

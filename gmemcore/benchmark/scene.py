@@ -32,6 +32,7 @@ from gmemcore.benchmark.expected import (
 )
 from gmemcore.benchmark.memory import AttributesOnly, Memory
 from gmemcore.engine import Counters
+from gmemcore.engine.backing import discard
 from gmemcore.engine.steps import ACCESS_KINDS, Step
 from gmemcore.machine import GuestMemfd, LegacyVm, VmFace, create_vm
 from gmemcore.policy import ByteOperation, Rank
@@ -411,7 +412,7 @@ class LegacyScene(Scene):
                 self.vm.set_memory_attributes(0, self.size, MemoryAttribute.PRIVATE)
             self._write(0, self.size, shared=case.to_private)
             # The conversion before discarded what is the new side now: its pages are to be faulted in again.
-            self._memory.side(0 if case.to_private else 1).release(0, self.size)
+            discard(self._memory.side(0 if case.to_private else 1))
         self._before = self.vm.counters
         if stage == Stage.ACCESS:
             self.run()

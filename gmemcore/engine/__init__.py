@@ -1,7 +1,7 @@
 """The engine: page state, bytes and conversion. Nothing outside of it writes either."""
 
-from gmemcore.engine.conversion import BatchResult, ConversionResult
 from gmemcore.engine.counters import Counters
+from gmemcore.engine.results import BatchResult, ConversionResult
 from gmemcore.engine.warm import warmup
 
 __all__ = ["BatchResult", "ConversionResult", "Counters", "warmup"]

@@ -1,50 +1,62 @@
 """Backings: where the bytes of a file live. One class and one row of ``BACKINGS`` each.
 
-A backing promises four things: ``words`` (uint64, the whole file, contiguous; empty if it holds no bytes),
-memory that reads zero until it is written, `release` (reads zero again) and `commit` (the range can be
-touched without a signal). Nothing here knows of page state.
+A backing is data: kernels commit and release memory themselves, by the system calls that it names (`Memory`).
+What it promises is memory that reads zero until it is written. Nothing here knows of page state.
 """
 
-import ctypes
 import errno
 import fcntl
+import inspect
 import mmap
 import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gmemcore.errors import GmemError, OutOfMemoryError, UnsupportedOperationError
+from gmemcore.engine import plain
+from gmemcore.errors import GmemError, InvalidArgumentError, OutOfMemoryError, UnsupportedOperationError
 from gmemcore.uapi import PAGE_SIZE
 
+MADV_DONTNEED, MADV_REMOVE = 4, 9
 MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
 _F_ADD_SEALS, _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1033, 1, 2, 4
-_FALLOC_PUNCH_KEEPING_SIZE = 3
 _KEPT_BY_THE_ALLOCATOR = 32 << 20  # glibc's largest M_MMAP_THRESHOLD; page state of a guest of 170 GiB
 _MAP_NORESERVE = 0x4000  # the mmap module names it from Python 3.13 on
 
 
+class Memory(NamedTuple):
+    """How the memory of a backing is committed and released: advice for madvise(2), or 0.
+
+    Attributes ---------- commit : int Given for a range before its pages are allocated, so that a lack of
+    memory is an error and no signal. 0: the memory was promised when it was mapped. release : int Given for a
+    range that reads zeros from then on. 0: it is zeroed in place.
+    """
+
+    commit: int = 0
+    release: int = 0
+
+
+ORDINARY = Memory()
+ANONYMOUS = Memory(release=MADV_DONTNEED)
+OF_A_FILE = Memory(commit=MADV_POPULATE_WRITE, release=MADV_REMOVE)
+"""A file has holes, and one that can't be filled is SIGBUS."""
+
+
 class Backing(Protocol):
-    """What the engine asks of a backing."""
+    """What the engine asks of a backing.
+
+    Attributes
+    ----------
+    words : ndarray of uint64
+        The whole file, contiguous; empty if it holds no bytes.
+    memory : Memory
+        How it is committed and released.
+    """
 
     words: NDArray[np.uint64]
-    commits_late: bool
-    """Whether `commit` must be asked before pages come into being."""
-
-    def release(self, offset: int, size: int) -> None:
-        """Give a range back: it reads zeros from now on."""
-
-    def commit(self, offset: int, size: int) -> None:
-        """Make sure that a range can be written.
-
-        Raises
-        ------
-        OutOfMemoryError
-            ENOMEM: the host can't.
-        """
+    memory: Memory
 
     def close(self) -> None:
         """Drop the memory; views that others hold keep it alive."""
@@ -53,13 +65,20 @@ class Backing(Protocol):
 BackingFactory = Callable[[int], Backing]
 
 
+def discard(backing: Backing) -> None:
+    """Give back all memory of a backing, which reads zeros from then on."""
+    advice = backing.memory.release
+    if not advice or plain.advise(backing.words.ctypes.data, backing.words.nbytes, advice):
+        backing.words[:] = 0
+
+
 def lazy_words(n_words: int) -> NDArray[np.uint64]:
     """A zeroed uint64 array whose pages cost nothing until they are written.
 
     Raises
     ------
     OutOfMemoryError
-        ENOMEM: not even the address space is to be had.
+        ENOMEM: the host has no address space for it.
     """
     if n_words == 0:
         return np.zeros(0, np.uint64)
@@ -79,7 +98,7 @@ def unwritten_words(n_words: int) -> NDArray[np.uint64]:
     Raises
     ------
     OutOfMemoryError
-        ENOMEM: not even the address space is to be had.
+        ENOMEM: the host has no address space for it.
     """
     if n_words * 8 > _KEPT_BY_THE_ALLOCATOR:
         return lazy_words(n_words)
@@ -102,7 +121,7 @@ class AnonymousBacking:
         Fault every page in at once (MADV_POPULATE_WRITE).
     """
 
-    commits_late = False  # mmap promised the memory
+    memory = ANONYMOUS
 
     def __init__(self, size: int, *, huge_pages: bool = False, prefault: bool = False) -> None:
         check_host_can_hold(size)
@@ -116,18 +135,10 @@ class AnonymousBacking:
         if prefault:
             populate(self._map, self.words, 0, size)
 
-    def release(self, offset: int, size: int) -> None:
-        """See `Backing`."""
-        self._map.madvise(mmap.MADV_DONTNEED, offset, size)
-
-    def commit(self, offset: int, size: int) -> None:
-        """See `Backing`."""
-
     def close(self) -> None:
         """See `Backing`."""
-        if len(self.words):
-            self.words = np.zeros(0, np.uint64)
-            del self._map
+        self.words = np.zeros(0, np.uint64)
+        self.__dict__.pop("_map", None)
 
 
 class MemfdBacking:
@@ -138,10 +149,10 @@ class MemfdBacking:
     size : int
         Bytes, a multiple of PAGE_SIZE.
     prefault : bool
-        Fault every page in at once; otherwise memory is committed as pages come into being.
+        Fault every page in at once; otherwise memory is committed as pages are allocated.
     """
 
-    commits_late = True  # the file has holes, and a hole that can't be filled is SIGBUS
+    memory = OF_A_FILE
     kind = "memfd"
     _fd = -1
 
@@ -164,37 +175,27 @@ class MemfdBacking:
         """Return the descriptor of a new file of this size."""
         return open_memfd(size)
 
-    def release(self, offset: int, size: int) -> None:
-        """See `Backing`."""
-        _fallocate(self._fd, _FALLOC_PUNCH_KEEPING_SIZE, offset, size)
-
-    def commit(self, offset: int, size: int) -> None:
-        """See `Backing`."""
-        populate(self._map, self.words, offset, size)
-
     def map_again(self) -> mmap.mmap:
         """See `gmemcore.engine.host_view.SharedBacking`."""
         return mmap.mmap(self._fd, self.words.nbytes)
 
-    def existing(self, offset: int, size: int) -> Iterator[tuple[int, int]]:
+    @property
+    def data_descriptor(self) -> int | None:
         """See `gmemcore.engine.host_view.SharedBacking`."""
-        at, end = offset, offset + size
-        with suppress(OSError):  # ENXIO: no more of it
-            while (at := os.lseek(self._fd, at, os.SEEK_DATA)) < end:
-                start, at = at, min(os.lseek(self._fd, at, os.SEEK_HOLE), end)
-                yield start, at
+        return self._fd
 
     def close(self) -> None:
         """See `Backing`."""
         self.words = np.zeros(0, np.uint64)
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            del self._map  # which has a descriptor of its own, and the memory
+        fd, self._fd = self._fd, -1  # first, since the number may be somebody else's as soon as it is closed
+        if fd >= 0:
+            os.close(fd)
+        self.__dict__.pop("_map", None)  # which has a descriptor of its own, and the memory
 
     def __del__(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class GuestMemfdBacking(MemfdBacking):
@@ -212,31 +213,19 @@ class GuestMemfdBacking(MemfdBacking):
 
         return open_guest_memfd(size)
 
-    def existing(self, offset: int, size: int) -> Iterator[tuple[int, int]]:
-        """See `gmemcore.engine.host_view.SharedBacking`: by mincore(2), since it can't be sought in."""
-        resident = np.zeros(size // PAGE_SIZE + 2, np.uint8)  # with none on either side
-        libc: Any = ctypes.CDLL(None, use_errno=True)
-        address = ctypes.c_void_p(self.words.ctypes.data + offset)
-        if libc.mincore(address, ctypes.c_size_t(size), ctypes.c_void_p(resident[1:].ctypes.data)):
-            number = ctypes.get_errno()
-            raise OSError(number, f"mincore({offset:#x}, {size:#x}): {os.strerror(number)}")
-        edges = offset + np.flatnonzero(np.diff(resident & 1)) * PAGE_SIZE
-        yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+    @property
+    def data_descriptor(self) -> int | None:
+        """See `gmemcore.engine.host_view.SharedBacking`: it can't be sought in."""
+        return None
 
 
 class NoBacking:
     """Attributes only: page state of guests of any size, and no bytes."""
 
-    commits_late = False
+    memory = ORDINARY
 
     def __init__(self, size: int) -> None:
         self.words: NDArray[np.uint64] = np.zeros(0, np.uint64)
-
-    def release(self, offset: int, size: int) -> None:
-        """See `Backing`."""
-
-    def commit(self, offset: int, size: int) -> None:
-        """See `Backing`."""
 
     def close(self) -> None:
         """See `Backing`."""
@@ -249,6 +238,37 @@ BACKINGS: dict[str, Callable[..., Backing]] = {
     "none": NoBacking,
 }
 """Backings by name."""
+
+
+def backings_that(has: str) -> tuple[str, ...]:
+    """Return the names of the backings with some attribute, in their order."""
+    return tuple(name for name, kind in BACKINGS.items() if hasattr(kind, has))
+
+
+def backing_factory(name: str, **options: bool) -> BackingFactory:
+    """Return what makes a backing of a size.
+
+    Parameters
+    ----------
+    name : str
+        A name of ``BACKINGS``.
+    options : bool
+        Passed on where set; a backing takes those of its signature.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: an unknown name, or an option that this backing doesn't have.
+    """
+    if name not in BACKINGS:
+        raise InvalidArgumentError(f"unknown backing {name!r}; known: {', '.join(BACKINGS)}")
+    kind = BACKINGS[name]
+    chosen = {option: value for option, value in options.items() if value}
+    for option in chosen:
+        if option not in inspect.signature(kind).parameters:
+            able = [other for other, row in BACKINGS.items() if option in inspect.signature(row).parameters]
+            raise InvalidArgumentError(f"{option} needs backing {' or '.join(able)}, not {name}")
+    return lambda size: kind(size, **chosen)
 
 
 def open_memfd(size: int) -> int:
@@ -275,7 +295,7 @@ def advise_huge_pages(mapping: mmap.mmap) -> None:
         mapping.madvise(mmap.MADV_HUGEPAGE)
     except OSError as error:
         raise UnsupportedOperationError(
-            f"the host's kernel takes no advice for huge pages: {error}; without huge_pages it would do"
+            f"the host's kernel has no transparent huge pages: {error}; leave huge_pages out"
         ) from error
 
 
@@ -300,7 +320,7 @@ def populate(mapping: mmap.mmap, words: NDArray[np.uint64], offset: int, size: i
 
 
 def check_host_can_hold(size: int) -> None:
-    """Refuse more bytes than the host has memory.
+    """Raise if the host has less memory than `size` bytes.
 
     Raises
     ------
@@ -310,12 +330,3 @@ def check_host_can_hold(size: int) -> None:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > total:
         raise OutOfMemoryError(f"{size:#x} bytes are more than this host's memory of {total:#x}")
-
-
-def _fallocate(fd: int, mode: int, offset: int, size: int) -> None:
-    """fallocate(2) with a mode, which the os module doesn't offer."""
-    libc: Any = ctypes.CDLL(None, use_errno=True)
-    while libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(size)):
-        number = ctypes.get_errno()
-        if number != errno.EINTR:
-            raise OSError(number, f"fallocate({mode:#x}, {offset:#x}, {size:#x}): {os.strerror(number)}")

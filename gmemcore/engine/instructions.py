@@ -1,6 +1,7 @@
-"""Instructions that Numba has no name for: what ``kernels.prefetch`` and ``zero_line`` stand for.
+"""What kernels ask of the machine, as the compiler sees it: views of addresses, prefetch, calls of libc.
 
-Only ``jit.py`` imports this module, when it compiles: Numba comes with it.
+``plain.py`` has the same names in plain Python. `jit.py` puts those below in their place when it compiles;
+nobody else imports this module, since Numba comes with it.
 """
 
 from importlib import import_module
@@ -8,15 +9,17 @@ from typing import Any
 
 # As Any: which parts of Numba are typed changes between its releases.
 ir: Any = import_module("llvmlite.ir")
+arrayobj: Any = import_module("numba.np.arrayobj")
 cgutils: Any = import_module("numba.core.cgutils")
 types: Any = import_module("numba.core.types")
 intrinsic: Any = import_module("numba.extending").intrinsic
 
 FOR_WRITING, KEEP_NEAR, DATA = 1, 3, 1  # arguments of llvm.prefetch
+WORD, BYTE = types.uint64, types.uint8
 
 
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, place: list[Any]) -> Any:
-    """Where an element lies; its place isn't checked."""
+    """Return where an element lies; its place isn't checked."""
     struct = context.make_array(kind)(context, builder, array)
     return cgutils.get_item_pointer(context, builder, kind, struct, place, wraparound=False)
 
@@ -54,3 +57,95 @@ def zero_line(typing: Any, array: Any, index: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, index), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def add_atomically(typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """Add to array[index], whatever other threads do to it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], arguments[0], [arguments[1]])
+        builder.atomic_rmw("add", pointer, arguments[2], "monotonic")
+        return context.get_dummy_value()
+
+    return types.void(array, index, value), generate
+
+
+# ---- views of memory that is known by its address ------------------------------------------------
+
+
+def _view(element: Any, dimensions: int, *, aligned: bool = True) -> Any:
+    """Return an instruction that makes an array of an address and a shape; it holds no reference."""
+
+    def at(typing: Any, address: Any, *shape: Any) -> Any:
+        kind = types.Array(element, dimensions, "C", aligned=aligned)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            lengths = list(cgutils.unpack_tuple(builder, arguments[1]))
+            array = arrayobj.make_array(kind)(context, builder)
+            size = context.get_constant(types.intp, element.bitwidth // 8)
+            strides = [size]
+            for length in reversed(lengths[1:]):
+                strides.insert(0, builder.mul(strides[0], length))
+            arrayobj.populate_array(
+                array,
+                data=builder.inttoptr(arguments[0], array.data.type),
+                shape=lengths,
+                strides=strides,
+                itemsize=size,
+                meminfo=None,
+            )
+            return array._getvalue()
+
+        return kind(address, types.StarArgTuple(shape)), generate
+
+    return intrinsic(at)
+
+
+words_at = _view(WORD, 1)
+table_at = _view(WORD, 2)
+bytes_at = _view(BYTE, 1)
+loose_words_at = _view(WORD, 1, aligned=False)
+
+
+# ---- calls of libc -------------------------------------------------------------------------------
+
+
+def _call(name: str, result: Any, *arguments: Any) -> Any:
+    return types.ExternalFunction(name, result(*arguments))
+
+
+lock = _call("pthread_mutex_lock", types.int32, WORD)
+unlock = _call("pthread_mutex_unlock", types.int32, WORD)
+start_thread = _call("pthread_create", types.int32, WORD, WORD, WORD, WORD)
+join_thread = _call("pthread_join", types.int32, WORD, WORD)
+this_thread = _call("pthread_self", WORD)
+move_bytes = _call("memmove", WORD, WORD, WORD, WORD)
+compare_bytes = _call("memcmp", types.int32, WORD, WORD, WORD)
+advise = _call("madvise", types.int32, WORD, WORD, types.int32)
+protect = _call("mprotect", types.int32, WORD, WORD, types.int32)
+seek = _call("lseek", types.int64, types.int32, types.int64, types.int32)
+list_resident = _call("mincore", types.int32, WORD, WORD, WORD)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def last_error(typing: Any) -> Any:
+    """Return errno, of the call before."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(32)
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(number.as_pointer(), []), "__errno_location"
+        )
+        return builder.load(builder.call(function, []))
+
+    return types.int32(), generate
+
+
+NAMES = (
+    *("prefetch", "zero_line", "add_atomically"),
+    *("words_at", "table_at", "bytes_at", "loose_words_at"),
+    *("lock", "unlock", "start_thread", "join_thread", "this_thread"),
+    *("move_bytes", "compare_bytes", "advise", "protect", "seek", "list_resident", "last_error"),
+)
+"""What `jit.py` puts in place of the functions of ``plain.py``."""

@@ -10,20 +10,38 @@ Where compiled kernels are kept, and that no failure of that reaches a conversio
 import os
 import threading
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_registered: list[str] = []
-_inlined: set[str] = set()
-_compiling = threading.Lock()
+_registered: dict[str, dict[str, bool]] = {}
+_callbacks: list[str] = []
+_compiling = threading.RLock()
+os.register_at_fork(  # a child could not finish what another thread has begun
+    before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_compiling.release
+)
 _kernels: ModuleType | None = None
 
 
+# Kernels hold no references: without Numba's counting of them a call of one kernel by another costs nothing
+# (with it, converting a short range took 2.5 times as long). Kernels allocate nothing, so nothing is lost.
+OPTIONS: dict[str, Any] = {"nogil": True, "_nrt": False}
+CALLED_BY_PYTHON = {"no_cfunc_wrapper": True}
+CALLED_BY_KERNELS = {"no_cfunc_wrapper": True, "no_cpython_wrapper": True}
+INLINED = {**CALLED_BY_KERNELS, "forceinline": True}
+
+
+def entry(function: F) -> F:
+    """Register a function of ``kernels.py`` that Python calls; returns it unchanged."""
+    _registered[function.__name__] = CALLED_BY_PYTHON
+    return function
+
+
 def kernel(function: F) -> F:
-    """Register a function of ``kernels.py`` for compilation; returns it unchanged."""
-    _registered.append(function.__name__)
+    """Register a function that kernels call; returns it unchanged."""
+    _registered[function.__name__] = CALLED_BY_KERNELS
     return function
 
 
@@ -32,8 +50,14 @@ def inlined(function: F) -> F:
 
     A call hands over seven words an array, which costs more than a short function does.
     """
-    _inlined.add(function.__name__)
-    return kernel(function)
+    _registered[function.__name__] = INLINED
+    return function
+
+
+def callback(function: F) -> F:
+    """Register a function that C calls, of a word to a word: its address is `callback_address`'s."""
+    _callbacks.append(function.__name__)
+    return function
 
 
 def load_kernels() -> ModuleType:
@@ -51,7 +75,7 @@ def load_kernels() -> ModuleType:
 
         with _compiling:
             if _kernels is None:
-                if os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0"):
+                if is_compiled():
                     _compile_in_place(kernels)
                 else:
                     _silence_wrapping(kernels)
@@ -59,27 +83,38 @@ def load_kernels() -> ModuleType:
     return _kernels
 
 
-# Kernels hold no references: without Numba's counting of them a call of one kernel by another costs nothing
-# (with it, converting a short range took 2.5 times as long). Kernels allocate nothing, so nothing is lost.
-OPTIONS: dict[str, Any] = {"nogil": True, "_nrt": False}
-
-
 def _compile_in_place(kernels: ModuleType) -> None:
     from numba import njit
 
-    from gmemcore.engine.instructions import prefetch, zero_line
+    from gmemcore.engine import instructions
     from gmemcore.engine.kernel_cache import KernelCache, warn_once
 
-    for instruction in (prefetch, zero_line):
-        setattr(kernels, instruction.__name__, instruction)
-    for name in _registered:
+    for name in instructions.NAMES:
+        setattr(kernels, name, getattr(instructions, name))
+    for name, options in _registered.items():
         function = getattr(kernels, name)
-        dispatcher = njit(**OPTIONS, forceinline=name in _inlined)(function)
+        dispatcher: Any = njit(**{**OPTIONS, **options})(function)
         try:
             dispatcher._cache = KernelCache(function)
         except OSError as error:
             warn_once(error)
         setattr(kernels, name, dispatcher)
+
+
+@cache
+def callback_address(name: str) -> int:
+    """Return the address of a `callback`, compiled at the first call; 0 where nothing is compiled."""
+    kernels = load_kernels()
+    if not is_compiled():
+        return 0
+    from gmemcore.engine.kernel_cache import compile_callback
+
+    return compile_callback(getattr(kernels, name))
+
+
+def is_compiled() -> bool:
+    """Whether kernels are compiled, and not plain Python."""
+    return os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
 
 
 def _silence_wrapping(kernels: ModuleType) -> None:

@@ -1,32 +1,44 @@
 """Compiled kernels on disk: in a directory of the user's own, summed, and never fatal.
 
 Numba keeps code in pickles and runs what it reads there. So kernels are kept neither in the package's
-``__pycache__`` nor where anybody else may write, but in a directory made for them, 0700; one that belongs to
-somebody else is refused. Files end with a digest, since a flipped bit in machine code would be run too.
-Options that change the code and that Numba leaves out of its key (``NUMBA_BOUNDSCHECK`` and others) are in
-the directory's name. Whatever fails here means "not cached", and one warning.
+``__pycache__`` nor where anybody else may write, but in a directory made for them, 0700. It is opened once
+and used by its descriptor, and each file in it is checked after it was opened; what belongs to somebody else,
+or lies in a directory of somebody else's, is refused. Files end with a digest, since a flipped bit in machine
+code would be run too. Options that change the code and that Numba leaves out of its key
+(``NUMBA_BOUNDSCHECK`` and others) are in the directory's name. Whatever fails here means "not cached", and
+one warning.
 
 Only ``jit.py`` imports this module, when it compiles: Numba comes with it.
 """
 
 import hashlib
 import os
+import secrets
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from gmemcore.engine.jit import OPTIONS
+from gmemcore.engine.jit import CALLED_BY_KERNELS, CALLED_BY_PYTHON, INLINED, OPTIONS
 
 # As Any: which parts of Numba are typed changes between its releases.
 caching: Any = import_module("numba.core.caching")
+ccallback: Any = import_module("numba.core.ccallback")
 config: Any = import_module("numba.core.config")
+types: Any = import_module("numba.core.types")
+
+compiling: Any = import_module("numba.core.compiler_lock").global_compiler_lock._lock
+"""Held by the thread that compiles."""
 
 OPTIONS_OF_NUMBA = ("BOUNDSCHECK", "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")
 """What Numba compiles differently under, and doesn't put into the key of its cache."""
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
+_MODE = stat.S_IRUSR | stat.S_IWUSR
 _warned = False
 
 
@@ -39,9 +51,10 @@ def cache_directories(source: str) -> tuple[Path, ...]:
         There is no home directory.
     """
     options = [f"{name}={getattr(config, name, None)}" for name in OPTIONS_OF_NUMBA]
+    own = [sorted(each.items()) for each in (OPTIONS, CALLED_BY_PYTHON, CALLED_BY_KERNELS, INLINED)]
     # What kernels take over from another file Numba doesn't look at either.
     inserted = hashlib.sha256(Path(__file__).with_name("instructions.py").read_bytes()).hexdigest()
-    key = repr((os.path.abspath(source), inserted, sorted(OPTIONS.items()), options))
+    key = repr((os.path.abspath(source), inserted, own, options))
     name = f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if config.CACHE_DIR:  # NUMBA_CACHE_DIR: the user's choice
         return (Path(config.CACHE_DIR) / name,)
@@ -52,21 +65,106 @@ def cache_directories(source: str) -> tuple[Path, ...]:
     return home / "gmemcore", home / "gmemcore" / name
 
 
-def make_private(directory: Path) -> None:
-    """Make a directory, 0700, or check that the one that is there is this user's alone to write.
+class PrivateDirectory:
+    """A directory that nobody else may write to, opened once: what is read and written by its path is in it.
+
+    Whatever becomes of its name meanwhile, a file is looked up in the directory that was checked.
+
+    Parameters ---------- directories : tuple of Path Directories that must be the user's own; the last one is
+    opened. They are made, 0700, where they aren't there.
+
+    Attributes
+    ----------
+    path : str
+        A path that leads to it by its descriptor.
+
+    Raises ------ OSError It can't be made; it, or a directory that it is in, belongs to somebody else; or
+    others may write there.
+    """
+
+    def __init__(self, directories: tuple[Path, ...]) -> None:
+        self._directories = directories
+        self._descriptor = self._opened()
+        self.path = f"/proc/self/fd/{self._descriptor}"
+        if not os.path.isdir(self.path):
+            raise FileNotFoundError(f"{self.path} can't be reached: is /proc mounted?")
+
+    def _opened(self) -> int:
+        for directory in self._directories:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(mode=stat.S_IRWXU, exist_ok=True)
+            check_owners(directory)
+        for directory in self._directories:
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                check_private(os.fstat(descriptor), directory)
+            except OSError:
+                os.close(descriptor)
+                raise
+            if directory is not self._directories[-1]:
+                os.close(descriptor)
+        return descriptor
+
+    def renew(self) -> None:
+        """Make it again, under the same path, if it was removed."""
+        if os.fstat(self._descriptor).st_nlink == 0:
+            made = self._opened()
+            os.dup2(made, self._descriptor, inheritable=False)
+            os.close(made)
+
+    def check_file(self, name: str) -> bytes | None:
+        """Return what a file holds, checked: whose it is, and its digest; None: there is none.
+
+        Raises
+        ------
+        OSError, ValueError
+            It isn't, or is damaged.
+        """
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(name, flags, dir_fd=self._descriptor), "rb") as file:
+                check_private(os.fstat(file.fileno()), Path(name))
+                data = file.read()
+        except FileNotFoundError:
+            return None
+        if hashlib.sha256(data[:-_DIGEST_SIZE]).digest() != data[-_DIGEST_SIZE:]:
+            raise ValueError(f"{name} is damaged")
+        return data
+
+
+def check_private(found: os.stat_result, path: Path) -> None:
+    """Raise unless a file or directory is this user's alone to write.
 
     Raises
     ------
-    OSError
-        It can't be made, it belongs to somebody else, or others may write there.
+    PermissionError
+        It belongs to somebody else, or others may write to it.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    directory.mkdir(mode=stat.S_IRWXU, exist_ok=True)
-    found, link = directory.stat(), directory.lstat()  # a link could be pointed elsewhere by its owner
-    if not found.st_uid == link.st_uid == os.geteuid():
-        raise PermissionError(f"{directory} belongs to somebody else")
+    if found.st_uid != os.geteuid():
+        raise PermissionError(f"{path} belongs to somebody else")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(f"others may write to {directory}, mode {stat.S_IMODE(found.st_mode):o}")
+        raise PermissionError(f"others may write to {path}, mode {stat.S_IMODE(found.st_mode):o}")
+
+
+def check_owners(directory: Path) -> None:
+    """Raise unless a path leads through directories and links of root's and this user's alone.
+
+    Their owners could put another directory in place of this one.
+
+    Raises
+    ------
+    PermissionError
+        One belongs to somebody else.
+    """
+    for path in (directory, directory.resolve()):
+        for each in (path, *path.parents):
+            if each.lstat().st_uid not in (0, os.geteuid()):
+                raise PermissionError(f"{each} belongs to somebody else")
+
+
+@cache
+def _private_directory(directories: tuple[Path, ...]) -> PrivateDirectory:
+    return PrivateDirectory(directories)
 
 
 def warn_once(error: Exception) -> None:
@@ -88,38 +186,65 @@ class _Locator(caching.UserWideCacheLocator):  # type: ignore[misc]
     def __init__(self, function: Any, source: str) -> None:
         self._py_file = source
         self._lineno = function.__code__.co_firstlineno
-        self._directories = cache_directories(source)
+        self.directory = _private_directory(cache_directories(source))
 
     @classmethod
     def from_function(cls, function: Any, source: str) -> "_Locator":
         """Numba's own would look for another place instead of raising."""
-        locator = cls(function, source)
-        locator.ensure_cache_path()
-        return locator
+        return cls(function, source)
 
     def get_cache_path(self) -> str:
-        return str(self._directories[-1])
+        return self.directory.path
 
     def ensure_cache_path(self) -> None:
-        for directory in self._directories:
-            make_private(directory)
+        self.directory.renew()
 
 
 class _Rebuilder(caching.CompileResultCacheImpl):  # type: ignore[misc]
     _locator_classes = (_Locator,)
 
 
-class _SummedFiles(caching.IndexDataCacheFile):  # type: ignore[misc]
-    """Files that end with their digest, which readers of pickles don't look at."""
+class _CheckedFiles(caching.IndexDataCacheFile):  # type: ignore[misc]
+    """Files that end with their digest, which readers of pickles don't look at, and are checked before they
+    are read.
+
+    Nobody else can change one in between, nor what its name stands for.
+    """
+
+    def __init__(self, directory: PrivateDirectory, filename_base: str, stamp: Any) -> None:
+        super().__init__(directory.path, filename_base, stamp)
+        self._directory = directory
 
     def _dump(self, thing: Any) -> bytes:
         data: bytes = super()._dump(thing)
         return data + hashlib.sha256(data).digest()
 
+    def _save_index(self, overloads: Any) -> None:
+        """Numba's own has no digest of the version."""
+        data = super()._dump(self._version) + super()._dump((self._source_stamp, overloads))
+        with self._open_for_write(self._index_path) as file:
+            file.write(data + hashlib.sha256(data).digest())
+
+    @contextmanager
+    def _open_for_write(self, path: str) -> Iterator[BinaryIO]:
+        """Write a file beside and put it in place, 0600 whatever the umask is."""
+        beside = f"{path}.tmp.{secrets.token_hex(8)}"
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
+        try:
+            with open(descriptor, "wb") as file:
+                yield file
+            os.replace(beside, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(beside)
+            raise
+
+    def _load_index(self) -> Any:
+        return super()._load_index() if self._directory.check_file(self._index_name) else {}
+
     def _load_data(self, name: str) -> Any:
-        data = Path(self._data_path(name)).read_bytes()
-        if hashlib.sha256(data[:-_DIGEST_SIZE]).digest() != data[-_DIGEST_SIZE:]:
-            raise ValueError(f"{name} is damaged")
+        if self._directory.check_file(name) is None:
+            raise FileNotFoundError(name)
         return super()._load_data(name)
 
 
@@ -136,8 +261,10 @@ class KernelCache(caching.FunctionCache):  # type: ignore[misc]
 
     def __init__(self, function: Any) -> None:
         super().__init__(function)
-        stamp = self._impl.locator.get_source_stamp()
-        self._cache_file = _SummedFiles(self._cache_path, self._impl.filename_base, stamp)
+        locator = self._impl.locator
+        self._cache_file = _CheckedFiles(
+            locator.directory, self._impl.filename_base, locator.get_source_stamp()
+        )
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         """The compiled kernel, or None."""
@@ -158,3 +285,22 @@ class KernelCache(caching.FunctionCache):  # type: ignore[misc]
             step(*arguments)
         except Exception as error:  # full disk, quota, directory gone
             warn_once(error)
+
+
+def compile_callback(function: Any) -> int:
+    """Compile a function of a word to a word that C can call, or load it; return its address.
+
+    The compiled code is kept for as long as the process lives.
+    """
+    word = types.uint64
+    compiled = ccallback.CFunc(function, ((word,), word), {}, {"_nrt": OPTIONS["_nrt"]})
+    try:
+        compiled._cache = KernelCache(function)
+    except OSError as error:
+        warn_once(error)
+    compiled.compile()
+    _callbacks.append(compiled)
+    return int(compiled.address)
+
+
+_callbacks: list[Any] = []

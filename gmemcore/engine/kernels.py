@@ -1,74 +1,157 @@
-"""Every Numba kernel, in one closed file: walks over bits and bytes belong together.
+"""Every Numba kernel, in one closed file: read from top to bottom, it is what happens to guest memory.
 
-Callers pass validated, C-contiguous arrays.  A kernel never raises, never allocates and never waits;
-it says what happened in the result column it was given.
+An operation is one call of an entry (the end of this file): it takes the file's lock, checks, acts, and lets
+the lock go. Python may be interrupted between any two bytecodes, and a kernel can't, so an operation has
+happened whole or not at all, and no Python code ever holds a lock. A kernel never raises and never allocates;
+it answers a reason.
 
-Page state of one file
-----------------------
-``header``  uint64, one slot a name below: sizes and counters of the file that kernels read and write.
-``words``   uint64, one a 2 MiB block of 512 pages: for each plane a field of ten bits, how many of the
-            block's pages are set.  A count of 0 or of the whole block says everything about that plane.
-``lines``   uint64, a bitmap a plane, one bit a page, shape (6, rows).  The eight words of a block, its line
-            of that plane, are *true only while its count is neither 0 nor the whole block* (or while
-            ``header[DENSE]`` is set), so uniform memory costs eight bytes a block, whatever its size.
-``memory``  uint64, 512 a page: DRAM as the bus sees it; empty for a file that holds no bytes.
-            The DRAM of a page that isn't allocated is zero.
+Memory of one file
+------------------
+``header``  uint64, one slot a name below: lock, sizes, where the rest lies, counters. Its address stands for
+the file.
+``words``   uint64, one per 2 MiB block of 512 pages: for each plane a field of ten bits, how many of the
+            block's pages are set. A count of 0 or of the whole block says everything about that plane.
+``lines``   uint64, shape (6, rows): a bitmap per plane, one bit per page. The eight words of a block, its
+            line of that plane, are *valid only while the block is mixed* (count neither 0 nor full) or
+            ``header[DENSE]`` is set, so uniform memory costs eight bytes per block, whatever its size.
+``memory``  uint64, 512 per page: DRAM as the bus sees it; empty for a file that holds no bytes. The DRAM of a
+            page that isn't allocated is zero.
+``rules``   uint64, policy compiled for the Vm and its launch phase (``conversion.py``, ``steps.py``).
 
-Several planes at once are a mask of whole fields (``fields_of`` in ``state.py`` makes them), so that one word
-of a block answers for all of them.
+Several planes at once are a mask of whole fields (``fields_of`` in ``state.py``), so that one word of a block
+answers for all of them.
 
 Page numbers and counts are uint64 and every constant is cast: a signed operand would make the arithmetic
 signed (or float), and a signed index would cost the loops over memory their vector registers.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
-from gmemcore.engine.jit import inlined, kernel
+from gmemcore.engine.jit import callback, entry, inlined, kernel
+from gmemcore.engine.plain import (
+    add_atomically,
+    advise,
+    bytes_at,
+    compare_bytes,
+    join_thread,
+    last_error,
+    list_resident,
+    lock,
+    loose_words_at,
+    move_bytes,
+    prefetch,
+    protect,
+    seek,
+    start_thread,
+    table_at,
+    this_thread,
+    unlock,
+    words_at,
+    zero_line,
+)
 
-U0, U1, U2, U3, U4, U7, U8 = (np.uint64(n) for n in (0, 1, 2, 3, 4, 7, 8))
+
+def numbers(count, start=0):
+    """Return consecutive numbers as uint64."""
+    return tuple(np.uint64(n) for n in range(start, start + count))
+
+
+U0, U1, U2, U3, U4, _, _, U7, U8 = numbers(9)
 U32, U63, U64 = np.uint64(32), np.uint64(63), np.uint64(64)
 ONES = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+WORD_BYTES = U8
 
-PAGE_SHIFT, PAGE_MASK, PAGE_WORDS = np.uint64(12), np.uint64(4095), np.uint64(512)
+PAGE_SHIFT = np.uint64(12)
+PAGE_MASK, PAGE_WORDS = np.uint64((1 << 12) - 1), np.uint64((1 << 12) // 8)
 ROW_SHIFT = np.uint64(6)  # a row: the 64 pages of one word of a line
-BLOCK_SHIFT, BLOCK_PAGES, BLOCK_MASK = np.uint64(9), np.uint64(512), np.uint64(511)
+BLOCK_SHIFT = np.uint64(9)
+BLOCK_PAGES, BLOCK_MASK = np.uint64(1 << 9), np.uint64((1 << 9) - 1)
 
-# Planes, in the order of their fields in a block's word and of their lines in a record.
-PRIVATE, ALLOCATED, ASSIGNED, ACCEPTED, PINNED, POISONED = (np.uint64(n) for n in range(6))
-FIELD_BITS, FIELD = np.uint64(10), np.uint64(1023)
+# Planes, in the order of their fields in a block's word and of their lines.
+PRIVATE, ALLOCATED, ASSIGNED, ACCEPTED, PINNED, POISONED = numbers(6)
+PLANES = np.uint64(6)
+FIELD_BITS = np.uint64(10)
+FIELD = np.uint64((1 << 10) - 1)
 FIELD_ONES = np.uint64(
     sum(1 << 10 * plane for plane in range(6))
 )  # times a number: that number in all fields
 PRIVATE_FIELD, ALLOCATED_FIELD, ASSIGNED_FIELD, ACCEPTED_FIELD, PINNED_FIELD = (
-    np.uint64(1023 << 10 * plane) for plane in range(5)
+    FIELD << FIELD_BITS * plane for plane in numbers(5)
 )
 
-# Slots of the header: the file's size, whether all lines are kept true, its key stream's seed and first
-# output, calls that transformed bytes, allocations left before one fails, the counter that assignment
-# is counted in, whether memory begins at a cache line, and from TOTALS on the counters since creation.
-N_PAGES, DENSE, SEED, FIRST_WORD, SCRAMBLES, ALLOCATIONS_LEFT, TRACKING, LINES_ALIGNED = (
-    np.uint64(n) for n in range(8)
-)
-TOTALS = np.uint64(8)
-HEADER_SLOTS = 18
+# Every header begins with a lock (a pthread mutex, all zero when it is free) and its successor in the list of
+# locks.
+LOCK_WORDS = 8
+NEXT = np.uint64(LOCK_WORDS)
 
-# Rows of a result, one column a request; all start as 0, and only what isn't 0 is written: a million results
-# are a hundred megabytes, most of which are never touched.  Counters are in the order of ``counters.py``.
-REASON, ERROR_OFFSET = np.uint64(0), np.uint64(1)
-PAGES_CHANGED, BYTES_ZEROED, BYTES_XORED, BYTES_SCRAMBLED, PAGES_ALLOCATED, RMP_UPDATES = (
-    np.uint64(n) for n in range(2, 8)
-)
-SEPT_CHANGES, PAGES_ACCEPTED, BLOCKS_SPLIT, BLOCKS_MERGED = (np.uint64(n) for n in range(8, 12))
-RESULT_ROWS = 12
-COUNTERS_AT, COUNTERS = np.uint64(2), 10
+# The header of a file: where it lies itself; its memory, and the header of its owner; then what it is, what
+# conversions count with, what the host has to do with it, and at the end the counters since creation.
+SELF, N_PAGES, WORDS, LINES, MEMORY, MEMORY_WORDS, OWNER, IS_CLOSED = numbers(8, LOCK_WORDS + 1)
+DENSE, SEED, FIRST_WORD, SCRAMBLES, ALLOCATIONS_LEFT, TRACKING, MEMORY_ALIGNED = numbers(7, LOCK_WORDS + 9)
+HOST_WORK, HOST_VIEW, COMMIT, RELEASE, DESCRIPTOR, RESIDENT, HOST_STEPS_LEFT = numbers(7, LOCK_WORDS + 16)
+THREADS, TASKS, PART = numbers(3, LOCK_WORDS + 23)
+TOTALS = np.uint64(LOCK_WORDS + 26)
+COUNTERS = 10
+HEADER_SLOTS = np.uint64(LOCK_WORDS + 26 + COUNTERS)
+
+# The header of an owner, whose files share it: the launch phase and the rules of both; exits; then the
+# launch, and the attributes by guest frame of one with two backings.
+PHASE, RULES_LAUNCHING, RULES_RUNNING, MEMORY_FAULTS, OWNER_IS_CLOSED = numbers(5, LOCK_WORDS + 1)
+LAUNCH_BEGAN, IS_MEASURED, CORRECTION, CORRECTION_SIZE, WITHOUT_VCPUS = numbers(5, LOCK_WORDS + 6)
+TWO_BACKINGS, EDGES, N_EDGES, EDGE_ROOM = numbers(4, LOCK_WORDS + 11)
+FRAMES_CHANGED, FRAMES_SPLIT, FRAMES_MERGED = numbers(3, LOCK_WORDS + 15)
+DIGEST = np.uint64(LOCK_WORDS + 18)
+DIGEST_WORDS = np.uint64(6)
+OWNER_SLOTS = np.uint64(LOCK_WORDS + 18 + 6)
+LAUNCHING, RUNNING = numbers(2)
+
+# Rows of a result, one column per request; all start as 0, and only what isn't 0 is written: a million
+# results are a hundred megabytes, most of which are never touched. Counters are those of ``counters.py``, in
+# its order.
+REASON, ERROR_OFFSET = numbers(2)
+COUNTERS_AT = np.uint64(2)
+(
+    PAGES_CHANGED,
+    BYTES_ZEROED,
+    BYTES_XORED,
+    BYTES_SCRAMBLED,
+    PAGES_ALLOCATED,
+    RMP_UPDATES,
+    SEPT_CHANGES,
+    PAGES_ACCEPTED,
+    BLOCKS_SPLIT,
+    BLOCKS_MERGED,
+) = numbers(COUNTERS, 2)
+RESULT_ROWS = 2 + COUNTERS
+ROWS = np.uint64(RESULT_ROWS)
+
+# The memory of one call: where it lies itself, the request of a file or of an owner, then the result, and the
+# counters of what is noticed by the way.
+CALL, FILE, OFFSET, SIZE, ATTRIBUTES, FLAGS, ERROR_OFFSET_GIVEN, RESERVED, STEP, DATA = numbers(10)
+GUEST, SLOTS, N_SLOTS, MORE, MOST, ANSWER = numbers(6, 10)
+GONE = MORE  # what a refused access found: a page, no memslot, or one whose file is closed
+IS_PAGE, IS_HOLE, IS_CLOSED_FILE = numbers(3)
+RESULT, NOTICED = np.uint64(16), np.uint64(16 + RESULT_ROWS)
+PHASE_SEEN, FAULTS_SEEN, PLANNED = numbers(3, 16 + 2 * RESULT_ROWS)
+DIGEST_BEFORE, DIGEST_AFTER = np.uint64(44), np.uint64(50)
+CALL_SLOTS = 56
+CALL_BYTES = 4096  # and then room for short data
+RESULT_AT, NOTICED_AT = RESULT * WORD_BYTES, NOTICED * WORD_BYTES  # bytes
 
 PRIVATE_ATTRIBUTE = np.uint64(8)
 
+# A memslot: guest physical address and size in bytes, the files of its private and its shared side, offset in
+# them, and where a word says whether it is deleted.
+SLOT_GPA, SLOT_SIZE, SLOT_PRIVATE, SLOT_SHARED, SLOT_OFFSET, SLOT_DELETED = numbers(6)
+SLOT_WORDS = np.uint64(6)
+
 # A survey of page state: where its answers are, and what it can find.
-SURVEY_FOLDED, SURVEY_PAGE, SURVEY_MIXED, SURVEY_TOTALS = (np.uint64(n) for n in (0, 2, 3, 4))
+SURVEY_FOLDED, _, SURVEY_PAGE, SURVEY_MIXED, SURVEY_TOTALS = numbers(5)
 SURVEY_SLOTS = 10
-WRONG_COUNT, WRONG_ACCEPTED, WRONG_ASSIGNED, WRONG_PINNED = (np.uint64(n) for n in range(1, 5))
-FOLD = np.uint64(0xD6E8_FEB8_6659_FD93)  # an odd number whose bits are spread
+WRONG_COUNT, WRONG_ACCEPTED, WRONG_ASSIGNED, WRONG_PINNED = numbers(4, 1)
+MIX = np.uint64(0xD6E8_FEB8_6659_FD93)  # an odd number whose bits are spread
 
 # Why a request was refused: the checks of a conversion in their order, then those of other steps; 0: done.
 (
@@ -93,49 +176,111 @@ FOLD = np.uint64(0xD6E8_FEB8_6659_FD93)  # an odd number whose bits are spread
     POISONED_PAGE,
     NOT_VALIDATED,
     TOO_LARGE,
-) = (np.uint64(n) for n in range(1, 22))
+    CLOSED_FILE,
+    NO_BYTES,
+    UNKNOWN_IOCTL,
+    NO_ROOM,
+    CHANGED,
+) = numbers(26, 1)
 
-# The rules of one VM and phase: four words, a cell for each direction and flag, a row for each step.
-KNOWN_FLAGS, KNOWN_ATTRIBUTES, HAS_PRIVATE_MEMORY, ERROR_OFFSET_CHECKED, CELLS = (
-    np.uint64(n) for n in range(5)
-)
-REFUSAL, UNLESS, OPERATIONS, SET, CLEAR, PLAIN = (np.uint64(n) for n in range(6))
+# The rules of one VM and phase: words of their own, a cell for each direction and flag, a row for each step.
+KNOWN_FLAGS, KNOWN_ATTRIBUTES, HAS_PRIVATE_MEMORY, ERROR_OFFSET_CHECKED, HAS_IOCTL = numbers(5)
+FRAME_ATTRIBUTES, GUEST_HAS_KEY, UNMAP_CLEARS, UNMAP_OPERATIONS = numbers(4, 5)
+ENDS_WITH_SLOT, POPULATE_CLOSED, FINISH_AGAIN, FINISH_AGAIN_WITHOUT_VCPUS = numbers(4, 9)
+CELLS = np.uint64(13)
+REFUSAL, UNLESS, OPERATIONS, SET, CLEAR, PLAIN = numbers(6)
 CELL_WORDS = np.uint64(6)  # PLAIN: a conversion that policy always allows, and that touches no byte
 FLAG_SLOTS = np.uint64(65)  # no flag, and each of 64 bits
 
-# A step's row: what it asks of the range, what refuses it whole or by page, what stays done of it when a page
-# refuses, then bytes and planes.  Three rows a step, for the kinds of a guest's access.
-# A term: wanted and unwanted planes, the reason, and the planes that the page it refuses is left with.
-STEPS = np.uint64(4 + 2 * 65 * 6)
-CONVERT = U0
-STEP_VARIANTS, STEP_COUNT = np.uint64(3), 13
-ALIGNED, SIGNED, WRAPS, ENDS_BELOW_TOP, BEYOND_END, STEP_REFUSAL, PARTIAL, TERMS = (
-    np.uint64(n) for n in range(8)
-)
-TERM_WORDS, TERM_COUNT = np.uint64(4), 4
-STEP_OPERATIONS, STEP_SET, STEP_CLEAR = (np.uint64(n) for n in range(23, 26))
-STEP_WORDS = np.uint64(26)
+# A step's row: what it asks of the range, what refuses it whole or by page, how much stands when a page
+# refuses, then bytes and planes. A term has the planes that are wanted and unwanted, the reason, the planes
+# that the page it refuses is left with, and whether that page gets the source of a launch update. Variants
+# are the kinds of a guest's access, or what a launch update is of.
+STEPS = CELLS + U2 * FLAG_SLOTS * CELL_WORDS
+CONVERT, HOST_READ, HOST_WRITE, GUEST_READ, GUEST_WRITE, ACCEPT, ALLOCATE, PUNCH_HOLE = numbers(8)
+PIN, UNPIN, POISON, POPULATE, LAUNCH_FINISH = numbers(5, 8)
+STEP_VARIANTS, STEP_COUNT = np.uint64(4), 13
+ALIGNED, SIGNED, WRAPS, ENDS_BELOW_TOP, BEYOND_END, STEP_REFUSAL, PARTIAL, TERMS = numbers(8)
+TERM_WORDS, TERM_COUNT = np.uint64(5), 4
+WANTED, UNWANTED, TERM_REASON, MARK, COPIED = numbers(5)
+STEP_OPERATIONS, STEP_SET, STEP_CLEAR = numbers(3, 7 + 5 * 4)
+STEP_WORDS = np.uint64(7 + 5 * 4 + 3)
 PARTIAL_REFUSED, PARTIAL_DONE = U1, U2  # what was done stays: as a refusal, or as success if there is any
+AS_ATTRIBUTE, AS_SHARED, AS_PRIVATE = numbers(3)
+FROM_SOURCE, FROM_PRIVATE_FRAME = U1, U2
+RULES_WORDS = STEPS + np.uint64(STEP_COUNT) * STEP_VARIANTS * STEP_WORDS
+
+# What a launch update is of.
+IS_ZERO, IS_CPUID, IN_PLACE, IS_WRITABLE, PLAN_ONLY = (U1 << n for n in numbers(5))
 
 # Operations on the bytes of a page, four bits for each rank of page:
 # unallocated, allocated, assigned, accepted (each includes the ones before).
-NO_OPERATION, ZERO, XOR, SCRAMBLE, KEYSTREAM = (np.uint64(n) for n in range(5))
+NO_OPERATION, ZERO, XOR, SCRAMBLE, KEYSTREAM = numbers(5)
 OPERATION_BITS, OPERATION = np.uint64(4), np.uint64(15)
 ALL_DONE = np.uint64(16)  # no operation of any page: the end of a range
 STREAM_PAGES = np.uint64(256)  # a range of a MiB is longer than what caches should keep of it
 
+# A part of a long range that a thread of its own transforms: the thread, whether it was started, and its
+# request.
+TASK_THREAD, TASK_STARTED, TASK_FILE, TASK_OPERATIONS, TASK_START, TASK_END, TASK_RESULT = numbers(7)
+TASK_WORDS = np.uint64(6 + RESULT_ROWS)
+LEAST_PART = np.uint64(1024)  # minimum pages per thread: below 4 MiB, starting one costs more than its work
+
+# Arguments of system calls.
+NO_ACCESS, READ_AND_WRITE = np.int32(0), np.int32(3)
+DONT_DUMP, DO_DUMP = np.int32(16), np.int32(17)  # advice that changes nothing but where mappings end
+SEEK_DATA, SEEK_HOLE = np.int32(3), np.int32(4)
+EINTR, EAGAIN, EINVAL = np.int32(4), np.int32(11), np.int32(22)
+RESIDENT_PAGES = np.uint64(4096)  # pages that are asked for at once
+
 GOLDEN = np.uint64(0x9E37_79B9_7F4A_7C15)
 AHEAD = np.uint64(32)  # requests: the memory of one that far ahead is asked for
-NEVER = np.uint64(0xFFFF_FFFF_FFFF_FFFF)  # an allocation budget that never runs out
+NEVER = ONES  # a budget of allocations that never runs out; no address
 
 
-def prefetch(array, *index):
-    """Ask for a word that will be needed soon (`jit.py` makes an instruction of it; here it does nothing)."""
+class Piece(NamedTuple):
+    """A stretch of guest memory with one memslot or none, and one attribute where those are the owner's.
+
+    Its length in bytes, its file (0: no memslot), the offset there, where a word says whether the memslot is deleted,
+    and the owner's attribute: `AS_PRIVATE`, `AS_SHARED`, or `AS_ATTRIBUTE` where files have their own.
+    """
+
+    length: Any
+    file: Any
+    offset: Any
+    deleted: Any
+    kind: Any
 
 
-def zero_line(array, index):
-    """Zero the eight words of a cache line without reading it first (`jit.py` makes an instruction of it)."""
-    array[index : index + U8] = U0
+class File(NamedTuple):
+    """One file: views of its memory, and its rules."""
+
+    header: Any
+    words: Any
+    lines: Any
+    memory: Any
+    rules: Any
+
+
+@inlined
+def file_at(address):
+    """Return the file whose header lies at an address, which is open."""
+    header = words_at(address, HEADER_SLOTS)
+    owner = words_at(header[OWNER], OWNER_SLOTS)
+    n_blocks = (header[N_PAGES] + BLOCK_MASK) >> BLOCK_SHIFT
+    return File(
+        header,
+        words_at(header[WORDS], n_blocks),
+        table_at(header[LINES], PLANES, n_blocks << U3),
+        words_at(header[MEMORY], header[MEMORY_WORDS]),
+        words_at(owner[RULES_LAUNCHING + owner[PHASE]], RULES_WORDS),
+    )
+
+
+@inlined
+def is_closed(address):
+    """Whether the file at an address is closed: it has no memory any more."""
+    return words_at(address, HEADER_SLOTS)[IS_CLOSED] != U0
 
 
 # ---- bits ---------------------------------------------------------------------------------------
@@ -169,10 +314,15 @@ def lowest_plane(fields):
 
 
 @inlined
+def smaller(one, other):
+    """The smaller of two numbers."""
+    return one if one < other else other
+
+
+@inlined
 def pages_of_block(n_pages, block):
     """How many pages of the file lie in a block: 512, or what is left for the last."""
-    left = n_pages - (block << BLOCK_SHIFT)
-    return left if left < BLOCK_PAGES else BLOCK_PAGES
+    return smaller(n_pages - (block << BLOCK_SHIFT), BLOCK_PAGES)
 
 
 # ---- writing page state -------------------------------------------------------------------------
@@ -180,7 +330,7 @@ def pages_of_block(n_pages, block):
 
 @kernel
 def write_uniform_line(lines, plane, block, pages, value):
-    """Make a line true that its block's word alone spoke for: value on the pages that exist."""
+    """Write out a line that its block's word alone spoke for: value on the pages that exist."""
     for r in range(8):
         row = (block << U3) + np.uint64(r)
         first = np.uint64(r) << ROW_SHIFT
@@ -236,11 +386,11 @@ def tally_plane(header, results, i, plane, value, changed, split, merged):
 
 
 @inlined
-def edit_block(header, words, lines, start, end, set_, clear, results, i):
+def edit_block(file, start, end, set_, clear, results, i):
     """Set and clear whole planes over pages [start, end) of one block."""
     block = start >> BLOCK_SHIFT
-    pages = pages_of_block(header[N_PAGES], block)
-    word = words[block]
+    pages = pages_of_block(file.header[N_PAGES], block)
+    word = file.words[block]
     todo = word ^ ((word & ~(set_ | clear)) | (pages * FIELD_ONES & set_))
     if todo == U0:
         return
@@ -253,21 +403,22 @@ def edit_block(header, words, lines, start, end, set_, clear, results, i):
         before = (word >> field) & FIELD
         was_uniform = before == U0 or before == pages
         if was_uniform:
-            write_uniform_line(lines, plane, block, pages, ~value)
-        changed = write_rows(lines, plane, start, end, value)
+            write_uniform_line(file.lines, plane, block, pages, ~value)
+        changed = write_rows(file.lines, plane, start, end, value)
         after = before + changed if value else before - changed
         word += (after - before) << field
         became_uniform = after == target
         split = U1 if was_uniform and not became_uniform else U0
         merged = U1 if became_uniform and not was_uniform else U0
-        tally_plane(header, results, i, plane, value, changed, split, merged)
-    words[block] = word
+        tally_plane(file.header, results, i, plane, value, changed, split, merged)
+    file.words[block] = word
 
 
 @kernel
-def edit_whole_blocks(header, words, lines, block, end_block, set_, clear, results, i):
+def edit_whole_blocks(address, block, end_block, set_, clear, results, i):
     """Set and clear whole planes over whole blocks: their words say it all, plane by plane, then at once."""
-    run = words[block:end_block]
+    file = file_at(address)
+    run = file.words[block:end_block]
     union, common = U0, ONES
     for b in range(run.shape[0]):
         union |= run[b]
@@ -286,16 +437,16 @@ def edit_whole_blocks(header, words, lines, block, end_block, set_, clear, resul
             mixed += U1 if pages & BLOCK_MASK else U0
         value = ONES if (set_ >> field) & U1 else U0
         changed = (np.uint64(run.shape[0]) << BLOCK_SHIFT) - count if value else count
-        tally_plane(header, results, i, plane, value, changed, U0, mixed)
+        tally_plane(file.header, results, i, plane, value, changed, U0, mixed)
     for b in range(run.shape[0]):
         run[b] = (run[b] & keep) | put
-    if header[DENSE]:
-        write_whole_lines(lines, block << U3, end_block << U3, set_, clear)
+    if file.header[DENSE]:
+        write_whole_lines(file.lines, block << U3, end_block << U3, set_, clear)
 
 
 @kernel
 def write_whole_lines(lines, row, end_row, set_, clear):
-    """Keep the lines of whole blocks true."""
+    """Write out the lines of whole blocks."""
     todo = set_ | clear
     while todo != U0:
         plane = lowest_plane(todo)
@@ -307,18 +458,18 @@ def write_whole_lines(lines, row, end_row, set_, clear):
 
 
 @inlined
-def edit(header, words, lines, start, end, set_, clear, results, i):
+def edit(file, start, end, set_, clear, results, i):
     """Set and clear whole planes over pages [start, end), and count it."""
     while start < end:
         stop = (start | BLOCK_MASK) + U1
         if start & BLOCK_MASK == U0 and stop <= end:
             stop = end & ~BLOCK_MASK
             edit_whole_blocks(
-                header, words, lines, start >> BLOCK_SHIFT, stop >> BLOCK_SHIFT, set_, clear, results, i
+                file.header[SELF], start >> BLOCK_SHIFT, stop >> BLOCK_SHIFT, set_, clear, results, i
             )
         else:
-            stop = end if end < stop else stop
-            edit_block(header, words, lines, start, stop, set_, clear, results, i)
+            stop = smaller(stop, end)
+            edit_block(file, start, stop, set_, clear, results, i)
         start = stop
 
 
@@ -327,7 +478,7 @@ def edit(header, words, lines, start, end, set_, clear, results, i):
 
 @inlined
 def plane_row(words, lines, n_pages, plane, row):
-    """One row of a plane: a bit a page."""
+    """One row of a plane: a bit per page."""
     block = row >> U3
     count = (words[block] >> (plane * FIELD_BITS)) & FIELD
     if count == U0:
@@ -366,15 +517,15 @@ def block_may_match(word, pages, wanted, unwanted):
 
 
 @kernel
-def find_page(header, words, lines, start, end, wanted, unwanted):
+def find_page(address, start, end, wanted, unwanted):
     """First page of [start, end) with every wanted plane set and no unwanted one; end if there is none."""
-    n_pages = header[N_PAGES]
+    file = file_at(address)
+    words, lines, n_pages = file.words, file.lines, file.header[N_PAGES]
     barren = ~words[start >> BLOCK_SHIFT]  # a word that is known to hold no such page; none yet
     while start < end:
         block = start >> BLOCK_SHIFT
         pages = pages_of_block(n_pages, block)
-        stop = (block + U1) << BLOCK_SHIFT
-        stop = end if end < stop else stop
+        stop = smaller((block + U1) << BLOCK_SHIFT, end)
         word = words[block]
         if word != barren:
             if block_may_match(word, pages, wanted, unwanted):
@@ -382,7 +533,7 @@ def find_page(header, words, lines, start, end, wanted, unwanted):
                     low = start & U63
                     high = stop - (start - low)
                     match = matching_row(words, lines, n_pages, start >> ROW_SHIFT, wanted, unwanted)
-                    match &= bits_between(low, high if high < U64 else U64)
+                    match &= bits_between(low, smaller(high, U64))
                     if match != U0:
                         return (start - low) + lowest_bit(match)
                     start += U64 - low
@@ -393,9 +544,10 @@ def find_page(header, words, lines, start, end, wanted, unwanted):
 
 
 @kernel
-def count_pages(header, words, lines, start, end, wanted, unwanted):
+def count_pages(address, start, end, wanted, unwanted):
     """How many pages of [start, end) have every wanted plane set and no unwanted one."""
-    n_pages = header[N_PAGES]
+    file = file_at(address)
+    words, lines, n_pages = file.words, file.lines, file.header[N_PAGES]
     plane = lowest_plane(wanted | unwanted)
     is_one_plane = (wanted | unwanted) >> (plane * FIELD_BITS) == FIELD
     count = U0
@@ -411,46 +563,48 @@ def count_pages(header, words, lines, start, end, wanted, unwanted):
         low = start & U63
         high = end - (start - low)
         match = matching_row(words, lines, n_pages, start >> ROW_SHIFT, wanted, unwanted)
-        count += popcount(match & bits_between(low, high if high < U64 else U64))
+        count += popcount(match & bits_between(low, smaller(high, U64)))
         start += U64 - low
     return count
 
 
 @kernel
-def write_lines(header, words, lines):
-    """Make every line true, so that the records can be read without their words."""
-    n_pages = header[N_PAGES]
-    for b in range(words.shape[0]):
+def write_lines(address):
+    """Write out every line, so that they can be read without their words."""
+    file = file_at(address)
+    n_pages = file.header[N_PAGES]
+    for b in range(file.words.shape[0]):
         block = np.uint64(b)
         pages = pages_of_block(n_pages, block)
-        for p in range(6):
+        for p in range(PLANES):
             plane = np.uint64(p)
-            count = (words[block] >> (plane * FIELD_BITS)) & FIELD
+            count = (file.words[block] >> (plane * FIELD_BITS)) & FIELD
             if count == U0 or count == pages:
-                write_uniform_line(lines, plane, block, pages, ONES if count else U0)
+                write_uniform_line(file.lines, plane, block, pages, ONES if count else U0)
 
 
 @inlined
-def fold(state, value):
-    """A state that depends on all that was folded into it, in its order."""
-    state = (state ^ value) * FOLD
+def mixed_in(state, value):
+    """Mix a word into a running, order-dependent hash."""
+    state = (state ^ value) * MIX
     return state ^ (state >> U32)
 
 
 @kernel
-def survey(header, words, lines, out):
-    """Look at all page state: fold it into two words, count it, and find where it contradicts itself.
+def survey_pages(address, out):
+    """Look at all page state: hash it into two words, count it, and find where it contradicts itself.
 
     out: the two words, the number of the first page of a block that is wrong, private blocks that are mixed,
-    and for each plane its pages.  Returns what is wrong, see `WRONG_COUNT` and those after it; 0: nothing.
+    and for each plane its pages. Returns what is wrong, see `WRONG_COUNT` and those after it; 0: nothing.
     """
-    n_pages = header[N_PAGES]
+    file = file_at(address)
+    words, lines, n_pages = file.words, file.lines, file.header[N_PAGES]
     low, high, mixed_blocks, plain = GOLDEN, n_pages, U0, U0
     for b in range(words.shape[0]):
         block = np.uint64(b)
         word = words[block]
         pages = pages_of_block(n_pages, block)
-        low, high = fold(low, word), fold(high, word + GOLDEN)
+        low, high = mixed_in(low, word), mixed_in(high, word + GOLDEN)
         if word == U0:
             continue
         if word == pages:  # private and nothing else, as most of a large guest is
@@ -468,8 +622,8 @@ def survey(header, words, lines, out):
                 found += popcount(bits)
                 key = GOLDEN * np.uint64(2 * r + 1)
                 sum_low += (bits ^ (bits >> U32)) * key
-                sum_high += (bits ^ (bits << U7)) * (key ^ FOLD)
-            low, high = fold(low, sum_low), fold(high, sum_high)
+                sum_high += (bits ^ (bits << U7)) * (key ^ MIX)
+            low, high = mixed_in(low, sum_low), mixed_in(high, sum_high)
             if p == 0:
                 mixed_blocks += U1
             if found != count:
@@ -504,20 +658,18 @@ def contradiction(words, lines, n_pages, block):
 
 
 @kernel
-def most_runs(header, words, plane):
+def most_runs(words, plane):
     """How many runs of one plane there are at most, by the words of the blocks alone."""
     field, most = plane * FIELD_BITS, U1
     for b in range(words.shape[0]):
         count = (words[b] >> field) & FIELD
-        fewer = count if count < BLOCK_PAGES - count else BLOCK_PAGES - count
-        most += U2 * fewer + U2
+        most += U2 * smaller(count, BLOCK_PAGES - count) + U2
     return most
 
 
 @kernel
-def list_runs(header, words, lines, plane, ends):
+def list_runs(words, lines, n_pages, plane, ends):
     """Write the end page of each run of one plane; returns how many. ends has room for `most_runs`."""
-    n_pages = header[N_PAGES]
     field = plane * FIELD_BITS
     before = plane_row(words, lines, n_pages, plane, U0) & U1  # the page before, as the lowest bit
     runs, rows = U0, lines[plane]
@@ -535,7 +687,8 @@ def list_runs(header, words, lines, plane, ends):
             row = rows[r]
             edges = row ^ ((row << U1) | before)
             before = row >> U63
-            # Written whether there is one or not: most rows have none or one, and nobody can predict which.
+            # Written whether there is one or not: most rows have none or one, and the branch is
+            # unpredictable.
             ends[runs] = first + lowest_bit(edges)
             runs += U1 if edges else U0
             edges &= edges - U1
@@ -544,7 +697,7 @@ def list_runs(header, words, lines, plane, ends):
                 runs += U1
                 edges &= edges - U1
             first += U64
-    while runs and ends[runs - U1] >= n_pages:  # bits beyond the end are clear, an edge that is none
+    while runs and ends[runs - U1] >= n_pages:  # bits beyond the end are clear: an edge that isn't one
         runs -= U1
     ends[runs] = n_pages
     return runs + U1
@@ -603,21 +756,21 @@ def scramble_words(view, state):
     """
     ones, tops = np.uint64(0x0101_0101_0101_0101), np.uint64(0x8080_8080_8080_8080)
     for i in range(view.shape[0]):
-        z = (state ^ (state >> np.uint64(32))) * np.uint64(0xBF58_476D_1CE4_E5B9)
+        z = (state ^ (state >> U32)) * np.uint64(0xBF58_476D_1CE4_E5B9)
         z ^= z >> np.uint64(29)
         view[i] ^= z | (((z - ones) & ~z & tops) >> U7)
         state += GOLDEN
 
 
 @inlined
-def stream_state(seed, first_word, page):
-    """Generator state that makes a page's first output (docs/spec.md, Key stream)."""
-    return seed + (first_word + page * PAGE_WORDS + U1) * GOLDEN
+def stream_state(header, word):
+    """Generator state that makes the first output of a word of the file."""
+    return header[SEED] + (header[FIRST_WORD] + word + U1) * GOLDEN
 
 
 @inlined
-def expect(memory, page, operation):
-    """Ask for a page whose bytes are to be read, and that no hardware sees coming behind a gap."""
+def prefetch_page(memory, page, operation):
+    """Prefetch a page behind a gap, which the hardware prefetcher misses."""
     if (operation == XOR or operation == SCRAMBLE) and memory.shape[0]:
         for line in range(PAGE_WORDS >> U3):
             prefetch(memory, page * PAGE_WORDS + (line << U3))
@@ -636,7 +789,7 @@ def operate(header, memory, operation, start, end, streams, results, i):
     if memory.shape[0] == 0:
         return
     view = memory[start * PAGE_WORDS : end * PAGE_WORDS]
-    state = stream_state(header[SEED], header[FIRST_WORD], start)
+    state = stream_state(header, start * PAGE_WORDS)
     if operation == ZERO:
         if streams:
             stream_zeros(view)
@@ -685,14 +838,16 @@ def uniform_rank(word, pages):
 
 
 @kernel
-def transform(header, words, lines, memory, operations, start, end, results, i):
+def transform(address, operations, start, end, results, i):
     """Do to the bytes of each page of [start, end) what its rank says, in runs as long as they come.
 
     Writes nothing but those bytes and their counters in results, so that parts of a range may be transformed
     at the same time.
     """
+    file = file_at(address)
+    header, words, lines, memory = file.header, file.words, file.lines, file.memory
     n_pages = header[N_PAGES]
-    streams = header[LINES_ALIGNED] != U0 and end - start >= STREAM_PAGES
+    streams = header[MEMORY_ALIGNED] != U0 and end - start >= STREAM_PAGES
     run_operation, run_start = NO_OPERATION, start
     last_operation, last_start, last_end = (
         NO_OPERATION,
@@ -717,13 +872,12 @@ def transform(header, words, lines, memory, operations, start, end, results, i):
                 shift = start & U63
                 operation = operation_of(operations, allocated, assigned, accepted, shift)
                 same = operation_bits(operations, operation, allocated, assigned, accepted) >> shift
-                length = lowest_bit(~same)
-                stop = start + (length if length < U64 - shift else U64 - shift)
-            stop = end if end < stop else stop
+                stop = start + smaller(lowest_bit(~same), U64 - shift)
+            stop = smaller(stop, end)
         if operation != run_operation:
             if run_operation != NO_OPERATION or operation == ALL_DONE:
                 if last_operation != NO_OPERATION:
-                    expect(memory, run_start, run_operation)
+                    prefetch_page(memory, run_start, run_operation)
                     operate(header, memory, last_operation, last_start, last_end, streams, results, i)
                 last_operation, last_start, last_end = run_operation, run_start, start
             if operation == ALL_DONE:
@@ -741,38 +895,314 @@ def operation_of(operations, allocated, assigned, accepted, page):
     return (operations >> (rank * OPERATION_BITS)) & OPERATION
 
 
-@kernel
-def xor_private(header, words, lines, first_word, buffer):
-    """XOR the key stream into the words of a buffer that belong to private pages.
+@callback
+def transform_part(address):
+    """The work of one thread: `transform` on the part of a range that a task at an address names."""
+    task = words_at(address, TASK_WORDS)
+    results = table_at(address + TASK_RESULT * WORD_BYTES, ROWS, U1)
+    transform(task[TASK_FILE], task[TASK_OPERATIONS], task[TASK_START], task[TASK_END], results, U0)
+    return U0
 
-    buffer holds a copy of memory from first_word on; both views of a private page differ by this.
+
+@kernel
+def transform_in_parts(address, operations, start, end, results, i):
+    """`transform` on several threads, each with a part of its own that begins at a block.
+
+    A part whose thread can't be started is done here.
     """
-    n_pages = header[N_PAGES]
-    word, end = first_word, first_word + np.uint64(buffer.shape[0])
-    while word < end:
-        page = word // PAGE_WORDS
-        stop = (page + U1) * PAGE_WORDS
-        stop = end if end < stop else stop
-        row = plane_row(words, lines, n_pages, PRIVATE, page >> ROW_SHIFT)
-        if (row >> (page & U63)) & U1:
-            state = header[SEED] + (header[FIRST_WORD] + word + U1) * GOLDEN
-            xor_words(buffer[word - first_word : stop - first_word], state)
-        word = stop
+    file = file_at(address)
+    n = smaller(file.header[THREADS], (end - start) // LEAST_PART)
+    low = start
+    for k in range(n):
+        cut = start + (end - start) * np.uint64(k + 1) // n
+        high = cut & ~BLOCK_MASK if np.uint64(k + 1) < n else end
+        at = file.header[TASKS] + np.uint64(k) * TASK_WORDS * WORD_BYTES
+        task = words_at(at, TASK_WORDS)
+        zero_words(task)
+        task[TASK_FILE], task[TASK_OPERATIONS] = file.header[SELF], operations
+        task[TASK_START], task[TASK_END] = low, high
+        if np.uint64(k + 1) < n and start_thread(at, U0, file.header[PART], at) == 0:
+            task[TASK_STARTED] = U1
+        low = high
+    for k in range(n):
+        at = file.header[TASKS] + np.uint64(k) * TASK_WORDS * WORD_BYTES
+        task = words_at(at, TASK_WORDS)
+        if not task[TASK_STARTED]:
+            transform(file.header[SELF], operations, task[TASK_START], task[TASK_END], results, i)
+    for k in range(n):
+        at = file.header[TASKS] + np.uint64(k) * TASK_WORDS * WORD_BYTES
+        task = words_at(at, TASK_WORDS)
+        if task[TASK_STARTED]:
+            join_thread(task[TASK_THREAD], U0)
+            for counter in range(BYTES_ZEROED, BYTES_SCRAMBLED + U1):
+                results[counter, i] += task[TASK_RESULT + counter]
+
+
+@inlined
+def transform_all(file, operations, start, end, results, i):
+    """`transform`, on several threads where that is worth it; and the file's totals."""
+    zeroed, xored, scrambled = results[BYTES_ZEROED, i], results[BYTES_XORED, i], results[BYTES_SCRAMBLED, i]
+    if file.header[THREADS] > U1 and end - start >= U2 * LEAST_PART:
+        transform_in_parts(file.header[SELF], operations, start, end, results, i)
+    else:
+        transform(file.header[SELF], operations, start, end, results, i)
+    file.header[TOTALS + BYTES_ZEROED - COUNTERS_AT] += results[BYTES_ZEROED, i] - zeroed
+    file.header[TOTALS + BYTES_XORED - COUNTERS_AT] += results[BYTES_XORED, i] - xored
+    file.header[TOTALS + BYTES_SCRAMBLED - COUNTERS_AT] += results[BYTES_SCRAMBLED, i] - scrambled
+
+
+@inlined
+def copy_under_key(target, source, length, key):
+    """Copy up to eight bytes through those of a word of the key stream."""
+    to, of = bytes_at(target, length), bytes_at(source, length)
+    for k in range(length):
+        to[k] = of[k] ^ np.uint8(key & np.uint64(255))
+        key >>= U8
+
+
+@kernel
+def copy_keyed(header, target, source, offset, length):
+    """Copy bytes through the key stream; offset: where in the file they are."""
+    word, lead = offset >> U3, offset & U7
+    state = stream_state(header, word)
+    if lead:
+        head = smaller(U8 - lead, length)
+        copy_under_key(target, source, head, mix(state) >> (U8 * lead))
+        target, source, length, state = target + head, source + head, length - head, state + GOLDEN
+    n = length >> U3
+    to, of = loose_words_at(target, n), loose_words_at(source, n)
+    for k in range(n):
+        to[k] = of[k] ^ mix(state)
+        state += GOLDEN
+    copy_under_key(target + (n << U3), source + (n << U3), length & U7, mix(state))
+
+
+@kernel
+def copy_data(address, step, offset, size, data):
+    """Copy what is read to the caller's data, or what is written from it, through the key where a guest has one."""
+    file = file_at(address)
+    is_read = step == HOST_READ or step == GUEST_READ
+    is_keyed = file.rules[GUEST_HAS_KEY] != U0 and (step == GUEST_READ or step == GUEST_WRITE)
+    end = offset + size
+    while offset < end:
+        stop, private = end, False
+        if is_keyed:
+            page = offset >> PAGE_SHIFT
+            last = ((end - U1) >> PAGE_SHIFT) + U1
+            private = find_page(file.header[SELF], page, page + U1, PRIVATE_FIELD, U0) == page
+            wanted, unwanted = (U0, PRIVATE_FIELD) if private else (PRIVATE_FIELD, U0)
+            stop = smaller(find_page(file.header[SELF], page, last, wanted, unwanted) << PAGE_SHIFT, end)
+        memory = file.header[MEMORY] + offset
+        target, source = (data, memory) if is_read else (memory, data)
+        if private:
+            copy_keyed(file.header, target, source, offset, stop - offset)
+        else:
+            move_bytes(target, source, stop - offset)
+        data += stop - offset
+        offset = stop
+
+
+# ---- the host's part ----------------------------------------------------------------------------
+#
+# What takes system calls: memory that is committed when pages are allocated and given back when they go, and
+# the host's own view, in which private pages can't be touched (``host_view.py``).
+
+
+@inlined
+def takes_host_step(header):
+    """Whether the injected budget of steps that the host can refuse allows another one; takes it."""
+    if header[HOST_STEPS_LEFT] == U0:
+        return False
+    if header[HOST_STEPS_LEFT] != NEVER:
+        header[HOST_STEPS_LEFT] -= U1
+    return True
+
+
+@kernel
+def commit(address, start, end):
+    """Make sure that the pages of [start, end) that aren't allocated can be written to; False: the host
+    can't.
+
+    A hole of a file that can't be filled would be a signal when it is touched.
+    """
+    file = file_at(address)
+    header = file.header
+    if header[COMMIT] == U0 or start >= end:
+        return True
+    first = find_page(file.header[SELF], start, end, U0, ALLOCATED_FIELD)
+    if first >= end:
+        return True
+    if not takes_host_step(header):
+        return False
+    address, size = header[MEMORY] + (first << PAGE_SHIFT), (end - first) << PAGE_SHIFT
+    while advise(address, size, np.int32(header[COMMIT])) != 0:
+        error = last_error()
+        if error == EINVAL:  # before Linux 5.14: touch a word of every page instead
+            for page in range(first, end):
+                file.memory[np.uint64(page) * PAGE_WORDS] |= U0
+            return True
+        if error != EINTR and error != EAGAIN:
+            return False
+    return True
+
+
+@kernel
+def release(address, start, end):
+    """Give the memory of pages [start, end) back: it reads zeros from now on."""
+    file = file_at(address)
+    header = file.header
+    if file.memory.shape[0] == 0:
+        return
+    address, size = header[MEMORY] + (start << PAGE_SHIFT), (end - start) << PAGE_SHIFT
+    is_released = header[RELEASE] == U0
+    while not is_released:
+        if advise(address, size, np.int32(header[RELEASE])) == 0:
+            return
+        is_released = last_error() != EINTR
+    zero_words(
+        file.memory[start * PAGE_WORDS : end * PAGE_WORDS]
+    )  # what can't be given back is zeroed in place
+
+
+@inlined
+def address_in_view(file, page):
+    """Where a page lies in the host's own view."""
+    return file.header[HOST_VIEW] + (page << PAGE_SHIFT)
+
+
+@kernel
+def changes_view(address, start, end, to_private):
+    """Whether a conversion changes what the host may touch in its own view."""
+    file = file_at(address)
+    if file.header[HOST_VIEW] == U0:
+        return False
+    wanted, unwanted = (U0, PRIVATE_FIELD) if to_private else (PRIVATE_FIELD, U0)
+    return find_page(file.header[SELF], start, end, wanted, unwanted) < end
+
+
+@kernel
+def split_view(address, start, end):
+    """Give pages [start, end) of the host's view mappings of their own; False: the host has none left.
+
+    By advice that changes nothing else. It is the only step that can fail: the host's limit of mappings
+    (vm.max_map_count) is met here, and `protect_view` then needs no further one.
+    """
+    file = file_at(address)
+    size = (end - start) << PAGE_SHIFT
+    if takes_host_step(file.header) and advise(address_in_view(file, start), size, DONT_DUMP) == 0:
+        return True
+    join_view(file.header[SELF], start, end)
+    return False
+
+
+@kernel
+def protect_view(address, start, end, protection):
+    """Let the host touch pages [start, end), which are split off, or make each touch a fault."""
+    file = file_at(address)
+    protect(address_in_view(file, start), (end - start) << PAGE_SHIFT, protection)
+
+
+@kernel
+def join_view(address, start, end):
+    """Undo `split_view`: mappings are only merged, and one that the kernel leaves apart does no harm."""
+    file = file_at(address)
+    advise(address_in_view(file, start), (end - start) << PAGE_SHIFT, DO_DUMP)
+
+
+@kernel
+def is_host_ready(address, start, end, to_private, allocates):
+    """Take the steps of a conversion that the host can refuse; False: it did, and nothing has changed."""
+    file = file_at(address)
+    splits = changes_view(file.header[SELF], start, end, to_private)
+    if splits and not split_view(file.header[SELF], start, end):
+        return False
+    if allocates and not commit(file.header[SELF], start, end):
+        if splits:
+            join_view(file.header[SELF], start, end)
+        return False
+    return True
+
+
+@kernel
+def notice_writes(address, start, end, noticed):
+    """Mark as allocated the pages of [start, end) that the host wrote through its own view.
+
+    Nobody is told of such a write. But a page that isn't allocated holds zeros, so one that the file has
+    memory for, and that doesn't, has been written to. (Looking at it leaves no trace.)
+    """
+    file = file_at(address)
+    if file.header[HOST_VIEW] == U0:
+        return
+    while start < end:
+        start = find_page(file.header[SELF], start, end, U0, PRIVATE_FIELD | ALLOCATED_FIELD)
+        if start < end:
+            stop = find_page(file.header[SELF], start, end, PRIVATE_FIELD, U0)
+            stop = find_page(file.header[SELF], start, stop, ALLOCATED_FIELD, U0)
+            if file.header[DESCRIPTOR] != NEVER:
+                notice_by_seeking(file.header[SELF], start, stop, noticed)
+            else:
+                notice_resident(file.header[SELF], start, stop, noticed)
+            start = stop
+
+
+@kernel
+def notice_by_seeking(address, start, end, noticed):
+    """Notice writes to pages that aren't allocated, of a file that can be sought in."""
+    file = file_at(address)
+    descriptor = np.int32(file.header[DESCRIPTOR])
+    while start < end:
+        data = seek(descriptor, np.int64(start << PAGE_SHIFT), SEEK_DATA)
+        if data < 0 or np.uint64(data) >> PAGE_SHIFT >= end:  # ENXIO: no more of it
+            return
+        hole = seek(descriptor, data, SEEK_HOLE)
+        stop = end if hole < 0 else smaller((np.uint64(hole) + PAGE_MASK) >> PAGE_SHIFT, end)
+        notice_written(file.header[SELF], np.uint64(data) >> PAGE_SHIFT, stop, noticed)
+        start = stop
+
+
+@kernel
+def notice_resident(address, start, end, noticed):
+    """Notice writes to pages that aren't allocated, of a file whose memory is all resident."""
+    file = file_at(address)
+    while start < end:
+        stop = smaller(start + RESIDENT_PAGES, end)
+        address, size = file.header[MEMORY] + (start << PAGE_SHIFT), (stop - start) << PAGE_SHIFT
+        if list_resident(address, size, file.header[RESIDENT]) == 0:
+            pages = bytes_at(file.header[RESIDENT], stop - start)
+            for k in range(stop - start):
+                if pages[k] & np.uint8(1):
+                    notice_written(
+                        file.header[SELF], start + np.uint64(k), start + np.uint64(k) + U1, noticed
+                    )
+        start = stop
+
+
+@kernel
+def notice_written(address, start, end, noticed):
+    """Mark those of pages [start, end) that hold anything as allocated."""
+    file = file_at(address)
+    for p in range(start, end):
+        page = np.uint64(p)
+        union = U0
+        for word in range(page * PAGE_WORDS, (page + U1) * PAGE_WORDS):
+            union |= file.memory[word]
+        if union:
+            edit(file, page, page + U1, ALLOCATED_FIELD, U0, noticed, U0)
 
 
 # ---- conversion ---------------------------------------------------------------------------------
 
 
 @inlined
-def refusal_of_arguments(rules, file_size, offset, size, attributes, flags, inputs):
-    """Checks 3 to 10 (docs/spec.md, Checks in order), which look at the request alone; 0 if all pass."""
+def refusal_of_arguments(rules, file_size, offset, size, attributes, flags, error_offset, reserved):
+    """The checks that look at nothing but the request, in the kernel's order; 0 if it may go on."""
     if flags & ~rules[KNOWN_FLAGS]:
         return FLAGS_UNKNOWN
     if flags & (flags - U1):
         return FLAGS_MANY
-    if rules[ERROR_OFFSET_CHECKED] and inputs[0]:
+    if rules[ERROR_OFFSET_CHECKED] and error_offset:
         return ERROR_OFFSET_SET
-    if inputs[1]:
+    if reserved:
         return RESERVED_SET
     if not rules[HAS_PRIVATE_MEMORY]:
         return NO_PRIVATE_MEMORY
@@ -788,28 +1218,29 @@ def refusal_of_arguments(rules, file_size, offset, size, attributes, flags, inpu
 
 
 @kernel
-def takes_allocations(header, words, lines, start, end, to_private, allocates):
-    """Check 13: whether the budget of allocations that tests set is enough; it is used up by what is made."""
+def takes_allocations(address, start, end, to_private, allocates):
+    """Whether the injected budget of allocations covers this conversion; takes what it needs."""
+    file = file_at(address)
     wanted, unwanted = (U0, PRIVATE_FIELD) if to_private else (PRIVATE_FIELD, U0)
-    needed = U1 if find_page(header, words, lines, start, end, wanted, unwanted) < end else U0
+    needed = U1 if find_page(file.header[SELF], start, end, wanted, unwanted) < end else U0
     if allocates:
-        needed += count_pages(header, words, lines, start, end, U0, ALLOCATED_FIELD)
-    if needed > header[ALLOCATIONS_LEFT]:
+        needed += count_pages(file.header[SELF], start, end, U0, ALLOCATED_FIELD)
+    if needed > file.header[ALLOCATIONS_LEFT]:
         return False
-    header[ALLOCATIONS_LEFT] -= needed
+    file.header[ALLOCATIONS_LEFT] -= needed
     return True
 
 
 @inlined
-def first_pinned(header, words, lines, start, end):
+def first_pinned(file, start, end):
     """First pinned page of [start, end); end if there is none, which the words of blocks mostly tell."""
-    blocks = words[start >> BLOCK_SHIFT : ((end - U1) >> BLOCK_SHIFT) + U1]
+    blocks = file.words[start >> BLOCK_SHIFT : ((end - U1) >> BLOCK_SHIFT) + U1]
     union = U0
     for b in range(blocks.shape[0]):
         union |= blocks[b]
     if union & PINNED_FIELD == U0:
         return end
-    return find_page(header, words, lines, start, end, PINNED_FIELD, U0)
+    return find_page(file.header[SELF], start, end, PINNED_FIELD, U0)
 
 
 @inlined
@@ -820,32 +1251,40 @@ def cell_of(attributes, flags):
 
 
 @inlined
-def check_conversion(header, words, lines, rules, offset, size, attributes, flags, inputs, results, i):
-    """Checks 3 to 14; whether the conversion passes them all. After that nothing may fail any more."""
-    if inputs[0]:
-        results[ERROR_OFFSET, i] = inputs[0]
-    reason = refusal_of_arguments(
-        rules, header[N_PAGES] << PAGE_SHIFT, offset, size, attributes, flags, inputs
-    )
+def check_conversion(file, offset, size, attributes, flags, error_offset, reserved, results, i):
+    """Every check of a conversion, and what the host can refuse; whether it may be done.
+
+    After it nothing may fail any more.
+    """
+    rules = file.rules
+    if error_offset:
+        results[ERROR_OFFSET, i] = error_offset
+    file_size = file.header[N_PAGES] << PAGE_SHIFT
+    reason = refusal_of_arguments(rules, file_size, offset, size, attributes, flags, error_offset, reserved)
     if reason:
         results[REASON, i] = reason
         return False
     cell = cell_of(attributes, flags)
     start, end = offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
     to_private = attributes & PRIVATE_ATTRIBUTE != U0
+    allocates = rules[cell + SET] & ALLOCATED_FIELD != U0
     page = start
     if rules[cell + REFUSAL]:
         reason = rules[cell + REFUSAL]
-    elif rules[cell + UNLESS] and find_page(header, words, lines, start, end, rules[cell + UNLESS], U0) < end:
+    elif rules[cell + UNLESS] and find_page(file.header[SELF], start, end, rules[cell + UNLESS], U0) < end:
         reason = MODE_UNSUPPORTED
-    elif header[ALLOCATIONS_LEFT] != NEVER and not takes_allocations(
-        header, words, lines, start, end, to_private, rules[cell + SET] & ALLOCATED_FIELD
+    elif file.header[ALLOCATIONS_LEFT] != NEVER and not takes_allocations(
+        file.header[SELF], start, end, to_private, allocates
     ):
         reason = NO_MEMORY
+    elif file.header[HOST_WORK] and not is_host_ready(file.header[SELF], start, end, to_private, allocates):
+        reason = NO_MEMORY
     elif to_private:
-        page = first_pinned(header, words, lines, start, end)
+        page = first_pinned(file, start, end)
         if page < end:
             reason = PAGE_PINNED
+            if file.header[HOST_VIEW]:
+                join_view(file.header[SELF], start, end)
     if reason:
         results[REASON, i] = reason
         results[ERROR_OFFSET, i] = page << PAGE_SHIFT
@@ -854,26 +1293,35 @@ def check_conversion(header, words, lines, rules, offset, size, attributes, flag
 
 
 @inlined
-def convert(header, words, lines, memory, rules, offset, size, attributes, flags, inputs, results, i):
+def convert(file, offset, size, attributes, flags, error_offset, reserved, results, i):
     """KVM_SET_MEMORY_ATTRIBUTES2 on one file, one request: all or nothing."""
-    if not check_conversion(header, words, lines, rules, offset, size, attributes, flags, inputs, results, i):
+    if not check_conversion(file, offset, size, attributes, flags, error_offset, reserved, results, i):
         return
-    # ---- point of no return: nothing below may fail ----
     cell = cell_of(attributes, flags)
     start, end = offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
-    if rules[cell + OPERATIONS]:
-        transform(header, words, lines, memory, rules[cell + OPERATIONS], start, end, results, i)
-    finish_conversion(header, words, lines, rules, cell, start, end, results, i)
+    to_private = attributes & PRIVATE_ATTRIBUTE != U0
+    has_view = file.header[HOST_VIEW] != U0 and changes_view(file.header[SELF], start, end, to_private)
+    # ---- point of no return: nothing below may fail ----
+    if has_view and to_private:
+        protect_view(file.header[SELF], start, end, NO_ACCESS)
+    if file.rules[cell + OPERATIONS]:
+        transform_all(file, file.rules[cell + OPERATIONS], start, end, results, i)
+    finish_conversion(file, cell, start, end, results, i)
+    if has_view:
+        if not to_private:
+            protect_view(file.header[SELF], start, end, READ_AND_WRITE)
+        join_view(file.header[SELF], start, end)
 
 
 @inlined
-def convert_short(header, words, lines, rules, n_whole, offset, size, attributes, flags, results, i):
-    """`convert` for what most short requests are, with hardly a branch; whether the request was one of them.
+def convert_short(file, n_whole, offset, size, attributes, flags, results, i):
+    """Fast, nearly branch-free path of `convert` for short requests; returns whether it applied.
 
-    It is about one or two rows, of whole blocks whose private plane is mixed and the only one that changes,
-    and moves no byte; or nothing changes, or a pinned page refuses it. Wherever that isn't so, or might be
-    refused otherwise, nothing was done.
+    The request is about one or two rows, of whole blocks whose private plane is mixed and the only one that
+    changes, and moves no byte; or nothing changes, or a pinned page refuses it. Wherever that isn't so, or
+    might be refused otherwise, nothing was done.
     """
+    header, words, lines, rules = file.header, file.words, file.lines, file.rules
     cell = cell_of(attributes, flags)
     wrong = (offset | size) & PAGE_MASK | attributes & ~PRIVATE_ATTRIBUTE | flags & (flags - U1)
     start, end = offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
@@ -881,7 +1329,7 @@ def convert_short(header, words, lines, rules, n_whole, offset, size, attributes
     if wrong or not rules[cell + PLAIN] or start >= end or end > n_whole or row + U1 < last:
         return False
     set_ = rules[cell + SET]
-    value = U0 - (set_ & U1)  # all ones to private: the direction is the one thing that nobody can predict
+    value = U0 - (set_ & U1)  # all ones to private: the direction is the one thing that is unpredictable
     others = (set_ | rules[cell + CLEAR]) & ~PRIVATE_FIELD
     full = BLOCK_PAGES * FIELD_ONES & set_
     word, last_word = words[row >> U3], words[last >> U3]
@@ -915,23 +1363,22 @@ def convert_short(header, words, lines, rules, n_whole, offset, size, attributes
 
 
 @inlined
-def finish_conversion(header, words, lines, rules, cell, start, end, results, i):
-    """What follows on the bytes: page state, and totals."""
-    if rules[cell + OPERATIONS]:
-        header[SCRAMBLES] += U1
-        total_bytes(header, results, i)
-    edit(header, words, lines, start, end, rules[cell + SET], rules[cell + CLEAR], results, i)
-    accepted = results[PAGES_ACCEPTED, i]
-    if accepted:  # counts what guest or populate accept; a conversion's is bytes_xored
-        results[PAGES_ACCEPTED, i] = U0
-        header[TOTALS + PAGES_ACCEPTED - COUNTERS_AT] -= accepted
+def whole_pages(file):
+    """Pages of whole blocks, in which `convert_short` applies; none if there is more to check or to do."""
+    is_usual = file.header[ALLOCATIONS_LEFT] == NEVER and file.header[HOST_VIEW] == U0
+    return file.header[N_PAGES] & ~BLOCK_MASK if is_usual else U0
 
 
 @inlined
-def total_bytes(header, results, i):
-    """Add the bytes of a request to the file's totals: `transform` itself writes no header."""
-    for counter in range(BYTES_ZEROED, BYTES_SCRAMBLED + U1):
-        header[TOTALS + counter - COUNTERS_AT] += results[counter, i]
+def finish_conversion(file, cell, start, end, results, i):
+    """What follows on the bytes: page state and counters."""
+    if file.rules[cell + OPERATIONS]:
+        file.header[SCRAMBLES] += U1
+    edit(file, start, end, file.rules[cell + SET], file.rules[cell + CLEAR], results, i)
+    accepted = results[PAGES_ACCEPTED, i]
+    if accepted:  # counts what guest or populate accept; a conversion's is bytes_xored
+        results[PAGES_ACCEPTED, i] = U0
+        file.header[TOTALS + PAGES_ACCEPTED - COUNTERS_AT] -= accepted
 
 
 # ---- other steps --------------------------------------------------------------------------------
@@ -941,6 +1388,12 @@ def total_bytes(header, results, i):
 def row_of(step, variant):
     """Where the rules of a step and variant begin."""
     return STEPS + (step * STEP_VARIANTS + variant) * STEP_WORDS
+
+
+@inlined
+def is_step(step, variant):
+    """Whether there are rules of a step and variant."""
+    return step < np.uint64(STEP_COUNT) and variant < STEP_VARIANTS
 
 
 @kernel
@@ -961,15 +1414,44 @@ def refusal_of_range(rules, row, offset, size):
 
 
 @inlined
-def check_step(header, words, lines, rules, row, offset, size, results, i):
-    """Find what refuses a step; changes no page state.
+def first_refusal(file, row, start, end):
+    """First page of [start, end) that a term of a step matches, and the term; the end and 0 if none does."""
+    rules, found = file.rules, U0
+    for t in range(TERM_COUNT):
+        term = row + TERMS + np.uint64(t) * TERM_WORDS
+        if rules[term + TERM_REASON] and start < end:
+            page = find_page(file.header[SELF], start, end, rules[term + WANTED], rules[term + UNWANTED])
+            if page < end:
+                end, found = page, term
+    return end, found
 
-    Returns the end of the pages to process (the start if none), the page that refuses (the end if none), and
-    the planes to leave that page with.
+
+@inlined
+def find_refusal(file, row, start, end, reason, results, i):
+    """Find what refuses pages [start, end) of a step; changes no page state.
+
+    reason: what refuses the page at `end`, if anything does. Returns the end of the pages to process (the
+    start if none), the page that refuses (the end if none), and the term of it (0: none).
     """
-    n_pages = header[N_PAGES]
+    rules, stop = file.rules, end
+    if rules[row + STEP_REFUSAL]:
+        reason, stop = rules[row + STEP_REFUSAL], start
+    stop, term = first_refusal(file, row, start, stop)
+    reason = rules[term + TERM_REASON] if term else reason
+    if reason == U0:
+        return end, end, U0
+    if rules[row + PARTIAL] != PARTIAL_DONE or stop == start:
+        results[REASON, i] = reason
+        results[ERROR_OFFSET, i] = stop << PAGE_SHIFT
+    return stop if rules[row + PARTIAL] else start, stop, term
+
+
+@inlined
+def check_step(file, row, offset, size, results, i):
+    """Find what refuses a step; changes no page state. Returns what `find_refusal` does."""
+    n_pages = file.header[N_PAGES]
     start = offset >> PAGE_SHIFT
-    reason = refusal_of_range(rules, row, offset, size)
+    reason = refusal_of_range(file.rules, row, offset, size)
     if reason:
         results[REASON, i] = reason
         results[ERROR_OFFSET, i] = offset
@@ -978,79 +1460,601 @@ def check_step(header, words, lines, rules, row, offset, size, results, i):
     end = (last >> PAGE_SHIFT) + U1 if last >= offset else ONES  # a range that wraps goes beyond the end
     if end > n_pages:  # a page that doesn't exist refuses too, if none before it does
         end = n_pages if start < n_pages else start
-        reason = rules[row + BEYOND_END]
-    stop, mark = end, U0  # the first page that refuses, and what it is left with
-    if rules[row + STEP_REFUSAL]:
-        reason, stop = rules[row + STEP_REFUSAL], start
-    for t in range(TERM_COUNT):
-        term = row + TERMS + np.uint64(t) * TERM_WORDS
-        if rules[term + U2] and start < stop:
-            page = find_page(header, words, lines, start, stop, rules[term], rules[term + U1])
-            if page < stop:
-                reason, mark, stop = rules[term + U2], rules[term + U3], page
-    if reason == U0:
-        return end, end, U0
-    if rules[row + PARTIAL] != PARTIAL_DONE or stop == start:
-        results[REASON, i] = reason
-        results[ERROR_OFFSET, i] = stop << PAGE_SHIFT
-    return stop if rules[row + PARTIAL] else start, stop, mark
+        reason = file.rules[row + BEYOND_END]
+    return find_refusal(file, row, start, end, reason, results, i)
 
 
-@kernel
-def take_step(header, words, lines, memory, rules, row, offset, size, results, i):
-    """A step that isn't a conversion: what refuses it by page, then bytes by rank, then planes."""
-    start = offset >> PAGE_SHIFT
-    end, refused, mark = check_step(header, words, lines, rules, row, offset, size, results, i)
-    if mark:
-        edit(header, words, lines, refused, refused + U1, mark, U0, results, i)
+@inlined
+def commit_step(file, row, start, end, refused, mark):
+    """`commit` the pages that a step allocates, with the page that refuses it if that is left allocated."""
+    if file.header[COMMIT] == U0:
+        return True
+    if file.rules[row + STEP_SET] & ALLOCATED_FIELD == U0:
+        end = start
+    if mark & ALLOCATED_FIELD:
+        return commit(file.header[SELF], start if start < end else refused, refused + U1)
+    return commit(file.header[SELF], start, end)
+
+
+@inlined
+def finish_step(file, row, start, end, results, i):
+    """Bytes by rank, then planes, of the pages to process."""
+    operations = file.rules[row + STEP_OPERATIONS]
     if start < end:
-        apply_checked(
-            header,
-            words,
-            lines,
-            memory,
-            start,
-            end,
-            rules[row + STEP_OPERATIONS],
-            rules[row + STEP_SET],
-            rules[row + STEP_CLEAR],
-            results,
-            i,
-        )
+        if operations != U0:
+            transform_all(file, operations, start, end, results, i)
+        edit(file, start, end, file.rules[row + STEP_SET], file.rules[row + STEP_CLEAR], results, i)
+
+
+@inlined
+def leave_refused(file, row, refused, term, results, i):
+    """Leave the page that refused a step as the kernel does, which had got so far by then."""
+    mark = file.rules[term + MARK] if term else U0
+    if mark:
+        if commit_step(file, row, refused, refused, refused, mark):
+            edit(file, refused, refused + U1, mark, U0, results, i)
+        else:
+            results[REASON, i] = NO_MEMORY
 
 
 @kernel
-def apply_checked(header, words, lines, memory, start, end, operations, set_, clear, results, i):
-    """Bytes by rank, then planes, over [start, end)."""
-    if operations != U0:
-        transform(header, words, lines, memory, operations, start, end, results, i)
-        total_bytes(header, results, i)
-    edit(header, words, lines, start, end, set_, clear, results, i)
+def take_step(address, step, variant, offset, size, results, i):
+    """A step on one file that isn't a conversion; returns which term refused it, from 1 (0: none)."""
+    file = file_at(address)
+    row, start = row_of(step, variant), offset >> PAGE_SHIFT
+    end, refused, term = check_step(file, row, offset, size, results, i)
+    mark = file.rules[term + MARK] if term else U0
+    if not commit_step(file, row, start, end, refused, mark):
+        results[REASON, i] = NO_MEMORY
+        results[ERROR_OFFSET, i] = offset
+        return U0
+    finish_step(file, row, start, end, results, i)
+    if mark:
+        edit(file, refused, refused + U1, mark, U0, results, i)
+    if step == PUNCH_HOLE and start < end:
+        release(file.header[SELF], start, end)
+    if results[REASON, i] == MEMORY_FAULT:
+        add_atomically(words_at(file.header[OWNER], OWNER_SLOTS), MEMORY_FAULTS, U1)
+    return (term - row - TERMS) // TERM_WORDS + U1 if term else U0
 
 
-# ---- entries: what the engine calls, beside those above that it calls for a range in parts ---------
+# ---- the guest's view: steps by guest physical address --------------------------------------------
+
+
+@inlined
+def slot_at(slots, gpa, size):
+    """Return how much of a range one memslot or hole holds, the memslot, and whether it is a hole."""
+    low, high = U0, np.uint64(slots.shape[0])
+    while low < high:  # memslots that begin at the address or before
+        middle = (low + high) >> U1
+        if slots[middle, SLOT_GPA] <= gpa:
+            low = middle + U1
+        else:
+            high = middle
+    if low > U0:
+        within = gpa - slots[low - U1, SLOT_GPA]
+        if within < slots[low - U1, SLOT_SIZE]:
+            return smaller(size, slots[low - U1, SLOT_SIZE] - within), low - U1, False
+    if low < np.uint64(slots.shape[0]):
+        size = smaller(size, slots[low, SLOT_GPA] - gpa)
+    return size, low, True
 
 
 @kernel
-def apply(header, words, lines, memory, start, end, operations, set_, clear, results):
-    """Change page state over [start, end) in a way that the machine has checked."""
-    apply_checked(header, words, lines, memory, start, end, operations, set_, clear, results, U0)
+def piece_at(owner, slots, gpa, size, private_side):
+    """Return the `Piece` that a range begins with; with private_side its file is that of the private side."""
+    length, slot, is_hole = slot_at(slots, gpa, size)
+    kind = AS_ATTRIBUTE
+    if owner[TWO_BACKINGS]:
+        edges = words_at(owner[EDGES], owner[N_EDGES])
+        edge = edges_up_to(edges, gpa >> PAGE_SHIFT)
+        kind = AS_PRIVATE if edge & U1 else AS_SHARED
+        if edge < np.uint64(edges.shape[0]):
+            length = smaller(length, (edges[edge] << PAGE_SHIFT) - gpa)
+    if is_hole:
+        return Piece(length, U0, U0, U0, kind)
+    side = SLOT_SHARED if kind == AS_SHARED and not private_side else SLOT_PRIVATE
+    offset = gpa - slots[slot, SLOT_GPA] + slots[slot, SLOT_OFFSET]
+    return Piece(length, slots[slot, side], offset, slots[slot, SLOT_DELETED], kind)
+
+
+@inlined
+def what_is_at(piece):
+    """Whether a piece is there, whose locks are held: `IS_PAGE`, `IS_HOLE` or `IS_CLOSED_FILE`."""
+    if piece.file == U0 or words_at(piece.deleted, U1)[U0] != U0:
+        return IS_HOLE
+    return IS_CLOSED_FILE if is_closed(piece.file) else IS_PAGE
+
+
+@inlined
+def pages_of(piece):
+    """First and end page in its file that the bytes of a piece touch."""
+    return piece.offset >> PAGE_SHIFT, ((piece.offset + piece.length - U1) >> PAGE_SHIFT) + U1
+
+
+@inlined
+def edges_up_to(edges, frame):
+    """How many edges lie at a frame or before."""
+    low, high = U0, np.uint64(edges.shape[0])
+    while low < high:
+        middle = (low + high) >> U1
+        if edges[middle] <= frame:
+            low = middle + U1
+        else:
+            high = middle
+    return low
 
 
 @kernel
-def run(header, words, lines, memory, rules, steps, offsets, sizes, attributes, flags, inputs, results):
-    """N requests in order; results[:, i] says what became of request i.
+def next_file(owner, slots, gpa, size, private_side, after):
+    """The file of a range whose address is the next one after another; `NEVER`: none.
+
+    Locks are taken in this order everywhere.
+    """
+    lowest = NEVER
+    while size != U0:
+        piece = piece_at(owner, slots, gpa, size, private_side)
+        if piece.file > after and piece.file < lowest:
+            lowest = piece.file
+        gpa, size = gpa + piece.length, size - piece.length
+    return lowest
+
+
+@kernel
+def lock_files(owner, slots, gpa, size, private_side):
+    """Take the locks of all files of a range, each once."""
+    address = next_file(owner, slots, gpa, size, private_side, U0)
+    while address != NEVER:
+        lock(address)
+        address = next_file(owner, slots, gpa, size, private_side, address)
+
+
+@kernel
+def unlock_files(owner, slots, gpa, size, private_side):
+    """Let the locks of all files of a range go."""
+    address = next_file(owner, slots, gpa, size, private_side, U0)
+    while address != NEVER:
+        unlock(address)
+        address = next_file(owner, slots, gpa, size, private_side, address)
+
+
+@kernel
+def check_bytes(owner, slots, gpa, size, private_side, results):
+    """Whether every file of a range holds bytes; where one doesn't, the result says so."""
+    while size != U0:
+        piece = piece_at(owner, slots, gpa, size, private_side)
+        if what_is_at(piece) == IS_PAGE and words_at(piece.file, HEADER_SLOTS)[MEMORY_WORDS] == U0:
+            results[REASON, U0] = NO_BYTES
+            results[ERROR_OFFSET, U0] = gpa
+            return False
+        gpa, size = gpa + piece.length, size - piece.length
+    return True
+
+
+@inlined
+def refusal_of_hole(rules, row, piece, found):
+    """Why what isn't there refuses a guest's access: the attribute comes before the memslot."""
+    return MEMORY_FAULT if piece.kind == AS_PRIVATE or found == IS_CLOSED_FILE else rules[row + BEYOND_END]
+
+
+@kernel
+def check_guest_step(call, owner, rules, slots, row, private_side, results):
+    """Find the first page that refuses a guest's step, which is left as the kernel leaves it."""
+    at, left = call[OFFSET], call[SIZE]
+    while left != U0 and results[REASON, U0] == U0:
+        piece = piece_at(owner, slots, at, left, private_side)
+        found = what_is_at(piece)
+        call[ANSWER], call[GONE] = piece.kind, found
+        if found != IS_PAGE:
+            results[REASON, U0] = refusal_of_hole(rules, row, piece, found)
+            results[ERROR_OFFSET, U0] = at & ~PAGE_MASK
+        else:
+            file = file_at(piece.file)
+            start, end = pages_of(piece)
+            _, refused, term = find_refusal(file, row, start, end, U0, results, U0)
+            if results[REASON, U0]:
+                leave_refused(file, row, refused, term, results, U0)
+                results[ERROR_OFFSET, U0] = at - piece.offset + (refused << PAGE_SHIFT)
+        at, left = at + piece.length, left - piece.length
+    if results[REASON, U0] == MEMORY_FAULT:
+        add_atomically(owner, MEMORY_FAULTS, U1)
+
+
+@kernel
+def take_guest_step(call, owner, rules, slots, results):
+    """A guest's access or acceptance, over all files that lie behind a range: all or nothing."""
+    step, gpa, size, data = call[STEP], call[OFFSET], call[SIZE], call[DATA]
+    row, private_side = row_of(step, call[FLAGS]), step == ACCEPT
+    reason = refusal_of_range(rules, row, gpa, size)
+    if reason:
+        results[REASON, U0] = reason
+        results[ERROR_OFFSET, U0] = gpa
+        return
+    if data and not check_bytes(owner, slots, gpa, size, private_side, results):
+        return
+    check_guest_step(call, owner, rules, slots, row, private_side, results)
+    if results[REASON, U0]:
+        return
+    at, left = gpa, size
+    while left != U0:
+        piece = piece_at(owner, slots, at, left, private_side)
+        start, end = pages_of(piece)
+        if not commit_step(file_at(piece.file), row, start, end, end, U0):
+            results[REASON, U0] = NO_MEMORY
+            results[ERROR_OFFSET, U0] = at
+            return
+        at, left = at + piece.length, left - piece.length
+    # ---- point of no return: nothing below may fail ----
+    at, left = gpa, size
+    while left != U0:
+        piece = piece_at(owner, slots, at, left, private_side)
+        start, end = pages_of(piece)
+        finish_step(file_at(piece.file), row, start, end, results, U0)
+        if data:
+            copy_data(piece.file, step, piece.offset, piece.length, data + (at - gpa))
+        at, left = at + piece.length, left - piece.length
+
+
+@kernel
+def unmap(address, start, end, results):
+    """Unmap pages of a file from the guest, which takes them out of the table that assigns them on some platforms."""
+    file = file_at(address)
+    clears = file.rules[UNMAP_CLEARS]
+    if clears:
+        if file.rules[UNMAP_OPERATIONS]:
+            transform_all(file, file.rules[UNMAP_OPERATIONS], start, end, results, U0)
+        edit(file, start, end, U0, clears, results, U0)
+
+
+# ---- the launch -----------------------------------------------------------------------------------
+
+
+@inlined
+def variant_of_populate(flags, kind):
+    """Variant of a launch update of one piece: whether contents come with it, and the owner's attribute."""
+    variant = U0 if flags & IN_PLACE else FROM_SOURCE
+    return variant | FROM_PRIVATE_FRAME if kind == AS_PRIVATE else variant
+
+
+@inlined
+def plan_populate(file, row, start, end, is_corrected):
+    """What a launch update does of one piece: end of the pages to populate, why not more, and its term."""
+    stop, term = first_refusal(file, row, start, end)
+    if is_corrected and start < stop:
+        return start, INPUT_OUTPUT, U0
+    return stop, file.rules[term + TERM_REASON] if term else U0, term
+
+
+@inlined
+def load(file, flags, start, end, source):
+    """Put contents into pages [start, end), in clear."""
+    if file.memory.shape[0] == 0 or start >= end:
+        return
+    if flags & IS_ZERO:
+        zero_words(file.memory[start * PAGE_WORDS : end * PAGE_WORDS])
+    elif source:
+        move_bytes(file.header[MEMORY] + (start << PAGE_SHIFT), source, (end - start) << PAGE_SHIFT)
+
+
+@kernel
+def correct_cpuid(address, owner, flags, page, source, results):
+    """The firmware refuses a CPUID page and leaves its own values in place, in clear.
+
+    KVM copies them back to the source too, if there is one that can be written. It happens once.
+    """
+    file = file_at(address)
+    load(file, flags, page, page + U1, source)
+    if file.memory.shape[0]:
+        move_bytes(file.header[MEMORY] + (page << PAGE_SHIFT), owner[CORRECTION], owner[CORRECTION_SIZE])
+    if source and flags & IS_WRITABLE:
+        move_bytes(source, owner[CORRECTION], owner[CORRECTION_SIZE])
+    owner[CORRECTION_SIZE] = U0
+    edit(file, page, page + U1, ALLOCATED_FIELD, U0, results, U0)
+
+
+@kernel
+def is_digest(call, owner):
+    """Whether the launch digest is the one that the caller went on from."""
+    for k in range(DIGEST_WORDS):
+        if owner[DIGEST + np.uint64(k)] != call[DIGEST_BEFORE + np.uint64(k)]:
+            return False
+    return True
+
+
+@kernel
+def is_as_planned(call, owner, slots, done):
+    """Whether a measured launch update does what was hashed, and goes on from the digest there is."""
+    if done != call[PLANNED] or not is_digest(call, owner):
+        return False
+    at, left = call[OFFSET], done << PAGE_SHIFT
+    while left != U0 and call[MORE] != U0:
+        piece = piece_at(owner, slots, at, left, True)
+        memory = words_at(piece.file, HEADER_SLOTS)[MEMORY] + piece.offset
+        if compare_bytes(call[MORE] + (at - call[OFFSET]), memory, piece.length) != 0:
+            return False
+        at, left = at + piece.length, left - piece.length
+    return True
+
+
+@inlined
+def extend_digest(call, owner):
+    """Put the digest that the caller hashed in place of the one it went on from."""
+    for k in range(DIGEST_WORDS):
+        owner[DIGEST + np.uint64(k)] = call[DIGEST_AFTER + np.uint64(k)]
+
+
+@kernel
+def plan_pieces(call, owner, rules, slots, is_corrected):
+    """Find how much of a launch update is done: pages, why not more (0: all of them), and where it stops.
+
+    With `PLAN_ONLY` it copies what is in those pages, where the call wants that; otherwise it commits the memory of
+    what will be allocated. `NO_MEMORY`: the host can't.
+    """
+    gpa, flags = call[OFFSET], call[FLAGS]
+    done, at, left = U0, gpa, call[SIZE]
+    while left != U0:
+        piece = piece_at(owner, slots, at, left, True)
+        found = what_is_at(piece)
+        if found != IS_PAGE:
+            return done, rules[POPULATE_CLOSED] if found == IS_CLOSED_FILE else INVALID, at
+        file = file_at(piece.file)
+        row = row_of(POPULATE, variant_of_populate(flags, piece.kind))
+        start, end = pages_of(piece)
+        stop, reason, term = plan_populate(file, row, start, end, is_corrected)
+        if flags & PLAN_ONLY:
+            if call[MORE]:
+                memory, size = file.header[MEMORY] + piece.offset, (stop - start) << PAGE_SHIFT
+                move_bytes(call[MORE] + (at - gpa), memory, size)
+        else:
+            is_left = reason != U0 and (term == U0 or file.rules[term + MARK] & ALLOCATED_FIELD != U0)
+            if not commit(piece.file, start, stop + U1 if is_left else stop):
+                return U0, NO_MEMORY, at
+        done += stop - start
+        if reason:
+            return done, reason, at + ((stop - start) << PAGE_SHIFT)
+        at, left = at + piece.length, left - piece.length
+    return done, U0, at
+
+
+@kernel
+def populate_pieces(call, owner, slots, is_corrected, results):
+    """Populate page by page, until one is refused; that page is left as the kernel leaves it."""
+    gpa, source, flags = call[OFFSET], call[DATA], call[FLAGS]
+    at, left = gpa, call[SIZE]
+    while left != U0:
+        piece = piece_at(owner, slots, at, left, True)
+        if what_is_at(piece) != IS_PAGE:
+            return
+        file = file_at(piece.file)
+        row = row_of(POPULATE, variant_of_populate(flags, piece.kind))
+        start, end = pages_of(piece)
+        stop, refusal, term = plan_populate(file, row, start, end, is_corrected)
+        contents = source + (at - gpa) if source else U0
+        load(file, flags, start, stop, contents)
+        finish_step(file, row, start, stop, results, U0)
+        if refusal:
+            contents = contents + ((stop - start) << PAGE_SHIFT) if source else U0
+            if term == U0:
+                correct_cpuid(piece.file, owner, flags, stop, contents, results)
+            else:
+                edit(file, stop, stop + U1, file.rules[term + MARK], U0, results, U0)
+                if file.rules[term + COPIED] and not flags & IS_ZERO:
+                    load(file, flags, stop, stop + U1, contents)
+            return
+        at, left = at + piece.length, left - piece.length
+
+
+@kernel
+def take_populate(call, owner, rules, slots, results):
+    """A launch update over all files that lie behind a range; the call's answer is the pages done.
+
+    With `PLAN_ONLY` it does nothing but count those pages and copy what is in them, which is what a measurement
+    hashes. Where the launch is measured, what is done must be what was planned; otherwise, and where the digest has
+    moved on, the reason is `CHANGED` and nothing was done.
+    """
+    is_corrected = call[FLAGS] & IS_CPUID != U0 and owner[CORRECTION_SIZE] != U0
+    done, reason, refused_at = plan_pieces(call, owner, rules, slots, is_corrected)
+    call[ANSWER] = done
+    if call[FLAGS] & PLAN_ONLY:
+        return
+    if reason != NO_MEMORY and owner[IS_MEASURED] and not is_as_planned(call, owner, slots, done):
+        reason = CHANGED
+    if reason != NO_MEMORY and reason != CHANGED:
+        # ---- point of no return: nothing below may fail ----
+        owner[LAUNCH_BEGAN] = U1
+        populate_pieces(call, owner, slots, is_corrected, results)
+        if owner[IS_MEASURED]:
+            extend_digest(call, owner)
+        if rules[row_of(POPULATE, U0) + PARTIAL] == PARTIAL_DONE and done != U0:
+            reason = U0
+    if reason:
+        results[REASON, U0] = reason
+        results[ERROR_OFFSET, U0] = refused_at
+
+
+# ---- attributes by guest frame, of an owner with two backings -------------------------------------
+#
+# The private frames, as sorted edges: private from each even edge to the next odd one.
+
+
+@inlined
+def is_edge_within(edges, low, high, block):
+    """Whether one of the edges low to high lies inside a block of 2 MiB, where it makes the block mixed."""
+    k = edges_up_to(edges[low:high], block << BLOCK_SHIFT)
+    return low + k < high and edges[low + k] < (block + U1) << BLOCK_SHIFT
+
+
+@kernel
+def set_frames(owner, start, end, private, results, i):
+    """Make frames [start, end) private or shared, and count; False: there is no room for more edges."""
+    n = owner[N_EDGES]
+    edges = words_at(owner[EDGES], owner[EDGE_ROOM])
+    first = edges_up_to(edges[U0:n], start - U1) if start else U0  # edges before the range
+    last = edges_up_to(edges[U0:n], end)  # and those that are not beyond it
+    # An edge stays at each end where what lies outside differs from what is set.
+    has_start = (first & U1 == U0) == (private != U0)
+    has_end = (last & U1 == U0) == (private != U0)
+    new = (U1 if has_start else U0) + (U1 if has_end else U0)
+    if n - (last - first) + new > owner[EDGE_ROOM]:
+        return False
+    had, split, merged = U0, U0, U0
+    at, is_private = start, first & U1 != U0
+    for k in range(first, last + U1):
+        stop = edges[k] if k < last else end
+        stop = smaller(stop, end)
+        if stop > at:
+            had += stop - at if is_private else U0
+            at = stop
+        is_private = not is_private
+    ends_at_edge = last > first and edges[last - U1] == end
+    block_before = ONES
+    for k in range(
+        first, last + U2
+    ):  # blocks of the first frame, of each edge and of the last frame, in order
+        frame = end if ends_at_edge else end - U1
+        if k == first:
+            frame = start
+        elif k <= last:
+            frame = smaller(edges[k - U1], end - U1)
+        block = frame >> BLOCK_SHIFT
+        if block != block_before:
+            block_before = block
+            low, high = block << BLOCK_SHIFT, (block + U1) << BLOCK_SHIFT
+            was_mixed = is_edge_within(edges, U0, n, block)
+            is_mixed = is_edge_within(edges, U0, first, block) or is_edge_within(edges, last, n, block)
+            is_mixed = is_mixed or (has_start and low < start < high) or (has_end and low < end < high)
+            split += U1 if is_mixed and not was_mixed else U0
+            merged += U1 if was_mixed and not is_mixed else U0
+    address = owner[EDGES]
+    move_bytes(address + (first + new) * WORD_BYTES, address + last * WORD_BYTES, (n - last) * WORD_BYTES)
+    if has_start:
+        edges[first] = start
+    if has_end:
+        edges[first + new - U1] = end
+    owner[N_EDGES] = n - (last - first) + new
+    changed = end - start - had if private else had
+    results[PAGES_CHANGED, i], results[BLOCKS_SPLIT, i], results[BLOCKS_MERGED, i] = changed, split, merged
+    owner[FRAMES_CHANGED] += changed
+    owner[FRAMES_SPLIT] += split
+    owner[FRAMES_MERGED] += merged
+    return True
+
+
+@inlined
+def refusal_of_frames(rules, address, size, attributes, flags):
+    """The checks of KVM_SET_MEMORY_ATTRIBUTES on the VM fd, in the kernel's order; 0 if it may go on."""
+    if flags:
+        return FLAGS_UNKNOWN
+    if attributes & ~rules[FRAME_ATTRIBUTES]:
+        return ATTRIBUTE_UNKNOWN
+    if size == U0 or address + size < address:
+        return RANGE_EMPTY
+    if (address | size) & PAGE_MASK:
+        return RANGE_UNALIGNED
+    return U0
+
+
+# ---- entries: what the engine calls ---------------------------------------------------------------
+
+
+@inlined
+def enter(call):
+    """Take the lock of a call's file; False, and it is let go again, if the file is closed."""
+    lock(call[FILE])
+    if not is_closed(call[FILE]):
+        return True
+    unlock(call[FILE])
+    return False
+
+
+@inlined
+def clear_result(call):
+    """Forget the result of the call before."""
+    for k in range(RESULT, PHASE_SEEN):
+        call[np.uint64(k)] = U0
+
+
+@entry
+def convert_one(call):
+    """One conversion of one file."""
+    clear_result(call)
+    address, results = call[FILE], table_at(call[CALL] + RESULT_AT, ROWS, U1)
+    if not enter(call):
+        return CLOSED_FILE
+    file = file_at(address)
+    offset, size, attributes, flags = call[OFFSET], call[SIZE], call[ATTRIBUTES], call[FLAGS]
+    error_offset, reserved = call[ERROR_OFFSET_GIVEN], call[RESERVED]
+    call[PHASE_SEEN] = words_at(file.header[OWNER], OWNER_SLOTS)[PHASE]
+    if not file.rules[HAS_IOCTL]:
+        results[REASON, U0] = UNKNOWN_IOCTL
+    elif error_offset | reserved or not convert_short(
+        file, whole_pages(file), offset, size, attributes, flags, results, U0
+    ):
+        if file.header[HOST_VIEW]:
+            notice_range(file.header[SELF], offset, size, table_at(call[CALL] + NOTICED_AT, ROWS, U1))
+        convert(file, offset, size, attributes, flags, error_offset, reserved, results, U0)
+    unlock(address)
+    return results[REASON, U0]
+
+
+@kernel
+def notice_range(address, offset, size, noticed):
+    """`notice_writes` over a byte range, as far as the file reaches."""
+    file = file_at(address)
+    start, end = offset >> PAGE_SHIFT, (offset + size + PAGE_MASK) >> PAGE_SHIFT
+    if offset + size >= offset and start < file.header[N_PAGES]:
+        notice_writes(file.header[SELF], start, smaller(end, file.header[N_PAGES]), noticed)
+
+
+@entry
+def take_one(call):
+    """One step of one file that isn't a conversion; data, if any, is read or written by it."""
+    clear_result(call)
+    address, results = call[FILE], table_at(call[CALL] + RESULT_AT, ROWS, U1)
+    if not enter(call):
+        return CLOSED_FILE
+    file = file_at(address)
+    step, variant, offset, size, data = call[STEP], call[FLAGS], call[OFFSET], call[SIZE], call[DATA]
+    if data and file.memory.shape[0] == 0:
+        results[REASON, U0] = NO_BYTES
+    elif not is_step(step, variant):
+        results[REASON, U0] = INVALID
+    else:
+        if file.header[HOST_VIEW]:
+            notice_range(file.header[SELF], offset, size, table_at(call[CALL] + NOTICED_AT, ROWS, U1))
+        call[ANSWER] = take_step(file.header[SELF], step, variant, offset, size, results, U0)
+        if data and results[REASON, U0] == U0:
+            copy_data(file.header[SELF], step, offset, size, data)
+    unlock(address)
+    return results[REASON, U0]
+
+
+@entry
+def run(call, steps, offsets, sizes, attributes, flags, results):
+    """N requests of one file, in order; results[:, i] says what became of request i, the call's result of
+    all.
 
     steps, attributes and flags are a number each request, or one for all. A conversion is step 0; the flags
     of any other step are its variant.
     """
+    clear_result(call)
+    address = call[FILE]
+    if not enter(call):
+        return CLOSED_FILE
+    file = file_at(address)
+    header, words, lines = file.header, file.words, file.lines
+    if steps.shape[0] == 1 and steps[0] == CONVERT and not file.rules[HAS_IOCTL]:
+        unlock(address)
+        return UNKNOWN_IOCTL
     each_step = U1 if steps.shape[0] > 1 else U0
     each_attributes = U1 if attributes.shape[0] > 1 else U0
     each_flags = U1 if flags.shape[0] > 1 else U0
     n, rows = np.uint64(offsets.shape[0]), np.uint64(lines.shape[1])
-    # Pages of whole blocks, in which short requests are quick; none if there is more than usual to check.
-    is_usual = inputs[0] | inputs[1] == U0 and header[ALLOCATIONS_LEFT] == NEVER
-    n_whole = header[N_PAGES] & ~BLOCK_MASK if is_usual else U0
+    n_whole = whole_pages(file)
+    faults = U0
+    total, noticed = table_at(call[CALL] + RESULT_AT, ROWS, U1), table_at(call[CALL] + NOTICED_AT, ROWS, U1)
+    for k in range(COUNTERS):
+        total[COUNTERS_AT + np.uint64(k), U0] = header[TOTALS + np.uint64(k)]
     for k in range(offsets.shape[0]):
         i = np.uint64(k)
         soon = i + AHEAD
@@ -1066,17 +2070,501 @@ def run(header, words, lines, memory, rules, steps, offsets, sizes, attributes, 
             row = row if row < rows else U0
             prefetch(lines, PINNED if words[row >> U3] & PINNED_FIELD else PRIVATE, row)
         step, offset, size, flag = steps[i * each_step], offsets[i], sizes[i], flags[i * each_flags]
+        if header[HOST_VIEW]:
+            notice_range(file.header[SELF], offset, size, noticed)
         if step == CONVERT:
             attribute = attributes[i * each_attributes]
-            if not convert_short(
-                header, words, lines, rules, n_whole, offset, size, attribute, flag, results, i
-            ):
-                convert(
-                    header, words, lines, memory, rules, offset, size, attribute, flag, inputs, results, i
-                )
-        elif step < np.uint64(STEP_COUNT) and flag < STEP_VARIANTS:
-            row = row_of(step, flag)
-            take_step(header, words, lines, memory, rules, row, offset, size, results, i)
+            if not convert_short(file, n_whole, offset, size, attribute, flag, results, i):
+                convert(file, offset, size, attribute, flag, U0, U0, results, i)
+        elif is_step(step, flag):
+            take_step(file.header[SELF], step, flag, offset, size, results, i)
+            faults += U1 if results[REASON, i] == MEMORY_FAULT else U0
         else:
             results[REASON, i] = INVALID
             results[ERROR_OFFSET, i] = offset
+    for k in range(COUNTERS):
+        counter = COUNTERS_AT + np.uint64(k)
+        total[counter, U0] = header[TOTALS + np.uint64(k)] - total[counter, U0] - noticed[counter, U0]
+    call[FAULTS_SEEN] = faults
+    unlock(address)
+    return U0
+
+
+@entry
+def take_guest(call):
+    """A guest's access or acceptance of a range of its memory."""
+    clear_result(call)
+    owner = words_at(call[GUEST], OWNER_SLOTS)
+    slots = table_at(call[SLOTS], call[N_SLOTS], SLOT_WORDS)
+    rules = words_at(owner[RULES_LAUNCHING + owner[PHASE]], RULES_WORDS)
+    results, private_side = table_at(call[CALL] + RESULT_AT, ROWS, U1), call[STEP] == ACCEPT
+    if owner[TWO_BACKINGS]:  # its attributes say which files
+        lock(call[GUEST])
+    lock_files(owner, slots, call[OFFSET], call[SIZE], private_side)
+    take_guest_step(call, owner, rules, slots, results)
+    unlock_files(owner, slots, call[OFFSET], call[SIZE], private_side)
+    if owner[TWO_BACKINGS]:
+        unlock(call[GUEST])
+    return results[REASON, U0]
+
+
+@entry
+def populate(call):
+    """A launch update of a range of guest memory."""
+    clear_result(call)
+    owner = words_at(call[GUEST], OWNER_SLOTS)
+    slots = table_at(call[SLOTS], call[N_SLOTS], SLOT_WORDS)
+    results = table_at(call[CALL] + RESULT_AT, ROWS, U1)
+    call[ANSWER] = U0
+    lock(call[GUEST])
+    rules = words_at(owner[RULES_LAUNCHING + owner[PHASE]], RULES_WORDS)
+    reason = rules[row_of(POPULATE, U0) + STEP_REFUSAL]
+    if reason == U0 and rules[ENDS_WITH_SLOT]:
+        call[SIZE], _, is_hole = slot_at(slots, call[OFFSET], call[SIZE])
+        reason = NO_SLOT if is_hole else U0
+    if reason:
+        results[REASON, U0] = reason
+    else:
+        gpa, size = call[OFFSET], call[SIZE]
+        lock_files(owner, slots, gpa, size, True)
+        if not (call[DATA] or owner[IS_MEASURED]) or check_bytes(owner, slots, gpa, size, True, results):
+            take_populate(call, owner, rules, slots, results)
+        unlock_files(owner, slots, gpa, size, True)
+    unlock(call[GUEST])
+    return results[REASON, U0]
+
+
+@entry
+def set_attributes(call):
+    """KVM_SET_MEMORY_ATTRIBUTES on the VM fd. `NO_ROOM`: it needs more memory for edges, and changed nothing.
+
+    The memory that a call brings with it takes the place of what there was.
+    """
+    clear_result(call)
+    owner, results = words_at(call[GUEST], OWNER_SLOTS), table_at(call[CALL] + RESULT_AT, ROWS, U1)
+    lock(call[GUEST])
+    address, size, attributes, flags = call[OFFSET], call[SIZE], call[ATTRIBUTES], call[FLAGS]
+    rules = words_at(owner[RULES_LAUNCHING + owner[PHASE]], RULES_WORDS)
+    results[REASON, U0] = refusal_of_frames(rules, address, size, attributes, flags)
+    if results[REASON, U0] == U0 and owner[TWO_BACKINGS]:
+        if call[MORE] and call[MOST] > owner[EDGE_ROOM]:
+            move_bytes(call[MORE], owner[EDGES], owner[N_EDGES] * WORD_BYTES)
+            owner[EDGES], owner[EDGE_ROOM] = call[MORE], call[MOST]
+        start, end = address >> PAGE_SHIFT, (address + size) >> PAGE_SHIFT
+        if not set_frames(owner, start, end, attributes & PRIVATE_ATTRIBUTE, results, U0):
+            results[REASON, U0] = NO_ROOM
+    unlock(call[GUEST])
+    return results[REASON, U0]
+
+
+@entry
+def copy_edges(call, edges):
+    """Copy the edges of private frames; answers how many there are, and copies none if they don't fit."""
+    owner = words_at(call[GUEST], OWNER_SLOTS)
+    lock(call[GUEST])
+    n = owner[N_EDGES]
+    if n <= np.uint64(edges.shape[0]):
+        own = words_at(owner[EDGES], n)
+        for k in range(n):
+            edges[k] = own[k]
+    unlock(call[GUEST])
+    return n
+
+
+@inlined
+def copy_owner_counters(call, owner):
+    """Copy what an owner counted itself into the result: changes of attributes by frame, and exits."""
+    clear_result(call)
+    results = table_at(call[CALL] + RESULT_AT, ROWS, U1)
+    results[PAGES_CHANGED, U0] = owner[FRAMES_CHANGED]
+    results[BLOCKS_SPLIT, U0], results[BLOCKS_MERGED, U0] = owner[FRAMES_SPLIT], owner[FRAMES_MERGED]
+    call[FAULTS_SEEN] = owner[MEMORY_FAULTS]
+
+
+@entry
+def count_owner(call):
+    """Copy the counters of an owner."""
+    owner = words_at(call[GUEST], OWNER_SLOTS)
+    lock(call[GUEST])
+    copy_owner_counters(call, owner)
+    unlock(call[GUEST])
+
+
+@entry
+def start_measurement(call):
+    """Keep a launch digest from now on."""
+    owner = words_at(call[GUEST], OWNER_SLOTS)
+    lock(call[GUEST])
+    reason = INVALID if owner[LAUNCH_BEGAN] or owner[IS_MEASURED] or owner[PHASE] == RUNNING else U0
+    if reason == U0:
+        owner[IS_MEASURED] = U1
+    unlock(call[GUEST])
+    return reason
+
+
+@entry
+def finish_launch(call):
+    """End the launch phase; flags: the VM has no vCPUs. A digest is extended by what was hashed, or `CHANGED`."""
+    owner = words_at(call[GUEST], OWNER_SLOTS)
+    lock(call[GUEST])
+    rules = words_at(owner[RULES_LAUNCHING + owner[PHASE]], RULES_WORDS)
+    reason = U0
+    if owner[PHASE] == RUNNING:
+        reason = rules[FINISH_AGAIN_WITHOUT_VCPUS if owner[WITHOUT_VCPUS] else FINISH_AGAIN]
+    if reason == U0 and owner[IS_MEASURED]:
+        if call[PLANNED] != NEVER and is_digest(call, owner):
+            extend_digest(call, owner)
+        else:
+            reason = CHANGED
+    if reason == U0:
+        owner[WITHOUT_VCPUS] = owner[WITHOUT_VCPUS] if owner[PHASE] == RUNNING else call[FLAGS]
+        owner[PHASE] = RUNNING
+    unlock(call[GUEST])
+    return reason
+
+
+@entry
+def copy_digest(call):
+    """Copy the launch digest into the call."""
+    owner = words_at(call[GUEST], OWNER_SLOTS)
+    lock(call[GUEST])
+    for k in range(DIGEST_WORDS):
+        call[DIGEST_BEFORE + np.uint64(k)] = owner[DIGEST + np.uint64(k)]
+    unlock(call[GUEST])
+
+
+@entry
+def set_correction(call):
+    """Let the firmware correct the next CPUID page by the data of the call; no data: not any more."""
+    owner = words_at(call[GUEST], OWNER_SLOTS)
+    lock(call[GUEST])
+    move_bytes(owner[CORRECTION], call[DATA], call[SIZE])
+    owner[CORRECTION_SIZE] = call[SIZE]
+    unlock(call[GUEST])
+
+
+# Looks at page state. What a host with a view of its own wrote is noticed first.
+
+
+@inlined
+def enter_to_look(call):
+    """`enter`, and notice what the host wrote anywhere."""
+    if not enter(call):
+        return False
+    file = file_at(call[FILE])
+    notice_writes(file.header[SELF], U0, file.header[N_PAGES], table_at(call[CALL] + NOTICED_AT, ROWS, U1))
+    return True
+
+
+@entry
+def find(call):
+    """Answer the first page of a range with all wanted planes and no unwanted one; its end if none has."""
+    if not enter_to_look(call):
+        return CLOSED_FILE
+    start, end = call[OFFSET], call[SIZE]
+    call[ANSWER] = find_page(call[FILE], start, end, call[ATTRIBUTES], call[FLAGS])
+    unlock(call[FILE])
+    return U0
+
+
+@entry
+def count(call):
+    """Answer how many pages of a range have all wanted planes and no unwanted one."""
+    if not enter_to_look(call):
+        return CLOSED_FILE
+    start, end = call[OFFSET], call[SIZE]
+    call[ANSWER] = count_pages(call[FILE], start, end, call[ATTRIBUTES], call[FLAGS])
+    unlock(call[FILE])
+    return U0
+
+
+MAPPABLE_1G = np.uint64(48)  # bits: where the second answer begins
+
+
+@entry
+def count_mappable(call):
+    """Answer how many whole blocks of 2 MiB, and of 1 GiB above them, have one attribute."""
+    if not enter(call):
+        return CLOSED_FILE
+    file = file_at(call[FILE])
+    blocks_2m, blocks_1g, in_1g = U0, U0, U0
+    n_blocks = file.header[N_PAGES] >> BLOCK_SHIFT
+    for b in range(n_blocks):
+        pages = file.words[b] & FIELD
+        blocks_2m += U1 if pages & BLOCK_MASK == U0 else U0
+        in_1g += pages
+        if np.uint64(b) & BLOCK_MASK == BLOCK_MASK:
+            blocks_1g += U1 if in_1g == U0 or in_1g == BLOCK_PAGES * BLOCK_PAGES else U0
+            in_1g = U0
+    call[ANSWER] = blocks_2m | blocks_1g << MAPPABLE_1G
+    unlock(call[FILE])
+    return U0
+
+
+@entry
+def survey(call, out):
+    """Look at all page state in one pass; answers what is wrong."""
+    if not enter_to_look(call):
+        return CLOSED_FILE
+    call[ANSWER] = survey_pages(call[FILE], out)
+    unlock(call[FILE])
+    return U0
+
+
+@entry
+def copy_runs(call, ends):
+    """List the runs of a plane; answers how many, and whether page 0 has it. `NO_ROOM`: for how many."""
+    if not enter_to_look(call):
+        return CLOSED_FILE
+    file, plane, reason = file_at(call[FILE]), call[ATTRIBUTES], U0
+    call[ANSWER] = most_runs(file.words, plane)
+    if call[ANSWER] <= np.uint64(ends.shape[0]):
+        call[ANSWER] = list_runs(file.words, file.lines, file.header[N_PAGES], plane, ends)
+        call[MORE] = plane_row(file.words, file.lines, file.header[N_PAGES], plane, U0) & U1
+    else:
+        reason = NO_ROOM
+    unlock(call[FILE])
+    return reason
+
+
+@entry
+def copy_plane(call, rows):
+    """Copy one plane as a bitmap, with the bits beyond the end clear."""
+    if not enter_to_look(call):
+        return CLOSED_FILE
+    file, plane = file_at(call[FILE]), call[ATTRIBUTES]
+    n_pages = file.header[N_PAGES]
+    for r in range(rows.shape[0]):
+        rows[r] = plane_row(file.words, file.lines, n_pages, plane, np.uint64(r))
+    if n_pages & U63:
+        rows[rows.shape[0] - 1] &= bits_between(U0, n_pages & U63)
+    unlock(call[FILE])
+    return U0
+
+
+@entry
+def copy_blocks(call, words, lines):
+    """Copy the words and lines of some blocks, lines of blocks that aren't mixed as they are."""
+    if not enter_to_look(call):
+        return CLOSED_FILE
+    file, first = file_at(call[FILE]), call[OFFSET]
+    for b in range(words.shape[0]):
+        words[b] = file.words[first + np.uint64(b)]
+    for plane in range(PLANES):
+        for r in range(lines.shape[1]):
+            lines[plane, r] = file.lines[plane, (first << U3) + np.uint64(r)]
+    unlock(call[FILE])
+    return U0
+
+
+@entry
+def keep_lines(call):
+    """Write out all lines, now and from now on."""
+    if not enter_to_look(call):
+        return CLOSED_FILE
+    file = file_at(call[FILE])
+    write_lines(file.header[SELF])
+    file.header[DENSE] = U1
+    unlock(call[FILE])
+    return U0
+
+
+@inlined
+def copy_totals(header, results, i):
+    """Copy the counters of a file."""
+    for k in range(COUNTERS):
+        results[COUNTERS_AT + np.uint64(k), i] = header[TOTALS + np.uint64(k)]
+
+
+@entry
+def count_events(call):
+    """Copy the counters of a file into the result; those of a closed one are what they were."""
+    lock(call[FILE])
+    header = words_at(call[FILE], HEADER_SLOTS)
+    if not is_closed(call[FILE]):
+        notice_writes(call[FILE], U0, header[N_PAGES], table_at(call[CALL] + NOTICED_AT, ROWS, U1))
+    copy_totals(header, table_at(call[CALL] + RESULT_AT, ROWS, U1), U0)
+    unlock(call[FILE])
+    return U0
+
+
+@inlined
+def is_mixed_in(word, plane, pages):
+    """Whether a plane is mixed in a block, so that its line is valid."""
+    count = (word >> (plane * FIELD_BITS)) & FIELD
+    return count != U0 and count != pages
+
+
+@kernel
+def count_mixed(address):
+    """How many lines are valid."""
+    file = file_at(address)
+    lines = U0
+    for b in range(file.words.shape[0]):
+        pages = pages_of_block(file.header[N_PAGES], np.uint64(b))
+        for plane in range(PLANES):
+            lines += U1 if is_mixed_in(file.words[b], np.uint64(plane), pages) else U0
+    return lines
+
+
+@kernel
+def pack_file(address, words, lines):
+    """Copy block words, and the lines of mixed blocks: plane by plane, block by block within each."""
+    file = file_at(address)
+    n = U0
+    for b in range(words.shape[0]):
+        words[b] = file.words[b]
+    for p in range(PLANES):
+        plane = np.uint64(p)
+        for b in range(words.shape[0]):
+            block = np.uint64(b)
+            if is_mixed_in(words[b], plane, pages_of_block(file.header[N_PAGES], block)):
+                for r in range(8):
+                    lines[n, r] = file.lines[plane, (block << U3) + np.uint64(r)]
+                n += U1
+
+
+# What is frozen of one file: the file, where its words and lines go, and room for how many lines; then,
+# answered: whether it is closed, how many lines there are, and its counters.
+FROZEN_FILE, FROZEN_WORDS, FROZEN_LINES, FROZEN_ROOM, FROZEN_CLOSED, FROZEN_NEEDED = numbers(6)
+FROZEN_RESULT = np.uint64(6)
+FROZEN_COLUMNS = np.uint64(6 + RESULT_ROWS)
+
+
+@entry
+def freeze(call, files):
+    """Copy the state of several files at one moment; files: a row each, in the order of their addresses.
+
+    `NO_ROOM`: what they need room for.
+    """
+    owner = words_at(call[GUEST], OWNER_SLOTS)
+    lock(call[GUEST])
+    for k in range(files.shape[0]):
+        lock(files[k, FROZEN_FILE])
+    reason = U0
+    for k in range(files.shape[0]):
+        row = files[k]
+        if is_closed(row[FROZEN_FILE]):
+            row[FROZEN_CLOSED], row[FROZEN_NEEDED] = U1, U0
+        else:
+            file = file_at(row[FROZEN_FILE])
+            notice_writes(
+                file.header[SELF], U0, file.header[N_PAGES], table_at(call[CALL] + NOTICED_AT, ROWS, U1)
+            )
+            row[FROZEN_NEEDED] = count_mixed(file.header[SELF])
+        reason = NO_ROOM if row[FROZEN_NEEDED] > row[FROZEN_ROOM] else reason
+    call[MORE] = owner[N_EDGES]
+    reason = NO_ROOM if owner[N_EDGES] > call[MOST] else reason
+    if reason == U0:
+        move_bytes(call[DATA], owner[EDGES], owner[N_EDGES] * WORD_BYTES)
+        for k in range(files.shape[0]):
+            row = files[k]
+            header = words_at(row[FROZEN_FILE], HEADER_SLOTS)
+            for each in range(COUNTERS):
+                row[FROZEN_RESULT + COUNTERS_AT + np.uint64(each)] = header[TOTALS + np.uint64(each)]
+            if not row[FROZEN_CLOSED]:
+                file = file_at(row[FROZEN_FILE])
+                words = words_at(row[FROZEN_WORDS], np.uint64(file.words.shape[0]))
+                pack_file(file.header[SELF], words, table_at(row[FROZEN_LINES], row[FROZEN_NEEDED], U8))
+        copy_owner_counters(call, owner)
+        call[PHASE_SEEN] = owner[PHASE]
+    for k in range(files.shape[0]):
+        unlock(files[k, FROZEN_FILE])
+    unlock(call[GUEST])
+    return reason
+
+
+@entry
+def unmap_slot(call):
+    """Delete a memslot: the call has the file of its private side, the range there, and the word that says so."""
+    clear_result(call)
+    deleted = words_at(call[DATA], U1)
+    lock(call[GUEST])
+    lock(call[FILE])
+    reason = INVALID if deleted[U0] else U0
+    if reason == U0:
+        deleted[U0] = U1
+        if not is_closed(call[FILE]):
+            start, end = call[OFFSET] >> PAGE_SHIFT, (call[OFFSET] + call[SIZE]) >> PAGE_SHIFT
+            unmap(call[FILE], start, end, table_at(call[CALL] + RESULT_AT, ROWS, U1))
+    unlock(call[FILE])
+    unlock(call[GUEST])
+    return reason
+
+
+@entry
+def close_files(call, files):
+    """Close files, in the order of their addresses; flags: with their owner, which takes everything down at once."""
+    clear_result(call)
+    owner = words_at(call[GUEST], OWNER_SLOTS)
+    lock(call[GUEST])
+    for k in range(files.shape[0]):
+        lock(files[k])
+    for k in range(files.shape[0]):
+        header = words_at(files[k], HEADER_SLOTS)
+        if not header[IS_CLOSED] and not call[FLAGS] and not owner[OWNER_IS_CLOSED]:
+            unmap(files[k], U0, header[N_PAGES], table_at(call[CALL] + RESULT_AT, ROWS, U1))
+        header[IS_CLOSED], header[MEMORY_WORDS], header[HOST_VIEW] = U1, U0, U0
+    if call[FLAGS]:
+        owner[OWNER_IS_CLOSED] = U1
+    for k in range(files.shape[0]):
+        unlock(files[k])
+    unlock(call[GUEST])
+
+
+# Lists of all locks, which a fork takes: the child then has whole files, and no lock that nobody lets go of.
+
+
+@entry
+def enlist(list_, address):
+    """Put a header into a list, in the order of addresses."""
+    lock(list_)
+    at = words_at(list_, NEXT + U1)
+    while at[NEXT] != U0 and at[NEXT] < address:
+        at = words_at(at[NEXT], NEXT + U1)
+    words_at(address, NEXT + U1)[NEXT] = at[NEXT]
+    at[NEXT] = address
+    unlock(list_)
+
+
+@entry
+def delist(list_, address):
+    """Take a header out of a list."""
+    lock(list_)
+    at = words_at(list_, NEXT + U1)
+    while at[NEXT] != U0 and at[NEXT] != address:
+        at = words_at(at[NEXT], NEXT + U1)
+    if at[NEXT] == address:
+        at[NEXT] = words_at(address, NEXT + U1)[NEXT]
+    unlock(list_)
+
+
+# The lists of locks, in the order in which operations take them: how often they are taken, by which thread, addresses.
+LOCKS_TAKEN, LOCKS_THREAD, LOCKS_LISTS = numbers(3)
+
+
+@entry
+def lock_all(locks):
+    """Take every lock of each list. The thread that has them may take them again."""
+    if locks[LOCKS_TAKEN] != U0 and locks[LOCKS_THREAD] == this_thread():
+        locks[LOCKS_TAKEN] += U1
+        return
+    for k in range(LOCKS_LISTS, locks.shape[0]):
+        address = locks[k]
+        while address != U0:
+            lock(address)
+            address = words_at(address, NEXT + U1)[NEXT]
+    locks[LOCKS_TAKEN], locks[LOCKS_THREAD] = U1, this_thread()
+
+
+@entry
+def unlock_all(locks):
+    """Let every lock of each list go, when all who took them have."""
+    locks[LOCKS_TAKEN] -= U1
+    if locks[LOCKS_TAKEN] == U0:
+        for k in range(LOCKS_LISTS, locks.shape[0]):
+            address = locks[k]
+            while address != U0:
+                after = words_at(address, NEXT + U1)[NEXT]
+                unlock(address)
+                address = after

@@ -1,7 +1,6 @@
 """Memory that stays when the file that it was lent to is closed."""
 
 import mmap
-from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,23 +15,16 @@ class Lent:
     def __init__(self, owner: Backing, size: int) -> None:
         self._owner = owner
         self.words: NDArray[np.uint64] = owner.words[: size // 8]
-        self.commits_late = owner.commits_late
-
-    def release(self, offset: int, size: int) -> None:
-        """See `Backing`."""
-        self._owner.release(offset, size)
-
-    def commit(self, offset: int, size: int) -> None:
-        """See `Backing`."""
-        self._owner.commit(offset, size)
+        self.memory = owner.memory
 
     def map_again(self) -> mmap.mmap:
         """See `SharedBacking`."""
-        return require_shared(self._owner, "of the owner").map_again()
+        return require_shared(self._owner, type(self._owner).__name__).map_again()
 
-    def existing(self, offset: int, size: int) -> Iterable[tuple[int, int]]:
+    @property
+    def data_descriptor(self) -> int | None:
         """See `SharedBacking`."""
-        return require_shared(self._owner, "of the owner").existing(offset, size)
+        return require_shared(self._owner, type(self._owner).__name__).data_descriptor
 
     def close(self) -> None:
         """See `Backing`."""

@@ -54,6 +54,8 @@ class Term(NamedTuple):
     refusal: str
     mark: Plane = Plane.NONE
     copied: bool = False
+    why: str = ""
+    """What the page is, in words: "private", say."""
 
 
 IS_SHARED = Term(Plane.NONE, Plane.PRIVATE, "MEMORY_FAULT")
@@ -70,23 +72,22 @@ GUEST_TERMS: dict[tuple[bool, bool | None], tuple[Term, ...]] = {
     (False, False): (IS_POISONED,),
     (False, None): (IS_POISONED,),
 }
-NO_MEMSLOT = Term(Plane.NONE, Plane.NONE, "MMIO")
-NO_PAGE = Term(Plane.NONE, Plane.NONE, "MEMORY_FAULT")
-"""No memslot, where the access or the Vm's attribute is private (it counts as shared otherwise); or a memslot
-whose file is closed."""
-
 ACCEPT_TERMS = (IS_SHARED, IS_POISONED)
-HOST_TERMS = (Term(Plane.PRIVATE, Plane.NONE, "SIGBUS"), Term(Plane.POISONED, Plane.NONE, "SIGBUS"))
-PIN_TERMS = (Term(Plane.PRIVATE, Plane.NONE, "EFAULT"), Term(Plane.POISONED, Plane.NONE, "EFAULT"))
-POISON_TERMS = (Term(Plane.NONE, Plane.ALLOCATED, "EINVAL"),)
+_TO_SHARED = "private; convert it to shared first"
+HOST_TERMS = (
+    Term(Plane.PRIVATE, Plane.NONE, "SIGBUS", why=_TO_SHARED),
+    Term(Plane.POISONED, Plane.NONE, "SIGBUS", why="poisoned"),
+)
+PIN_TERMS = (
+    Term(Plane.PRIVATE, Plane.NONE, "EFAULT", why=_TO_SHARED),
+    Term(Plane.POISONED, Plane.NONE, "EFAULT", why="poisoned"),
+)
+POISON_TERMS = (
+    Term(Plane.NONE, Plane.ALLOCATED, "EINVAL", why="not allocated; only memory in use can fail"),
+)
 
 REFUSED_BY_FIRMWARE = Term(Plane.NONE, Plane.NONE, "EIO", Plane.ALLOCATED, copied=True)
 """Every page of a launch update after launch, where KVM leaves it to the firmware to refuse."""
-
-
-def hole_of(platform: Platform, private: bool | None) -> Term:
-    """Return what refuses a guest's access of one kind where no memslot is."""
-    return NO_PAGE if platform.coco and private else NO_MEMSLOT
 
 
 def populate_terms(
@@ -131,10 +132,9 @@ KEEP_BYTES = 0
 READ_AS_ZEROS = int(layout.KEYSTREAM) * 0x0111  # what isn't accepted yet becomes the key stream
 ENCRYPT_BYTES = int(layout.XOR) * 0x0111
 ACCEPTED_PLANES = Plane.ALLOCATED | Plane.ASSIGNED | Plane.ACCEPTED
+UNMAPPED = Plane.ASSIGNED | Plane.ACCEPTED
+"""Planes that a page loses where unmapping takes it out of the table that assigns it."""
 EVERYTHING_BUT_PRIVATE = ACCEPTED_PLANES | Plane.PINNED | Plane.POISONED
-
-NEVER_ALLOCATE = frozenset({Step.PUNCH_HOLE, Step.UNPIN, Step.POISON, Step.LAUNCH_FINISH})
-"""Steps that bring no page into being."""
 
 ACCEPT_OPERATIONS = {Accept.KEEP: KEEP_BYTES, Accept.CLEAR: READ_AS_ZEROS}
 """What the guest's accept does to bytes, by platform row."""
@@ -199,17 +199,20 @@ class StepRow:
         """Return the row as kernels read it."""
         terms = [
             word
-            for wanted, unwanted, refusal, mark, _ in self.terms
-            for word in (fields_of(wanted), fields_of(unwanted), int(REASONS[refusal]), fields_of(mark))
+            for wanted, unwanted, refusal, mark, copied, _ in self.terms
+            for word in (
+                *(fields_of(wanted), fields_of(unwanted), int(REASONS[refusal])),
+                *(fields_of(mark), int(copied)),
+            )
         ]
         missing = layout.TERM_COUNT * int(layout.TERM_WORDS) - len(terms)
         return [
             int(self.aligned),
             int(self.signed),
-            _reason(self.wraps),
+            reason_of(self.wraps),
             int(self.ends_below_top),
-            _reason(self.beyond_end),
-            _reason(self.refusal),
+            reason_of(self.beyond_end),
+            reason_of(self.refusal),
             self.partial,
             *terms,
             *[0] * missing,
@@ -219,12 +222,16 @@ class StepRow:
         ]
 
 
-def _reason(refusal: str | None) -> int:
+def reason_of(refusal: str | None) -> int:
+    """Return the kernels' number for an outcome; 0 for none."""
     return 0 if refusal is None else int(REASONS[refusal])
 
 
 ACCESS_KINDS = (None, False, True)
 """Kinds of a guest's access, by the variant of its step: as the attribute is, shared, private."""
+
+NO_ROW = StepRow(refusal="EINVAL")
+"""A step or variant that doesn't exist."""
 
 
 def step_rows(abi: Abi, vm_type: VmType, phase: Phase) -> dict[Step, tuple[StepRow, ...]]:
@@ -235,22 +242,26 @@ def step_rows(abi: Abi, vm_type: VmType, phase: Phase) -> dict[Step, tuple[StepR
     return {
         Step.HOST_READ: (host,),
         Step.HOST_WRITE: (host,),
-        Step.GUEST_READ: guest,
-        Step.GUEST_WRITE: guest,
+        Step.GUEST_READ: (*guest, NO_ROW),
+        Step.GUEST_WRITE: (*guest, NO_ROW),
         Step.ACCEPT: (_accept(platform),),
         Step.ALLOCATE: (StepRow(set=Plane.ALLOCATED, aligned=True, signed=True),),
         Step.PUNCH_HOLE: (StepRow(clear=EVERYTHING_BUT_PRIVATE, aligned=True, signed=True, beyond_end=None),),
         Step.PIN: (StepRow(PIN_TERMS, Plane.ALLOCATED | Plane.PINNED, aligned=True, beyond_end="EFAULT"),),
         Step.UNPIN: (StepRow(clear=Plane.PINNED, aligned=True, beyond_end="EFAULT"),),
         Step.POISON: (StepRow(POISON_TERMS, Plane.POISONED, aligned=True),),
-        Step.POPULATE: (_populate(abi, platform, phase),),
-        Step.LAUNCH_FINISH: (StepRow(refusal="EINVAL"),),  # the Vm's, and no file's
+        Step.POPULATE: tuple(
+            _populate(abi, platform, phase, in_place=in_place, private=private)
+            for private in ((False, True) if abi.legacy else (None, None))
+            for in_place in (True, False)
+        ),
+        Step.LAUNCH_FINISH: (NO_ROW,),  # the Vm's, and no file's
     }
 
 
 def _guest_access(platform: Platform, private: bool | None) -> StepRow:
-    hole = hole_of(platform, private)
-    return StepRow(GUEST_TERMS[platform.coco, private], Plane.ALLOCATED, beyond_end=hole.refusal)
+    hole = "MEMORY_FAULT" if platform.coco and private else "MMIO"  # else it counts as shared
+    return StepRow(GUEST_TERMS[platform.coco, private], Plane.ALLOCATED, beyond_end=hole)
 
 
 def _accept(platform: Platform) -> StepRow:
@@ -260,13 +271,13 @@ def _accept(platform: Platform) -> StepRow:
     return StepRow(ACCEPT_TERMS, ACCEPTED_PLANES, Plane.NONE, operations, True, beyond_end="MEMORY_FAULT")
 
 
-def _populate(abi: Abi, platform: Platform, phase: Phase) -> StepRow:
-    """A launch update of what is in place; the file's end stands for that of its memslot."""
+def _populate(abi: Abi, platform: Platform, phase: Phase, *, in_place: bool, private: bool | None) -> StepRow:
+    """A launch update; of one file, its end stands for that of its memslot."""
     rules = platform.populate
     if rules is None:
-        return StepRow(refusal="EINVAL")
+        return NO_ROW
     return StepRow(
-        populate_terms(rules, abi, phase, in_place=True),
+        populate_terms(rules, abi, phase, in_place=in_place, private=private),
         ACCEPTED_PLANES if rules.encrypts else Plane.ALLOCATED,
         operations=ENCRYPT_BYTES if rules.encrypts else KEEP_BYTES,
         aligned=True,

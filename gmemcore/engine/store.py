@@ -1,44 +1,48 @@
-"""Store: page state, bytes and the lock of one file, kept together.
+"""Store: page state and bytes of one file, and what is done to it.
 
 The only writer of page state and of guest bytes. A guest_memfd is one store; the ordinary host memory beside
-it in `legacy` is another. Every method takes the lock itself; `lock` is public (and re-entrant) for callers
-that must look and then act.
+it in `legacy` is another. Every method is one call of a kernel, which takes the file's lock itself.
 """
 
 import struct
-import threading
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gmemcore.engine import kernels as layout
+from gmemcore.engine.arguments import as_u64s
 from gmemcore.engine.backing import Backing
-from gmemcore.engine.conversion import RESULT, BatchResult, Rules
-from gmemcore.engine.counters import Counters, counters_of_row
+from gmemcore.engine.call import RESULT, SHORT, Call, address_of, idle, new_bytes, take_call
+from gmemcore.engine.counters import Counters
+from gmemcore.engine.headers import FILES, Header, new_words
 from gmemcore.engine.host_view import HostView
-from gmemcore.engine.jit import load_kernels
-from gmemcore.engine.parts import LEAST_PART, in_parts
-from gmemcore.engine.state import MappableBlocks, PageState, Plane, fields_of, readonly
-from gmemcore.engine.steps import (
-    ACCEPTED_PLANES,
-    EVERYTHING_BUT_PRIVATE,
-    KEEP_BYTES,
-    NEVER_ALLOCATE,
-    Step,
+from gmemcore.engine.jit import callback_address, is_compiled
+from gmemcore.engine.owner import Owner
+from gmemcore.engine.packed import PLANE_NAMES, totals
+from gmemcore.engine.refusals import raise_conversion, raise_for_file, raise_step
+from gmemcore.engine.results import BatchResult, ConversionResult, counters_of
+from gmemcore.engine.state import (
+    Blocks,
+    MappableBlocks,
+    PageState,
+    Plane,
+    Survey,
+    fields_of,
+    readonly,
+    survey_of,
 )
-from gmemcore.errors import OutOfMemoryError
-from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE
+from gmemcore.engine.steps import Step
+from gmemcore.errors import UnsupportedOperationError
+from gmemcore.uapi import PAGE_SHIFT
 
-_REQUEST = struct.Struct("=6Q")  # offset, size, attributes, flags, error_offset, reserved words
-_NOTHING_YET = bytes(RESULT.size)
-_U0, _REASON, _ERROR_OFFSET = np.uint64(0), int(layout.REASON), int(layout.ERROR_OFFSET)
-_CONVERSION: NDArray[np.uint64] = np.zeros(1, np.uint64)
-_NO_INPUTS: NDArray[np.uint64] = np.zeros(2, np.uint64)
-
-PAGE_WORDS = PAGE_SIZE // 8
-_PART = 256 << 10  # bytes of a long write that the caches hold
-_PRIVATE_ATTRIBUTE = int(layout.PRIVATE_ATTRIBUTE)
+_CONVERSION: Final = struct.Struct("=7Q")
+"""Words 1 to 7 of a call: file, offset, size, attributes, flags, error_offset, reserved."""
+_STEP: Final = struct.Struct("=9Q")
+"""The same, then step and data."""
+_AT: Final = 8 * int(layout.FILE)
+_FIELDS: Final = ("offset", "size", "attributes", "flags", "error_offset", "reserved")
+_REASON_AND_OFFSET: Final = struct.Struct("=2Q")
 
 
 class Requests(NamedTuple):
@@ -50,20 +54,6 @@ class Requests(NamedTuple):
     attributes: NDArray[np.uint64]
     flags: NDArray[np.uint64]
 
-    def one(self, i: int) -> "Requests":
-        """Request i alone, without a copy."""
-        return Requests(*(column[i : i + 1] if len(column) > 1 else column for column in self))
-
-    def numbers(self) -> tuple[int, ...]:
-        """The numbers of the first request."""
-        return tuple(int(column[0]) for column in self)
-
-
-# Planes that a page has and hasn't, to look for it with.
-_PRIVATE = (Plane.PRIVATE, Plane.NONE)
-_SHARED = (Plane.NONE, Plane.PRIVATE)
-_SHARED_UNALLOCATED = (Plane.NONE, Plane.PRIVATE | Plane.ALLOCATED)
-
 
 class Store:
     """Page state and bytes of one file.
@@ -74,12 +64,14 @@ class Store:
         Pages.
     backing : Backing
         Where the bytes live.
+    owner : Owner
+        The guest that it belongs to.
     private : bool
         The attribute of every page at creation.
-    seed, file_index : int
-        Where the file's key stream begins.
     tracking : int
         Row of a result in which assignment is counted.
+    seed, file_index : int
+        Where the file's key stream begins.
     threads : int
         Threads that transform the bytes of a long range.
     enforced : bool
@@ -90,384 +82,298 @@ class Store:
         self,
         n_pages: int,
         backing: Backing,
+        owner: Owner,
         *,
         private: bool,
-        seed: int,
-        file_index: int,
         tracking: int,
+        seed: int = 0,
+        file_index: int = 0,
         enforced: bool = False,
         threads: int = 1,
     ) -> None:
         self.n_pages = n_pages
         self.backing = backing
+        self.owner = owner
+        self.has_bytes = len(backing.words) > 0
         self.host_view = HostView(backing, private=private) if enforced else None
-        self.state = PageState(n_pages, private, seed, file_index, tracking)
-        self.lock = threading.RLock()
-        self.closed = False
-        self.threads = threads
-        self.state.header[layout.LINES_ALIGNED] = backing.words.ctypes.data % 64 == 0
-        self._arrays = (self.state.header, self.state.words, self.state.lines, backing.words)
-        self._request_bytes = bytearray(_REQUEST.size)
-        self._result_bytes = bytearray(RESULT.size)
-        request = np.frombuffer(self._request_bytes, np.uint64)
-        self._request = Requests(_CONVERSION, *(request[i : i + 1] for i in range(4)))
-        self._inputs = request[4:]
-        self._result = np.frombuffer(self._result_bytes, np.uint64).reshape(-1, 1)
-        self._prepared_for: Rules | None = None
+        self.state = PageState(n_pages, private=private)
+        self.header = Header(int(layout.HEADER_SLOTS), FILES)
+        self.address = self.header.address
+        header, words = self.header, backing.words
+        header[layout.SELF] = self.address
+        header[layout.N_PAGES] = n_pages
+        header[layout.WORDS] = self.state.words.ctypes.data
+        header[layout.LINES] = self.state.lines.ctypes.data
+        header[layout.MEMORY] = words.ctypes.data
+        header[layout.MEMORY_WORDS] = len(words)
+        header[layout.MEMORY_ALIGNED] = words.ctypes.data % 64 == 0
+        header[layout.OWNER] = owner.header.address
+        header[layout.SEED] = seed
+        header[layout.ALLOCATIONS_LEFT] = header[layout.HOST_STEPS_LEFT] = int(layout.NEVER)
+        header[layout.TRACKING] = tracking
+        header[layout.COMMIT], header[layout.RELEASE] = backing.memory
+        header[layout.DESCRIPTOR] = int(layout.NEVER)
+        self._set_host_view()
+        self._set_threads(threads)
+        header[layout.HOST_WORK] = self.host_view is not None or header[layout.COMMIT] != 0
+        self.number(file_index)
+
+    def _set_host_view(self) -> None:
+        if self.host_view is not None:
+            self._resident, self.header[layout.RESIDENT] = new_words(int(layout.RESIDENT_PAGES) // 8)
+            self.header[layout.HOST_VIEW] = self.host_view.address
+            if self.host_view.descriptor is not None:
+                self.header[layout.DESCRIPTOR] = self.host_view.descriptor
+
+    def _set_threads(self, threads: int) -> None:
+        threads = threads if is_compiled() else 1  # plain Python gains nothing by them
+        self.header[layout.THREADS] = threads
+        if threads > 1:
+            self._tasks, self.header[layout.TASKS] = new_words(threads * int(layout.TASK_WORDS))
+            self.header[layout.PART] = callback_address("transform_part")
+
+    def number(self, file_index: int) -> None:
+        """Set which of its owner's files it is, in the order of creation: where its key stream begins."""
+        self.header[layout.FIRST_WORD] = (file_index << 40) * int(layout.PAGE_WORDS) & (1 << 64) - 1
 
     @property
-    def has_bytes(self) -> bool:
-        """Whether there are bytes behind the attributes."""
-        return len(self.backing.words) > 0
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return bool(self.header[layout.IS_CLOSED])
+
+    # ---- conversions and steps -------------------------------------------------------------------
+
+    def convert(
+        self, offset: Any, size: Any, attributes: Any, flags: Any, error_offset: int = 0, reserved: int = 0
+    ) -> ConversionResult:
+        """Convert a range in place: see `GuestMemfd.set_memory_attributes`.
+
+        Raises
+        ------
+        GmemError
+            What refused it.
+        TypeError, InvalidArgumentError
+            The numbers can't be a request.
+        """
+        if (
+            type(offset) is not int
+            or type(size) is not int
+            or type(attributes) is not int
+            or type(flags) is not int
+            or type(error_offset) is not int
+            or type(reserved) is not int
+        ):
+            request = as_u64s((offset, size, attributes, flags, error_offset, reserved), _FIELDS)
+            offset, size, attributes, flags, error_offset, reserved = request
+        try:
+            call = idle.pop()
+        except IndexError:
+            call = Call()
+        try:
+            _CONVERSION.pack_into(
+                call.raw, _AT, self.address, offset, size, attributes, flags, error_offset, reserved
+            )
+        except struct.error:
+            as_u64s((offset, size, attributes, flags, error_offset, reserved), _FIELDS)
+            raise
+        reason = layout.convert_one(call.words)
+        result = call.raw[RESULT]
+        if reason:
+            rules = self.owner.rules_in(call[layout.PHASE_SEEN])
+            _, error_offset = _REASON_AND_OFFSET.unpack_from(result)
+            request = offset, size, attributes, flags
+            raise_conversion(rules, self.n_pages << PAGE_SHIFT, request, reason, error_offset)
+        idle.append(call)
+        return ConversionResult(result)
+
+    def take(self, step: Step, offset: int, size: int) -> Counters:
+        """Take one step that isn't a conversion, and move no data.
+
+        Raises
+        ------
+        GmemError
+            What refused it.
+        """
+        call = self._call(offset, size, step=step)
+        result = self._taken(call, step, offset, size)
+        idle.append(call)
+        return counters_of(result)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read as the host does; see `take`."""
+        call = take_call()
+        data, address = b"", call.data
+        if SHORT < size <= (self.n_pages << PAGE_SHIFT) - offset:
+            data, address = new_bytes(size)
+        self._fill(call, offset, size, step=Step.HOST_READ, data=address)
+        self._taken(call, Step.HOST_READ, offset, size)
+        data = data or call.short_data(size)
+        idle.append(call)
+        return data
+
+    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
+        """Write as the host does; see `take`."""
+        size, call = len(data), take_call()
+        address = call.put_data(data) if size <= SHORT else address_of(data)
+        self._fill(call, offset, size, step=Step.HOST_WRITE, data=address)
+        self._taken(call, Step.HOST_WRITE, offset, size)
+        idle.append(call)
+
+    def _taken(self, call: Call, step: Step, offset: int, size: int) -> bytearray:
+        """Take a step; return its result, or raise what refused it."""
+        reason = layout.take_one(call.words)
+        result = call.raw[RESULT]
+        if reason:
+            _, at = _REASON_AND_OFFSET.unpack_from(result)
+            where = offset, size, reason, at, call[layout.ANSWER]
+            raise_step(self.owner.rules, step, *where, self.n_pages << PAGE_SHIFT)
+        return result
+
+    def run(self, requests: Requests) -> BatchResult:
+        """Take requests in order, in one call of a kernel.
+
+        Raises
+        ------
+        BadFileError, UnknownIoctlError
+            Whatever they are.
+        """
+        results: NDArray[np.uint64] = np.zeros((layout.RESULT_ROWS, len(requests.offsets)), np.uint64)
+        call = self._call()
+        reason = layout.run(call.words, *requests, results)
+        raise_for_file(reason)
+        faults = Counters(memory_faults=call[layout.FAULTS_SEEN])
+        total = counters_of(call.raw[RESULT]) + faults
+        idle.append(call)
+        return BatchResult(results, total)
+
+    def _call(
+        self, offset: int = 0, size: int = 0, planes: int = 0, unwanted: int = 0, step: int = 0
+    ) -> Call:
+        call = take_call()
+        self._fill(call, offset, size, planes, unwanted, step)
+        return call
+
+    def _fill(
+        self,
+        call: Call,
+        offset: int,
+        size: int,
+        planes: int = 0,
+        unwanted: int = 0,
+        step: int = 0,
+        data: int = 0,
+    ) -> None:
+        _STEP.pack_into(call.raw, _AT, self.address, offset, size, planes, unwanted, 0, 0, step, data)
+
+    def fail_allocations_after(self, n: int | None) -> None:
+        """Let n more allocations of conversions succeed and the next fail; None: all succeed again."""
+        raise_for_file(layout.CLOSED_FILE if self.closed else 0)
+        self.header[layout.ALLOCATIONS_LEFT] = int(layout.NEVER) if n is None else n
+
+    # ---- page state ------------------------------------------------------------------------------
 
     @property
     def counters(self) -> Counters:
         """Events since creation."""
-        with self.lock:
-            self.notice_writes(0, self.n_pages)
-            return self._totals()
+        call = self._call()
+        layout.count_events(call.words)
+        counters = counters_of(call.raw[RESULT])
+        idle.append(call)
+        return counters
 
-    def _totals(self) -> Counters:
-        return Counters(*self.state.header[layout.TOTALS : layout.TOTALS + layout.COUNTERS].tolist())
-
-    # ---- requests ------------------------------------------------------------------------------
-
-    def convert_one(self, rules: Rules, request: tuple[int, ...]) -> bytes:
-        """Run one conversion, for a caller who holds the lock.
-
-        Parameters
-        ----------
-        request : tuple of int
-            Six u64: offset, size, attributes, flags, error_offset, reserved words.
-
-        Returns
-        -------
-        bytes
-            The result, see `conversion.RESULT`.
-        """
-        _REQUEST.pack_into(self._request_bytes, 0, *request)
-        self._result_bytes[:] = _NOTHING_YET
-        if self._prepared_for is not rules:
-            self._prepare_single(rules)
-        if self._runs_apart:
-            self.notice_writes(*self._pages(*request[:2]))
-            self._run_apart(rules, self._request, self._inputs, self._result)
-        else:
-            load_kernels().run(*self._prepared)
-        return bytes(self._result_bytes)
-
-    def _prepare_single(self, rules: Rules) -> None:
-        """Put together what single conversions hand over: doing it each time takes a tenth of a short one."""
-        self._prepared = (*self._arrays, rules.table, *self._request, self._inputs, self._result)
-        self._runs_apart = (
-            self.host_view is not None
-            or self.threads > 1
-            or (self.backing.commits_late and bool(rules.allocating))
-        )
-        self._prepared_for = rules
-
-    def run_many(self, rules: Rules, requests: Requests) -> BatchResult:
-        """Run requests in order under one lock."""
-        n = len(requests.offsets)
-        results: NDArray[np.uint64] = np.zeros((layout.RESULT_ROWS, n), np.uint64)
-        with self.lock:
-            if self.host_view is not None:
-                for offset, size in zip(requests.offsets.tolist(), requests.sizes.tolist(), strict=True):
-                    self.notice_writes(*self._pages(offset, size))
-            before = self._totals()
-            if self._apart(rules, requests):
-                for i in range(n):
-                    result = np.zeros((layout.RESULT_ROWS, 1), np.uint64)
-                    self._run_apart(rules, requests.one(i), _NO_INPUTS, result)
-                    results[:, i] = result[:, 0]
-            else:
-                load_kernels().run(*self._arrays, rules.table, *requests, _NO_INPUTS, results)
-            return BatchResult(results, self._totals() - before)
-
-    def _pages(self, offset: int, size: int) -> tuple[int, int]:
-        """First and end page of a byte range, as far as the file reaches."""
-        return offset >> PAGE_SHIFT, min(-(-(offset + size) // PAGE_SIZE), self.n_pages)
-
-    def _apart(self, rules: Rules, requests: Requests) -> bool:
-        """Whether requests need something done around them that kernels can't do."""
-        return bool(
-            self.host_view is not None
-            or (self.backing.commits_late and (rules.allocating or requests.steps.any()))
-            or (self.threads > 1 and (requests.sizes >= 2 * LEAST_PART * PAGE_SIZE).any())
-            or (self.has_bytes and (requests.steps == Step.PUNCH_HOLE).any())
-        )
-
-    def _run_apart(
-        self, rules: Rules, request: Requests, inputs: NDArray[np.uint64], result: NDArray[np.uint64]
-    ) -> None:
-        """Run one request, taking the steps first that only the host can refuse, and then those it can't."""
-        step, offset, size, attributes, flags = request.numbers()
-        start, end = self._pages(offset, size)
-        if start >= end:
-            load_kernels().run(*self._arrays, rules.table, *request, inputs, result)
-            return
-        if step == Step.CONVERT:
-            view = self._view_to_change(start, end, attributes)
-            prepared = view is None or view.split(start, end)
-            if prepared and (attributes, flags) in rules.allocating:
-                prepared = self._is_promised(start, end)
-            try:
-                self._convert(rules, request, inputs, result, view, prepared)
-            finally:
-                if view is not None:
-                    view.join(start, end)
-        elif self._is_step_promised(rules, request):
-            load_kernels().run(*self._arrays, rules.table, *request, inputs, result)
-        else:
-            result[_REASON], result[_ERROR_OFFSET] = layout.NO_MEMORY, offset
-        if step == Step.PUNCH_HOLE and self.has_bytes and not result[_REASON]:
-            self.backing.release(offset, (end << PAGE_SHIFT) - offset)
-
-    def _view_to_change(self, start: int, end: int, attributes: int) -> HostView | None:
-        """The host's own view, if a conversion will change what it may touch."""
-        changes = _SHARED if attributes & _PRIVATE_ATTRIBUTE else _PRIVATE
-        if self.host_view is None or self.find(start, end, *changes) is None:
-            return None
-        return self.host_view
-
-    def _is_step_promised(self, rules: Rules, request: Requests) -> bool:
-        """Promise the pages that a step will bring into being; what refuses it comes first."""
-        step, offset, size, _, variant = (column[0] for column in request)
-        if not self.backing.commits_late or int(step) in NEVER_ALLOCATE:
-            return True
-        if step >= layout.STEP_COUNT or variant >= layout.STEP_VARIANTS:
-            return True  # and the kernel refuses it
-        kernels, state = load_kernels(), self._arrays[:3]
-        found: NDArray[np.uint64] = np.zeros((layout.RESULT_ROWS, 1), np.uint64)
-        row = np.uint64(kernels.row_of(step, variant))
-        start = int(offset) >> PAGE_SHIFT
-        end, refused, mark = map(int, kernels.check_step(*state, rules.table, row, offset, size, found, _U0))
-        if (
-            mark & layout.ALLOCATED_FIELD
-        ):  # the page that refuses is allocated, and only it unless some is done
-            start, end = (start if start < end else refused), refused + 1
-        return start >= end or self._is_promised(start, end)
-
-    def _is_promised(self, start: int, end: int) -> bool:
-        try:
-            self.promise(start, end)
-        except OutOfMemoryError:
-            return False
-        return True
-
-    def _convert(
-        self,
-        rules: Rules,
-        request: Requests,
-        inputs: NDArray[np.uint64],
-        result: NDArray[np.uint64],
-        view: HostView | None,
-        prepared: bool,
-    ) -> None:
-        """One conversion in the three steps of ``kernels.convert``, the second on several threads.
-
-        The host's own view is closed before bytes change, and opened when they have.
-        """
-        kernels, table, state = load_kernels(), rules.table, self._arrays[:3]
-        offset, size, attributes, flags = (column[0] for column in request[1:])
-        budget = self.state.header[layout.ALLOCATIONS_LEFT]
-        if not prepared:
-            self.state.header[layout.ALLOCATIONS_LEFT] = 0  # the kernel says so, after the checks before it
-        may = kernels.check_conversion(*state, table, offset, size, attributes, flags, inputs, result, _U0)
-        if not prepared:
-            self.state.header[layout.ALLOCATIONS_LEFT] = budget
-        if not may:
-            return
-        # ---- point of no return: nothing below may fail ----
-        cell = np.uint64(kernels.cell_of(attributes, flags))
-        start, end = int(offset) >> PAGE_SHIFT, int(offset + size) >> PAGE_SHIFT
-        to_private = bool(int(attributes) & _PRIVATE_ATTRIBUTE)
-        if view is not None and to_private:
-            view.protect(start, end, private=True)
-        operations = table[cell + layout.OPERATIONS]
-        if operations:
-            result += self._transform(operations, start, end)
-        kernels.finish_conversion(*state, table, cell, np.uint64(start), np.uint64(end), result, _U0)
-        if view is not None and not to_private:
-            view.protect(start, end, private=False)
-
-    def _transform(self, operations: np.uint64, start: int, end: int) -> NDArray[np.uint64]:
-        """Operate on the bytes of each page by its rank, on all threads; what that counted."""
-        transform = load_kernels().transform
-
-        def work(low: int, high: int, result: NDArray[np.uint64]) -> None:
-            transform(*self._arrays, operations, np.uint64(low), np.uint64(high), result, _U0)
-
-        return in_parts(work, start, end, self.threads)
-
-    def notice_writes(self, start: int, end: int) -> None:
-        """Let pages of [start, end) exist that the host has written to through its own mapping.
-
-        Nobody is told of such a write. But a page that doesn't exist holds zeros, so that one which the file
-        has memory for, and which doesn't, has been written to. (A look at it leaves no trace.)
-        """
-        if self.host_view is None:
-            return
-        while start < end and (first := self.find(start, end, *_SHARED_UNALLOCATED)) is not None:
-            ends = (self.find(first, end, plane) for plane in (Plane.PRIVATE, Plane.ALLOCATED))
-            start = min((page for page in ends if page is not None), default=end)
-            for low, high in self.host_view.existing(first, start):
-                pages = self.backing.words[low * PAGE_WORDS : high * PAGE_WORDS].reshape(-1, PAGE_WORDS)
-                edges = low + np.flatnonzero(np.diff(pages.any(axis=1), prepend=False, append=False))
-                for written, stop in edges.reshape(-1, 2).tolist():
-                    self._apply(written, stop, KEEP_BYTES, Plane.ALLOCATED, promised=True)
-
-    def fail_allocations_after(self, n: int | None) -> None:
-        """Let n more allocations of conversions succeed and the next fail; None: all succeed again."""
-        with self.lock:
-            self.state.header[layout.ALLOCATIONS_LEFT] = layout.NEVER if n is None else n
-
-    # ---- page state ----------------------------------------------------------------------------
-
-    def touch(self, start: int, end: int, *, promised: bool = False) -> Counters:
-        """First use: the pages exist from now on. promised: memory for them is there already."""
-        return self._apply(start, end, KEEP_BYTES, Plane.ALLOCATED, promised=promised)
-
-    def unassign(self, start: int, end: int, operations: int) -> Counters:
-        """Take pages out of the table that assigns them, doing to bytes what the operations say by rank."""
-        return self._apply(start, end, operations, Plane.NONE, Plane.ASSIGNED | Plane.ACCEPTED)
-
-    def mark(self, page: int, planes: Plane) -> Counters:
-        """Leave a page that refused a step with the planes of the term that it matched."""
-        return self._apply(page, page + 1, KEEP_BYTES, planes)
-
-    def accept(self, start: int, end: int, operations: int, *, promised: bool = False) -> Counters:
-        """Assign and accept, doing to bytes what the operations say for what isn't accepted yet."""
-        return self._apply(start, end, operations, ACCEPTED_PLANES, promised=promised)
-
-    def pin(self, start: int, end: int) -> Counters:
-        """Take an unexpected reference on each page."""
-        return self._apply(start, end, KEEP_BYTES, Plane.ALLOCATED | Plane.PINNED)
-
-    def unpin(self, start: int, end: int) -> Counters:
-        """Drop it again."""
-        return self._apply(start, end, KEEP_BYTES, Plane.NONE, Plane.PINNED)
-
-    def poison(self, start: int, end: int) -> Counters:
-        """Let the memory of pages fail."""
-        return self._apply(start, end, KEEP_BYTES, Plane.POISONED)
-
-    def punch_hole(self, start: int, end: int) -> Counters:
-        """Back to unallocated; only the attribute stays."""
-        with self.lock:
-            self.notice_writes(start, end)
-            if self.has_bytes:
-                self.backing.release(start << PAGE_SHIFT, (end - start) << PAGE_SHIFT)
-            return self._apply(start, end, KEEP_BYTES, Plane.NONE, EVERYTHING_BUT_PRIVATE)
+    def _look(self, kernel: Any, call: Call, *more: Any) -> int:
+        """Call a kernel that looks at page state; returns what it answered."""
+        raise_for_file(kernel(call.words, *more))
+        answer = call[layout.ANSWER]
+        idle.append(call)
+        return answer
 
     def find(self, start: int, end: int, wanted: Plane, unwanted: Plane = Plane.NONE) -> int | None:
-        """First page of [start, end) with all wanted planes and no unwanted one, or None."""
-        with self.lock:
-            page = self.state.find(start, end, wanted, unwanted)
+        """Return the first page of [start, end) with all wanted planes and no unwanted one, or None."""
+        call = self._call(start, end, fields_of(wanted), fields_of(unwanted))
+        page = self._look(layout.find, call)
         return page if page < end else None
 
     def count(self, wanted: Plane, unwanted: Plane = Plane.NONE) -> int:
-        """How many pages have all wanted planes and no unwanted one."""
-        with self.lock:
-            self.notice_writes(0, self.n_pages)
-            return self.state.count(0, self.n_pages, wanted, unwanted)
+        """Count the pages with all wanted planes and no unwanted one."""
+        call = self._call(0, self.n_pages, fields_of(wanted), fields_of(unwanted))
+        return self._look(layout.count, call)
 
-    def _apply(
-        self,
-        start: int,
-        end: int,
-        operations: int,
-        set_: Plane,
-        clear: Plane = Plane.NONE,
-        *,
-        promised: bool = False,
-    ) -> Counters:
-        with self.lock:
-            if set_ & Plane.ALLOCATED and not promised:
-                self.promise(start, end)
-            kernels = load_kernels()
-            result: NDArray[np.uint64] = np.zeros((layout.RESULT_ROWS, 1), np.uint64)
-            if operations and self.threads > 1:
-                result += self._transform(np.uint64(operations), start, end)
-                kernels.total_bytes(self.state.header, result, _U0)
-                operations = KEEP_BYTES
-            numbers = (start, end, operations, fields_of(set_), fields_of(clear))
-            kernels.apply(*self._arrays, *map(np.uint64, numbers), result)
-        return counters_of_row(result[:, 0].tolist())
+    def survey(self) -> Survey:
+        """Look at all page state in one pass."""
+        out = np.zeros(layout.SURVEY_SLOTS, np.uint64)
+        return survey_of(self._look(layout.survey, self._call(), out), out)
 
-    def promise(self, start: int, end: int) -> None:
-        """Make sure that pages which don't exist yet can come into being.
+    def mappable_blocks(self) -> MappableBlocks:
+        """Count the blocks of 2 MiB and of 1 GiB that have one attribute."""
+        both = self._look(layout.count_mappable, self._call())
+        return MappableBlocks(both & 0xFFFF_FFFF_FFFF, both >> 48)
+
+    def runs(self, plane: str = "private") -> tuple[NDArray[np.uint64], bool]:
+        """Return the end page of each maximal run of one plane, and whether the first run has it."""
+        call = self._call(planes=PLANE_NAMES.index(plane))
+        ends = np.empty(0, np.uint64)
+        while (reason := layout.copy_runs(call.words, ends)) == layout.NO_ROOM:
+            ends = np.empty(
+                call[layout.ANSWER], np.uint64
+            )  # for the most there can be: the rest costs nothing
+        raise_for_file(reason)
+        runs = ends[: call[layout.ANSWER]], bool(call[layout.MORE])
+        idle.append(call)
+        return runs
+
+    def bitmap(self, plane: str) -> NDArray[np.uint64]:
+        """Copy one plane as a bitmap, bit i of word w being page 64·w + i, shape (ceil(n_pages / 64),)."""
+        rows = np.empty(-(-self.n_pages // 64), np.uint64)
+        self._look(layout.copy_plane, self._call(planes=PLANE_NAMES.index(plane)), rows)
+        return rows
+
+    def plane(self, plane: str) -> NDArray[np.bool_]:
+        """Copy one plane as booleans, shape (n_pages,)."""
+        bits = np.unpackbits(self.bitmap(plane).view(np.uint8), count=self.n_pages, bitorder="little")
+        return bits.view(np.bool_)
+
+    def blocks(self, start: int, end: int) -> Blocks:
+        """Copy the state of the blocks that pages [start, end) lie in."""
+        first, last = start // int(layout.BLOCK_PAGES), -(-end // int(layout.BLOCK_PAGES))
+        words = np.empty(last - first, np.uint64)
+        lines = np.empty((len(PLANE_NAMES), 8 * (last - first)), np.uint64)
+        self._look(layout.copy_blocks, self._call(first), words, lines)
+        return Blocks(self.n_pages, first, words, lines)
+
+    def totals(self) -> dict[str, int]:
+        """Count the pages that are set, by plane."""
+        words = np.empty(-(-self.n_pages // int(layout.BLOCK_PAGES)), np.uint64)
+        self._look(layout.copy_blocks, self._call(), words, np.empty((len(PLANE_NAMES), 0), np.uint64))
+        return totals(words)
+
+    def records(self) -> NDArray[Any]:
+        """Return all bitmaps as one read-only record that stays true: lines are always kept from now on.
 
         Raises
         ------
-        OutOfMemoryError
-            ENOMEM: the host can't provide them; nothing was changed.
+        UnsupportedOperationError
+            EOPNOTSUPP: NumPy's records end at 2 GiB, which is the page state of 10 TiB.
         """
-        if self.backing.commits_late:
-            first = self.find(start, end, Plane.NONE, Plane.ALLOCATED)
-            if first is not None:
-                self.backing.commit(first << PAGE_SHIFT, (end - first) << PAGE_SHIFT)
+        lines = self.state.lines
+        if lines.nbytes >= 1 << 31:
+            raise UnsupportedOperationError(
+                f"page state of {self.n_pages} pages fits no NumPy record; use plane() or packed_state()"
+            )
+        self._look(layout.keep_lines, self._call())
+        return readonly(lines, np.dtype([(name, "<u8", lines.shape[1:]) for name in PLANE_NAMES]))
 
-    # ---- bytes ---------------------------------------------------------------------------------
-
-    def raw(self, offset: int, size: int) -> NDArray[np.uint8]:
-        """DRAM of a byte range, a writable view: for the machine's checked copies alone."""
-        return self.backing.words.view(np.uint8)[offset : offset + size]
-
-    def read_guest_view(self, offset: int, size: int) -> NDArray[np.uint8]:
-        """Copy a byte range as a guest with a key reads it: private pages through the key stream."""
-        first_word, end_word = offset // 8, -(-(offset + size) // 8)
-        words = self.backing.words[first_word:end_word].copy()
-        self.state.xor_private(first_word, words)
-        return words.view(np.uint8)[offset % 8 :][:size]
-
-    def write_guest_view(self, offset: int, data: NDArray[np.uint8]) -> None:
-        """Write a byte range as a guest with a key does.
-
-        What is written goes through the key stream in a buffer of its words, a part at a time that the caches
-        hold; what the words at the edges hold beside it is neither read nor written.
-        """
-        buffer = np.empty(min(len(data), _PART) // 8 + 2, np.uint64)
-        for begin in range(0, len(data), _PART):
-            part = data[begin : begin + _PART]
-            first_word, lead = divmod(offset + begin, 8)
-            within = buffer.view(np.uint8)[lead : lead + len(part)]
-            within[:] = part
-            self.state.xor_private(first_word, buffer[: -(-(lead + len(part)) // 8)])
-            self.raw(offset + begin, len(part))[:] = within
+    # ---- bytes -----------------------------------------------------------------------------------
 
     def memory(self) -> NDArray[np.uint8]:
-        """DRAM of the whole file: a read-only view, shape (size,), without a copy."""
+        """Return DRAM of the whole file: a read-only view, shape (size,), without a copy."""
         return readonly(self.backing.words, np.dtype(np.uint8))
 
-    def plane(self, name: str) -> NDArray[np.bool_]:
-        """One plane as booleans, shape (n_pages,), a copy."""
-        with self.lock:
-            self.notice_writes(0, self.n_pages)
-            return self.state.plane(name)
+    def drop_memory(self) -> None:
+        """Drop what a closed store no longer needs; views that others hold keep the memory alive."""
+        self.host_view = None
+        self.state = _NO_STATE
+        self.backing.close()
 
-    def mappable_blocks(self) -> MappableBlocks:
-        """Blocks that have one attribute."""
-        with self.lock:
-            return self.state.mappable_blocks()
 
-    def run_ends(self, name: str) -> NDArray[np.uint64]:
-        """End page of each run of one plane; see `PageState.runs`."""
-        with self.lock:
-            self.notice_writes(0, self.n_pages)
-            return self.state.runs(name)
-
-    def page_states(self) -> NDArray[Any]:
-        """Page state as a read-only structured array, without a copy; see `PageState.records`."""
-        with self.lock:
-            self.notice_writes(0, self.n_pages)
-            return self.state.records()
-
-    def close(self) -> None:
-        """Drop the bytes; views that others hold keep the memory alive."""
-        with self.lock:
-            self.closed = True
-            self.host_view = None
-            self.backing.close()
-            self._arrays = (*self._arrays[:3], self.backing.words)
-            self._prepared_for = None
+_NO_STATE: Final = PageState(1, private=False)

@@ -24,6 +24,7 @@ from gmemcore.errors import (
     UnknownIoctlError,
     UnsupportedOperationError,
 )
+from gmemcore.kvm.frames import PrivateFrames
 from gmemcore.kvm.own_memory import Placement, place
 from gmemcore.kvm.structs import (
     CAPABILITIES,
@@ -37,7 +38,6 @@ from gmemcore.kvm.structs import (
     VM_TYPE_NUMBERS,
 )
 from gmemcore.kvm.transport import READ_WRITE, Transport, Vcpu
-from gmemcore.machine.legacy import PrivateFrames
 from gmemcore.uapi import (
     KVM_SET_MEMORY_ATTRIBUTES,
     KVM_SET_MEMORY_ATTRIBUTES2,

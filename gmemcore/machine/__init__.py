@@ -5,11 +5,12 @@ from collections.abc import Callable
 from gmemcore.engine.backing import Backing
 from gmemcore.machine.guest_memfd import GuestMemfd, HostMapping
 from gmemcore.machine.launch import LaunchUpdateResult
-from gmemcore.machine.legacy import LegacyVm
 from gmemcore.machine.memslots import Memslot, memslot_pieces
-from gmemcore.machine.vm import Vm, VmFace
+from gmemcore.machine.vm import LegacyVm, Vm
 from gmemcore.policy import Abi, get_abi
 from gmemcore.uapi import Firmware, VmType
+
+VmFace = Vm
 
 __all__ = [
     "GuestMemfd",
@@ -35,7 +36,7 @@ def create_vm(
     prefault: bool = False,
     enforce: str | None = None,
     threads: int = 1,
-) -> VmFace:
+) -> Vm:
     """Make the Vm that an abi needs: `Vm`, or `LegacyVm` for one with two backings.
 
     Parameters
@@ -70,5 +71,10 @@ def create_vm(
         EINVAL: a name that doesn't exist; the message lists those that do.
     """
     kind = LegacyVm if get_abi(abi).legacy else Vm
-    options = {"huge_pages": huge_pages, "prefault": prefault, "threads": threads}
-    return kind(vm_type, abi, firmware, seed, backing, enforce=enforce, **options)
+    return kind(
+        *(vm_type, abi, firmware, seed, backing),
+        huge_pages=huge_pages,
+        prefault=prefault,
+        enforce=enforce,
+        threads=threads,
+    )

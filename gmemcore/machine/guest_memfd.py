@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmemcore.engine.arguments import as_int, as_u64, as_u64_array, as_u64s, check_aligned
-from gmemcore.engine.conversion import OUTCOMES, BatchResult, ConversionResult, check
 from gmemcore.engine.counters import Counters
+from gmemcore.engine.owner import Owner
 from gmemcore.engine.packed import PLANE_NAMES, PackedState
+from gmemcore.engine.results import BatchResult, ConversionResult
 from gmemcore.engine.state import MappableBlocks, Plane, Survey
-from gmemcore.engine.steps import PIN_TERMS, Step
+from gmemcore.engine.steps import Step
 from gmemcore.engine.store import Requests, Store
 from gmemcore.errors import (
     BadAddressError,
@@ -23,11 +24,11 @@ from gmemcore.errors import (
     InvalidArgumentError,
     NoBytesError,
     NotMappableError,
-    UnknownIoctlError,
     UnsupportedOperationError,
 )
 from gmemcore.html import facts, table
-from gmemcore.machine.access import as_bytes, check_host_touch, first_page
+from gmemcore.machine.access import Data, as_bytes
+from gmemcore.machine.layouts import Sides
 from gmemcore.policy import flag_bits
 from gmemcore.uapi import (
     PAGE_SHIFT,
@@ -40,7 +41,7 @@ from gmemcore.uapi import (
 )
 
 if TYPE_CHECKING:
-    from gmemcore.machine.vm import VmFace
+    from gmemcore.machine.vm import Vm
 
 I64_MAX = (1 << 63) - 1
 
@@ -54,8 +55,7 @@ VFS_FALLOCATE_MODES: Final = frozenset(
 )
 """Modes that the VFS hands to a file system: one operation, with or without KEEP_SIZE (vfs_fallocate)."""
 
-_MEMORY_FAULT = OUTCOMES.index("MEMORY_FAULT")
-_REQUEST_FIELDS = ("offset", "size", "attributes", "flags", "error_offset", "reserved")
+_RANGE: Final = ("offset", "size")
 
 
 class GuestMemfd:
@@ -63,37 +63,45 @@ class GuestMemfd:
 
     Parameters
     ----------
-    vm : Vm or LegacyVm
-        The owner.
-    store : Store
-        The file's page state and bytes.
-    host : Store
-        What the host's mapping shows: the same store, or in `legacy` the memory beside it.
+    vm : Vm
+        The guest that it belongs to.
+    owner : Owner
+        The same, as the engine knows it.
+    sides : Sides
+        Its memory: one store for both sides, or in `legacy` two.
     flags : GuestMemfdFlag
         Flags of creation.
     """
 
-    def __init__(self, vm: "VmFace", store: Store, host: Store, flags: GuestMemfdFlag) -> None:
+    def __init__(self, vm: "Vm", owner: Owner, sides: Sides, flags: GuestMemfdFlag) -> None:
         self.vm = vm
         self.flags = flags
-        self.index = vm._files_created  # its number among all files of the Vm, from 0
-        self._store = store
-        self._host = host
-        self._closed = False
+        self.index = 0
+        """Its number among all files of the Vm, from 0."""
+        self.sides = sides
+        self._owner = owner
+        self._store, self._host = sides
 
     def __repr__(self) -> str:
-        return f"GuestMemfd(size={self.size:#x}, flags={self.flags!r}, closed={self._closed})"
+        return f"GuestMemfd(size={self.size:#x}, flags={self.flags!r}, closed={self.closed})"
 
     def _repr_html_(self) -> str:
-        if self._closed:
+        if self.closed:
             return facts(f"guest_memfd {self.index}, closed", {})
-        with self._store.lock:
-            self._store.notice_writes(0, self.n_pages)
-            totals = self._store.state.totals()
+        totals = self._store.totals()
         rows = [(plane, pages, f"{pages / self.n_pages:.1%}") for plane, pages in totals.items() if pages]
         flags = self.flags.name or "no flags"
         title = f"guest_memfd {self.index}: {self.n_pages:,} pages ({self.size:#x} bytes), {flags}"
         return table(title, ("plane", "pages", "of all"), rows, self.counters._repr_html_())
+
+    def number(self, index: int) -> None:
+        """Set its number among all files of the Vm, before anybody sees it."""
+        self.index = index
+        for store in self._stores():
+            store.number(index)
+
+    def _stores(self) -> tuple[Store, ...]:
+        return tuple(dict.fromkeys(self.sides))
 
     def __enter__(self) -> "GuestMemfd":
         return self
@@ -115,9 +123,8 @@ class GuestMemfd:
 
     @property
     def allocated(self) -> int:
-        """Bytes of the pages that exist now; in `legacy` those of both sides."""
-        stores = {id(store): store for store in (self._open(self._store), self._host)}
-        return sum(store.count(Plane.ALLOCATED) for store in stores.values()) << PAGE_SHIFT
+        """Bytes of the allocated pages; in `legacy` those of both sides."""
+        return sum(store.count(Plane.ALLOCATED) for store in self._stores()) << PAGE_SHIFT
 
     @property
     def has_bytes(self) -> bool:
@@ -127,14 +134,12 @@ class GuestMemfd:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._closed
+        return self._store.closed
 
     @property
     def counters(self) -> Counters:
         """Events of this file since its creation."""
-        if self._host is self._store:
-            return self._store.counters
-        return self._store.counters + self._host.counters
+        return sum((store.counters for store in self._stores()), Counters())
 
     @property
     def memory(self) -> NDArray[np.uint8]:
@@ -145,7 +150,7 @@ class GuestMemfd:
         NoBytesError
             ENOTSUP: an attributes-only file.
         """
-        return self._with_bytes(self._store).memory()
+        return self._with_bytes(self._open(self._store)).memory()
 
     def page_states(self) -> NDArray[Any]:
         """Page state without a copy.
@@ -167,7 +172,7 @@ class GuestMemfd:
         --------
         plane : one plane as booleans, a copy.
         """
-        return self._open(self._store).page_states()
+        return self._store.records()
 
     def plane(self, name: str) -> NDArray[np.bool_]:
         """Copy one plane as booleans, shape (n_pages,).
@@ -176,29 +181,29 @@ class GuestMemfd:
         ----------
         name : {'private', 'allocated', 'assigned', 'accepted', 'pinned', 'poisoned'}
         """
-        return self._open(self._store).plane(PLANE_NAMES[_plane_named(name).bit_length() - 1])
+        return self._store.plane(_plane_name(name))
 
     def count(self, name: str) -> int:
-        """How many pages one plane has, at the cost of a look at eight bytes a 2 MiB block.
+        """Count the pages set in one plane; reads eight bytes per 2 MiB block.
 
         Parameters
         ----------
         name : str
             A plane, as `plane` takes it.
         """
-        return self._open(self._store).count(_plane_named(name))
+        return self._store.count(_plane_named(name))
 
     def mappable_blocks(self) -> MappableBlocks:
-        """How many blocks of 2 MiB and of 1 GiB have one attribute, so that one entry could map each whole.
+        """Count the blocks of 2 MiB and of 1 GiB that have one attribute: a single entry could map each.
 
         See Also
         --------
         gmemcore.analysis.mappability : of guest memory, with memslots and their alignment.
         """
-        return self._open(self._store).mappable_blocks()
+        return self._store.mappable_blocks()
 
     def run_ends(self, name: str = "private") -> NDArray[np.uint64]:
-        """End page of each maximal run of one plane, in order; the first run begins at page 0.
+        """Return the end page of each maximal run of one plane, in order; the first run begins at page 0.
 
         Parameters
         ----------
@@ -209,20 +214,21 @@ class GuestMemfd:
         -------
         ndarray of uint64, shape (n_runs,)
         """
-        return self._open(self._store).run_ends(PLANE_NAMES[_plane_named(name).bit_length() - 1])
+        return self._store.runs(_plane_name(name))[0]
 
     def packed_state(self, *, host: bool = False) -> PackedState:
-        """Copy all planes as the engine packs them: eight bytes a 2 MiB block, 64 for each mixed plane in it.
+        """Copy all planes as the engine packs them: eight bytes per 2 MiB block, 64 for each mixed plane in
+        it.
 
         Parameters
         ----------
         host : bool
             What the host's mapping shows: another memory in `legacy`, the same one elsewhere.
         """
-        store = self._open(self._host if host else self._store)
-        with store.lock:
-            store.notice_writes(0, store.n_pages)
-            return store.state.packed()
+        frozen = self._owner.freeze([self._host if host else self._store]).files[0]
+        if frozen.state is None:
+            raise BadFileError("the guest_memfd is closed")
+        return frozen.state
 
     def state_runs(self, offset: int | str, size: int | str) -> list[tuple[int, int, tuple[str, ...]]]:
         """List maximal runs of pages in one state, over a range.
@@ -237,14 +243,14 @@ class GuestMemfd:
             EINVAL: empty, unaligned or beyond the end.
         """
         store = self._open(self._store)
-        offset, size = as_u64(offset, "offset"), as_u64(size, "size")
-        start, end = self._pages(offset, size, "state")
+        offset, size = as_u64s((offset, size), _RANGE)
+        check_aligned(offset, size, "state")
+        start, end = offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
         if end > store.n_pages:
-            raise InvalidArgumentError(f"state of {offset:#x}+{size:#x} is beyond the end {self.size:#x}")
-        with store.lock:
-            self._open(store)
-            store.notice_writes(start, end)
-            runs = store.state.runs_of_pages(start, end)
+            raise InvalidArgumentError(
+                f"state of {offset:#x}+{size:#x} must end at the file's end {self.size:#x} or before"
+            )
+        runs = store.blocks(start, end).runs_of_pages(start, end)
         names = {
             planes: tuple(name for i, name in enumerate(PLANE_NAMES) if planes >> i & 1)
             for _, _, planes in runs
@@ -253,26 +259,18 @@ class GuestMemfd:
 
     def survey(self) -> Survey:
         """Look at all page state in one pass: a fingerprint, totals, and whether it contradicts itself."""
-        store = self._open(self._store)
-        with store.lock:
-            self._open(store)
-            store.notice_writes(0, store.n_pages)
-            return store.state.survey()
+        return self._store.survey()
 
     def find_page(self, wanted: Sequence[str] = (), unwanted: Sequence[str] = ()) -> int | None:
-        """Offset in bytes of the first page with all wanted planes and no unwanted one, or None.
+        """Return the offset in bytes of the first page with all wanted planes and no unwanted one, or None.
 
         Parameters
         ----------
         wanted, unwanted : sequence of str
             Names of planes, as `plane` takes them.
         """
-        store = self._open(self._store)
         planes = [reduce(or_, map(_plane_named, names), Plane.NONE) for names in (wanted, unwanted)]
-        with store.lock:
-            self._open(store)
-            store.notice_writes(0, store.n_pages)
-            page = store.find(0, store.n_pages, *planes)
+        page = self._store.find(0, self.n_pages, *planes)
         return None if page is None else page << PAGE_SHIFT
 
     def runs(self) -> list[tuple[int, int, str]]:
@@ -282,12 +280,9 @@ class GuestMemfd:
         -------
         list of (first page, end page, "private" or "shared")
         """
-        store = self._open(self._store)
-        with store.lock:
-            ends = store.state.runs().tolist()
-            private = store.find(0, 1, Plane.PRIVATE) == 0
-        words = ("private", "shared") if private else ("shared", "private")
-        return [(start, end, words[i % 2]) for i, (start, end) in enumerate(pairwise([0, *ends]))]
+        ends, starts_private = self._store.runs()
+        words = ("private", "shared") if starts_private else ("shared", "private")
+        return [(start, end, words[i % 2]) for i, (start, end) in enumerate(pairwise([0, *ends.tolist()]))]
 
     # ---- conversion ----------------------------------------------------------------------------
 
@@ -383,14 +378,7 @@ class GuestMemfd:
         ----------
         kvm_gmem_set_attributes and __kvm_gmem_set_attributes; KVM API 4.145.
         """
-        store = self._store
-        self._require_ioctl()
-        request = as_u64s((offset, size, attributes, flags, error_offset, reserved), _REQUEST_FIELDS)
-        with store.lock:
-            self._open(store)
-            rules = self.vm.rules  # under the lock, which the end of the launch takes too
-            result = store.convert_one(rules, request)
-        return check(rules, self.size, request, result)
+        return self._store.convert(offset, size, attributes, flags, error_offset, reserved)
 
     def set_memory_attributes_many(
         self,
@@ -420,12 +408,7 @@ class GuestMemfd:
         UnknownIoctlError
             ENOTTY: `legacy`.
         """
-        store = self._open(self._store)
-        self._require_ioctl()
-        requests = _requests(Step.CONVERT, offsets, sizes, attributes, flags)
-        with store.lock:
-            self._open(store)
-            return store.run_many(self.vm.rules, requests)
+        return self._store.run(_requests(Step.CONVERT, offsets, sizes, attributes, flags))
 
     def apply_many(
         self,
@@ -465,16 +448,9 @@ class GuestMemfd:
             EOPNOTSUPP: `legacy` has two backings, and attributes that no file knows.
         """
         store = self._open(self._store)
-        if self.vm.abi.legacy:
+        if self._owner.has_two_backings:
             raise UnsupportedOperationError("abi legacy has two backings; its steps are taken one by one")
-        requests = _requests(steps, offsets, sizes, attributes, flags)
-        with self.vm.lock, store.lock:
-            self._open(store)
-            result = store.run_many(self.vm.rules, requests)
-            faults = int(np.count_nonzero(result.outcome == _MEMORY_FAULT))
-            self.vm.count_memory_faults(faults)
-            result.total += Counters(memory_faults=faults)
-            return result
+        return store.run(_requests(steps, offsets, sizes, attributes, flags))
 
     def ioctl(self, request: int, argument: bytearray | bytes | None) -> None:
         """Raw form: the request number and the struct, updated in place as the kernel would.
@@ -526,7 +502,7 @@ class GuestMemfd:
         ksys_mmap_pgoff and do_mmap, then kvm_gmem_mmap.
         """
         self._open(self._host)
-        offset, size = as_u64(offset, "offset"), as_u64(size, "size")
+        offset, size = as_u64s((offset, size), _RANGE)
         if not isinstance(shared, bool):
             raise TypeError(f"shared is True or False, not {type(shared).__name__}")
         if size == 0 or offset % PAGE_SIZE:
@@ -549,38 +525,18 @@ class GuestMemfd:
         NoBytesError
             ENOTSUP: an attributes-only file.
         """
-        host = self._with_bytes(self._host)
-        offset, size = as_u64(offset, "offset"), as_u64(size, "size")
-        with host.lock:
-            self._open(host)
-            self._touch(host, offset, size)
-            return host.raw(offset, size).tobytes()
+        return self._host.read(*as_u64s((offset, size), _RANGE))
 
-    def host_write(self, offset: int | str, data: bytes | bytearray | memoryview | NDArray[np.uint8]) -> None:
+    def host_write(self, offset: int | str, data: Data) -> None:
         """Write as the host does; see `host_read`."""
-        host = self._with_bytes(self._host)
-        offset, view = as_u64(offset, "offset"), as_bytes(data)
-        with host.lock:
-            self._open(host)
-            self._touch(host, offset, len(view))
-            host.raw(offset, len(view))[:] = view
+        self._host.write(as_u64(offset, "offset"), as_bytes(data))
 
     def host_touch(self, offset: int | str, size: int | str) -> None:
         """Access memory as the host does and move no data; see `host_read`.
 
         It has the checks and the page state of an access, and works on files that hold attributes only.
         """
-        host = self._open(self._host)
-        offset, size = as_u64(offset, "offset"), as_u64(size, "size")
-        with host.lock:
-            self._open(host)
-            self._touch(host, offset, size)
-
-    def _touch(self, host: Store, offset: int, size: int) -> None:
-        if size == 0:
-            raise InvalidArgumentError("an access of no bytes; at least one would be accepted")
-        check_host_touch(host, offset, size)
-        host.touch(offset >> PAGE_SHIFT, -(-(offset + size) // PAGE_SIZE))
+        self._host.take(Step.HOST_READ, *as_u64s((offset, size), _RANGE))
 
     def pin(self, offset: int | str, size: int | str) -> Counters:
         """Pin pages for long, as VFIO or GUP does: all of them or none.
@@ -592,19 +548,7 @@ class GuestMemfd:
         InvalidArgumentError
             EINVAL: empty or unaligned.
         """
-        host = self._open(self._host)
-        offset, size = as_u64(offset, "offset"), as_u64(size, "size")
-        start, end = self._pages(offset, size, "pin")
-        with host.lock:
-            self._open(host)
-            if end > host.n_pages:
-                raise BadAddressError(f"pin of {offset:#x}+{size:#x} is beyond the end {self.size:#x}")
-            page, term = first_page(host, start, end, PIN_TERMS)
-            if term is not None:
-                why = "private" if term.wanted == Plane.PRIVATE else "poisoned"
-                at = page << PAGE_SHIFT
-                raise BadAddressError(f"pin of {offset:#x}+{size:#x}: the page at {at:#x} is {why}")
-            return host.pin(start, end)
+        return self._host.take(Step.PIN, *as_u64s((offset, size), _RANGE))
 
     def unpin(self, offset: int | str, size: int | str) -> Counters:
         """Drop pins; pages that have none are left alone.
@@ -616,13 +560,7 @@ class GuestMemfd:
         InvalidArgumentError
             EINVAL: empty or unaligned.
         """
-        host = self._open(self._host)
-        offset, size = as_u64(offset, "offset"), as_u64(size, "size")
-        start, end = self._pages(offset, size, "unpin")
-        if end > host.n_pages:
-            raise BadAddressError(f"unpin of {offset:#x}+{size:#x} is beyond the end {self.size:#x}")
-        with host.lock:
-            return self._open(host).unpin(start, end)
+        return self._host.take(Step.UNPIN, *as_u64s((offset, size), _RANGE))
 
     # ---- the file ------------------------------------------------------------------------------
 
@@ -667,16 +605,7 @@ class GuestMemfd:
             raise UnsupportedOperationError(
                 f"fallocate mode must be KEEP_SIZE (0x1) or KEEP_SIZE|PUNCH_HOLE (0x3), not {mode:#x}"
             )
-        start, end = self._pages(offset, size, "fallocate")
-        if punch:
-            end = min(end, store.n_pages)
-            if start >= end:
-                return Counters()
-        elif end > store.n_pages:
-            raise InvalidArgumentError(f"fallocate of {offset:#x}+{size:#x} is beyond the end {self.size:#x}")
-        with store.lock:
-            self._open(store)
-            return store.punch_hole(start, end) if punch else store.touch(start, end)
+        return store.take(Step.PUNCH_HOLE if punch else Step.ALLOCATE, *as_u64s((offset, size), _RANGE))
 
     def discard_shared(self, offset: int | str, size: int | str) -> Counters:
         """Discard the host's side of a range (`legacy`): what a VMM does after a conversion to private.
@@ -691,12 +620,13 @@ class GuestMemfd:
         host = self._open(self._host)
         if host is self._store:
             raise UnsupportedOperationError("there is one backing, converted in place; only `legacy` has two")
-        offset, size = as_u64(offset, "offset"), as_u64(size, "size")
-        start, end = self._pages(offset, size, "discard")
-        if end > host.n_pages:
-            raise InvalidArgumentError(f"discard of {offset:#x}+{size:#x} is beyond the end {self.size:#x}")
-        with host.lock:
-            return self._open(host).punch_hole(start, end)
+        offset, size = as_u64s((offset, size), _RANGE)
+        check_aligned(offset, size, "discard")
+        if offset + size > self.size:
+            raise InvalidArgumentError(
+                f"discard of {offset:#x}+{size:#x} must end at the file's end {self.size:#x} or before"
+            )
+        return host.take(Step.PUNCH_HOLE, offset, size)
 
     def poison(self, offset: int | str) -> None:
         """Let the memory of one allocated page fail.
@@ -710,18 +640,7 @@ class GuestMemfd:
         ----------
         kvm_gmem_error_folio.
         """
-        host = self._open(self._store)
-        offset = as_u64(offset, "offset")
-        start, end = self._pages(offset, PAGE_SIZE, "poison")
-        with host.lock:
-            self._open(host)
-            if end <= host.n_pages:
-                host.notice_writes(start, end)
-            if end > host.n_pages or host.find(start, end, Plane.ALLOCATED) is None:
-                raise InvalidArgumentError(
-                    f"no page is allocated at {offset:#x}; only memory in use can fail"
-                )
-            host.poison(start, end)
+        self._store.take(Step.POISON, as_u64(offset, "offset"), PAGE_SIZE)
 
     def fail_allocations_after(self, n: int | None) -> None:
         """Let n more allocations of conversions succeed and the next one fail; None: no more failures.
@@ -729,58 +648,47 @@ class GuestMemfd:
         One allocation is made for the attributes of a range that isn't uniform yet, and one for each page
         that ENCRYPT brings into being. A fault injector for tests.
         """
-        self._open(self._store).fail_allocations_after(None if n is None else as_u64(n, "n"))
+        self._store.fail_allocations_after(None if n is None else as_u64(n, "n"))
 
     def close(self) -> None:
         """Close the file: its memory goes when the last view of it is gone. Closing twice is allowed.
 
         Its memslots stay: a guest access there is MEMORY_FAULT. On TDX its pages leave the S-EPT first.
         """
-        with self.vm.lock, self._store.lock, self._host.lock:
-            if not self._closed:
-                if not self.vm.closed:  # which takes everything down at once
-                    self.vm.unmap(self, 0, self.n_pages)
-                self.vm.forget(self)
-                self._closed = True
-                self._store.close()
-                self._host.close()
+        self._owner.close(self.sides, all_of_it=False)
+        self.drop_memory()
+        self.vm.forget(self)
+
+    def drop_memory(self) -> None:
+        """Drop the memory of a closed file; views that others hold keep it alive."""
+        for store in self.sides:
+            store.drop_memory()
 
     # ---- checks --------------------------------------------------------------------------------
 
     def _open(self, store: Store) -> Store:
-        if self._closed:
+        if store.closed:
             raise BadFileError("the guest_memfd is closed")
         return store
 
     def _with_bytes(self, store: Store) -> Store:
-        if not self._open(store).has_bytes:
-            raise NoBytesError("this file holds attributes only; backing 'anonymous' or 'memfd' holds bytes")
+        if not store.has_bytes:
+            raise NoBytesError(
+                "this file holds attributes only; use a backing that holds bytes, as 'anonymous'"
+            )
         return store
 
     def _host_memory(self, offset: int, size: int) -> NDArray[np.uint8]:
         view = self._open(self._host).host_view
         if view is None:
             raise UnsupportedOperationError(
-                "raw views fault where the Vm was made with enforce='mprotect'; read and write work without"
+                "raw views need a Vm made with enforce='mprotect'; use read and write without"
             )
         if offset + size > self.size:
             raise BadAddressError(
-                f"a view of {offset:#x}+{size:#x} goes beyond the end {self.size:#x}; within it is accepted"
+                f"a view of {offset:#x}+{size:#x} must end at the file's end {self.size:#x} or before"
             )
         return view.memory[offset : offset + size]
-
-    def _require_ioctl(self) -> None:
-        self._open(self._store)
-        if self.vm.abi.legacy:
-            raise UnknownIoctlError(
-                "abi legacy has no KVM_SET_MEMORY_ATTRIBUTES2; attributes don't belong to the guest_memfd: "
-                "they belong to the Vm, by guest physical address; use Vm.convert or Vm.set_memory_attributes"
-            )
-
-    def _pages(self, offset: int | str, size: int | str, what: str) -> tuple[int, int]:
-        offset, size = as_u64(offset, "offset"), as_u64(size, "size")
-        check_aligned(offset, size, what)
-        return offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
 
 
 def _plane_named(name: str | Plane) -> Plane:
@@ -793,8 +701,13 @@ def _plane_named(name: str | Plane) -> Plane:
     return Plane(1 << PLANE_NAMES.index(name.lower()))
 
 
+def _plane_name(name: str | Plane) -> str:
+    return PLANE_NAMES[_plane_named(name).bit_length() - 1]
+
+
 def _requests(steps: Any, offsets: Any, sizes: Any, attributes: Any, flags: Any) -> Requests:
-    """Columns of requests, checked: types, magnitudes and lengths; a single number stands for all requests.
+    """Return columns of requests, with types, magnitudes and lengths checked; a number stands for all of
+    them.
 
     Raises
     ------
@@ -809,7 +722,7 @@ def _requests(steps: Any, offsets: Any, sizes: Any, attributes: Any, flags: Any)
     }
     lengths = {name: len(column) for name, column in columns.items() if name not in of_all}
     if len(set(lengths.values())) != 1:
-        raise InvalidArgumentError(f"columns of {lengths} requests; one length would be accepted")
+        raise InvalidArgumentError(f"columns of {lengths} requests; all must have one length")
     return Requests(**columns)
 
 
@@ -828,7 +741,7 @@ class HostMapping:
         """Read as the host does; see `GuestMemfd.host_read`."""
         return self.gmem.host_read(self.offset + self._within(offset, size), size)
 
-    def write(self, offset: int | str, data: bytes | bytearray | memoryview | NDArray[np.uint8]) -> None:
+    def write(self, offset: int | str, data: Data) -> None:
         """Write as the host does; see `GuestMemfd.host_read`."""
         view = as_bytes(data)
         self.gmem.host_write(self.offset + self._within(offset, len(view)), view)

@@ -13,14 +13,14 @@ from gmemcore.uapi import (
 
 if TYPE_CHECKING:
     from gmemcore.machine.guest_memfd import GuestMemfd
-    from gmemcore.machine.vm import VmFace
+    from gmemcore.machine.vm import Vm
 
 
 def gmem_ioctl(gmem: "GuestMemfd", request: int, argument: bytearray | bytes | None) -> None:
     """ioctl(2) on a guest_memfd; see `GuestMemfd.ioctl`."""
     if gmem.closed:
         raise BadFileError("the guest_memfd is closed")
-    if request != KVM_SET_MEMORY_ATTRIBUTES2 or gmem.vm.abi.legacy:
+    if request != KVM_SET_MEMORY_ATTRIBUTES2 or not gmem.vm.rules.has_ioctl:
         raise UnknownIoctlError(f"a guest_memfd has no request {request:#x} under abi {gmem.vm.abi.name}")
     data = _copy_in(argument, MEMORY_ATTRIBUTES2_STRUCT.size)
     offset, size, attributes, flags, error_offset, *reserved = MEMORY_ATTRIBUTES2_STRUCT.unpack(data)
@@ -34,7 +34,7 @@ def gmem_ioctl(gmem: "GuestMemfd", request: int, argument: bytearray | bytes | N
         raise
 
 
-def vm_ioctl(vm: "VmFace", request: int, argument: bytearray | bytes | None) -> None:
+def vm_ioctl(vm: "Vm", request: int, argument: bytearray | bytes | None) -> None:
     """ioctl(2) on a VM fd; see `Vm.ioctl`."""
     if request != KVM_SET_MEMORY_ATTRIBUTES:
         raise UnknownIoctlError(f"a VM fd has no request {request:#x} here")

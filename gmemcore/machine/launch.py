@@ -2,22 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gmemcore.engine.call import address_of
 from gmemcore.engine.counters import Counters
-from gmemcore.engine.steps import ENCRYPT_BYTES, Term, populate_terms
-from gmemcore.engine.store import Store
-from gmemcore.errors import LaunchUpdateError
-from gmemcore.machine.access import Segment, first_page
-from gmemcore.machine.measurement import LaunchDigest
-from gmemcore.policy import Populate
-from gmemcore.uapi import PAGE_SHIFT, PageType
+from gmemcore.engine.owner import Hashed, Load, Owner, Populated, Slots
+from gmemcore.errors import (
+    InvalidArgumentError,
+    LaunchFinishError,
+    LaunchUpdateError,
+    OutOfMemoryError,
+    UnsupportedOperationError,
+)
+from gmemcore.machine.access import Data, as_bytes
+from gmemcore.machine.measurement import MEASURED_TYPES, VMSA_GPA, LaunchDigest
+from gmemcore.policy import PLATFORMS, Abi, Platform
+from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, PageType, Phase
 
-if TYPE_CHECKING:
-    from gmemcore.machine.vm import VmFace
+_LOADS: Final = {PageType.ZERO: Load.ZERO, PageType.CPUID: Load.CPUID}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,116 +41,152 @@ class LaunchUpdateResult:
     counters: Counters
 
 
-@dataclass(slots=True)
-class Image:
-    """What is left to be loaded: its source (None: what is in place), its page type, and who measures it."""
+class Image(NamedTuple):
+    """What a launch update loads: its source (None: what is in place) and its page type."""
 
     source: NDArray[np.uint8] | None
     page_type: PageType
-    digest: LaunchDigest | None = None
 
     @property
     def in_place(self) -> bool:
         """Whether the contents must be in the pages already."""
         return self.source is None and self.page_type != PageType.ZERO
 
-    def load(self, store: Store, start: int, end: int) -> None:
-        """Put the next pages' contents into DRAM, in clear."""
-        if self.page_type == PageType.ZERO and store.has_bytes:
-            store.raw(start << PAGE_SHIFT, (end - start) << PAGE_SHIFT)[:] = 0
-        self.copy(store, start, end)
+    @property
+    def load(self) -> Load:
+        """The image, as the engine knows it."""
+        load = _LOADS.get(self.page_type, Load(0))
+        if self.source is None:
+            return load | Load.IN_PLACE if self.in_place else load
+        return load | Load.WRITABLE if self.source.flags.writeable else load
 
-    def copy(self, store: Store, start: int, end: int) -> None:
-        """Copy the next pages of the source, if there is one."""
-        if self.source is not None:
-            size = (end - start) << PAGE_SHIFT
-            part, self.source = self.source[:size], self.source[size:]
-            if store.has_bytes:
-                store.raw(start << PAGE_SHIFT, size)[:] = part
-
-    def measure(self, store: Store, start: int, end: int, gpa: int) -> None:
-        """Add pages that were loaded to the launch digest, if one is kept, while they are in clear."""
-        if self.digest is not None:
-            size = (end - start) << PAGE_SHIFT
-            contents = store.raw(start << PAGE_SHIFT, size).data
-            self.digest.update_range(gpa, size, self.page_type, contents)
+    @property
+    def address(self) -> int:
+        """Where the source lies; 0: there is none."""
+        return 0 if self.source is None else address_of(self.source)
 
 
-def launch_update(vm: "VmFace", segments: Sequence[Segment], image: Image) -> LaunchUpdateResult:
-    """Populate page by page, until one is refused; the caller holds the locks.
+class Launch:
+    """The launch of one Vm: its phase, its image, its digest.
 
-    Raises
-    ------
-    LaunchUpdateError
-        With the errno the platform has for the page that stopped it, and the pages done.
+    Parameters
+    ----------
+    owner : Owner
+        What its files share.
+    platform, abi : Platform, Abi
+        What it is a launch of.
     """
-    rules = vm.platform.populate
-    assert rules is not None
-    done, counters = 0, Counters()
-    for segment in segments:
-        if segment.store is None:
-            why = (rules.page_refusal or "EFAULT") if segment.closed else "EINVAL"
-            return _stopped(rules, why, segment, 0, done, counters)
-        start, end = segment.pages
-        stop, term = first_page(segment.store, start, end, _terms(vm, rules, image, segment))
-        segment.store.promise(start, stop + 1 if term is not None and term.mark else stop)
-        if start < stop and vm.takes_cpuid_correction(image.page_type):
-            counters += _correct_cpuid(vm, segment.store, start, image)
-            return _stopped(rules, "EIO", segment, start, done, counters)
-        if start < stop:
-            counters += _populate(segment.store, start, stop, segment.gpa, image, rules)
-            done += stop - start
-        if term is not None:
-            counters += _refuse(segment.store, stop, term, image)
-            return _stopped(rules, term.refusal, segment, stop, done, counters)
-    return LaunchUpdateResult(done, counters)
 
+    def __init__(self, owner: Owner, platform: Platform, abi: Abi) -> None:
+        self._owner = owner
+        self._platform = platform
+        self._abi = abi
 
-def _terms(vm: "VmFace", rules: Populate, image: Image, segment: Segment) -> tuple[Term, ...]:
-    return populate_terms(rules, vm.abi, vm.phase, in_place=image.in_place, private=segment.private)
+    @property
+    def phase(self) -> Phase:
+        """LAUNCHING until `finish`, then RUNNING."""
+        return self._owner.phase
 
+    def update(
+        self, slots: Slots, gpa: int, size: int, source: NDArray[np.uint8] | None, page_type: PageType
+    ) -> LaunchUpdateResult:
+        """Load a part of the image; see `Vm.launch_update`."""
+        image = Image(source, page_type)
+        self._check(image)
+        done = self._populate(slots, gpa, size, image)
+        while done.outcome == "CHANGED":
+            done = self._populate(slots, gpa, size, image)
+        if done.outcome == "ENOMEM":
+            raise OutOfMemoryError(f"launch update at gpa {done.at:#x}: the host can't provide the memory")
+        if done.outcome != "OK":
+            raise LaunchUpdateError(
+                f"launch update stopped at gpa {done.at:#x} after {done.pages} pages: {done.outcome}; a page must "
+                "be in a memslot, private, not assigned and not poisoned, and the VM launching",
+                done.outcome,
+                done.pages,
+            )
+        return LaunchUpdateResult(done.pages, done.counters)
 
-def _populate(store: Store, start: int, end: int, gpa: int, image: Image, rules: Populate) -> Counters:
-    image.load(store, start, end)
-    image.measure(store, start, end, gpa)
-    if rules.encrypts:
-        return store.accept(start, end, ENCRYPT_BYTES, promised=True)
-    return store.touch(start, end, promised=True)
+    def _check(self, image: Image) -> None:
+        """Refuse an image whatever the pages."""
+        rules = self._platform.populate
+        assert rules is not None
+        if image.page_type in rules.refused_types:
+            raise InvalidArgumentError(
+                f"a {self._platform.vm_type} VM takes no {image.page_type} pages; pass them to launch_finish"
+            )
+        if self._owner.has_two_backings and self._platform.coco and image.in_place:
+            raise InvalidArgumentError(f"abi {self._abi.name} has no populate in place; a source is needed")
 
+    def _populate(self, slots: Slots, gpa: int, size: int, image: Image) -> Populated:
+        """Populate once: where the launch is measured, what is hashed before, or nothing."""
+        owner = self._owner
+        if not owner.is_measured:
+            return owner.populate(slots, gpa, size, image.load, image.address)
+        digest = LaunchDigest(owner.digest())
+        before, contents, address = digest.digest, None, 0
+        pages = owner.plan(slots, gpa, size, image.load)
+        done = pages << PAGE_SHIFT
+        if pages and MEASURED_TYPES[image.page_type].contents:
+            contents = np.empty(done, np.uint8) if image.source is None else image.source[:done]
+            if image.source is None:
+                address = address_of(contents)
+                owner.plan(slots, gpa, done, image.load, address)
+        if pages:
+            digest.update_range(gpa, done, image.page_type, None if contents is None else contents.data)
+        hashed = Hashed(before, digest.digest, pages, address)
+        return owner.populate(slots, gpa, size, image.load, image.address, hashed)
 
-def _refuse(store: Store, page: int, term: Term, image: Image) -> Counters:
-    """Leave the page that refuses as the kernel does."""
-    counters = store.mark(page, term.mark)
-    if term.copied:
-        image.copy(store, page, page + 1)
-    return counters
+    def finish(self, vmsas: Sequence[Data] | None) -> None:
+        """End the launch phase; see `Vm.launch_finish`."""
+        pages = [as_bytes(vmsa).tobytes() for vmsa in vmsas or ()]
+        for page in pages:
+            if len(page) != PAGE_SIZE:
+                raise InvalidArgumentError(f"a VMSA must be {PAGE_SIZE} bytes, not {len(page)}")
+        without_vcpus = vmsas is not None and not pages
+        outcome = self._finish(pages, without_vcpus)
+        while outcome == "CHANGED":
+            outcome = self._finish(pages, without_vcpus)
+        if outcome != "OK":
+            raise LaunchFinishError("the launch is finished already", outcome)
 
+    def _finish(self, vmsas: Sequence[bytes], without_vcpus: bool) -> str:
+        if not self._owner.is_measured:
+            return self._owner.finish(without_vcpus=without_vcpus)
+        digest = LaunchDigest(self._owner.digest())
+        before = digest.digest
+        for page in vmsas:
+            digest.update(VMSA_GPA, PageType.VMSA, page)
+        hashed = Hashed(before, digest.digest, len(vmsas))
+        return self._owner.finish(hashed, without_vcpus=without_vcpus)
 
-def _correct_cpuid(vm: "VmFace", store: Store, page: int, image: Image) -> Counters:
-    """The firmware refuses a CPUID page and leaves its own values in place, in clear.
+    # ---- the measurement -------------------------------------------------------------------------
 
-    KVM copies them back to the source too, if there is one that can be written.
-    """
-    counters = store.touch(page, page + 1, promised=True)
-    source = image.source
-    image.load(store, page, page + 1)
-    corrected = np.frombuffer(vm.take_cpuid_correction(), np.uint8)
-    if source is not None and source.flags.writeable:
-        source[: len(corrected)] = corrected
-    if store.has_bytes:
-        store.raw(page << PAGE_SHIFT, len(corrected))[:] = corrected
-    return counters
+    def start_measurement(self) -> None:
+        """Keep a launch digest; see `Vm.start_measurement`."""
+        if self._platform.populate is None or not self._platform.populate.measures:
+            measured = [name for name, row in PLATFORMS.items() if row.populate and row.populate.measures]
+            able = ", ".join(measured)
+            raise UnsupportedOperationError(
+                f"the launch of a {self._platform.vm_type} VM isn't measured; that of {able} is"
+            )
+        if not self._owner.start_measurement():
+            raise InvalidArgumentError(
+                "the measurement or the launch has begun; start it once, before the first launch update"
+            )
 
+    @property
+    def measurement(self) -> bytes:
+        """The launch digest; see `Vm.launch_measurement`."""
+        if not self._owner.is_measured:
+            raise InvalidArgumentError(
+                "the launch isn't measured; call start_measurement() before its first update"
+            )
+        return self._owner.digest()
 
-def _stopped(
-    rules: Populate, why: str, segment: Segment, page: int, done: int, counters: Counters
-) -> LaunchUpdateResult:
-    if rules.partial_success and done:
-        return LaunchUpdateResult(done, counters)
-    at = segment.gpa + (page << PAGE_SHIFT) - segment.offset if segment.store is not None else segment.gpa
-    raise LaunchUpdateError(
-        f"launch update stopped at gpa {at:#x} after {done} pages: {why}; a page must be in a memslot, "
-        "private, not assigned and not poisoned, and the VM must be launching",
-        why,
-        done,
-    )
+    def correct_cpuid(self, corrected: Data | None) -> None:
+        """Let the firmware refuse the next CPUID page; see `Vm.correct_cpuid`."""
+        view = np.zeros(0, np.uint8) if corrected is None else as_bytes(corrected)
+        if len(view) > PAGE_SIZE:
+            raise InvalidArgumentError(f"a correction must be 1 to {PAGE_SIZE} bytes, not {len(view)}")
+        self._owner.correct_cpuid(view)

@@ -1,32 +1,60 @@
 """Memslots: which file, at which offset, stands behind a guest physical address."""
 
-from bisect import bisect_right, insort
+from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gmemcore.engine.arguments import U64_MAX, check_aligned
+from gmemcore.engine.headers import new_words
+from gmemcore.engine.owner import NO_SLOTS, Slots
+from gmemcore.engine.store import Store
 from gmemcore.errors import AlreadyExistsError, GmemError, InvalidArgumentError
 from gmemcore.uapi import PAGE_SIZE
 
-FileT = TypeVar("FileT")
+if TYPE_CHECKING:
+    from gmemcore.machine.guest_memfd import GuestMemfd
 
 MAX_MEMSLOTS: Final = 32764
 """Ids of memslots are below this (KVM_USER_MEM_SLOTS)."""
 MAX_MEMSLOT_PAGES: Final = (1 << 31) - 1
 """Pages of a memslot (KVM_MEM_MAX_NR_PAGES)."""
+
 _PIECE: Final = 4 << 40  # the largest power of two that a memslot can have
 
 
 @dataclass(frozen=True, slots=True)
-class Memslot(Generic[FileT]):
+class Memslot:
     """One binding of a gpa range to a range of a file; bytes throughout."""
 
     slot: int
     gpa: int
     size: int
-    gmem: FileT
+    gmem: "GuestMemfd"
     gmem_offset: int
+    _deleted: tuple[NDArray[np.uint64], int] = field(
+        default_factory=partial(new_words, 1), init=False, repr=False, compare=False
+    )
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether it was deleted."""
+        return bool(self._deleted[0][0])
+
+    @property
+    def unmapped(self) -> tuple[Store, int, int, int]:
+        """What deleting it unmaps, bytes of its file, and where the word lies that says so."""
+        return self.gmem.sides.private, self.gmem_offset, self.gmem_offset + self.size, self._deleted[1]
+
+    @property
+    def row(self) -> tuple[int, ...]:
+        """The memslot as kernels take it."""
+        private, shared = self.gmem.sides
+        return self.gpa, self.size, private.address, shared.address, self.gmem_offset, self._deleted[1]
 
 
 def memslot_pieces(size: int) -> Iterator[tuple[int, int]]:
@@ -35,28 +63,33 @@ def memslot_pieces(size: int) -> Iterator[tuple[int, int]]:
         yield offset, min(_PIECE, size - offset)
 
 
-class Memslots(Generic[FileT]):
-    """The memslots of one Vm, in the order of their addresses; they never overlap."""
+@dataclass(frozen=True, slots=True)
+class Memslots:
+    """The memslots of one Vm, which never overlap; a change makes new ones.
 
-    def __init__(self) -> None:
-        self._by_gpa: list[Memslot[FileT]] = []
+    Attributes
+    ----------
+    by_gpa : tuple of Memslot
+        In the order of their addresses.
+    slots : Slots
+        The same, as kernels take them.
+    """
 
-    def __iter__(self) -> Iterator[Memslot[FileT]]:
-        return iter(self._by_gpa)
+    by_gpa: tuple[Memslot, ...] = ()
+    slots: Slots = NO_SLOTS
+
+    def __iter__(self) -> Iterator[Memslot]:
+        return iter(self.by_gpa)
 
     def __len__(self) -> int:
-        return len(self._by_gpa)
+        return len(self.by_gpa)
 
     def check_region(self, slot: int, gpa: int, size: int, gmem_offset: int) -> None:
         """Check what KVM checks of a new memslot before it looks at the file.
 
-        Raises
-        ------
-        InvalidArgumentError
-            EINVAL: an empty, unaligned or wrapping range; more pages or a higher id than memslots have; an id
-            that exists.
-        AlreadyExistsError
-            EEXIST: it overlaps a memslot in gpa.
+        Raises ------ InvalidArgumentError EINVAL: an empty, unaligned or wrapping range; more pages or a
+        higher id than memslots have; an id that exists. AlreadyExistsError EEXIST: it overlaps a memslot in
+        gpa.
 
         References
         ----------
@@ -70,27 +103,23 @@ class Memslots(Generic[FileT]):
             raise InvalidArgumentError(
                 f"memslot of {size // PAGE_SIZE:#x} pages; it must be at most {MAX_MEMSLOT_PAGES:#x}"
             )
-        for other in self._by_gpa:
+        for other in self.by_gpa:
             if other.slot == slot:
                 raise InvalidArgumentError(f"memslot {slot} exists; delete it first")
-        for other in self._by_gpa:
+        for other in self.by_gpa:
             if _overlap(other.gpa, gpa, other.size, size):
                 raise AlreadyExistsError(
                     f"memslot gpa range {gpa:#x}+{size:#x} overlaps memslot {other.slot} "
                     f"at {other.gpa:#x}+{other.size:#x}"
                 )
 
-    def bind(
-        self, new: Memslot[FileT], file_size: int, overlap: type[GmemError] = AlreadyExistsError
-    ) -> None:
-        """Add a memslot whose region was checked to a file that takes it.
+    def bound(self, new: Memslot, overlap: type[GmemError] = AlreadyExistsError) -> "Memslots":
+        """Return these and a new one whose region was checked.
 
         Parameters
         ----------
         new : Memslot
             The memslot.
-        file_size : int
-            Bytes of its file.
         overlap : type of GmemError
             What is raised if the same file's range is in another memslot: EINVAL up to Linux 6.18.
 
@@ -105,53 +134,47 @@ class Memslots(Generic[FileT]):
         ----------
         kvm_gmem_bind.
         """
-        if new.gmem_offset + new.size > file_size:
+        if new.gmem_offset + new.size > new.gmem.size:
             raise InvalidArgumentError(
-                f"memslot file range {new.gmem_offset:#x}+{new.size:#x} must end at {file_size:#x} or before"
+                f"memslot file range {new.gmem_offset:#x}+{new.size:#x}; "
+                f"it must end at {new.gmem.size:#x} or before"
             )
-        for slot in self._by_gpa:
+        for slot in self.by_gpa:
             if slot.gmem is new.gmem and _overlap(slot.gmem_offset, new.gmem_offset, slot.size, new.size):
                 raise overlap(
                     f"memslot file range {new.gmem_offset:#x}+{new.size:#x} is bound by memslot {slot.slot}"
                 )
-        insort(self._by_gpa, new, key=lambda slot: slot.gpa)
+        at = bisect_left(self.by_gpa, new.gpa, key=lambda slot: slot.gpa)
+        rows = np.insert(self.slots.rows, at, np.array(new.row, np.uint64), axis=0)
+        by_gpa = (*self.by_gpa[:at], new, *self.by_gpa[at:])
+        return Memslots(by_gpa, Slots(rows, self.slots.n_bytes + _bytes_of(new), by_gpa))
 
-    def delete(self, slot_id: int) -> Memslot[FileT]:
-        """Delete and return a memslot; the file and its attributes stay.
+    def named(self, slot_id: int) -> Memslot:
+        """Return the memslot of an id.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: there is none of this id.
+            EINVAL: there is none.
         """
-        for i, slot in enumerate(self._by_gpa):
+        for slot in self.by_gpa:
             if slot.slot == slot_id:
-                return self._by_gpa.pop(i)
-        known = ", ".join(str(slot.slot) for slot in self._by_gpa) or "none"
+                return slot
+        known = ", ".join(str(slot.slot) for slot in self.by_gpa) or "none"
         raise InvalidArgumentError(f"there is no memslot {slot_id}; existing: {known}")
 
-    def at(self, gpa: int) -> Memslot[FileT] | None:
-        """Return the memslot that holds an address, or None."""
-        return next(slot for _, _, slot in self.walk(gpa, 1))
+    def existing(self) -> "Memslots":
+        """Return those of these that aren't deleted."""
+        deleted = [at for at, slot in enumerate(self.by_gpa) if slot.is_deleted]
+        if not deleted:
+            return self
+        left = tuple(slot for slot in self.by_gpa if not slot.is_deleted)
+        rows = np.delete(self.slots.rows, deleted, axis=0)
+        return Memslots(left, Slots(rows, sum(map(_bytes_of, left)), left))
 
-    def walk(self, gpa: int, size: int) -> Iterator[tuple[int, int, Memslot[FileT] | None]]:
-        """Tile [gpa, gpa + size) in order: (start, end, memslot or None for a hole)."""
-        end = gpa + size
-        i = max(bisect_right(self._by_gpa, gpa, key=lambda slot: slot.gpa) - 1, 0)
-        while gpa < end:
-            slot = self._by_gpa[i] if i < len(self._by_gpa) else None
-            if slot is not None and slot.gpa + slot.size <= gpa:
-                i += 1
-                continue
-            if slot is None or slot.gpa >= end:
-                yield gpa, end, None
-                return
-            if gpa < slot.gpa:
-                yield gpa, slot.gpa, None
-                gpa = slot.gpa
-            stop = min(end, slot.gpa + slot.size)
-            yield gpa, stop, slot
-            gpa = stop
+
+def _bytes_of(slot: Memslot) -> int:
+    return slot.size if slot.gmem.has_bytes else 0
 
 
 def _overlap(start: int, other: int, size: int, other_size: int) -> bool:

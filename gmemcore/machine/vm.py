@@ -1,57 +1,33 @@
-"""Vm: one guest, with its memslots, launch phase, key and guest_memfds; conversion in place.
+"""Vm: one guest, with its memslots, launch and guest_memfds.
 
-``VmFace`` is the public face that Vm and LegacyVm (legacy.py) share. They differ in where attributes live and
-what stands behind a guest physical address: the three methods at the end of each.
+What is changed by one call is changed by one call of a kernel, or by one new version of `_Parts`; a Vm has no
+lock.
 """
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from gmemcore.engine.arguments import U64_MAX, as_int, as_u64, check_aligned
-from gmemcore.engine.backing import BACKINGS, Backing
-from gmemcore.engine.conversion import (
-    ConversionResult,
-    Rules,
-    compile_rules,
-    pack_operations,
-    tracking_column,
-)
+from gmemcore.engine.arguments import U64_MAX, as_int, as_u64, as_u64s, check_aligned
+from gmemcore.engine.backing import BACKINGS, Backing, BackingFactory, backing_factory
 from gmemcore.engine.counters import Counters
 from gmemcore.engine.host_view import require_shared
-from gmemcore.engine.steps import (
-    ACCEPT_OPERATIONS,
-    ACCEPT_TERMS,
-    GUEST_TERMS,
-    NO_PAGE,
-    NOT_ACCEPTED,
-    hole_of,
-)
+from gmemcore.engine.owner import Owner, Slots
+from gmemcore.engine.packed import PackedState
+from gmemcore.engine.results import ConversionResult
+from gmemcore.engine.rules import Rules, compile_rules, tracking_column
+from gmemcore.engine.steps import Step
 from gmemcore.engine.store import Store
-from gmemcore.errors import (
-    AlreadyExistsError,
-    BadFileError,
-    InvalidArgumentError,
-    LaunchFinishError,
-    LaunchUpdateError,
-    MemoryFaultExit,
-    UnsupportedOperationError,
-)
+from gmemcore.errors import AlreadyExistsError, BadFileError, InvalidArgumentError
 from gmemcore.html import facts, table
-from gmemcore.machine import access
-from gmemcore.machine.access import Segment
+from gmemcore.machine.access import Data, as_bytes, check_guest_range, variant_of
 from gmemcore.machine.guest_memfd import I64_MAX, GuestMemfd
-from gmemcore.machine.launch import Image, LaunchUpdateResult, launch_update
-from gmemcore.machine.measurement import VMSA_GPA, LaunchDigest
+from gmemcore.machine.launch import Launch, LaunchUpdateResult
+from gmemcore.machine.layouts import layout_of
 from gmemcore.machine.memslots import Memslot, Memslots
+from gmemcore.machine.versions import Versions
 from gmemcore.names import member
-from gmemcore.policy import PLATFORMS, Abi, Platform, Populate, capability, get_abi
+from gmemcore.policy import PLATFORMS, Abi, Platform, capability, get_abi
 from gmemcore.uapi import (
-    PAGE_SHIFT,
     PAGE_SIZE,
     ContentMode,
     Direction,
@@ -65,10 +41,53 @@ from gmemcore.uapi import (
 
 MAX_THREADS: Final = 1024
 _FILE_OVERLAPS: Final = {"EEXIST": AlreadyExistsError, "EINVAL": InvalidArgumentError}
+_RANGE: Final = ("gpa", "size")
 
 
-class VmFace:
-    """What every Vm offers. Build one with `create_vm`, `Vm` or `LegacyVm`.
+class _Parts(NamedTuple):
+    """What belongs to a Vm: its files, those that were closed, and what binds them."""
+
+    files: tuple[GuestMemfd, ...] = ()
+    created: int = 0
+    closed_files: Counters = Counters()
+    memslots: Memslots = Memslots()
+
+
+class FrozenFile(NamedTuple):
+    """One file at some moment; `host` is what its host mapping shows where that is another memory."""
+
+    gmem: GuestMemfd
+    counters: Counters
+    state: PackedState
+    host: PackedState | None
+
+
+class FrozenVm(NamedTuple):
+    """A Vm at some moment.
+
+    Attributes
+    ----------
+    phase : Phase
+        The launch phase.
+    counters : Counters
+        Events since creation.
+    files : tuple of FrozenFile
+        Open files.
+    memslots : tuple of Memslot
+        In the order of their addresses.
+    private_frames : ndarray of uint64, shape (n, 2)
+        Runs of private guest frames; in `legacy` alone.
+    """
+
+    phase: Phase
+    counters: Counters
+    files: tuple[FrozenFile, ...]
+    memslots: tuple[Memslot, ...]
+    private_frames: Any
+
+
+class Vm:
+    """One guest. Where its memory lies and whose its attributes are is its abi's `layouts.Layout`.
 
     Parameters
     ----------
@@ -109,48 +128,37 @@ class VmFace:
         self.abi = get_abi(abi)
         self.platform: Platform = PLATFORMS[self.vm_type]
         self.seed = as_u64(seed, "seed")
-        self.lock = threading.RLock()
-        self.files: list[GuestMemfd] = []
-        self._files_created = 0
-        self._closed = False
-        self._closed_files_counters = Counters()
         self._threads = _thread_count(threads)
         self._new_backing = _backing_factory(backing, huge_pages=huge_pages, prefault=prefault)
         self.enforce = _enforcement(enforce, backing)
-        self._phase = Phase.LAUNCHING
-        self._rules = compile_rules(self.abi, self.vm_type, self.firmware, self._phase)
-        self._known_attributes = self.check_cap("MEMORY_ATTRIBUTES")  # of the VM fd
-        self._memslots: Memslots[GuestMemfd] = Memslots()
-        self._memory_faults = 0
-        self._cpuid_correction: bytes | None = None
-        self._launch_began = False
-        self._has_vcpus = True
-        self._launch_digest: LaunchDigest | None = None
+        self._layout = layout_of(self.abi)
+        rules = {phase: compile_rules(self.abi, self.vm_type, self.firmware, phase) for phase in Phase}
+        self._owner = Owner(rules, two_backings=self._layout.two_backings)
+        self._launch = Launch(self._owner, self.platform, self.abi)
+        self._parts: Versions[_Parts] = Versions(_Parts())
 
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}({self.vm_type}, abi={self.abi.name!r}, firmware={self.firmware.value!r}, "
-            f"phase={self._phase.value}, files={len(self.files)}, memslots={len(self._memslots)})"
+            f"phase={self.phase.value}, files={len(self.files)}, memslots={len(self.memslots)})"
         )
 
     def _repr_html_(self) -> str:
-        with self.lock:
-            slots = [
-                (slot.slot, f"{slot.gpa:#x}", f"{slot.size:#x}", slot.gmem.index, f"{slot.gmem_offset:#x}")
-                for slot in self._memslots
-            ]
-            files = [(gmem.index, gmem.n_pages, gmem.flags.name or "none") for gmem in self.files]
-            counters = self.counters
-        values = {"abi": self.abi.name, "firmware": self.firmware.value, "phase": self._phase.value}
+        slots = [
+            (slot.slot, f"{slot.gpa:#x}", f"{slot.size:#x}", slot.gmem.index, f"{slot.gmem_offset:#x}")
+            for slot in self.memslots
+        ]
+        files = [(gmem.index, gmem.n_pages, gmem.flags.name or "none") for gmem in self.files]
+        values = {"abi": self.abi.name, "firmware": self.firmware.value, "phase": self.phase.value}
         return facts(
             f"{type(self).__name__}, {self.vm_type}",
             values,
             table("files", ("file", "pages", "flags"), files),
             table("memslots", ("slot", "gpa", "size", "file", "offset"), slots),
-            counters._repr_html_(),
+            self.counters._repr_html_(),
         )
 
-    def __enter__(self) -> "VmFace":
+    def __enter__(self) -> "Vm":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -161,40 +169,74 @@ class VmFace:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._closed
+        return self._owner.is_closed
 
     @property
     def phase(self) -> Phase:
         """LAUNCHING until `launch_finish`, then RUNNING."""
-        return self._phase
+        return self._launch.phase
 
     @property
     def rules(self) -> Rules:
         """Policy compiled for this Vm and its phase."""
-        return self._rules
+        return self._owner.rules
 
     @property
-    def memslots(self) -> tuple[Memslot[GuestMemfd], ...]:
+    def files(self) -> list[GuestMemfd]:
+        """Open files, in the order of their creation."""
+        return [gmem for gmem in self._parts.get().files if not gmem.closed]
+
+    @property
+    def memslots(self) -> tuple[Memslot, ...]:
         """Memslots, in the order of their addresses."""
-        with self.lock:
-            return tuple(self._memslots)
+        return () if self.closed else self._parts.get().memslots.existing().by_gpa
 
     @property
     def counters(self) -> Counters:
-        """Events of this Vm since its creation."""
-        with self.lock:
-            total = self._closed_files_counters + Counters(memory_faults=self._memory_faults)
-            for gmem in self.files:
-                total += gmem.counters
-            return total
+        """Events of this Vm since its creation; in `legacy` of both sides."""
+        parts = self._parts.get()
+        return sum((gmem.counters for gmem in parts.files), parts.closed_files + self._owner.counters)
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Hold every lock of this Vm: inside the ``with`` nothing changes but by this thread."""
-        with self.lock:
-            stores = [store for gmem in self.files for store in (gmem._store, gmem._host)]
-            with access.locked([Segment(0, 0, store, 0) for store in stores]):
-                yield
+    def freeze(self, files: Sequence[GuestMemfd] | None = None) -> FrozenVm:
+        """Copy page state and counters, all of one moment.
+
+        Parameters
+        ----------
+        files : sequence of GuestMemfd or None
+            Copy the state of these alone; None: of all.
+
+        Returns
+        -------
+        FrozenVm
+            What other threads do comes wholly before or after it.
+
+        Raises
+        ------
+        BadFileError
+            EBADF: one of the files is closed.
+        """
+        while True:
+            parts = self._parts.get()
+            stores = [store for gmem in parts.files for store in gmem.sides]
+            moment = self._owner.freeze(stores)
+            if parts is self._parts.get():
+                break
+        frozen = []
+        for i, gmem in enumerate(parts.files):
+            private, shared = moment.files[2 * i : 2 * i + 2]
+            same = gmem.sides.private is gmem.sides.shared
+            counters = private.counters if same else private.counters + shared.counters
+            if private.state is not None:
+                frozen.append(FrozenFile(gmem, counters, private.state, None if same else shared.state))
+        wanted = frozen if files is None else [file for file in frozen if file.gmem in files]
+        if files is not None and len(wanted) != len(files):
+            raise BadFileError("the guest_memfd is closed")
+        total = sum((file.counters for file in frozen), parts.closed_files + moment.counters)
+        return FrozenVm(moment.phase, total, tuple(wanted), parts.memslots.by_gpa, moment.frames)
+
+    def private_frames(self) -> list[tuple[int, int]]:
+        """List the runs of guest frames that are private by the Vm's own attributes, half-open (`legacy`)."""
+        return self._owner.private_frames()
 
     def check_cap(self, name: str) -> int:
         """Ask a capability by name, with or without ``KVM_CAP_``; one that the abi lacks answers 0.
@@ -232,21 +274,41 @@ class VmFace:
         size, flags = as_int(size, "size"), as_u64(flags, "guest_memfd flags")
         offered = self.check_cap("GUEST_MEMFD_FLAGS")
         if flags & ~offered:
-            raise InvalidArgumentError(
-                f"guest_memfd flags {flags:#x}; bits of {offered:#x} would be accepted"
-            )
+            raise InvalidArgumentError(f"guest_memfd flags must be within {offered:#x}, not {flags:#x}")
         if not 0 < size <= I64_MAX or size % PAGE_SIZE:
             raise InvalidArgumentError(
-                f"guest_memfd size {size:#x}; a positive multiple of {PAGE_SIZE:#x} below 2^63 is accepted"
+                f"guest_memfd size must be a positive multiple of {PAGE_SIZE:#x} below 2^63, not {size:#x}"
             )
-        with self.lock:
-            if self._closed:
-                raise BadFileError("the Vm is closed")
-            store, host = self._new_stores(size, GuestMemfdFlag(flags))
-            gmem = GuestMemfd(self, store, host, GuestMemfdFlag(flags))
-            self.files.append(gmem)
-            self._files_created += 1
-            return gmem
+        self._check_open()
+
+        def new_store(*, private: bool, host_maps: bool) -> Store:
+            return Store(
+                size // PAGE_SIZE,
+                self._new_backing(size),
+                self._owner,
+                private=private,
+                seed=self.seed,
+                tracking=tracking_column(self.vm_type),
+                enforced=host_maps and self.enforce is not None,
+                threads=self._threads,
+            )
+
+        wanted = GuestMemfdFlag(flags)
+        gmem = GuestMemfd(self, self._owner, self._layout.new_sides(new_store, wanted), wanted)
+
+        def with_it(parts: _Parts) -> _Parts:
+            gmem.number(parts.created)
+            return parts._replace(files=(*parts.files, gmem), created=parts.created + 1)
+
+        self._parts.update(with_it)
+        if self.closed:  # meanwhile
+            gmem.close()
+        self._check_open()
+        return gmem
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise BadFileError("the Vm is closed")
 
     def add_memslot(
         self, slot: int, gpa: int | str, size: int | str, gmem: GuestMemfd, gmem_offset: int | str = 0
@@ -274,36 +336,35 @@ class VmFace:
         slot, gpa, size = as_int(slot, "slot"), as_u64(gpa, "gpa"), as_u64(size, "size")
         gmem_offset = as_u64(gmem_offset, "gmem_offset")
         if not (self.abi.shared_files or self.platform.private_memory):
-            raise InvalidArgumentError(f"a {self.vm_type} VM has no memslots with a guest_memfd before 6.18")
-        with self.lock:
-            self._memslots.check_region(slot, gpa, size, gmem_offset)
+            raise InvalidArgumentError(
+                f"a {self.vm_type} VM; memslots with a guest_memfd must be of one with private memory before 6.18"
+            )
+
+        def with_it(parts: _Parts) -> _Parts:
+            memslots = parts.memslots.existing()
+            memslots.check_region(slot, gpa, size, gmem_offset)
             if not isinstance(gmem, GuestMemfd) or gmem.closed:
                 raise BadFileError(f"{gmem!r} isn't an open guest_memfd")
             if gmem.vm is not self:
                 raise InvalidArgumentError("the guest_memfd belongs to another Vm")
-            overlap = _FILE_OVERLAPS[self.abi.file_overlap]
-            self._memslots.bind(Memslot(slot, gpa, size, gmem, gmem_offset), gmem.size, overlap)
+            new = Memslot(slot, gpa, size, gmem, gmem_offset)
+            return parts._replace(memslots=memslots.bound(new, _FILE_OVERLAPS[self.abi.file_overlap]))
+
+        self._parts.update(with_it)
 
     def delete_memslot(self, slot: int) -> None:
         """Delete a memslot; its file and the attributes there stay.
-
-        On TDX its pages leave the S-EPT, which clears them: the guest has to accept them again.
 
         Raises
         ------
         InvalidArgumentError
             EINVAL: there is none.
         """
-        with self.lock:
-            deleted = self._memslots.delete(as_int(slot, "slot"))
-            if not deleted.gmem.closed:
-                start = deleted.gmem_offset >> PAGE_SHIFT
-                self.unmap(deleted.gmem, start, start + (deleted.size >> PAGE_SHIFT))
-
-    def unmap(self, gmem: GuestMemfd, start: int, end: int) -> None:
-        """Unmap pages of a file from the guest, which leaves them private."""
-        if self.platform.unmapping_removes:
-            gmem._store.unassign(start, end, pack_operations(self.platform.to_shared))
+        slot = as_int(slot, "slot")
+        deleted = self._parts.get().memslots.existing().named(slot)
+        if not self._owner.delete_memslot(*deleted.unmapped):  # somebody else was quicker
+            raise InvalidArgumentError(f"there is no memslot {slot}")
+        self._parts.update(lambda parts: parts._replace(memslots=parts.memslots.existing()))
 
     # ---- the guest's view ----------------------------------------------------------------------
 
@@ -322,20 +383,17 @@ class VmFace:
         MemoryFaultExit, MmioExit, HwPoisonExit, NotValidatedExit
             The exit that KVM_RUN would make; no data moves.
         """
-        gpa, size = as_u64(gpa, "gpa"), as_u64(size, "size")
-        with self._checked_access(gpa, size, private) as segments:
-            return access.read_segments(segments, self.platform.coco)
+        gpa, size = as_u64s((gpa, size), _RANGE)
+        variant = variant_of(private)
+        check_guest_range(gpa, size)
+        return self._owner.read(self._slots(), gpa, size, variant)
 
-    def guest_write(
-        self,
-        gpa: int | str,
-        data: bytes | bytearray | memoryview | NDArray[np.uint8],
-        private: bool | None = None,
-    ) -> None:
+    def guest_write(self, gpa: int | str, data: Data, private: bool | None = None) -> None:
         """Write as the guest does; see `guest_read`."""
-        gpa, view = as_u64(gpa, "gpa"), access.as_bytes(data)
-        with self._checked_access(gpa, len(view), private) as segments:
-            access.write_segments(segments, view, self.platform.coco)
+        gpa, view = as_u64(gpa, "gpa"), as_bytes(data)
+        variant = variant_of(private)
+        check_guest_range(gpa, len(view))
+        self._owner.write(self._slots(), gpa, view, variant)
 
     def guest_touch(self, gpa: int | str, size: int | str, private: bool | None = None) -> None:
         """Access memory as the guest does and move no data; see `guest_read`.
@@ -343,9 +401,10 @@ class VmFace:
         It has the checks, exits and page state of an access, costs no copy, and works on files that hold
         attributes only.
         """
-        gpa, size = as_u64(gpa, "gpa"), as_u64(size, "size")
-        with self._checked_access(gpa, size, private, moves_data=False) as segments:
-            access.touch_segments(segments)
+        gpa, size = as_u64s((gpa, size), _RANGE)
+        variant = variant_of(private)
+        check_guest_range(gpa, size)
+        self._owner.take(self._slots(), Step.GUEST_READ, gpa, size, variant)
 
     def accept(self, gpa: int | str, size: int | str) -> Counters:
         """The guest's accept: PVALIDATE, TDG.MEM.PAGE.ACCEPT. No effect where pages aren't accepted.
@@ -359,41 +418,14 @@ class VmFace:
         HwPoisonExit
             A poisoned page.
         """
-        gpa, size = as_u64(gpa, "gpa"), as_u64(size, "size")
+        gpa, size = as_u64s((gpa, size), _RANGE)
         check_aligned(gpa, size, "accept")
         if self.platform.accept is None:
             return Counters()
-        operations = ACCEPT_OPERATIONS[self.platform.accept]
-        with self.lock:
-            segments = self._resolve(gpa, size, private_side=True)
-            with access.locked(segments):
-                self._raise_refused(access.first_refused(segments, ACCEPT_TERMS, NO_PAGE), True)
-                access.promise(segments)
-                total = Counters()
-                for segment in segments:
-                    assert segment.store is not None
-                    total += segment.store.accept(*segment.pages, operations, promised=True)
-                return total
+        return self._owner.take(self._slots(), Step.ACCEPT, gpa, size)
 
-    def _checked_access(
-        self, gpa: int, size: int, private: bool | None, *, moves_data: bool = True
-    ) -> "_CheckedAccess":
-        if private is not None and not isinstance(private, (bool, np.bool_)):
-            raise TypeError(f"private is True, False or None, not {type(private).__name__}")
-        access.check_guest_range(gpa, size)
-        return _CheckedAccess(self, gpa, size, private, moves_data)
-
-    def _raise_refused(self, refused: access.Refused | None, private: bool | None) -> None:
-        """Raise the exit of a refused guest access, with what it leaves behind."""
-        if refused is None:
-            return
-        if refused.term.mark:
-            assert refused.segment.store is not None
-            refused.segment.store.mark(refused.page, refused.term.mark)
-        error = access.guest_exit(refused, bool(private))
-        if isinstance(error, MemoryFaultExit):
-            self._memory_faults += 1
-        raise error
+    def _slots(self) -> Slots:
+        return self._parts.get().memslots.slots
 
     # ---- launch --------------------------------------------------------------------------------
 
@@ -401,7 +433,7 @@ class VmFace:
         self,
         gpa: int | str,
         size: int | str,
-        source: bytes | bytearray | memoryview | NDArray[np.uint8] | None = None,
+        source: Data | None = None,
         page_type: PageType | str | int = PageType.NORMAL,
     ) -> LaunchUpdateResult:
         """Load a part of the initial image (KVM_SEV_SNP_LAUNCH_UPDATE, KVM_TDX_INIT_MEM_REGION).
@@ -435,7 +467,7 @@ class VmFace:
         ----------
         snp_launch_update, tdx_vcpu_init_mem_region, __kvm_gmem_populate.
         """
-        gpa, size = as_u64(gpa, "gpa"), as_u64(size, "size")
+        gpa, size = as_u64s((gpa, size), _RANGE)
         kind = member(PageType, page_type)
         rules = self.platform.populate
         if rules is None:
@@ -443,82 +475,30 @@ class VmFace:
                 f"a {self.vm_type} VM has no launch; its memory is written by the host"
             )
         check_aligned(gpa, size, "launch update", most=None if rules.one_memslot else U64_MAX)
-        view = None if source is None else access.as_bytes(source)
+        view = None if source is None else as_bytes(source)
         if view is not None and len(view) != size:
             raise InvalidArgumentError(f"the source must be {size:#x} bytes, not {len(view):#x}")
-        image = Image(None if kind == PageType.ZERO else view, kind)
-        self._check_populate(rules, image)
-        with self.lock:
-            if rules.checks_phase and self._phase == Phase.RUNNING:
-                raise LaunchUpdateError(
-                    "the launch is finished: no more of the image can be loaded", "EINVAL", 0
-                )
-            if rules.one_memslot:
-                slot = self._memslots.at(gpa)
-                if slot is None:
-                    raise LaunchUpdateError(f"no memslot at gpa {gpa:#x}", "EINVAL", 0)
-                size = min(size, slot.gpa + slot.size - gpa)
-            segments = self._resolve(gpa, size, private_side=True)
-            with access.locked(segments):
-                if view is not None or self._launch_digest is not None:
-                    access.require_bytes(segments)
-                self._launch_began = True
-                image.digest = self._launch_digest
-                return launch_update(self, segments, image)
+        return self._launch.update(self._slots(), gpa, size, view, kind)
 
-    def _check_populate(self, rules: Populate, image: Image) -> None:
-        """Refuse an image whatever the pages."""
-        if image.page_type in rules.refused_types:
-            raise InvalidArgumentError(
-                f"a {self.vm_type} VM takes no {image.page_type} pages; pass them to launch_finish"
-            )
-        if self.abi.legacy and self.platform.coco and image.in_place:
-            raise InvalidArgumentError(f"abi {self.abi.name} has no populate in place; a source is needed")
-
-    def launch_finish(
-        self, vmsas: Sequence[bytes | bytearray | memoryview | NDArray[np.uint8]] | None = None
-    ) -> None:
+    def launch_finish(self, vmsas: Sequence[Data] | None = None) -> None:
         """End the launch phase (SNP_LAUNCH_FINISH, TDX finalize).
 
         Parameters
         ----------
-        vmsas : sequence of bytes-like, PAGE_SIZE bytes each, or None
-            Each vCPU's VMSA; none for a VM without vCPUs. KVM encrypts and measures these pages before the
-            firmware closes the measurement; they aren't guest memory. None: there are vCPUs, and their
-            VMSAs don't enter the launch digest.
+        vmsas : sequence of bytes-like, PAGE_SIZE bytes each
+            Each vCPU's VMSA. KVM encrypts and measures these pages itself, before the firmware closes the
+            measurement; they aren't guest memory. Where no launch digest is kept they make no difference.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: a VMSA of another size. The launch goes on.
-        LaunchFinishError
-            SNP and TDX: the launch is finished already. EINVAL; EIO on SNP if the VM has no vCPUs.
+            EINVAL: twice, where there is a measurement to close; a VMSA of another size. The launch goes on.
 
         References
         ----------
         snp_launch_finish, snp_launch_update_vmsa; tdx_td_finalize.
         """
-        pages = [access.as_bytes(vmsa).tobytes() for vmsa in vmsas or ()]
-        for page in pages:
-            if len(page) != PAGE_SIZE:
-                raise InvalidArgumentError(f"a VMSA must be {PAGE_SIZE} bytes, not {len(page)}")
-        with self.lock:
-            if self._phase == Phase.LAUNCHING:
-                self._has_vcpus = vmsas is None or len(pages) > 0
-            elif again := self._finish_again():
-                raise LaunchFinishError("the launch is finished already", again)
-            with access.locked([Segment(0, 0, gmem._store, 0) for gmem in self.files]):
-                if self._launch_digest is not None:
-                    for page in pages:
-                        self._launch_digest.update(VMSA_GPA, PageType.VMSA, page)
-                self._phase = Phase.RUNNING
-                self._rules = compile_rules(self.abi, self.vm_type, self.firmware, self._phase)
-
-    def _finish_again(self) -> str | None:
-        """Errno name of a second launch_finish, if it is refused."""
-        if self._has_vcpus:
-            return self.platform.finish_again
-        return self.platform.finish_again_without_vcpus
+        self._launch.finish(vmsas)
 
     def start_measurement(self) -> None:
         """Keep a launch digest of every page that a launch update populates from now on (SNP).
@@ -534,17 +514,7 @@ class VmFace:
         InvalidArgumentError
             EINVAL: twice, or after a launch update or the launch: the digest would lack what came before.
         """
-        with self.lock:
-            if self.platform.populate is None or not self.platform.populate.measures:
-                measured = [name for name, row in PLATFORMS.items() if row.populate and row.populate.measures]
-                raise UnsupportedOperationError(
-                    f"the launch of a {self.vm_type} VM isn't measured; that of {', '.join(measured)} is"
-                )
-            if self._launch_began or self._launch_digest is not None or self._phase == Phase.RUNNING:
-                raise InvalidArgumentError(
-                    "the measurement or the launch has begun; once, before its first update, is accepted"
-                )
-            self._launch_digest = LaunchDigest()
+        self._launch.start_measurement()
 
     @property
     def launch_measurement(self) -> bytes:
@@ -555,29 +525,11 @@ class VmFace:
         InvalidArgumentError
             EINVAL: `start_measurement` wasn't called.
         """
-        with self.lock:
-            if self._launch_digest is None:
-                raise InvalidArgumentError(
-                    "the launch isn't measured; start_measurement() before its first update would do it"
-                )
-            return self._launch_digest.digest
+        return self._launch.measurement
 
-    def correct_cpuid(self, corrected: bytes | None) -> None:
+    def correct_cpuid(self, corrected: Data | None) -> None:
         """Let the firmware refuse the next CPUID page and leave these bytes in its place; None: no more."""
-        view = None if corrected is None else access.as_bytes(corrected)
-        if view is not None and len(view) > PAGE_SIZE:
-            raise InvalidArgumentError(f"a correction of {len(view)} bytes; 1 to {PAGE_SIZE} is accepted")
-        self._cpuid_correction = None if view is None else view.tobytes()
-
-    def takes_cpuid_correction(self, page_type: PageType) -> bool:
-        """Whether a page of this type would be corrected now."""
-        return page_type == PageType.CPUID and self._cpuid_correction is not None
-
-    def take_cpuid_correction(self) -> bytes:
-        """The firmware's bytes; the correction happens once."""
-        corrected, self._cpuid_correction = self._cpuid_correction, None
-        assert corrected is not None
-        return corrected
+        self._launch.correct_cpuid(corrected)
 
     # ---- the VM fd -----------------------------------------------------------------------------
 
@@ -608,16 +560,8 @@ class VmFace:
         ----------
         kvm_vm_ioctl_set_mem_attributes; KVM API 4.141.
         """
-        address, size = as_u64(address, "address"), as_u64(size, "size")
-        attributes, flags = as_u64(attributes, "attributes"), as_u64(flags, "flags")
-        if flags:
-            raise InvalidArgumentError(f"flags {flags:#x}; must be 0")
-        known = self._known_attributes
-        if attributes & ~known:
-            raise InvalidArgumentError(f"attributes {attributes:#x} {self._attributes_belong()}")
-        check_aligned(address, size, "attribute range", most=U64_MAX)
-        private = bool(attributes & MemoryAttribute.PRIVATE)
-        return ConversionResult(self._set_vm_attributes(address, size, private))
+        request = as_u64s((address, size, attributes, flags), ("address", "size", "attributes", "flags"))
+        return ConversionResult(self._owner.set_attributes(*request))
 
     def convert(self, address: int | str, size: int | str, to: Direction | str | int) -> ConversionResult:
         """Convert a range of guest frames, on an abi whose attributes belong to the Vm (`legacy`).
@@ -638,17 +582,6 @@ class VmFace:
         """
         return self.set_memory_attributes(address, size, as_u64(to, "attributes"))
 
-    def _attributes_belong(self) -> str:
-        """Say where this Vm's attributes are set, for an error."""
-        if self._known_attributes:
-            return f"must be PRIVATE ({self._known_attributes:#x}) or 0"
-        if self.check_cap("GUEST_MEMFD_MEMORY_ATTRIBUTES"):
-            return (
-                f"can't be set on the Vm: under abi {self.abi.name} they belong to the guest_memfd; "
-                "use GuestMemfd.convert or GuestMemfd.set_memory_attributes"
-            )
-        return f"must be 0: a {self.vm_type} VM has no private memory under abi {self.abi.name}"
-
     def ioctl(self, request: int, argument: bytearray | bytes | None) -> None:
         """Raw form of `set_memory_attributes`: request 0x4020AED2 and ``struct kvm_memory_attributes``."""
         from gmemcore.machine.ioctl import vm_ioctl
@@ -661,124 +594,40 @@ class VmFace:
         Nothing then refers to the files' page state in a circle: it is given back at once, not when Python
         next looks for circles.
         """
-        with self.lock:
-            self._closed = True
-            for gmem in tuple(self.files):
-                gmem.close()
-            self._memslots = Memslots()
+        parts = self._parts.get()
+        self._owner.close([store for gmem in parts.files for store in gmem.sides], all_of_it=True)
+        for gmem in parts.files:
+            gmem.drop_memory()
+        self._parts.update(lambda parts: _without_closed(parts)._replace(memslots=Memslots()))
 
     def forget(self, gmem: GuestMemfd) -> None:
-        """Let a file that is being closed go; what it counted stays."""
-        with self.lock:
-            if gmem in self.files:
-                self._closed_files_counters += gmem.counters
-                self.files.remove(gmem)
-
-    def count_memory_faults(self, n: int) -> None:
-        """Count exits that a batch of accesses made."""
-        with self.lock:
-            self._memory_faults += n
-
-    # ---- what Vm and LegacyVm do differently -----------------------------------------------------
-
-    def _new_stores(self, size: int, flags: GuestMemfdFlag) -> tuple[Store, Store]:
-        """A new file's store, and the store that its host mapping shows."""
-        raise NotImplementedError
-
-    def _resolve(self, gpa: int, size: int, *, private_side: bool = False) -> list[Segment]:
-        """What stands behind a gpa range now, in order; private_side: the gmem whatever the attribute."""
-        raise NotImplementedError
-
-    def _set_vm_attributes(self, address: int, size: int, private: bool) -> Counters:
-        """Set the Vm's own attributes over a checked range."""
-        raise NotImplementedError
-
-    def _new_store(self, size: int, *, private: bool, host_maps: bool) -> Store:
-        return Store(
-            size // PAGE_SIZE,
-            self._new_backing(size),
-            private=private,
-            seed=self.seed,
-            file_index=self._files_created,
-            tracking=tracking_column(self.vm_type),
-            enforced=host_maps and self.enforce is not None,
-            threads=self._threads,
-        )
+        """Let a file that was closed go; what it counted stays."""
+        self._parts.update(_without_closed)
 
 
-class Vm(VmFace):
-    """One guest whose memory is converted in place: attributes belong to the file."""
+class LegacyVm(Vm):
+    """A `Vm` of an abi with two backings, as `create_vm` makes of ``legacy``."""
 
     def __init__(
-        self, vm_type: VmType | str | int, abi: str | Abi = "v5", *args: Any, **options: Any
+        self, vm_type: VmType | str | int, abi: str | Abi = "legacy", *args: Any, **options: Any
     ) -> None:
         super().__init__(vm_type, abi, *args, **options)
-        if self.abi.legacy:
-            raise InvalidArgumentError(
-                f"abi {self.abi.name} has two backings; create_vm makes a LegacyVm of it"
-            )
-
-    def _new_stores(self, size: int, flags: GuestMemfdFlag) -> tuple[Store, Store]:
-        private, mappable = not flags & GuestMemfdFlag.INIT_SHARED, bool(flags & GuestMemfdFlag.MMAP)
-        store = self._new_store(size, private=private, host_maps=mappable)
-        return store, store
-
-    def _resolve(self, gpa: int, size: int, *, private_side: bool = False) -> list[Segment]:
-        return [
-            Segment(start, end - start, None, 0, closed=slot is not None)
-            if slot is None or slot.gmem.closed
-            else Segment(start, end - start, slot.gmem._store, start - slot.gpa + slot.gmem_offset)
-            for start, end, slot in self._memslots.walk(gpa, size)
-        ]
-
-    def _set_vm_attributes(self, address: int, size: int, private: bool) -> Counters:
-        return Counters()
+        if not self._layout.two_backings:
+            raise InvalidArgumentError(f"abi {self.abi.name} converts in place; use Vm or create_vm")
 
 
-class _CheckedAccess:
-    """The segments of a guest access that may go on, with all locks held inside the ``with``."""
-
-    __slots__ = ("_locks", "_vm", "gpa", "moves_data", "private", "size")
-
-    def __init__(self, vm: VmFace, gpa: int, size: int, private: bool | None, moves_data: bool) -> None:
-        self._vm, self.gpa, self.size, self.private = vm, gpa, size, private
-        self.moves_data = moves_data
-
-    def __enter__(self) -> list[Segment]:
-        vm = self._vm
-        vm.lock.acquire()
-        try:
-            segments = vm._resolve(self.gpa, self.size)
-            self._locks = access.locked(segments)
-            self._locks.__enter__()
-        except BaseException:
-            vm.lock.release()
-            raise
-        require = access.require_bytes if self.moves_data else access.require_open
-        try:
-            require(segments)
-            terms = GUEST_TERMS[vm.platform.coco, self.private]
-            refused = access.first_refused(segments, terms, hole_of(vm.platform, self.private))
-            vm._raise_refused(refused, self._kind(refused))
-        except BaseException:
-            self.__exit__()
-            raise
-        return segments
-
-    def __exit__(self, *_: object) -> None:
-        self._locks.__exit__(None, None, None)
-        self._vm.lock.release()
-
-    def _kind(self, refused: access.Refused | None) -> bool:
-        """Kind of the refused access: the guest's choice, or the page's attribute."""
-        if refused is None or (self._vm.platform.coco and self.private is not None):
-            return bool(self.private)
-        return bool(refused.segment.private) or refused.term is NOT_ACCEPTED
+def _without_closed(parts: _Parts) -> _Parts:
+    """Return what belongs to a Vm without the files that are closed, and with what they counted."""
+    closed = [gmem for gmem in parts.files if gmem.closed]
+    return parts._replace(
+        files=tuple(gmem for gmem in parts.files if gmem not in closed),
+        closed_files=sum((gmem.counters for gmem in closed), parts.closed_files),
+    )
 
 
 def _thread_count(threads: int) -> int:
     if not 1 <= as_int(threads, "threads") <= MAX_THREADS:
-        raise InvalidArgumentError(f"threads {threads}; 1 to {MAX_THREADS} would be accepted")
+        raise InvalidArgumentError(f"threads must be 1 to {MAX_THREADS}, not {threads}")
     return int(threads)
 
 
@@ -793,24 +642,11 @@ def _enforcement(enforce: str | None, backing: str | Callable[..., Backing]) -> 
     if enforce is None:
         return None
     if _text(enforce, "enforce").lower() != "mprotect":
-        raise InvalidArgumentError(f"unknown enforcement {enforce!r}; use 'mprotect' or None")
+        raise InvalidArgumentError(f"enforce must be 'mprotect' or None, not {enforce!r}")
     if isinstance(backing, str):  # what a factory makes is seen when it has made it
-        require_shared(BACKINGS[backing.lower()], repr(backing))
+        require_shared(BACKINGS[backing.lower()], backing.lower())
     return "mprotect"
 
 
-def _backing_factory(backing: str | Callable[..., Backing], **options: bool) -> Callable[[int], Backing]:
-    if callable(backing):
-        return backing
-    name = _text(backing, "backing").lower()
-    if name not in BACKINGS:
-        raise InvalidArgumentError(f"unknown backing {backing!r}; known: {', '.join(BACKINGS)}")
-    chosen = {name: True for name, value in options.items() if value}
-
-    def new(size: int) -> Backing:
-        try:
-            return BACKINGS[name](size, **chosen)
-        except TypeError:
-            raise InvalidArgumentError(f"backing {backing!r} doesn't take {', '.join(chosen)}") from None
-
-    return new
+def _backing_factory(backing: str | Callable[..., Backing], **options: bool) -> BackingFactory:
+    return backing if callable(backing) else backing_factory(_text(backing, "backing").lower(), **options)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gmemcore.engine import Counters
 from gmemcore.engine.arguments import check_aligned
-from gmemcore.engine.conversion import OUTCOMES
+from gmemcore.engine.results import OUTCOMES
 from gmemcore.engine.steps import Step
 from gmemcore.errors import (
     BadAddressError,

@@ -1,0 +1,97 @@
+"""Headers: the words by whose address kernels know a file or an owner, its lock among them.
+
+Every header is in a list, in the order of addresses, until nobody refers to it any more. A fork takes all of
+the locks before it happens and lets them go after it, in the parent and in the child, so the child never sees
+a file that another thread was changing, nor waits for a thread that it doesn't have.
+"""
+
+import os
+import weakref
+from functools import cache, partial
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmemcore.engine import kernels as layout
+from gmemcore.engine.jit import is_compiled, load_kernels
+
+Words = NDArray[np.uint64]
+
+
+def new_words(n: int) -> tuple[Words, int]:
+    """Return zeroed words and their address."""
+    words: Words = np.zeros(n, np.uint64)
+    return words, words.ctypes.data
+
+
+class _List:
+    """A list of headers, which is a header itself."""
+
+    def __init__(self) -> None:
+        self.words, self.address = new_words(int(layout.NEXT) + 1)
+        self._memory: dict[int, Words] = {}
+
+    def add(self, words: Words, address: int) -> None:
+        """Put a header in; its memory stays for as long as it is in."""
+        self._memory[address] = words
+        layout.enlist(self.address, address)
+
+    def drop(self, address: int) -> None:
+        """Take a header out."""
+        layout.delist(self.address, address)
+        self._memory.pop(address, None)
+
+
+OWNERS: Final = _List()
+FILES: Final = _List()
+"""Locks are taken in this order, and within a list in that of addresses."""
+
+_LOCKS: Final = np.array([0, 0, OWNERS.address, FILES.address], np.uint64)
+
+
+class Header:
+    """The words of one file or owner.
+
+    Parameters
+    ----------
+    slots : int
+        Words of it, zero at first.
+    among : _List
+        `OWNERS` or `FILES`.
+    """
+
+    __slots__ = ("__weakref__", "address", "words")
+
+    def __init__(self, slots: int, among: _List) -> None:
+        load_kernels()
+        _take_locks_at_fork()
+        self.words, self.address = new_words(slots)
+        weakref.finalize(self, among.drop, self.address).atexit = False
+        among.add(self.words, self.address)
+
+    def __getitem__(self, slot: int) -> int:
+        return int(self.words[slot])
+
+    def __setitem__(self, slot: int, value: int) -> None:
+        self.words[slot] = value
+
+
+@cache
+def _take_locks_at_fork() -> None:
+    """Register what a fork does.
+
+    Kernels are called without any Python function between, so nothing can interrupt it half way. A
+    compilation is waited for, too, since the child couldn't finish it.
+    """
+    none = np.array([1, 0], np.uint64)
+    layout.lock_all(none)  # which compiles it
+    layout.unlock_all(none)
+    take, let_go = partial(layout.lock_all, _LOCKS), partial(layout.unlock_all, _LOCKS)
+    os.register_at_fork(before=take, after_in_parent=let_go, after_in_child=let_go)
+    if is_compiled():
+        from gmemcore.engine.kernel_cache import compiling
+
+        os.register_at_fork(
+            before=compiling.acquire, after_in_parent=compiling.release, after_in_child=compiling.release
+        )

@@ -1,0 +1,422 @@
+"""Owner: what the files of one guest share, and what is done to several of them at once.
+
+The launch phase and its rules, exits that are counted, the launch digest, and with two backings the
+attributes by guest frame.
+"""
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from enum import IntFlag
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmemcore.engine import kernels as layout
+from gmemcore.engine.call import RESULT, SHORT, Call, address_of, idle, new_bytes, take_call
+from gmemcore.engine.counters import Counters
+from gmemcore.engine.headers import OWNERS, Header, new_words
+from gmemcore.engine.packed import PackedState
+from gmemcore.engine.refusals import raise_for_file, raise_frames, raise_guest
+from gmemcore.engine.results import OUTCOME_OF_REASON, counters_of
+from gmemcore.engine.rules import Rules
+from gmemcore.engine.steps import Step
+from gmemcore.uapi import PAGE_SIZE, Phase
+
+if TYPE_CHECKING:
+    from gmemcore.engine.store import Store
+
+Words = NDArray[np.uint64]
+
+_PHASES: Final = (Phase.LAUNCHING, Phase.RUNNING)
+_REQUEST: Final = struct.Struct("=12Q")
+"""Words 2 to 13 of a call: offset, size, attributes, flags, error_offset, reserved, step, data, owner, slots,
+their number, more."""
+_DIGEST: Final = struct.Struct("=6Q")
+
+
+class Slots:
+    """Memslots in the form of kernels: a row each, in the order of their addresses.
+
+    Parameters ---------- rows : ndarray of uint64, shape (n, 6) Guest physical address and size in bytes,
+    addresses of the files of both sides, offset in them, address of the word that says whether it is deleted.
+    n_bytes : int Bytes of those whose files hold bytes. kept : object What the addresses in them belong to:
+    it lives as long as somebody has these.
+    """
+
+    __slots__ = ("address", "kept", "n_bytes", "rows")
+
+    def __init__(self, rows: Words, n_bytes: int, kept: object) -> None:
+        self.rows = rows
+        self.n_bytes = n_bytes
+        self.kept = kept
+        self.address = rows.ctypes.data
+
+
+NO_SLOTS: Final = Slots(np.zeros((0, int(layout.SLOT_WORDS)), np.uint64), 0, None)
+
+
+class Load(IntFlag):
+    """What a launch update loads."""
+
+    ZERO = int(layout.IS_ZERO)
+    CPUID = int(layout.IS_CPUID)
+    IN_PLACE = int(layout.IN_PLACE)
+    """There is no source, and the page type wants contents."""
+    WRITABLE = int(layout.IS_WRITABLE)
+    """The source may be written: it gets the values of a corrected CPUID page."""
+
+
+class Populated(NamedTuple):
+    """What a launch update came to.
+
+    Attributes
+    ----------
+    outcome : str
+        OK, the name of an errno, or CHANGED: nothing was done, since what was hashed isn't what would be.
+    at : int
+        Guest physical address of the page that was refused.
+    pages : int
+        Pages done.
+    counters : Counters
+        The events.
+    """
+
+    outcome: str
+    at: int
+    pages: int
+    counters: Counters
+
+
+class Hashed(NamedTuple):
+    """What was hashed for a measured call, which does that or nothing.
+
+    Attributes
+    ----------
+    before, after : bytes
+        The launch digest that the hash goes on from, and what it came to.
+    pages : int
+        Pages in it.
+    contents : int
+        Address of the contents that were in place; 0: they weren't hashed.
+    """
+
+    before: bytes
+    after: bytes
+    pages: int
+    contents: int = 0
+
+
+class Frozen(NamedTuple):
+    """The state of one file at some moment; None for a closed one."""
+
+    counters: Counters
+    state: PackedState | None
+
+
+class Owner:
+    """One guest, as its files and kernels know it.
+
+    Parameters
+    ----------
+    rules : mapping of Phase to Rules
+        Policy in both launch phases.
+    two_backings : bool
+        Attributes are this owner's, by guest frame, and each memslot has a file for either.
+    """
+
+    def __init__(self, rules: Mapping[Phase, Rules], *, two_backings: bool = False) -> None:
+        self._rules = rules
+        self.header = Header(int(layout.OWNER_SLOTS), OWNERS)
+        self._correction, correction = new_words(PAGE_SIZE // 8)
+        self._edges = [new_words(64)]  # each that kernels ever knew, since one may be in use
+        self.header[layout.RULES_LAUNCHING] = rules[Phase.LAUNCHING].table.ctypes.data
+        self.header[layout.RULES_RUNNING] = rules[Phase.RUNNING].table.ctypes.data
+        self.header[layout.CORRECTION] = correction
+        self.header[layout.TWO_BACKINGS] = two_backings
+        self.header[layout.EDGES] = self._edges[0][1]
+        self.header[layout.EDGE_ROOM] = len(self._edges[0][0])
+
+    @property
+    def phase(self) -> Phase:
+        """The launch phase."""
+        return _PHASES[self.header[layout.PHASE]]
+
+    @property
+    def rules(self) -> Rules:
+        """Policy in this phase."""
+        return self._rules[self.phase]
+
+    def rules_in(self, phase: int) -> Rules:
+        """Return policy in a phase, by the number that kernels have for it."""
+        return self._rules[_PHASES[phase]]
+
+    @property
+    def has_two_backings(self) -> bool:
+        """Whether attributes are its own, by guest frame."""
+        return bool(self.header[layout.TWO_BACKINGS])
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called for all of it."""
+        return bool(self.header[layout.OWNER_IS_CLOSED])
+
+    def _call(self, slots: Slots, *words: int) -> Call:
+        """Return a call with offset, size, attributes, flags, step, data and more, and the memslots."""
+        offset, size, attributes, flags, step, data, more = words
+        call = take_call()
+        _REQUEST.pack_into(
+            *(call.raw, 16, offset, size, attributes, flags, 0, 0, step, data),
+            *(self.header.address, slots.address, len(slots.rows), more),
+        )
+        return call
+
+    # ---- the guest's view ----------------------------------------------------------------------
+
+    def take(self, slots: Slots, step: Step, gpa: int, size: int, variant: int = 0) -> Counters:
+        """Take a step of the guest over a range of its memory, all of it or nothing, and move no data.
+
+        Parameters
+        ----------
+        slots : Slots
+            What lies behind guest physical addresses.
+        variant : int
+            Kind of an access, an index of `ACCESS_KINDS`.
+
+        Raises
+        ------
+        GmemError
+            What refused it.
+        """
+        call = self._call(slots, gpa, size, 0, variant, step, 0, 0)
+        self._taken(call, step, gpa, size, variant)
+        counters = counters_of(call.raw[RESULT])
+        idle.append(call)
+        return counters
+
+    def read(self, slots: Slots, gpa: int, size: int, variant: int) -> bytes:
+        """Read as the guest does; see `take`."""
+        call = self._call(slots, gpa, size, 0, variant, Step.GUEST_READ, 0, 0)
+        data, call.words[layout.DATA] = b"", call.data
+        if SHORT < size <= slots.n_bytes:
+            data, call.words[layout.DATA] = new_bytes(size)
+        self._taken(call, Step.GUEST_READ, gpa, size, variant)
+        data = data or call.short_data(size)
+        idle.append(call)
+        return data
+
+    def write(self, slots: Slots, gpa: int, data: NDArray[np.uint8], variant: int) -> None:
+        """Write as the guest does; see `take`."""
+        size = len(data)
+        call = self._call(slots, gpa, size, 0, variant, Step.GUEST_WRITE, 0, 0)
+        call.words[layout.DATA] = call.put_data(data) if size <= SHORT else address_of(data)
+        self._taken(call, Step.GUEST_WRITE, gpa, size, variant)
+        idle.append(call)
+
+    def _taken(self, call: Call, step: Step, gpa: int, size: int, variant: int) -> None:
+        """Take a step, or raise what refused it."""
+        reason = layout.take_guest(call.words)
+        if reason:
+            at, kind = call[layout.RESULT + layout.ERROR_OFFSET], call[layout.ANSWER]
+            raise_guest(self.rules, step, gpa, size, reason, at, variant, kind, call[layout.GONE])
+
+    # ---- the launch ----------------------------------------------------------------------------
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a launch digest is kept."""
+        return bool(self.header[layout.IS_MEASURED])
+
+    def start_measurement(self) -> bool:
+        """Keep a launch digest from now on; False if one is kept, or the launch has begun."""
+        call = self._call(NO_SLOTS, *_NOTHING)
+        reason = layout.start_measurement(call.words)
+        idle.append(call)
+        return not reason
+
+    def digest(self) -> bytes:
+        """Return the launch digest, 48 bytes."""
+        call = self._call(NO_SLOTS, *_NOTHING)
+        layout.copy_digest(call.words)
+        digest = bytes(call.raw[_DIGEST_BEFORE])
+        idle.append(call)
+        return digest
+
+    def plan(self, slots: Slots, gpa: int, size: int, load: Load, contents: int = 0) -> int:
+        """Return how many pages a launch update would do; copy what is in them to an address (0: don't)."""
+        flags = load | int(layout.PLAN_ONLY)
+        return self._populate(self._call(slots, gpa, size, 0, flags, Step.POPULATE, 0, contents)).pages
+
+    def populate(
+        self, slots: Slots, gpa: int, size: int, load: Load, source: int, hashed: Hashed | None = None
+    ) -> Populated:
+        """Take a launch update.
+
+        Parameters
+        ----------
+        source : int
+            Address of the contents; 0: none.
+        hashed : Hashed or None
+            Of a measured launch, what was hashed before.
+        """
+        contents = 0 if hashed is None else hashed.contents
+        call = self._call(slots, gpa, size, 0, load, Step.POPULATE, source, contents)
+        _put_hashed(call, hashed)
+        return self._populate(call)
+
+    def _populate(self, call: Call) -> Populated:
+        reason = layout.populate(call.words)
+        raise_for_file(reason)
+        outcome = _POPULATE_OUTCOMES.get(reason) or OUTCOME_OF_REASON[reason]
+        at, pages = call[layout.RESULT + layout.ERROR_OFFSET], call[layout.ANSWER]
+        populated = Populated(outcome, at, pages, counters_of(call.raw[RESULT]))
+        idle.append(call)
+        return populated
+
+    def finish(self, hashed: Hashed | None = None, *, without_vcpus: bool = False) -> str:
+        """End the launch phase; returns OK, the name of an errno, or CHANGED."""
+        call = self._call(NO_SLOTS, 0, 0, 0, int(without_vcpus), 0, 0, 0)
+        _put_hashed(call, hashed)
+        reason = layout.finish_launch(call.words)
+        idle.append(call)
+        return _POPULATE_OUTCOMES.get(reason) or OUTCOME_OF_REASON[reason]
+
+    def correct_cpuid(self, corrected: NDArray[np.uint8]) -> None:
+        """Let the firmware correct the next CPUID page by some bytes; none: not any more."""
+        address = corrected.ctypes.data if len(corrected) else 0
+        call = self._call(NO_SLOTS, 0, len(corrected), 0, 0, 0, address, 0)
+        layout.set_correction(call.words)
+        idle.append(call)
+
+    # ---- attributes by guest frame ---------------------------------------------------------------
+
+    def set_attributes(self, address: int, size: int, attributes: int, flags: int) -> Counters:
+        """KVM_SET_MEMORY_ATTRIBUTES on the VM fd.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL.
+        """
+        more, room = 0, 0
+        while True:
+            call = self._call(NO_SLOTS, address, size, attributes, flags, 0, 0, more)
+            call.words[layout.MOST] = room
+            reason = layout.set_attributes(call.words)
+            if reason != layout.NO_ROOM:
+                break
+            self._edges.append(new_words(2 * self.header[layout.EDGE_ROOM]))
+            more, room = self._edges[-1][1], len(self._edges[-1][0])
+        if reason:
+            raise_frames(self.rules, (address, size, attributes, flags), reason)
+        counters = counters_of(call.raw[RESULT])
+        idle.append(call)
+        return counters
+
+    @property
+    def counters(self) -> Counters:
+        """Events that are no file's: exits, and changes of attributes by frame."""
+        call = self._call(NO_SLOTS, *_NOTHING)
+        layout.count_owner(call.words)
+        counters = counters_of(call.raw[RESULT]) + Counters(memory_faults=call[layout.FAULTS_SEEN])
+        idle.append(call)
+        return counters
+
+    def private_frames(self) -> list[tuple[int, int]]:
+        """List the runs of private guest frames, half-open."""
+        call = self._call(NO_SLOTS, *_NOTHING)
+        edges = np.empty(self.header[layout.N_EDGES], np.uint64)
+        while (n := layout.copy_edges(call.words, edges)) > len(edges):
+            edges = np.empty(n, np.uint64)
+        idle.append(call)
+        return [(low, high) for low, high in edges[:n].reshape(-1, 2).tolist()]
+
+    # ---- several files ---------------------------------------------------------------------------
+
+    def freeze(self, stores: Sequence["Store"]) -> "Moment":
+        """Copy the state of files, all of one moment."""
+        order = sorted(range(len(stores)), key=lambda i: stores[i].address)
+        rows = np.zeros((len(stores), int(layout.FROZEN_COLUMNS)), np.uint64)
+        words = [np.empty(-(-store.n_pages // int(layout.BLOCK_PAGES)), np.uint64) for store in stores]
+        lines = [np.empty((0, 8), np.uint64) for _ in stores]
+        edges = np.empty(0, np.uint64)
+        while True:
+            for row, i in enumerate(order):
+                room = stores[i].address, words[i].ctypes.data, lines[i].ctypes.data, len(lines[i])
+                rows[row, :4] = room
+            call = self._call(NO_SLOTS, 0, 0, 0, 0, 0, edges.ctypes.data, 0)
+            call.words[layout.MOST] = len(edges)
+            reason = layout.freeze(call.words, rows)
+            needed = rows[:, layout.FROZEN_NEEDED].tolist()
+            if reason != layout.NO_ROOM:
+                break
+            lines = [np.empty((needed[order.index(i)], 8), np.uint64) for i in range(len(stores))]
+            edges = np.empty(call[layout.MORE], np.uint64)
+        frozen: list[Frozen] = [Frozen(Counters(), None)] * len(stores)
+        for row, i in enumerate(order):
+            result = rows[row, int(layout.FROZEN_RESULT) :].tolist()
+            state = None
+            if not rows[row, layout.FROZEN_CLOSED]:
+                state = PackedState(stores[i].n_pages, words[i], lines[i][: needed[row]])
+            frozen[i] = Frozen(Counters(*result[int(layout.COUNTERS_AT) :]), state)
+        counters = counters_of(call.raw[RESULT]) + Counters(memory_faults=call[layout.FAULTS_SEEN])
+        frames = edges[: call[layout.MORE]].reshape(-1, 2)
+        moment = Moment(frozen, _PHASES[call[layout.PHASE_SEEN]], counters, frames)
+        idle.append(call)
+        return moment
+
+    def delete_memslot(self, store: "Store", start: int, end: int, deleted: int) -> bool:
+        """Unmap pages of a file from the guest, and set the word at an address; False if it was set."""
+        call = self._call(NO_SLOTS, start, end - start, 0, 0, 0, deleted, 0)
+        call.words[layout.FILE] = store.address
+        reason = layout.unmap_slot(call.words)
+        idle.append(call)
+        return not reason
+
+    def close(self, stores: Iterable["Store"], *, all_of_it: bool) -> None:
+        """Close files at once, and with all_of_it this owner; their memory is dropped afterwards."""
+        addresses = np.array(sorted({store.address for store in stores}), np.uint64)
+        call = self._call(NO_SLOTS, 0, 0, 0, int(all_of_it), 0, 0, 0)
+        layout.close_files(call.words, addresses)
+        idle.append(call)
+
+
+class Moment(NamedTuple):
+    """What `Owner.freeze` copied.
+
+    Attributes
+    ----------
+    files : list of Frozen
+        In the order in which they were asked for.
+    phase : Phase
+        The launch phase.
+    counters : Counters
+        Events of the owner itself.
+    frames : ndarray of uint64, shape (n, 2)
+        Runs of private guest frames, with two backings.
+    """
+
+    files: list[Frozen]
+    phase: Phase
+    counters: Counters
+    frames: NDArray[np.uint64]
+
+
+_NOTHING: Final = (0,) * 7
+
+
+_POPULATE_OUTCOMES: Final = {int(layout.CHANGED): "CHANGED", int(layout.NO_SLOT): "EINVAL"}
+
+
+def _put_hashed(call: Call, hashed: Hashed | None) -> None:
+    call.words[layout.PLANNED] = layout.NEVER if hashed is None else hashed.pages
+    if hashed is not None:
+        call.raw[_DIGEST_BEFORE], call.raw[_DIGEST_AFTER] = hashed.before, hashed.after
+
+
+def _digest_at(slot: np.uint64) -> slice:
+    return slice(8 * int(slot), 8 * int(slot) + _DIGEST.size)
+
+
+_DIGEST_BEFORE: Final = _digest_at(layout.DIGEST_BEFORE)
+_DIGEST_AFTER: Final = _digest_at(layout.DIGEST_AFTER)

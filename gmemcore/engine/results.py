@@ -1,0 +1,134 @@
+"""Results: what kernels answer, as counters, outcomes and errnos."""
+
+import errno
+import struct
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmemcore.engine import kernels as layout
+from gmemcore.engine.counters import ENGINE_COUNTERS, Counters
+from gmemcore.errors import ERRNO_NUMBERS
+from gmemcore.html import table
+
+OUTCOME_OF_REASON: Final = {
+    0: "OK",
+    **dict.fromkeys(map(int, range(int(layout.FLAGS_UNKNOWN), int(layout.MODE_UNSUPPORTED))), "EINVAL"),
+    int(layout.MODE_UNSUPPORTED): "EOPNOTSUPP",
+    int(layout.NO_MEMORY): "ENOMEM",
+    int(layout.PAGE_PINNED): "EAGAIN",
+    int(layout.INVALID): "EINVAL",
+    int(layout.BAD_ADDRESS): "EFAULT",
+    int(layout.INPUT_OUTPUT): "EIO",
+    int(layout.HOST_FAULT): "SIGBUS",
+    int(layout.MEMORY_FAULT): "MEMORY_FAULT",
+    int(layout.NO_SLOT): "MMIO",
+    int(layout.POISONED_PAGE): "EHWPOISON",
+    int(layout.NOT_VALIDATED): "NOT_VALIDATED",
+    int(layout.TOO_LARGE): "EFBIG",
+}
+"""What a reason of a kernel is called: OK, an errno's name, or an access's SIGBUS and its like."""
+
+OUTCOMES: Final = tuple(dict.fromkeys(OUTCOME_OF_REASON.values()))
+"""What can become of a request or another step."""
+
+_OUTCOMES = np.array([OUTCOMES.index(name) for name in OUTCOME_OF_REASON.values()], np.uint8)
+_ERRNOS = np.array(
+    [0 if name == "OK" else ERRNO_NUMBERS.get(name, errno.EFAULT) for name in OUTCOME_OF_REASON.values()],
+    np.int32,
+)
+
+RESULT: Final = struct.Struct(f"={layout.RESULT_ROWS}Q")
+"""One result as kernels write it: reason, error_offset, counters."""
+
+
+def counters_of(result: bytearray) -> Counters:
+    """Return the counters of a result."""
+    return Counters(*RESULT.unpack(result)[int(layout.COUNTERS_AT) :])
+
+
+class ConversionResult:
+    """What one accepted conversion did.
+
+    Parameters ---------- counters : Counters or bytearray The events, or the result that holds them (see
+    `RESULT`): naming them costs more than a short conversion does, so it waits until somebody asks.
+    """
+
+    __slots__ = ("_counters",)
+
+    def __init__(self, counters: Counters | bytearray) -> None:
+        self._counters = counters
+
+    @property
+    def counters(self) -> Counters:
+        """The events of this call alone."""
+        if isinstance(self._counters, bytearray):
+            self._counters = counters_of(self._counters)
+        return self._counters
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ConversionResult) and self.counters == other.counters
+
+    def __hash__(self) -> int:
+        return hash(self.counters)
+
+    def __repr__(self) -> str:
+        return f"ConversionResult({self.counters!r})"
+
+    def _repr_html_(self) -> str:
+        return self.counters._repr_html_()
+
+
+class BatchResult:
+    """What each request of a batch did; requests that failed changed nothing.
+
+    Parameters
+    ----------
+    rows : ndarray of uint64, shape (RESULT_ROWS, n)
+        What the kernel wrote: reasons, error offsets, then a row a counter.
+    total : Counters
+        Counters of the whole batch.
+    """
+
+    __slots__ = ("_rows", "total")
+
+    def __init__(self, rows: NDArray[np.uint64], total: Counters) -> None:
+        self._rows = rows
+        self.total = total
+
+    def __len__(self) -> int:
+        return int(self._rows.shape[1])
+
+    def __repr__(self) -> str:
+        refused = int(np.count_nonzero(self._rows[0]))
+        return f"BatchResult({len(self)} requests, {refused} refused, {self.total!r})"
+
+    @property
+    def errno(self) -> NDArray[np.int32]:
+        """0, or the errno of the request, shape (n,)."""
+        errno: NDArray[np.int32] = _ERRNOS.take(self._rows[0].view(np.int64))
+        return errno
+
+    @property
+    def outcome(self) -> NDArray[np.uint8]:
+        """Outcome of each request as an index into `OUTCOMES`, shape (n,)."""
+        outcome: NDArray[np.uint8] = _OUTCOMES.take(self._rows[0].view(np.int64))
+        return outcome
+
+    def _repr_html_(self) -> str:
+        numbers, counts = np.unique(self.outcome, return_counts=True)
+        outcomes = [(OUTCOMES[n], count) for n, count in zip(numbers.tolist(), counts.tolist(), strict=True)]
+        title = f"{len(self):,} requests"
+        return table(title, ("outcome", "requests"), outcomes, self.total._repr_html_())
+
+    @property
+    def error_offset(self) -> NDArray[np.uint64]:
+        """The field after the call, bytes, shape (n,); of another refused step, the page's offset."""
+        offsets: NDArray[np.uint64] = self._rows[1]
+        return offsets
+
+    @property
+    def counters(self) -> dict[str, NDArray[np.uint64]]:
+        """The counters of each request by name, shape (n,) each, without a copy."""
+        return dict(zip(ENGINE_COUNTERS, self._rows[int(layout.COUNTERS_AT) :], strict=True))
