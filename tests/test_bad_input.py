@@ -265,12 +265,12 @@ def test_exact_numpy_integers_are_taken(exact):
     assert gmem.runs()[1] == (1, 2, "private")
 
 
-def test_messages_say_what_where_and_what_would_be_accepted():
+def test_messages_say_what_is_wrong_where_and_what_is_accepted():
     gmem = gmemcore.create_vm("SNP").create_guest_memfd(SIZE, 3)
     for arguments, says in (
         ((0, 1, 8), ["0x0+0x1", "multiples of 0x1000"]),
-        ((0, SIZE + 4096, 8), [f"{SIZE + 4096:#x}", f"up to {SIZE:#x}"]),
-        ((0, 4096, 3), ["attributes 0x3", "0x8"]),
+        ((0, SIZE + 4096, 8), [f"{SIZE + 4096:#x}", f"end at {SIZE:#x} or before"]),
+        ((0, 4096, 3), ["attributes must be within 0x8, not 0x3"]),
         ((0, 4096, 8, 64), ["flags 0x40", "ZERO=0x1", "PRESERVE=0x2"]),
         ((0, 4096, 8, 3), ["one content mode at a time"]),
         ((0, 4096, 8, 1), ["ZERO", "launching"]),

@@ -570,7 +570,7 @@ def test_what_is_asked_wrongly_is_refused():
     with pytest.raises(GmemError, match="unknown backing 'disk'"):
         gmemcore.create_vm("SNP", backing="disk", enforce="mprotect")
     plain = gmemcore.create_vm("SNP", backing="memfd").create_guest_memfd(P, 3)
-    with pytest.raises(GmemError, match="need a Vm made with enforce='mprotect'") as refused:
+    with pytest.raises(GmemError, match="needs a Vm with enforce='mprotect'") as refused:
         plain.mmap(0, P).array  # noqa: B018
     assert refused.value.outcome == "EOPNOTSUPP"
     _, gmem = machine(4)
@@ -585,7 +585,7 @@ def test_a_file_that_cannot_be_mapped_costs_no_mapping():
     vm = gmemcore.create_vm("SNP", "v5", backing="memfd", enforce="mprotect")
     gmem = vm.create_guest_memfd(4 * P, 0)
     assert outcome(gmem.mmap, 0, P)[0] == "ENODEV"
-    assert gmem._host.host_view is None
+    assert gmem._shared.host_view is None
     gmem.set_memory_attributes(0, P, 0)
 
 

@@ -30,13 +30,13 @@ TINY = """
     assert tiny.quadruple(3) == 12
 """
 TINY_KERNELS = """
-from gmemcore.engine.jit import kernel
+from gmemcore.engine.jit import entry, kernel
 
 @kernel
 def double(x):
     return x + x
 
-@kernel
+@entry
 def quadruple(x):
     return double(double(x))
 """
@@ -123,20 +123,20 @@ def test_a_directory_that_others_may_write_is_refused(run, which, mode, home):
     target.chmod(mode)
     for path in kernels_in(home).iterdir():
         path.write_bytes(b"must not be read")
-    assert one_warning(run(XDG_CACHE_HOME=str(home)), "others may write")
+    assert one_warning(run(XDG_CACHE_HOME=str(home)), "others can write")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving files away takes root")
 def test_a_directory_of_somebody_else_is_refused(run, home):
     directory = kernels_in(home)
     os.chown(directory, 65534, 65534)
-    assert one_warning(run(XDG_CACHE_HOME=str(home)), "belongs to somebody else")
+    assert one_warning(run(XDG_CACHE_HOME=str(home)), "belongs to another user")
     os.chown(directory, 0, 0)
     real = directory.rename(home / "elsewhere")
     directory.symlink_to(real)
     assert run(XDG_CACHE_HOME=str(home)) == []
     os.chown(directory, 65534, 65534, follow_symlinks=False)
-    assert one_warning(run(XDG_CACHE_HOME=str(home)), "belongs to somebody else")
+    assert one_warning(run(XDG_CACHE_HOME=str(home)), "belongs to another user")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving files away takes root")
@@ -153,20 +153,20 @@ def test_a_directory_in_one_of_somebody_elses_is_refused(run, link, home, tmp_pa
         os.chown(theirs, 65534, 65534)
     for path in kernels_in(theirs / "home").iterdir():
         path.write_bytes(b"must not be read")
-    assert one_warning(run(XDG_CACHE_HOME=str(theirs / "home")), "belongs to somebody else")
+    assert one_warning(run(XDG_CACHE_HOME=str(theirs / "home")), "belongs to another user")
 
 
 def test_each_file_is_checked_when_it_is_opened(run, home):
     """One that somebody else may have written is not read, and is replaced."""
     for path in kernels_in(home).glob("*.nb?"):
         path.chmod(0o622)
-    assert one_warning(run(XDG_CACHE_HOME=str(home)), "others may write to")
+    assert one_warning(run(XDG_CACHE_HOME=str(home)), "others can write to")
     assert run(XDG_CACHE_HOME=str(home)) == []
     assert {path.stat().st_mode & 0o777 for path in kernels_in(home).iterdir()} == {0o600}
     if os.geteuid() == 0:
         for path in kernels_in(home).glob("*.nbi"):
             os.chown(path, 65534, 65534)
-        assert one_warning(run(XDG_CACHE_HOME=str(home)), "belongs to somebody else")
+        assert one_warning(run(XDG_CACHE_HOME=str(home)), "belongs to another user")
     for path in kernels_in(home).glob("*.nbi"):
         path.rename(home / path.name)
         path.symlink_to(home / path.name)
@@ -202,13 +202,13 @@ def test_the_umask_makes_no_file_that_others_may_write(run, umask, tmp_path):
 
 
 def test_a_chosen_directory_is_used_and_only_what_is_made_there_is_private(run, tmp_path):
-    """NUMBA_CACHE_DIR is the user's choice, even where others may write; what is made there isn't theirs."""
+    """NUMBA_CACHE_DIR is the user's choice, even where others can write; what is made there isn't theirs."""
     tmp_path.chmod(0o1777)
     assert run(NUMBA_CACHE_DIR=str(tmp_path)) == []
     (directory,) = tmp_path.iterdir()
     assert directory.stat().st_mode & 0o777 == 0o700
     directory.chmod(0o777)
-    assert one_warning(run(NUMBA_CACHE_DIR=str(tmp_path)), "others may write")
+    assert one_warning(run(NUMBA_CACHE_DIR=str(tmp_path)), "others can write")
 
 
 def test_relative_cache_homes_are_ignored_and_no_home_is_no_cache(run, tmp_path):
@@ -392,12 +392,12 @@ def test_places_that_are_not_private_are_refused(tmp_path, monkeypatch):
     assert made.check_file("nothing") is None
     for each in (own, own.parent):
         each.chmod(0o770)
-        with pytest.raises(PermissionError, match="others may write"):
+        with pytest.raises(PermissionError, match="others can write"):
             PrivateDirectory((own.parent, own))
         each.chmod(0o700)
     (own / "file").write_bytes(b"x")
     (own / "file").chmod(0o602)
-    with pytest.raises(PermissionError, match="others may write to file"):
+    with pytest.raises(PermissionError, match="others can write to file"):
         made.check_file("file")
     own.rename(tmp_path / "elsewhere")
     assert os.listdir(made.path) == ["file"]
@@ -408,7 +408,7 @@ def test_places_that_are_not_private_are_refused(tmp_path, monkeypatch):
     assert os.listdir(made.path) == []
     assert own.is_dir()
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
-    with pytest.raises(PermissionError, match="somebody else"):
+    with pytest.raises(PermissionError, match="another user"):
         PrivateDirectory((own,))
 
 

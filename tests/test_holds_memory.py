@@ -218,7 +218,8 @@ def test_a_file_system_with_room_refuses_nothing(tmp_path):
 def test_without_the_promise_it_is_a_signal(tmp_path):
     """Shows that the file system above kills who doesn't ask first."""
     scenario = TMPFS_FILE.format(folder=str(tmp_path))
-    scenario += "backings.MemfdBacking.commit = lambda *_: None\ngmem.host_write(0, b'x' * 4 * MIB)\n"
+    scenario += "from gmemcore.engine import kernels\ngmem.sides.private.header[kernels.COMMIT] = 0\n"
+    scenario += "gmem.host_write(0, b'x' * 4 * MIB)\n"
     with pytest.raises(AssertionError, match="ended with -7"):
         held(scenario, prefix=unshare(FULL_TMPFS.format(size="1m"), str(tmp_path)))
 
@@ -245,7 +246,7 @@ def test_huge_pages_that_the_kernel_does_not_have_are_a_clear_error(monkeypatch)
     """An advice that the kernel doesn't know stands for a kernel without transparent huge pages."""
     monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 9999)
     vm = gmemcore.create_vm("SNP", huge_pages=True)
-    with pytest.raises(gmemcore.GmemError, match="no advice for huge pages") as refused:
+    with pytest.raises(gmemcore.GmemError, match="no transparent huge pages") as refused:
         vm.create_guest_memfd(MIB, 3)
     assert refused.value.outcome == "EOPNOTSUPP"
     assert vm.files == []

@@ -126,10 +126,10 @@ def test_contents_count_for_normal_and_vmsa_pages_alone(page_type):
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        ((GPA, "NORMAL", None), "are measured, and there are none"),
-        ((GPA, "VMSA", None), "are measured, and there are none"),
-        ((GPA, "NORMAL", bytes(PAGE - 1)), "contents of 0xfff bytes"),
-        ((GPA, "CPUID", bytes(PAGE + 1)), "contents of 0x1001 bytes"),
+        ((GPA, "NORMAL", None), "needs contents: they are measured"),
+        ((GPA, "VMSA", None), "needs contents: they are measured"),
+        ((GPA, "NORMAL", bytes(PAGE - 1)), "contents must be 0x1000 bytes, not 0xfff"),
+        ((GPA, "CPUID", bytes(PAGE + 1)), "contents must be 0x1000 bytes, not 0x1001"),
         ((GPA + 1, "ZERO", None), "isn't page aligned"),
         ((-PAGE, "ZERO", None), "64 bits"),
         ((1 << 64, "ZERO", None), "64 bits"),
@@ -156,7 +156,7 @@ def test_ranges_are_checked():
         with pytest.raises(InvalidArgumentError):
             LaunchDigest().update_range(gpa, size, "ZERO")
     LaunchDigest().update_range((1 << 64) - PAGE, PAGE, "ZERO")
-    with pytest.raises(InvalidArgumentError, match="48 would be accepted"):
+    with pytest.raises(InvalidArgumentError, match="must be 48 bytes, not 32"):
         LaunchDigest(bytes(32))
 
 
@@ -217,7 +217,7 @@ def test_vmsas_are_measured_when_the_launch_ends():
         theirs.update_vmsa_page(vmsa)
     assert vm.launch_measurement == theirs.ld()
     assert gmem.allocated == allocated  # they aren't guest memory
-    with pytest.raises(LaunchFinishError, match="finished already"):
+    with pytest.raises(LaunchFinishError, match="already finished"):
         vm.launch_finish(vmsas)
     assert vm.launch_measurement == theirs.ld()
 
@@ -305,7 +305,7 @@ def test_a_launch_that_nobody_measures_hashes_nothing(monkeypatch):
     vm.launch_update(GPA, gmem.size, pages_of(N_PAGES))
     with pytest.raises(InvalidArgumentError, match="start_measurement"):
         vm.launch_measurement  # noqa: B018
-    with pytest.raises(InvalidArgumentError, match="before its first update"):
+    with pytest.raises(InvalidArgumentError, match="before the first launch update"):
         vm.start_measurement()
 
 
@@ -326,7 +326,7 @@ def test_the_platform_row_says_whose_launch_is_measured(vm_type):
         vm.start_measurement()
         assert vm.launch_measurement == bytes(DIGEST_SIZE)
         return
-    with pytest.raises(GmemError, match=f"{vm_type} VM isn't measured; that of SNP is") as refused:
+    with pytest.raises(GmemError, match=f"{vm_type} VM isn't measured; only that of SNP is") as refused:
         vm.start_measurement()
     assert refused.value.outcome == "EOPNOTSUPP"
 
@@ -341,7 +341,7 @@ def test_attributes_only_files_cannot_be_measured(page_type):
     gmem = vm.create_guest_memfd(1 << 30)
     vm.add_memslot(0, 0, gmem.size, gmem)
     vm.start_measurement()
-    with pytest.raises(GmemError, match="holds attributes only") as refused:
+    with pytest.raises(GmemError, match="has attributes only") as refused:
         vm.launch_update(0, PAGE, None, page_type)
     assert refused.value.outcome == "ENOTSUP"
     assert not gmem.plane("assigned").any()

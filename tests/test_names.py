@@ -313,7 +313,7 @@ def test_attributes_that_belong_to_the_file(vm_type):
 def test_attributes_that_belong_to_the_vm():
     vm, gmem = guest("SNP", "legacy")
     for call in (lambda: gmem.set_memory_attributes(0, PAGE, 8), lambda: gmem.convert(0, PAGE, "private")):
-        with pytest.raises(GmemError, match=r"they belong to the Vm, .*use Vm\.convert"):
+        with pytest.raises(GmemError, match=r"attributes belong to the Vm, .*use Vm\.convert"):
             call()
     assert vm.convert(0, "8k", "private").counters.pages_changed == 2
     assert vm.private_frames() == [(0, 2)]

@@ -370,7 +370,7 @@ def test_memory_of_two_runs(series):
     legacy.add_memslot(0, 0, gmem.size, gmem)
     both = Series()
     for step in range(3):
-        gmem._host.take(Step.ALLOCATE, 0, 1 << 30)
+        gmem._shared.take(Step.ALLOCATE, 0, 1 << 30)
         legacy.set_memory_attributes(0, 1 << 30, 8)
         legacy.accept(0, 1 << 30)
         both.take(legacy, step)

@@ -209,7 +209,7 @@ def machines(vm_type, abi, firmware, seed):
 
 def state_of(vm, files):
     planes = [gmem.plane(name).tobytes() for gmem in files for name in PLANES]
-    hosts = [gmem._host.memory().tobytes() for gmem in files]
+    hosts = [gmem._shared.memory().tobytes() for gmem in files]
     return vm.phase, planes, [gmem.memory.tobytes() for gmem in files], hosts
 
 
@@ -335,7 +335,7 @@ def test_the_other_side_is_discarded_in_legacy_unless_told_not_to():
         vm = gmemcore.create_vm("SNP", "legacy")
         files = build(vm, LAYOUT)
         play(vm, rows, discard=discard)
-        assert files[1]._host.count(Plane.ALLOCATED) == left
+        assert files[1]._shared.count(Plane.ALLOCATED) == left
 
 
 def test_contents_follow_from_seed_and_number():

@@ -36,7 +36,7 @@ def naive_planes(vm, gmem):
             for low, high in vm.private_frames():
                 for frame in range(max(low, slot.gpa // PAGE), min(high, (slot.gpa + slot.size) // PAGE)):
                     private[frame - slot.gpa // PAGE + slot.gmem_offset // PAGE] = True
-    host = {name: gmem._host.plane(name) for name in PLANE_NAMES}
+    host = {name: gmem._shared.plane(name) for name in PLANE_NAMES}
     return {
         "private": private,
         "allocated": np.where(private, own["allocated"], host["allocated"]),
@@ -63,7 +63,7 @@ def test_planes_and_the_way_through_a_file(vm_type, abi, seed, tmp_path):
         assert [(s.slot, s.gpa, s.size, s.file, s.offset) for s in snapshot.slots] == slots
         memory = sum(int(gmem.plane("allocated").sum()) for gmem in vm.files)
         if abi == "legacy":
-            memory += sum(int(gmem._host.plane("allocated").sum()) for gmem in vm.files)
+            memory += sum(int(gmem._shared.plane("allocated").sum()) for gmem in vm.files)
         assert snapshot.memory_pages == memory
         assert sum(snapshot.planes(gmem.index).memory_pages for gmem in vm.files) == memory
         for gmem in vm.files:
@@ -295,7 +295,7 @@ DAMAGES = {
     "fewer lines than its words say": (put("files", (0, 3), 0), "has 0 lines"),
     "more lines than its words say": (
         lambda _, sections: sections["files"].__setitem__((0, 3), sections["files"][0, 3] + 1),
-        "lines; the block words speak of",
+        "lines; the block words need",
     ),
     "a file twice": (put("files", (1, 0), 0), "a file number twice"),
     "more pages than a block": (put("words", 0, 513), "more pages in a block than the block has"),

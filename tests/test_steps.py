@@ -214,7 +214,7 @@ def test_every_step_has_a_row_and_says_why_not():
 
 def test_bad_columns_and_legacy_are_refused():
     _, gmem = machine("v5", "SNP", "today", False)
-    with pytest.raises(errors.InvalidArgumentError, match="one length"):
+    with pytest.raises(errors.InvalidArgumentError, match="the same length"):
         gmem.apply_many([0, 1], [0], [P])
     with pytest.raises(TypeError, match="steps"):
         gmem.apply_many([0.5], [0], [P])

@@ -380,7 +380,7 @@ def lose_an_event(self):
     ("damage", "message"),
     [
         (flip_a_count, "count of pages"),
-        (pin_private, "pinned and not allocated and shared"),
+        (pin_private, "pinned but not allocated and shared"),
         (lose_an_event, "follow from"),
     ],
 )
@@ -490,11 +490,11 @@ def damaged(gmem, **pages):
 @pytest.mark.parametrize(
     ("planes", "wrong"),
     [
-        (("accepted",), "accepted and not assigned"),
-        (("allocated", "assigned"), "assigned and not allocated and private"),
-        (("private", "assigned"), "assigned and not allocated and private"),
-        (("pinned",), "pinned and not allocated and shared"),
-        (("private", "allocated", "pinned"), "pinned and not allocated and shared"),
+        (("accepted",), "accepted but not assigned"),
+        (("allocated", "assigned"), "assigned but not allocated and private"),
+        (("private", "assigned"), "assigned but not allocated and private"),
+        (("pinned",), "pinned but not allocated and shared"),
+        (("private", "allocated", "pinned"), "pinned but not allocated and shared"),
         (("private", "allocated", "assigned", "accepted"), ""),
         (("allocated", "pinned"), ""),
     ],

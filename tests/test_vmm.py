@@ -707,7 +707,7 @@ def everything(vmm, device, recorder):
         [block.bitmap.tobytes() for block in vmm.blocks],
         [device.mapped(block).tolist() for block in vmm.blocks],
         set(recorder.held),
-        [block.gmem._host.plane("pinned").tolist() for block in vmm.blocks],
+        [block.gmem._shared.plane("pinned").tolist() for block in vmm.blocks],
     )
 
 

@@ -1,4 +1,4 @@
-"""The engine: page state, bytes and conversion. Nothing outside of it writes either."""
+"""The engine: page state, bytes and conversion. Nothing else writes page state or bytes."""
 
 from gmemcore.engine.counters import Counters
 from gmemcore.engine.results import BatchResult, ConversionResult

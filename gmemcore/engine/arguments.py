@@ -1,4 +1,4 @@
-"""The one gate for numbers: what only Python can check, before anything reaches a kernel."""
+"""Conversion of arguments to unsigned 64-bit integers, the only type that kernels take."""
 
 from collections.abc import Callable
 from functools import partial
@@ -31,7 +31,7 @@ def _as_bytes(text: str) -> int:
 
 
 def _as_step(text: str) -> int:
-    from gmemcore.engine.steps import Step  # which needs kernels
+    from gmemcore.engine.steps import Step  # imports kernels
 
     if plain(text) not in Step.__members__:
         raise InvalidArgumentError(f"unknown step {text!r}; known: {', '.join(Step.__members__)}")
@@ -46,25 +46,25 @@ _TEXTS: Final[dict[str, Callable[[str], int]]] = {
     "mode": partial(bits, FallocateMode),
     "steps": _as_step,
 }
-"""Arguments that may be texts, by name: bytes as ``"2m"``, attributes and flags by their names."""
+"""Parsers of arguments that can be strings: sizes as ``"2m"``, attributes and flags by name."""
 
 
 def as_int(value: Any, name: str) -> int:
-    """Return an exact Python int; NumPy integers are taken, bool and float are not.
+    """Return an integer as an int. bool and float aren't integers.
 
     Parameters
     ----------
     value : int, NumPy integer or str
-        A text where `name` is a number of bytes, attributes or flags: ``"2m"``, ``"private"``.
+        A string only for sizes, attributes and flags: ``"2m"``, ``"private"``.
     name : str
         Name of the argument.
 
     Raises
     ------
     TypeError
-        The value isn't an integer, nor a text that could stand for one.
+        The value isn't an integer, nor a string that this argument can be.
     InvalidArgumentError
-        EINVAL: a size or a name that doesn't exist.
+        EINVAL: a string that isn't a size or a known name.
     """
     if type(value) is int:
         return value
@@ -76,23 +76,23 @@ def as_int(value: Any, name: str) -> int:
 
 
 def as_u64(value: Any, name: str) -> int:
-    """Return an int that fits the interface's unsigned 64 bits.
+    """Return an unsigned 64-bit integer as an int.
 
     Raises
     ------
     TypeError
         The value isn't an integer.
     InvalidArgumentError
-        EINVAL: negative, or 2**64 and more.
+        EINVAL: it is negative or at least 2**64.
     """
     number = as_int(value, name)
     if not 0 <= number <= U64_MAX:
-        raise InvalidArgumentError(f"{name} {number:#x} doesn't fit in 64 bits; 0 to {U64_MAX:#x} would")
+        raise InvalidArgumentError(f"{name} {number:#x} doesn't fit in 64 bits; it must be 0 to {U64_MAX:#x}")
     return number
 
 
 def as_u64s(values: tuple[Any, ...], names: tuple[str, ...]) -> tuple[int, ...]:
-    """Return several values as by `as_u64`; quick for those that are plain and fit."""
+    """Apply `as_u64` to several values; fast if all of them are such ints."""
     for value in values:
         if type(value) is not int or value < 0 or value > U64_MAX:
             return tuple(as_u64(each, name) for each, name in zip(values, names, strict=True))
@@ -100,27 +100,27 @@ def as_u64s(values: tuple[Any, ...], names: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def as_u64_array(values: Any, name: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """Return a one-dimensional uint64 array with exactly the values given.
+    """Return integers as a one-dimensional uint64 array.
 
     Raises
     ------
     TypeError
-        Not a one-dimensional array of integers.
+        The values aren't a one-dimensional array of integers.
     InvalidArgumentError
-        EINVAL: a value that doesn't fit 64 unsigned bits.
+        EINVAL: one is negative or at least 2**64.
     """
-    if isinstance(values, (list, tuple)):  # one by one: NumPy would make floats of mixed magnitudes
+    if isinstance(values, (list, tuple)):  # one by one: NumPy makes floats of large and negative integers
         return np.array([as_u64(value, name) for value in values], dtype=np.uint64)
     array = np.asarray(values)
     if array.ndim != 1 or (array.dtype.kind not in "ui" and array.size):
         raise TypeError(f"{name} must be a one-dimensional array of integers, not {array.dtype}{array.shape}")
     if array.dtype.kind == "i" and array.size and int(array.min()) < 0:
-        raise InvalidArgumentError(f"{name} holds {int(array.min())}; 0 to {U64_MAX:#x} would be accepted")
+        raise InvalidArgumentError(f"{name} must be 0 to {U64_MAX:#x}, not {int(array.min())}")
     return np.ascontiguousarray(array, dtype=np.uint64)
 
 
 def check_aligned(start: int, size: int, what: str, *, most: int | None = U64_MAX + 1) -> None:
-    """Raise unless a range is at least one page, page aligned and does not wrap 2**64.
+    """Raise unless a range is at least one page, page aligned and doesn't wrap 2**64.
 
     Parameters
     ----------
@@ -129,8 +129,8 @@ def check_aligned(start: int, size: int, what: str, *, most: int | None = U64_MA
     what : str
         The range, for the message.
     most : int or None
-        Highest end. KVM's tests of the form ``start + size < start`` take an end at 2**64 for a range that
-        wraps: `U64_MAX`. None: a range may wrap.
+        Highest end. `U64_MAX` where KVM tests ``start + size < start``, to which an end at 2**64 wraps.
+        None: the range can wrap.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Backings: where the bytes of a file live. One class and one row of ``BACKINGS`` each.
+"""Backings: the memory of a file. Each is one class and one row of ``BACKINGS``.
 
-A backing is data: kernels commit and release memory themselves, by the system calls that it names (`Memory`).
-What it promises is memory that reads zero until it is written. Nothing here knows of page state.
+A backing provides memory that is zero until it is written. Kernels commit and release it with the system
+calls that the backing names (`Memory`). Nothing here depends on page state.
 """
 
 import errno
@@ -27,11 +27,15 @@ _MAP_NORESERVE = 0x4000  # the mmap module names it from Python 3.13 on
 
 
 class Memory(NamedTuple):
-    """How the memory of a backing is committed and released: advice for madvise(2), or 0.
+    """How the memory of a backing is committed and released.
 
-    Attributes ---------- commit : int Given for a range before its pages are allocated, so that a lack of
-    memory is an error and no signal. 0: the memory was promised when it was mapped. release : int Given for a
-    range that reads zeros from then on. 0: it is zeroed in place.
+    Attributes
+    ----------
+    commit : int
+        madvise(2) advice for a range before its pages are allocated, so that a lack of memory is an error
+        instead of a signal. 0: mapping the memory committed it.
+    release : int
+        madvise(2) advice that discards a range, which then reads as zeros. 0: it is zeroed in place.
     """
 
     commit: int = 0
@@ -41,16 +45,16 @@ class Memory(NamedTuple):
 ORDINARY = Memory()
 ANONYMOUS = Memory(release=MADV_DONTNEED)
 OF_A_FILE = Memory(commit=MADV_POPULATE_WRITE, release=MADV_REMOVE)
-"""A file has holes, and one that can't be filled is SIGBUS."""
+"""A file has holes; writing to one that can't be filled raises SIGBUS."""
 
 
 class Backing(Protocol):
-    """What the engine asks of a backing.
+    """What the engine needs of a backing.
 
     Attributes
     ----------
     words : ndarray of uint64
-        The whole file, contiguous; empty if it holds no bytes.
+        The whole file, contiguous; empty if the backing has no bytes.
     memory : Memory
         How it is committed and released.
     """
@@ -59,21 +63,21 @@ class Backing(Protocol):
     memory: Memory
 
     def close(self) -> None:
-        """Drop the memory; views that others hold keep it alive."""
+        """Release the memory; existing views keep it alive."""
 
 
 BackingFactory = Callable[[int], Backing]
 
 
 def discard(backing: Backing) -> None:
-    """Give back all memory of a backing, which reads zeros from then on."""
+    """Discard all memory of a backing, which then reads as zeros."""
     advice = backing.memory.release
     if not advice or plain.advise(backing.words.ctypes.data, backing.words.nbytes, advice):
         backing.words[:] = 0
 
 
 def lazy_words(n_words: int) -> NDArray[np.uint64]:
-    """A zeroed uint64 array whose pages cost nothing until they are written.
+    """Make a zeroed array whose pages take no memory until they are written.
 
     Raises
     ------
@@ -90,10 +94,10 @@ def lazy_words(n_words: int) -> NDArray[np.uint64]:
 
 
 def unwritten_words(n_words: int) -> NDArray[np.uint64]:
-    """A uint64 array of any contents, for a caller that writes a word before it reads it.
+    """Make an uninitialised array.
 
-    Up to what the allocator keeps for the next one, it is memory that an earlier guest gave back: without the
-    page faults and the clearing that new memory costs (4 of the 5 ms of a 64 GiB guest of a fleet).
+    If it is small enough for the allocator's cache, it reuses memory of an earlier guest, without the page
+    faults and the clearing of fresh memory (4 of the 5 ms of a 64 GiB guest of a fleet).
 
     Raises
     ------
@@ -142,7 +146,7 @@ class AnonymousBacking:
 
 
 class MemfdBacking:
-    """A sealed memfd: shareable, and nobody who holds it can shrink it under us.
+    """A memfd, sealed so that another process that has it can't shrink it.
 
     Parameters
     ----------
@@ -187,10 +191,10 @@ class MemfdBacking:
     def close(self) -> None:
         """See `Backing`."""
         self.words = np.zeros(0, np.uint64)
-        fd, self._fd = self._fd, -1  # first, since the number may be somebody else's as soon as it is closed
+        fd, self._fd = self._fd, -1  # first, because the number can be reused as soon as it is closed
         if fd >= 0:
             os.close(fd)
-        self.__dict__.pop("_map", None)  # which has a descriptor of its own, and the memory
+        self.__dict__.pop("_map", None)  # it has a descriptor of its own
 
     def __del__(self) -> None:
         fd, self._fd = self._fd, -1
@@ -199,28 +203,27 @@ class MemfdBacking:
 
 
 class GuestMemfdBacking(MemfdBacking):
-    """A guest_memfd of the host's kernel, through /dev/kvm: the very memory that is modelled.
+    """A guest_memfd of the host's kernel, through /dev/kvm.
 
-    Its page state is still the model's; the kernel only holds the bytes, all of them shared. For this process
-    it is a memfd that is opened in another way.
+    Page state is still the model's. To the kernel, all of the memory is shared.
     """
 
     kind = "guest_memfd"
 
     def open_file(self, size: int) -> int:
-        """Return the descriptor of a new guest_memfd; a `GmemError` where the host has none."""
+        """Return the descriptor of a new guest_memfd; raise `GmemError` if the host has none."""
         from gmemcore.kvm.memory import open_guest_memfd
 
         return open_guest_memfd(size)
 
     @property
     def data_descriptor(self) -> int | None:
-        """See `gmemcore.engine.host_view.SharedBacking`: it can't be sought in."""
+        """None: a guest_memfd doesn't support SEEK_DATA."""
         return None
 
 
 class NoBacking:
-    """Attributes only: page state of guests of any size, and no bytes."""
+    """No bytes: only page state, for guests of any size."""
 
     memory = ORDINARY
 
@@ -241,24 +244,24 @@ BACKINGS: dict[str, Callable[..., Backing]] = {
 
 
 def backings_that(has: str) -> tuple[str, ...]:
-    """Return the names of the backings with some attribute, in their order."""
+    """Return the names of the backings whose class has an attribute."""
     return tuple(name for name, kind in BACKINGS.items() if hasattr(kind, has))
 
 
 def backing_factory(name: str, **options: bool) -> BackingFactory:
-    """Return what makes a backing of a size.
+    """Return a function that makes a backing of a given size.
 
     Parameters
     ----------
     name : str
-        A name of ``BACKINGS``.
+        A key of ``BACKINGS``.
     options : bool
-        Passed on where set; a backing takes those of its signature.
+        Those that are set are passed to the backing, which must have a parameter of that name.
 
     Raises
     ------
     InvalidArgumentError
-        EINVAL: an unknown name, or an option that this backing doesn't have.
+        EINVAL: an unknown name, or an option that the backing doesn't have.
     """
     if name not in BACKINGS:
         raise InvalidArgumentError(f"unknown backing {name!r}; known: {', '.join(BACKINGS)}")
@@ -272,7 +275,7 @@ def backing_factory(name: str, **options: bool) -> BackingFactory:
 
 
 def open_memfd(size: int) -> int:
-    """Create a memfd of this size, close-on-exec, and seal the size."""
+    """Create a memfd, close-on-exec, and seal its size."""
     fd = os.memfd_create("gmemcore", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size)
@@ -289,7 +292,7 @@ def advise_huge_pages(mapping: mmap.mmap) -> None:
     Raises
     ------
     UnsupportedOperationError
-        EOPNOTSUPP: the host's kernel has none. (One that has them may still give small pages.)
+        EOPNOTSUPP: the host's kernel has none. (One that has them can still use small pages.)
     """
     try:
         mapping.madvise(mmap.MADV_HUGEPAGE)
@@ -300,12 +303,12 @@ def advise_huge_pages(mapping: mmap.mmap) -> None:
 
 
 def populate(mapping: mmap.mmap, words: NDArray[np.uint64], offset: int, size: int) -> None:
-    """Fault a range of a mapping in for writing, so that a lack of memory is an exception and no signal.
+    """Fault in a range of a mapping for writing, so that a lack of memory raises instead of a signal.
 
     Raises
     ------
     OutOfMemoryError
-        ENOMEM: the host couldn't.
+        ENOMEM: the host has too little memory.
     """
     try:
         mapping.madvise(MADV_POPULATE_WRITE, offset, size)
@@ -314,7 +317,7 @@ def populate(mapping: mmap.mmap, words: NDArray[np.uint64], offset: int, size: i
             raise OutOfMemoryError(
                 f"the host can't provide {size:#x} bytes at {offset:#x}: {error}"
             ) from error
-        # Before Linux 5.14: touch a word of every page instead.
+        # Before Linux 5.14: touch one word per page instead.
         first, end, step = offset // 8, (offset + size) // 8, PAGE_SIZE // 8
         words[first:end:step] |= np.uint64(0)
 

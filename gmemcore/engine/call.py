@@ -1,4 +1,4 @@
-"""Call: the memory through which one call of a kernel gets its request and gives its result."""
+"""Call: the buffer for the request and the result of one kernel call."""
 
 import ctypes
 from typing import Any, Final
@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from gmemcore.engine import kernels as layout
 
 RESULT: Final = slice(8 * int(layout.RESULT), 8 * (int(layout.RESULT) + layout.RESULT_ROWS))
-"""Bytes of a call that are its result: reason, error_offset, then the counters."""
+"""The bytes of a call that are its result: reason, error_offset, counters."""
 SHORT: Final = layout.CALL_BYTES
-"""Bytes of data that a call has room for."""
+"""The size in bytes of a call's room for data."""
 _DATA_AT: Final = 8 * layout.CALL_SLOTS
 
 
@@ -21,7 +21,7 @@ class Call:
     Attributes
     ----------
     raw : bytearray
-        What requests are packed into and results are cut from.
+        The memory: requests are packed into it, results sliced from it.
     words : ndarray of uint64
         The same memory, as kernels take it.
     data : int
@@ -41,23 +41,24 @@ class Call:
         return int(self.words[slot])
 
     def short_data(self, size: int) -> bytes:
-        """Copy what a kernel put into the room for data."""
+        """Copy the data that a kernel wrote into the call."""
         return bytes(self.raw[_DATA_AT : _DATA_AT + size])
 
     def put_data(self, data: NDArray[np.uint8]) -> int:
-        """Copy short data into the room for it; returns its address."""
+        """Copy short data into the call; return its address."""
         self.raw[_DATA_AT : _DATA_AT + len(data)] = data.data
         return self.data
 
 
 idle: Final[list[Call]] = []
-"""Calls that nobody is making. One is popped off, is then its maker's alone, whatever a signal handler does
-meanwhile, and goes back when the result was taken; one that is lost to an interruption is made anew.
+"""Calls that aren't in use. A caller pops one, and appends it again after reading the result.
+
+A signal handler or another thread pops another one. One that an interruption loses is garbage.
 """
 
 
 def take_call() -> Call:
-    """Return a call to be made; give it back by ``idle.append(call)``."""
+    """Take a call out of `idle`, or make one. Append it to `idle` afterwards."""
     try:
         return idle.pop()
     except IndexError:
@@ -70,15 +71,14 @@ _new_bytes.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t)
 
 
 def new_bytes(size: int) -> tuple[bytes, int]:
-    """Return bytes that a kernel is still to write, and their address.
+    """Return uninitialised bytes for a kernel to write, and their address.
 
-    So that what is read is copied once: Python's C interface has it that a new object may be written until
-    somebody else has it.
+    So data is copied once. Python's C API allows it: a new object can be written until it is shared.
     """
     data: bytes = _new_bytes(None, size)
     return data, address_of(data)
 
 
 def address_of(data: bytes | NDArray[np.uint8]) -> int:
-    """Return where bytes lie in memory; whoever asks keeps them alive."""
+    """Return the address of some bytes, which the caller keeps alive."""
     return int(np.frombuffer(data, np.uint8).ctypes.data)

@@ -1,4 +1,4 @@
-"""Counters: exact events, in one frozen record (docs/spec.md, Counters)."""
+"""Counters: exact numbers of events (docs/spec.md, Counters)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -10,26 +10,26 @@ from gmemcore.html import facts, table
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What happened, by event.
+    """Numbers of events.
 
     Attributes
     ----------
     pages_changed : int
         Pages whose attribute changed.
     bytes_zeroed, bytes_xored, bytes_scrambled : int
-        Bytes that conversions (and, for XOR, populate) wrote.
+        Bytes that conversions (and, for XOR, launch updates) wrote.
     pages_allocated : int
-        Pages that came into being.
+        Pages allocated.
     rmp_updates, sept_changes : int
-        Pages that became assigned or ceased to be, in SNP's RMP and in TDX's S-EPT.
+        Pages assigned or removed, in SNP's RMP and in TDX's S-EPT.
     pages_accepted : int
         Pages that became accepted.
     blocks_2m_split, blocks_2m_merged : int
-        2 MiB-aligned blocks that ceased and that began to have one attribute.
+        2 MiB-aligned blocks that became mixed, and that became uniform, in their attribute.
     memory_faults : int
         KVM_EXIT_MEMORY_FAULT exits.
     notifications : int
-        Listener call-backs of the userspace side.
+        Listener callbacks of the VMM.
     """
 
     pages_changed: int = 0
@@ -56,23 +56,23 @@ class Counters:
         return table("counters", ("event", "count"), counted) if counted else facts("counters: none", {})
 
     def values(self) -> tuple[int, ...]:
-        """The figures, in the order of `COUNTER_NAMES`."""
+        """Return the counts, in the order of `COUNTER_NAMES`."""
         return _values(self)
 
     def asdict(self) -> dict[str, int]:
-        """The figures by name."""
+        """Return the counts by name."""
         return dict(zip(COUNTER_NAMES, self.values(), strict=True))
 
 
 COUNTER_NAMES = tuple(field.name for field in fields(Counters))
-"""Names of the counters, in their order everywhere."""
+"""Names of the counters, in order."""
 
 _values: Callable[[Any], tuple[int, ...]] = attrgetter(*COUNTER_NAMES)
 
 ENGINE_COUNTERS = COUNTER_NAMES[:10]
-"""Those that kernels count, in the order of a result row; the others are the machine's and the VMM's."""
+"""Counters of kernels, in the order of a result; the rest are counted by the machine and the VMM."""
 
 
 def counters_of_row(row: Sequence[int]) -> Counters:
-    """Counters of a kernel's result row (reason, error_offset, then the counters)."""
+    """Return the counters of one result of a kernel (reason, error_offset, counters)."""
     return Counters(*row[2:])

@@ -1,8 +1,8 @@
-"""Headers: the words by whose address kernels know a file or an owner, its lock among them.
+"""Headers: the words that describe a file or an owner to kernels, including its lock.
 
-Every header is in a list, in the order of addresses, until nobody refers to it any more. A fork takes all of
-the locks before it happens and lets them go after it, in the parent and in the child, so the child never sees
-a file that another thread was changing, nor waits for a thread that it doesn't have.
+Every header is in a list, in the order of addresses, until it is garbage. A fork takes all locks first and
+releases them afterwards, in the parent and in the child. So the child never sees a file that another thread
+was changing, and never waits for a thread that it doesn't have.
 """
 
 import os
@@ -20,7 +20,7 @@ Words = NDArray[np.uint64]
 
 
 def new_words(n: int) -> tuple[Words, int]:
-    """Return zeroed words and their address."""
+    """Return an array of zeros and its address."""
     words: Words = np.zeros(n, np.uint64)
     return words, words.ctypes.data
 
@@ -33,19 +33,19 @@ class _List:
         self._memory: dict[int, Words] = {}
 
     def add(self, words: Words, address: int) -> None:
-        """Put a header in; its memory stays for as long as it is in."""
+        """Insert a header, and keep its memory until it is removed."""
         self._memory[address] = words
-        layout.enlist(self.address, address)
+        layout.enlist(_LOCKS, self.address, address)
 
     def drop(self, address: int) -> None:
-        """Take a header out."""
-        layout.delist(self.address, address)
+        """Remove a header."""
+        layout.delist(_LOCKS, self.address, address)
         self._memory.pop(address, None)
 
 
 OWNERS: Final = _List()
 FILES: Final = _List()
-"""Locks are taken in this order, and within a list in that of addresses."""
+"""Locks are taken in this order, and within a list in the order of addresses."""
 
 _LOCKS: Final = np.array([0, 0, OWNERS.address, FILES.address], np.uint64)
 
@@ -56,7 +56,7 @@ class Header:
     Parameters
     ----------
     slots : int
-        Words of it, zero at first.
+        Number of words; they start as 0.
     among : _List
         `OWNERS` or `FILES`.
     """
@@ -79,16 +79,16 @@ class Header:
 
 @cache
 def _take_locks_at_fork() -> None:
-    """Register what a fork does.
+    """Make forks take all locks.
 
-    Kernels are called without any Python function between, so nothing can interrupt it half way. A
-    compilation is waited for, too, since the child couldn't finish it.
+    The kernels are the hooks, without a Python function that could be interrupted. A fork also waits for a
+    compilation to end, because the child couldn't finish it.
     """
     none = np.array([1, 0], np.uint64)
-    layout.lock_all(none)  # which compiles it
+    layout.lock_all(none)  # compiles it
     layout.unlock_all(none)
-    take, let_go = partial(layout.lock_all, _LOCKS), partial(layout.unlock_all, _LOCKS)
-    os.register_at_fork(before=take, after_in_parent=let_go, after_in_child=let_go)
+    take, release = partial(layout.lock_all, _LOCKS), partial(layout.unlock_all, _LOCKS)
+    os.register_at_fork(before=take, after_in_parent=release, after_in_child=release)
     if is_compiled():
         from gmemcore.engine.kernel_cache import compiling
 

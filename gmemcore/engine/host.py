@@ -1,4 +1,4 @@
-"""The host's memory: what is left of it, and what this process keeps of it."""
+"""The host's memory: how much is available, and how libc allocates it."""
 
 import ctypes
 from pathlib import Path
@@ -11,10 +11,10 @@ _KEPT: Final = 32 << 20
 
 
 def keep_freed_memory() -> None:
-    """Let libc keep what is freed, in this process and from now on.
+    """Make libc keep freed memory, in this process from now on.
 
-    What the machine reads is a new bytes object each time; left alone, glibc maps large ones and unmaps them
-    again, and a read would be timed with the page faults of its result.
+    Each read makes a new bytes object. By default glibc maps and unmaps large ones, so timing a read would
+    include the page faults of its result.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -23,7 +23,7 @@ def keep_freed_memory() -> None:
 
 
 def check_available(size: int) -> None:
-    """Refuse more bytes than the host can give without taking them from others.
+    """Raise if the host has fewer than `size` bytes available.
 
     Raises
     ------
@@ -38,5 +38,5 @@ def check_available(size: int) -> None:
     available = int(figures["MemAvailable"][0]) << 10 if "MemAvailable" in figures else size
     if size > available:
         raise OutOfMemoryError(
-            f"{size >> 20} MiB are needed, and {available >> 20} MiB of memory are available"
+            f"{size >> 20} MiB are needed, but only {available >> 20} MiB of memory are available"
         )

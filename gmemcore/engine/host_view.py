@@ -1,8 +1,8 @@
-"""HostView: a second mapping of a file's memory, in which the host can't touch private pages.
+"""HostView: a second mapping of a file's memory, in which private pages are inaccessible.
 
-The engine works on the first mapping, whatever the attributes are; this one is what a VMM would have. A touch
-of a private page of it really faults (SIGSEGV, where the kernel's guest_memfd has SIGBUS). Kernels keep it up
-to date (``split_view``, ``protect_view``, ``join_view``), and notice what was written through it
+The engine uses the first mapping, whatever the attributes; this one is what a VMM would have. An access to a
+private page through it faults (SIGSEGV; a guest_memfd of the kernel raises SIGBUS). Kernels keep its
+protection up to date (``split_view``, ``protect_view``, ``join_view``) and detect writes through it
 (``notice_writes``).
 """
 
@@ -21,14 +21,14 @@ _NO_ACCESS = 0
 
 @runtime_checkable
 class SharedBacking(Protocol):
-    """A backing whose memory can be mapped twice."""
+    """A backing whose memory can be mapped a second time."""
 
     def map_again(self) -> mmap.mmap:
-        """Map the whole file once more, readable and writable."""
+        """Map the whole file again, readable and writable."""
 
     @property
     def data_descriptor(self) -> int | None:
-        """What SEEK_DATA finds the file's memory by; None: memory is asked for by mincore(2)."""
+        """A descriptor that supports SEEK_DATA; None: writes are found with mincore(2)."""
 
 
 def require_shared(backing: object, name: str) -> SharedBacking:
@@ -53,23 +53,23 @@ class HostView:
     backing : object
         A `SharedBacking`.
     private : bool
-        The attribute of every page now.
+        The current attribute of all pages.
 
     Attributes
     ----------
     memory : ndarray of uint8, shape (size,)
-        What the host sees, writable. It keeps mapping and memory alive.
+        The mapping, writable. It keeps the memory alive.
     address : int
-        Where it begins.
+        Address of the mapping.
     descriptor : int or None
         The backing's `SharedBacking.data_descriptor`.
 
     Raises
     ------
     UnsupportedOperationError
-        EOPNOTSUPP: the backing's memory can't be mapped twice.
+        EOPNOTSUPP: the backing can't be mapped a second time.
     OutOfMemoryError
-        ENOMEM: the host can't map it once more.
+        ENOMEM: the host can't map it again.
     """
 
     __slots__ = ("address", "descriptor", "memory")
@@ -79,7 +79,7 @@ class HostView:
         try:
             self.memory: NDArray[np.uint8] = np.frombuffer(shared.map_again(), np.uint8)
         except (OSError, OverflowError, ValueError) as error:
-            raise OutOfMemoryError(f"the host can't map the file once more: {error}") from error
+            raise OutOfMemoryError(f"the host can't map the file a second time: {error}") from error
         self.address = self.memory.ctypes.data
         self.descriptor = shared.data_descriptor
         if private and plain.protect(self.address, len(self.memory), _NO_ACCESS):

@@ -1,7 +1,7 @@
-"""What kernels ask of the machine, as the compiler sees it: views of addresses, prefetch, calls of libc.
+"""Views of addresses, prefetch and libc calls for compiled kernels.
 
-``plain.py`` has the same names in plain Python. `jit.py` puts those below in their place when it compiles;
-nobody else imports this module, since Numba comes with it.
+``plain.py`` has the same functions in plain Python. ``jit.py`` replaces them by these when it compiles;
+nothing else imports this module, because it imports Numba.
 """
 
 from importlib import import_module
@@ -19,14 +19,14 @@ WORD, BYTE = types.uint64, types.uint8
 
 
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, place: list[Any]) -> Any:
-    """Return where an element lies; its place isn't checked."""
+    """Return the address of an element, without a bounds check."""
     struct = context.make_array(kind)(context, builder, array)
     return cgutils.get_item_pointer(context, builder, kind, struct, place, wraparound=False)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def prefetch(typing: Any, array: Any, *index: Any) -> Any:
-    """Ask for the cache line of array[index], which must exist."""
+    """Prefetch the cache line of array[index], which must exist."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         place = list(cgutils.unpack_tuple(builder, arguments[1]))
@@ -44,9 +44,9 @@ def prefetch(typing: Any, array: Any, *index: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def zero_line(typing: Any, array: Any, index: Any) -> Any:
-    """Zero eight words from array[index] on, a cache line by itself, with LLVM's ``nontemporal`` hint.
+    """Zero eight words from array[index] on, with LLVM's ``nontemporal`` hint.
 
-    Whole and aligned, or the hint makes eight stores of it that are slower than ordinary ones.
+    They must be one aligned cache line; otherwise the hint produces eight slow stores.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -61,7 +61,7 @@ def zero_line(typing: Any, array: Any, index: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def add_atomically(typing: Any, array: Any, index: Any, value: Any) -> Any:
-    """Add to array[index], whatever other threads do to it."""
+    """Add to array[index], atomically."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = _pointer(context, builder, signature.args[0], arguments[0], [arguments[1]])
@@ -71,11 +71,11 @@ def add_atomically(typing: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, index, value), generate
 
 
-# ---- views of memory that is known by its address ------------------------------------------------
+# ---- views of addresses --------------------------------------------------------------------------
 
 
 def _view(element: Any, dimensions: int, *, aligned: bool = True) -> Any:
-    """Return an instruction that makes an array of an address and a shape; it holds no reference."""
+    """Return an intrinsic that makes an array of an address and a shape, without a reference."""
 
     def at(typing: Any, address: Any, *shape: Any) -> Any:
         kind = types.Array(element, dimensions, "C", aligned=aligned)
@@ -130,7 +130,7 @@ list_resident = _call("mincore", types.int32, WORD, WORD, WORD)
 
 @intrinsic  # type: ignore[untyped-decorator]
 def last_error(typing: Any) -> Any:
-    """Return errno, of the call before."""
+    """Return errno of the previous call."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         number = ir.IntType(32)
@@ -148,4 +148,4 @@ NAMES = (
     *("lock", "unlock", "start_thread", "join_thread", "this_thread"),
     *("move_bytes", "compare_bytes", "advise", "protect", "seek", "list_resident", "last_error"),
 )
-"""What `jit.py` puts in place of the functions of ``plain.py``."""
+"""The functions that replace those of ``plain.py``."""

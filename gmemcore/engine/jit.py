@@ -1,10 +1,8 @@
-"""Compiling the kernels: late, once, and never fatally.
+"""Compile the kernels on first use.
 
-``kernels.py`` is plain Python.  The first use of any kernel turns every function registered there into a
-Numba dispatcher *in place*, so that importing gmemcore costs no Numba import, kernels find each other by
-their module's globals, and ``NUMBA_DISABLE_JIT=1`` runs the very same source under a debugger or coverage.
-
-Where compiled kernels are kept, and that no failure of that reaches a conversion, is ``kernel_cache.py``'s.
+``kernels.py`` is plain Python. The first use of any kernel replaces every function registered there by a
+Numba dispatcher, *in place*. So ``import gmemcore`` doesn't import Numba, kernels find each other as globals
+of their module, and ``NUMBA_DISABLE_JIT=1`` runs the same source under a debugger or coverage.
 """
 
 import os
@@ -19,14 +17,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 _registered: dict[str, dict[str, bool]] = {}
 _callbacks: list[str] = []
 _compiling = threading.RLock()
-os.register_at_fork(  # a child could not finish what another thread has begun
+os.register_at_fork(  # a child can't finish what another thread of its parent began
     before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_compiling.release
 )
 _kernels: ModuleType | None = None
 
 
-# Kernels hold no references: without Numba's counting of them a call of one kernel by another costs nothing
-# (with it, converting a short range took 2.5 times as long). Kernels allocate nothing, so nothing is lost.
+# Kernels allocate nothing, so they need no reference counting. Without it a call between kernels is free;
+# with it, converting a short range took 2.5 times as long.
 OPTIONS: dict[str, Any] = {"nogil": True, "_nrt": False}
 CALLED_BY_PYTHON = {"no_cfunc_wrapper": True}
 CALLED_BY_KERNELS = {"no_cfunc_wrapper": True, "no_cpython_wrapper": True}
@@ -34,40 +32,40 @@ INLINED = {**CALLED_BY_KERNELS, "forceinline": True}
 
 
 def entry(function: F) -> F:
-    """Register a function of ``kernels.py`` that Python calls; returns it unchanged."""
+    """Register a function of ``kernels.py`` that Python calls; return it unchanged."""
     _registered[function.__name__] = CALLED_BY_PYTHON
     return function
 
 
 def kernel(function: F) -> F:
-    """Register a function that kernels call; returns it unchanged."""
+    """Register a function that kernels call; return it unchanged."""
     _registered[function.__name__] = CALLED_BY_KERNELS
     return function
 
 
 def inlined(function: F) -> F:
-    """Register a function that becomes a part of each kernel that calls it; returns it unchanged.
+    """Register a function that is inlined into each kernel that calls it; return it unchanged.
 
-    A call hands over seven words an array, which costs more than a short function does.
+    A call passes seven words per array, which costs more than a short function does.
     """
     _registered[function.__name__] = INLINED
     return function
 
 
 def callback(function: F) -> F:
-    """Register a function that C calls, of a word to a word: its address is `callback_address`'s."""
+    """Register a function for `callback_address`, which C calls with one word; return it unchanged."""
     _callbacks.append(function.__name__)
     return function
 
 
 def load_kernels() -> ModuleType:
-    """The kernels module with every kernel compiled on first call.
+    """Prepare the kernels for their first call, which compiles them.
 
     Returns
     -------
     module
-        ``gmemcore.engine.kernels``; its functions are Numba dispatchers, or plain Python functions
-        when ``NUMBA_DISABLE_JIT`` is set.
+        ``gmemcore.engine.kernels``. Its functions are Numba dispatchers, or plain Python functions if
+        ``NUMBA_DISABLE_JIT`` is set.
     """
     global _kernels
     if _kernels is None:
@@ -103,7 +101,7 @@ def _compile_in_place(kernels: ModuleType) -> None:
 
 @cache
 def callback_address(name: str) -> int:
-    """Return the address of a `callback`, compiled at the first call; 0 where nothing is compiled."""
+    """Return the address of a `callback`, compiling it at the first call; 0 if kernels aren't compiled."""
     kernels = load_kernels()
     if not is_compiled():
         return 0
@@ -113,12 +111,12 @@ def callback_address(name: str) -> int:
 
 
 def is_compiled() -> bool:
-    """Whether kernels are compiled, and not plain Python."""
+    """Return whether kernels are compiled, rather than plain Python."""
     return os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
 
 
 def _silence_wrapping(kernels: ModuleType) -> None:
-    """Let 64-bit arithmetic wrap silently in plain Python too, as it does compiled."""
+    """Make 64-bit arithmetic wrap silently in plain Python, as in compiled code."""
     import numpy as np
 
     for name in _registered:

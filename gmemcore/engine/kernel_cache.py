@@ -1,14 +1,13 @@
-"""Compiled kernels on disk: in a directory of the user's own, summed, and never fatal.
+"""The cache of compiled kernels: private to the user, with checksums, never fatal.
 
-Numba keeps code in pickles and runs what it reads there. So kernels are kept neither in the package's
-``__pycache__`` nor where anybody else may write, but in a directory made for them, 0700. It is opened once
-and used by its descriptor, and each file in it is checked after it was opened; what belongs to somebody else,
-or lies in a directory of somebody else's, is refused. Files end with a digest, since a flipped bit in machine
-code would be run too. Options that change the code and that Numba leaves out of its key
-(``NUMBA_BOUNDSCHECK`` and others) are in the directory's name. Whatever fails here means "not cached", and
-one warning.
+Numba caches code in pickles and runs what it reads. So the cache is neither in the package's ``__pycache__``
+nor anywhere another user can write, but in a directory of its own, with mode 0700. The directory is opened
+once and used through its descriptor, and each file is checked after it is opened. A file or directory of
+another user is refused. Each file ends with a digest, because a flipped bit in machine code would be run,
+too. Options that change the code but aren't in Numba's cache key (``NUMBA_BOUNDSCHECK`` and others) are in
+the directory's name. Any failure means that kernels aren't cached, and one warning.
 
-Only ``jit.py`` imports this module, when it compiles: Numba comes with it.
+Only ``jit.py`` imports this module, when it compiles, because it imports Numba.
 """
 
 import hashlib
@@ -32,10 +31,10 @@ config: Any = import_module("numba.core.config")
 types: Any = import_module("numba.core.types")
 
 compiling: Any = import_module("numba.core.compiler_lock").global_compiler_lock._lock
-"""Held by the thread that compiles."""
+"""The lock of the thread that compiles."""
 
 OPTIONS_OF_NUMBA = ("BOUNDSCHECK", "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")
-"""What Numba compiles differently under, and doesn't put into the key of its cache."""
+"""Options that change the code but aren't in Numba's cache key."""
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
 _MODE = stat.S_IRUSR | stat.S_IWUSR
@@ -43,7 +42,7 @@ _warned = False
 
 
 def cache_directories(source: str) -> tuple[Path, ...]:
-    """Return the directories that must be the user's own; in the last one the kernels of a file are kept.
+    """Return the directories that the user must own; the last one is the cache of a source file.
 
     Raises
     ------
@@ -52,11 +51,11 @@ def cache_directories(source: str) -> tuple[Path, ...]:
     """
     options = [f"{name}={getattr(config, name, None)}" for name in OPTIONS_OF_NUMBA]
     own = [sorted(each.items()) for each in (OPTIONS, CALLED_BY_PYTHON, CALLED_BY_KERNELS, INLINED)]
-    # What kernels take over from another file Numba doesn't look at either.
+    # Numba doesn't check the other file whose code kernels include.
     inserted = hashlib.sha256(Path(__file__).with_name("instructions.py").read_bytes()).hexdigest()
     key = repr((os.path.abspath(source), inserted, own, options))
     name = f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    if config.CACHE_DIR:  # NUMBA_CACHE_DIR: the user's choice
+    if config.CACHE_DIR:  # NUMBA_CACHE_DIR
         return (Path(config.CACHE_DIR) / name,)
     chosen = os.environ.get("XDG_CACHE_HOME", "")
     home = Path(chosen if os.path.isabs(chosen) else os.path.expanduser("~/.cache"))
@@ -66,20 +65,24 @@ def cache_directories(source: str) -> tuple[Path, ...]:
 
 
 class PrivateDirectory:
-    """A directory that nobody else may write to, opened once: what is read and written by its path is in it.
+    """A directory that only its owner can write, opened once and then used through its descriptor.
 
-    Whatever becomes of its name meanwhile, a file is looked up in the directory that was checked.
+    So files are always those of the directory that was checked, even if it is renamed or replaced.
 
-    Parameters ---------- directories : tuple of Path Directories that must be the user's own; the last one is
-    opened. They are made, 0700, where they aren't there.
+    Parameters
+    ----------
+    directories : tuple of Path
+        Directories that the user must own, made with mode 0700 if they don't exist; the last one is opened.
 
     Attributes
     ----------
     path : str
-        A path that leads to it by its descriptor.
+        Path of the directory, through its descriptor.
 
-    Raises ------ OSError It can't be made; it, or a directory that it is in, belongs to somebody else; or
-    others may write there.
+    Raises
+    ------
+    OSError
+        It can't be made; it or a parent belongs to another user; or others can write to it.
     """
 
     def __init__(self, directories: tuple[Path, ...]) -> None:
@@ -106,19 +109,21 @@ class PrivateDirectory:
         return descriptor
 
     def renew(self) -> None:
-        """Make it again, under the same path, if it was removed."""
+        """Make the directory again if it was removed; the path stays valid."""
         if os.fstat(self._descriptor).st_nlink == 0:
             made = self._opened()
             os.dup2(made, self._descriptor, inheritable=False)
             os.close(made)
 
     def check_file(self, name: str) -> bytes | None:
-        """Return what a file holds, checked: whose it is, and its digest; None: there is none.
+        """Check the owner and the digest of a file, and return its contents; None if there is no such file.
 
         Raises
         ------
-        OSError, ValueError
-            It isn't, or is damaged.
+        OSError
+            The file belongs to another user, or others can write to it.
+        ValueError
+            It is damaged.
         """
         try:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -133,33 +138,33 @@ class PrivateDirectory:
 
 
 def check_private(found: os.stat_result, path: Path) -> None:
-    """Raise unless a file or directory is this user's alone to write.
+    """Raise unless only this user can write a file or directory.
 
     Raises
     ------
     PermissionError
-        It belongs to somebody else, or others may write to it.
+        It belongs to another user, or others can write to it.
     """
     if found.st_uid != os.geteuid():
-        raise PermissionError(f"{path} belongs to somebody else")
+        raise PermissionError(f"{path} belongs to another user")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(f"others may write to {path}, mode {stat.S_IMODE(found.st_mode):o}")
+        raise PermissionError(f"others can write to {path}, mode {stat.S_IMODE(found.st_mode):o}")
 
 
 def check_owners(directory: Path) -> None:
-    """Raise unless a path leads through directories and links of root's and this user's alone.
+    """Raise unless all directories and links of a path belong to root or this user.
 
-    Their owners could put another directory in place of this one.
+    Another owner could replace the directory.
 
     Raises
     ------
     PermissionError
-        One belongs to somebody else.
+        One belongs to another user.
     """
     for path in (directory, directory.resolve()):
         for each in (path, *path.parents):
             if each.lstat().st_uid not in (0, os.geteuid()):
-                raise PermissionError(f"{each} belongs to somebody else")
+                raise PermissionError(f"{each} belongs to another user")
 
 
 @cache
@@ -168,7 +173,7 @@ def _private_directory(directories: tuple[Path, ...]) -> PrivateDirectory:
 
 
 def warn_once(error: Exception) -> None:
-    """Say, the first time, that kernels aren't cached and why."""
+    """Warn that kernels aren't cached and why, once per process."""
     global _warned
     if not _warned:
         _warned = True
@@ -181,7 +186,7 @@ def warn_once(error: Exception) -> None:
 
 
 class _Locator(caching.UserWideCacheLocator):  # type: ignore[misc]
-    """Where Numba puts things."""
+    """Tells Numba where the cache is."""
 
     def __init__(self, function: Any, source: str) -> None:
         self._py_file = source
@@ -190,7 +195,7 @@ class _Locator(caching.UserWideCacheLocator):  # type: ignore[misc]
 
     @classmethod
     def from_function(cls, function: Any, source: str) -> "_Locator":
-        """Numba's own would look for another place instead of raising."""
+        """Make one, or raise; Numba's own would try another place."""
         return cls(function, source)
 
     def get_cache_path(self) -> str:
@@ -205,10 +210,9 @@ class _Rebuilder(caching.CompileResultCacheImpl):  # type: ignore[misc]
 
 
 class _CheckedFiles(caching.IndexDataCacheFile):  # type: ignore[misc]
-    """Files that end with their digest, which readers of pickles don't look at, and are checked before they
-    are read.
+    """Cache files that end with a digest and are checked before Numba reads them.
 
-    Nobody else can change one in between, nor what its name stands for.
+    Unpickling stops before the digest. No other user can change or replace a file after the check.
     """
 
     def __init__(self, directory: PrivateDirectory, filename_base: str, stamp: Any) -> None:
@@ -220,14 +224,14 @@ class _CheckedFiles(caching.IndexDataCacheFile):  # type: ignore[misc]
         return data + hashlib.sha256(data).digest()
 
     def _save_index(self, overloads: Any) -> None:
-        """Numba's own has no digest of the version."""
+        """Write the index; Numba's own would end the version with a digest, too."""
         data = super()._dump(self._version) + super()._dump((self._source_stamp, overloads))
         with self._open_for_write(self._index_path) as file:
             file.write(data + hashlib.sha256(data).digest())
 
     @contextmanager
     def _open_for_write(self, path: str) -> Iterator[BinaryIO]:
-        """Write a file beside and put it in place, 0600 whatever the umask is."""
+        """Write a new file with mode 0600, then replace the old one."""
         beside = f"{path}.tmp.{secrets.token_hex(8)}"
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
         try:
@@ -249,12 +253,12 @@ class _CheckedFiles(caching.IndexDataCacheFile):  # type: ignore[misc]
 
 
 class KernelCache(caching.FunctionCache):  # type: ignore[misc]
-    """The cache of one kernel; its failures mean "not cached" instead of an exception.
+    """The cache of one kernel; after its creation, failures only mean that the kernel isn't cached.
 
     Raises
     ------
     OSError
-        At creation alone: there is no directory for it.
+        There is no directory for it.
     """
 
     _impl_class = _Rebuilder
@@ -267,16 +271,16 @@ class KernelCache(caching.FunctionCache):  # type: ignore[misc]
         )
 
     def load_overload(self, signature: Any, target: Any) -> Any:
-        """The compiled kernel, or None."""
+        """Return the compiled kernel, or None."""
         try:
             return super().load_overload(signature, target)
-        except Exception as error:  # a pickle that can't be read raises nearly anything
+        except Exception as error:  # a damaged pickle can raise nearly anything
             warn_once(error)
-            self._try(self.flush)  # so that the kernel, once compiled again, replaces what is damaged
+            self._try(self.flush)  # the kernel, compiled again, then replaces it
             return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Keep a compiled kernel, if that can be."""
+        """Save a compiled kernel, if possible."""
         self._try(super().save_overload, signature, compiled)
 
     @staticmethod
@@ -288,9 +292,9 @@ class KernelCache(caching.FunctionCache):  # type: ignore[misc]
 
 
 def compile_callback(function: Any) -> int:
-    """Compile a function of a word to a word that C can call, or load it; return its address.
+    """Compile or load a C function that takes and returns one word; return its address.
 
-    The compiled code is kept for as long as the process lives.
+    The code stays valid until the process ends.
     """
     word = types.uint64
     compiled = ccallback.CFunc(function, ((word,), word), {}, {"_nrt": OPTIONS["_nrt"]})

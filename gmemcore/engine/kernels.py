@@ -1,25 +1,25 @@
-"""Every Numba kernel, in one closed file: read from top to bottom, it is what happens to guest memory.
+"""All Numba kernels, in one file: everything that changes page state or guest bytes.
 
-An operation is one call of an entry (the end of this file): it takes the file's lock, checks, acts, and lets
-the lock go. Python may be interrupted between any two bytecodes, and a kernel can't, so an operation has
-happened whole or not at all, and no Python code ever holds a lock. A kernel never raises and never allocates;
-it answers a reason.
+Each operation is one call of an entry point (at the end of this file). It takes the file's lock, checks, acts
+and releases the lock. An exception can interrupt Python between any two bytecodes, but never a kernel. So an
+operation happens completely or not at all, and no Python code holds a lock. Kernels never raise and never
+allocate; they return a reason.
 
 Memory of one file
 ------------------
-``header``  uint64, one slot a name below: lock, sizes, where the rest lies, counters. Its address stands for
-the file.
-``words``   uint64, one per 2 MiB block of 512 pages: for each plane a field of ten bits, how many of the
-            block's pages are set. A count of 0 or of the whole block says everything about that plane.
-``lines``   uint64, shape (6, rows): a bitmap per plane, one bit per page. The eight words of a block, its
+``header``  uint64, one slot per name below: lock, sizes, addresses of the rest, counters. Its address
+            identifies the file.
+``words``   uint64, one per 2 MiB block of 512 pages: for each plane a ten-bit field that counts the block's
+            pages in that plane. A count of 0 or of the whole block describes the plane completely.
+``lines``   uint64, shape (6, rows): one bitmap per plane, one bit per page. The eight words of a block, its
             line of that plane, are *valid only while the block is mixed* (count neither 0 nor full) or
-            ``header[DENSE]`` is set, so uniform memory costs eight bytes per block, whatever its size.
-``memory``  uint64, 512 per page: DRAM as the bus sees it; empty for a file that holds no bytes. The DRAM of a
-            page that isn't allocated is zero.
-``rules``   uint64, policy compiled for the Vm and its launch phase (``conversion.py``, ``steps.py``).
+            ``header[DENSE]`` is set. Uniform memory therefore costs eight bytes per block.
+``memory``  uint64, 512 per page: DRAM as the bus sees it; empty for a file without bytes. The DRAM of an
+            unallocated page is zero.
+``rules``   uint64, the policy compiled for the Vm and its launch phase (``rules.py``, ``steps.py``).
 
-Several planes at once are a mask of whole fields (``fields_of`` in ``state.py``), so that one word of a block
-answers for all of them.
+A set of planes is a mask of whole fields (``fields_of`` in ``state.py``): one operation on a block's word
+checks all of them.
 
 Page numbers and counts are uint64 and every constant is cast: a signed operand would make the arithmetic
 signed (or float), and a signed index would cost the loops over memory their vector registers.
@@ -74,20 +74,18 @@ PRIVATE, ALLOCATED, ASSIGNED, ACCEPTED, PINNED, POISONED = numbers(6)
 PLANES = np.uint64(6)
 FIELD_BITS = np.uint64(10)
 FIELD = np.uint64((1 << 10) - 1)
-FIELD_ONES = np.uint64(
-    sum(1 << 10 * plane for plane in range(6))
-)  # times a number: that number in all fields
+FIELD_ONES = np.uint64(sum(1 << 10 * plane for plane in range(6)))  # times a number: it, in all fields
 PRIVATE_FIELD, ALLOCATED_FIELD, ASSIGNED_FIELD, ACCEPTED_FIELD, PINNED_FIELD = (
     FIELD << FIELD_BITS * plane for plane in numbers(5)
 )
 
-# Every header begins with a lock (a pthread mutex, all zero when it is free) and its successor in the list of
+# Every header begins with a lock (a pthread mutex; all zero means free) and the next header in the list of
 # locks.
 LOCK_WORDS = 8
 NEXT = np.uint64(LOCK_WORDS)
 
-# The header of a file: where it lies itself; its memory, and the header of its owner; then what it is, what
-# conversions count with, what the host has to do with it, and at the end the counters since creation.
+# The header of a file: its own address, its memory and the header of its owner; then properties of the file,
+# the state of its key stream and budgets, what system calls need, threads, and the counters since creation.
 SELF, N_PAGES, WORDS, LINES, MEMORY, MEMORY_WORDS, OWNER, IS_CLOSED = numbers(8, LOCK_WORDS + 1)
 DENSE, SEED, FIRST_WORD, SCRAMBLES, ALLOCATIONS_LEFT, TRACKING, MEMORY_ALIGNED = numbers(7, LOCK_WORDS + 9)
 HOST_WORK, HOST_VIEW, COMMIT, RELEASE, DESCRIPTOR, RESIDENT, HOST_STEPS_LEFT = numbers(7, LOCK_WORDS + 16)
@@ -96,8 +94,8 @@ TOTALS = np.uint64(LOCK_WORDS + 26)
 COUNTERS = 10
 HEADER_SLOTS = np.uint64(LOCK_WORDS + 26 + COUNTERS)
 
-# The header of an owner, whose files share it: the launch phase and the rules of both; exits; then the
-# launch, and the attributes by guest frame of one with two backings.
+# The header of an owner, shared by its files: the launch phase, the rules of both phases and the number of
+# exits; then the launch, and the attributes by guest frame of an owner with two backings.
 PHASE, RULES_LAUNCHING, RULES_RUNNING, MEMORY_FAULTS, OWNER_IS_CLOSED = numbers(5, LOCK_WORDS + 1)
 LAUNCH_BEGAN, IS_MEASURED, CORRECTION, CORRECTION_SIZE, WITHOUT_VCPUS = numbers(5, LOCK_WORDS + 6)
 TWO_BACKINGS, EDGES, N_EDGES, EDGE_ROOM = numbers(4, LOCK_WORDS + 11)
@@ -107,9 +105,9 @@ DIGEST_WORDS = np.uint64(6)
 OWNER_SLOTS = np.uint64(LOCK_WORDS + 18 + 6)
 LAUNCHING, RUNNING = numbers(2)
 
-# Rows of a result, one column per request; all start as 0, and only what isn't 0 is written: a million
-# results are a hundred megabytes, most of which are never touched. Counters are those of ``counters.py``, in
-# its order.
+# Rows of a result, one column per request. They start as 0 and only other values are written: a million
+# results take a hundred megabytes, most of them never touched. The counters are in the order of
+# ``counters.py``.
 REASON, ERROR_OFFSET = numbers(2)
 COUNTERS_AT = np.uint64(2)
 (
@@ -127,33 +125,33 @@ COUNTERS_AT = np.uint64(2)
 RESULT_ROWS = 2 + COUNTERS
 ROWS = np.uint64(RESULT_ROWS)
 
-# The memory of one call: where it lies itself, the request of a file or of an owner, then the result, and the
-# counters of what is noticed by the way.
+# The buffer of one call: its own address, the request to a file or to an owner, the result, and counters of
+# host writes that were detected on the way.
 CALL, FILE, OFFSET, SIZE, ATTRIBUTES, FLAGS, ERROR_OFFSET_GIVEN, RESERVED, STEP, DATA = numbers(10)
 GUEST, SLOTS, N_SLOTS, MORE, MOST, ANSWER = numbers(6, 10)
-GONE = MORE  # what a refused access found: a page, no memslot, or one whose file is closed
+GONE = MORE  # what a refused access found
 IS_PAGE, IS_HOLE, IS_CLOSED_FILE = numbers(3)
 RESULT, NOTICED = np.uint64(16), np.uint64(16 + RESULT_ROWS)
 PHASE_SEEN, FAULTS_SEEN, PLANNED = numbers(3, 16 + 2 * RESULT_ROWS)
 DIGEST_BEFORE, DIGEST_AFTER = np.uint64(44), np.uint64(50)
 CALL_SLOTS = 56
-CALL_BYTES = 4096  # and then room for short data
+CALL_BYTES = 4096  # the rest is room for short data
 RESULT_AT, NOTICED_AT = RESULT * WORD_BYTES, NOTICED * WORD_BYTES  # bytes
 
 PRIVATE_ATTRIBUTE = np.uint64(8)
 
-# A memslot: guest physical address and size in bytes, the files of its private and its shared side, offset in
-# them, and where a word says whether it is deleted.
+# A memslot: guest physical address and size in bytes, the files of its private and its shared side, the
+# offset in them, and the address of its deleted flag.
 SLOT_GPA, SLOT_SIZE, SLOT_PRIVATE, SLOT_SHARED, SLOT_OFFSET, SLOT_DELETED = numbers(6)
 SLOT_WORDS = np.uint64(6)
 
-# A survey of page state: where its answers are, and what it can find.
+# The output of `survey_pages`, and the contradictions that it can find.
 SURVEY_FOLDED, _, SURVEY_PAGE, SURVEY_MIXED, SURVEY_TOTALS = numbers(5)
 SURVEY_SLOTS = 10
 WRONG_COUNT, WRONG_ACCEPTED, WRONG_ASSIGNED, WRONG_PINNED = numbers(4, 1)
 MIX = np.uint64(0xD6E8_FEB8_6659_FD93)  # an odd number whose bits are spread
 
-# Why a request was refused: the checks of a conversion in their order, then those of other steps; 0: done.
+# Why a request was refused: the checks of a conversion in order, then those of other steps. 0: it was done.
 (
     FLAGS_UNKNOWN,
     FLAGS_MANY,
@@ -183,19 +181,19 @@ MIX = np.uint64(0xD6E8_FEB8_6659_FD93)  # an odd number whose bits are spread
     CHANGED,
 ) = numbers(26, 1)
 
-# The rules of one VM and phase: words of their own, a cell for each direction and flag, a row for each step.
+# The rules of one VM and phase: single words, one cell per direction and flag, one row per step and variant.
 KNOWN_FLAGS, KNOWN_ATTRIBUTES, HAS_PRIVATE_MEMORY, ERROR_OFFSET_CHECKED, HAS_IOCTL = numbers(5)
 FRAME_ATTRIBUTES, GUEST_HAS_KEY, UNMAP_CLEARS, UNMAP_OPERATIONS = numbers(4, 5)
 ENDS_WITH_SLOT, POPULATE_CLOSED, FINISH_AGAIN, FINISH_AGAIN_WITHOUT_VCPUS = numbers(4, 9)
 CELLS = np.uint64(13)
 REFUSAL, UNLESS, OPERATIONS, SET, CLEAR, PLAIN = numbers(6)
-CELL_WORDS = np.uint64(6)  # PLAIN: a conversion that policy always allows, and that touches no byte
+CELL_WORDS = np.uint64(6)  # PLAIN: policy always allows the conversion, and it changes no byte
 FLAG_SLOTS = np.uint64(65)  # no flag, and each of 64 bits
 
-# A step's row: what it asks of the range, what refuses it whole or by page, how much stands when a page
-# refuses, then bytes and planes. A term has the planes that are wanted and unwanted, the reason, the planes
-# that the page it refuses is left with, and whether that page gets the source of a launch update. Variants
-# are the kinds of a guest's access, or what a launch update is of.
+# A step's row: requirements on the range, what refuses all of it or a page, how much remains done when a page
+# refuses, then operations on bytes and planes. A term has wanted and unwanted planes, the reason, the planes
+# set on the page it refuses, and whether that page gets the source of a launch update. Variants are the kinds
+# of a guest access, or the contents of a launch update.
 STEPS = CELLS + U2 * FLAG_SLOTS * CELL_WORDS
 CONVERT, HOST_READ, HOST_WRITE, GUEST_READ, GUEST_WRITE, ACCEPT, ALLOCATE, PUNCH_HOLE = numbers(8)
 PIN, UNPIN, POISON, POPULATE, LAUNCH_FINISH = numbers(5, 8)
@@ -205,44 +203,43 @@ TERM_WORDS, TERM_COUNT = np.uint64(5), 4
 WANTED, UNWANTED, TERM_REASON, MARK, COPIED = numbers(5)
 STEP_OPERATIONS, STEP_SET, STEP_CLEAR = numbers(3, 7 + 5 * 4)
 STEP_WORDS = np.uint64(7 + 5 * 4 + 3)
-PARTIAL_REFUSED, PARTIAL_DONE = U1, U2  # what was done stays: as a refusal, or as success if there is any
+PARTIAL_REFUSED, PARTIAL_DONE = U1, U2  # pages before the refusing one stay done; the second is a success
 AS_ATTRIBUTE, AS_SHARED, AS_PRIVATE = numbers(3)
 FROM_SOURCE, FROM_PRIVATE_FRAME = U1, U2
 RULES_WORDS = STEPS + np.uint64(STEP_COUNT) * STEP_VARIANTS * STEP_WORDS
 
-# What a launch update is of.
+# Flags of a launch update.
 IS_ZERO, IS_CPUID, IN_PLACE, IS_WRITABLE, PLAN_ONLY = (U1 << n for n in numbers(5))
 
-# Operations on the bytes of a page, four bits for each rank of page:
-# unallocated, allocated, assigned, accepted (each includes the ones before).
+# Operations on the bytes of a page, four bits for each rank of a page: unallocated, allocated, assigned,
+# accepted (each includes the ones before).
 NO_OPERATION, ZERO, XOR, SCRAMBLE, KEYSTREAM = numbers(5)
 OPERATION_BITS, OPERATION = np.uint64(4), np.uint64(15)
-ALL_DONE = np.uint64(16)  # no operation of any page: the end of a range
-STREAM_PAGES = np.uint64(256)  # a range of a MiB is longer than what caches should keep of it
+ALL_DONE = np.uint64(16)  # not an operation: the end of a range
+STREAM_PAGES = np.uint64(256)  # from 1 MiB on, zeros are written past the caches
 
-# A part of a long range that a thread of its own transforms: the thread, whether it was started, and its
-# request.
+# One part of a long range, for one thread: the thread, whether it was started, its request and its counters.
 TASK_THREAD, TASK_STARTED, TASK_FILE, TASK_OPERATIONS, TASK_START, TASK_END, TASK_RESULT = numbers(7)
 TASK_WORDS = np.uint64(6 + RESULT_ROWS)
-LEAST_PART = np.uint64(1024)  # minimum pages per thread: below 4 MiB, starting one costs more than its work
+LEAST_PART = np.uint64(1024)  # minimum pages per thread: below 4 MiB, starting it costs more than its work
 
 # Arguments of system calls.
 NO_ACCESS, READ_AND_WRITE = np.int32(0), np.int32(3)
-DONT_DUMP, DO_DUMP = np.int32(16), np.int32(17)  # advice that changes nothing but where mappings end
+DONT_DUMP, DO_DUMP = np.int32(16), np.int32(17)  # advice used only to split and merge mappings
 SEEK_DATA, SEEK_HOLE = np.int32(3), np.int32(4)
 EINTR, EAGAIN, EINVAL = np.int32(4), np.int32(11), np.int32(22)
-RESIDENT_PAGES = np.uint64(4096)  # pages that are asked for at once
+RESIDENT_PAGES = np.uint64(4096)  # pages per mincore call
 
 GOLDEN = np.uint64(0x9E37_79B9_7F4A_7C15)
-AHEAD = np.uint64(32)  # requests: the memory of one that far ahead is asked for
-NEVER = ONES  # a budget of allocations that never runs out; no address
+AHEAD = np.uint64(32)  # requests: how far ahead page state is prefetched
+NEVER = ONES  # an unlimited budget; no address; no descriptor
 
 
 class Piece(NamedTuple):
-    """A stretch of guest memory with one memslot or none, and one attribute where those are the owner's.
+    """A range of guest memory in at most one memslot, and with one attribute if the owner has those.
 
-    Its length in bytes, its file (0: no memslot), the offset there, where a word says whether the memslot is deleted,
-    and the owner's attribute: `AS_PRIVATE`, `AS_SHARED`, or `AS_ATTRIBUTE` where files have their own.
+    Length in bytes, file (0: no memslot), offset in it, address of the memslot's deleted flag, and the
+    owner's attribute: `AS_PRIVATE`, `AS_SHARED`, or `AS_ATTRIBUTE` where each file has its own.
     """
 
     length: Any
@@ -253,7 +250,7 @@ class Piece(NamedTuple):
 
 
 class File(NamedTuple):
-    """One file: views of its memory, and its rules."""
+    """Views of the memory of one file, and its rules."""
 
     header: Any
     words: Any
@@ -264,7 +261,7 @@ class File(NamedTuple):
 
 @inlined
 def file_at(address):
-    """Return the file whose header lies at an address, which is open."""
+    """Return the open file whose header is at an address."""
     header = words_at(address, HEADER_SLOTS)
     owner = words_at(header[OWNER], OWNER_SLOTS)
     n_blocks = (header[N_PAGES] + BLOCK_MASK) >> BLOCK_SHIFT
@@ -279,7 +276,7 @@ def file_at(address):
 
 @inlined
 def is_closed(address):
-    """Whether the file at an address is closed: it has no memory any more."""
+    """Return whether the file at an address is closed: its memory is gone."""
     return words_at(address, HEADER_SLOTS)[IS_CLOSED] != U0
 
 
@@ -288,7 +285,7 @@ def is_closed(address):
 
 @inlined
 def popcount(x):
-    """Set bits of a word (the compiler knows this form and emits one instruction)."""
+    """Count the set bits of a word (the compiler recognises this form and emits one instruction)."""
     x = x - ((x >> U1) & np.uint64(0x5555_5555_5555_5555))
     x = (x & np.uint64(0x3333_3333_3333_3333)) + ((x >> U2) & np.uint64(0x3333_3333_3333_3333))
     x = (x + (x >> U4)) & np.uint64(0x0F0F_0F0F_0F0F_0F0F)
@@ -297,31 +294,31 @@ def popcount(x):
 
 @inlined
 def lowest_bit(x):
-    """Index of the lowest set bit; 64 for no bit."""
+    """Return the index of the lowest set bit; 64 if there is none."""
     return popcount(~x & (x - U1))
 
 
 @inlined
 def bits_between(low, high):
-    """Bits low to high of a word, high excluded; 0 <= low < high <= 64."""
+    """Return a word with bits [low, high) set; 0 <= low < high <= 64."""
     return (ONES << low) & (ONES >> (U64 - high))
 
 
 @inlined
 def lowest_plane(fields):
-    """Number of the first plane of a mask of fields."""
+    """Return the number of the first plane in a mask of fields."""
     return lowest_bit(fields) // FIELD_BITS
 
 
 @inlined
 def smaller(one, other):
-    """The smaller of two numbers."""
+    """Return the smaller of two numbers."""
     return one if one < other else other
 
 
 @inlined
 def pages_of_block(n_pages, block):
-    """How many pages of the file lie in a block: 512, or what is left for the last."""
+    """Return how many pages a block has: 512, or fewer for the last block of the file."""
     return smaller(n_pages - (block << BLOCK_SHIFT), BLOCK_PAGES)
 
 
@@ -330,7 +327,7 @@ def pages_of_block(n_pages, block):
 
 @kernel
 def write_uniform_line(lines, plane, block, pages, value):
-    """Write out a line that its block's word alone spoke for: value on the pages that exist."""
+    """Write the line of a uniform block, which its word alone described: value for each of its pages."""
     for r in range(8):
         row = (block << U3) + np.uint64(r)
         first = np.uint64(r) << ROW_SHIFT
@@ -342,7 +339,7 @@ def write_uniform_line(lines, plane, block, pages, value):
 
 @inlined
 def write_row(lines, plane, row, mask, value):
-    """Set or clear bits of one row; returns how many changed."""
+    """Set or clear bits of one row; return how many changed."""
     old = lines[plane, row]
     new = (old & ~mask) | (mask & value)
     lines[plane, row] = new
@@ -351,7 +348,7 @@ def write_row(lines, plane, row, mask, value):
 
 @inlined
 def write_rows(lines, plane, start, end, value):
-    """Set (value = all ones) or clear (0) a plane over [start, end) of one block; returns what changed."""
+    """Set (value = all ones) or clear (0) a plane over [start, end) of one block; return how many changed."""
     row, last = start >> ROW_SHIFT, (end - U1) >> ROW_SHIFT
     mask = ONES << (start & U63)
     changed = U0
@@ -364,7 +361,7 @@ def write_rows(lines, plane, start, end, value):
 
 @inlined
 def tally(header, results, counter, i, amount):
-    """Count events of request i, and in the file's totals."""
+    """Add events to the counters of request i and of the file."""
     if amount != U0:
         results[counter, i] += amount
         header[TOTALS + counter - COUNTERS_AT] += amount
@@ -416,7 +413,7 @@ def edit_block(file, start, end, set_, clear, results, i):
 
 @kernel
 def edit_whole_blocks(address, block, end_block, set_, clear, results, i):
-    """Set and clear whole planes over whole blocks: their words say it all, plane by plane, then at once."""
+    """Set and clear whole planes over whole blocks: count plane by plane, then write each word once."""
     file = file_at(address)
     run = file.words[block:end_block]
     union, common = U0, ONES
@@ -446,7 +443,7 @@ def edit_whole_blocks(address, block, end_block, set_, clear, results, i):
 
 @kernel
 def write_whole_lines(lines, row, end_row, set_, clear):
-    """Write out the lines of whole blocks."""
+    """Write the lines of whole blocks."""
     todo = set_ | clear
     while todo != U0:
         plane = lowest_plane(todo)
@@ -459,7 +456,7 @@ def write_whole_lines(lines, row, end_row, set_, clear):
 
 @inlined
 def edit(file, start, end, set_, clear, results, i):
-    """Set and clear whole planes over pages [start, end), and count it."""
+    """Set and clear whole planes over pages [start, end), and count the changes."""
     while start < end:
         stop = (start | BLOCK_MASK) + U1
         if start & BLOCK_MASK == U0 and stop <= end:
@@ -478,7 +475,7 @@ def edit(file, start, end, set_, clear, results, i):
 
 @inlined
 def plane_row(words, lines, n_pages, plane, row):
-    """One row of a plane: a bit per page."""
+    """Return one row of a plane: one bit per page."""
     block = row >> U3
     count = (words[block] >> (plane * FIELD_BITS)) & FIELD
     if count == U0:
@@ -490,7 +487,7 @@ def plane_row(words, lines, n_pages, plane, row):
 
 @inlined
 def matching_row(words, lines, n_pages, row, wanted, unwanted):
-    """Bits of one row whose pages have every wanted plane set and no unwanted one."""
+    """Return the bits of one row whose pages have every wanted plane set and no unwanted one."""
     match = ONES
     todo = wanted | unwanted
     while todo != U0:
@@ -504,7 +501,7 @@ def matching_row(words, lines, n_pages, row, wanted, unwanted):
 
 @inlined
 def block_may_match(word, pages, wanted, unwanted):
-    """Whether the word of a block allows a page with the wanted planes set and the unwanted clear."""
+    """Return whether a block's word allows a page with the wanted planes set and the unwanted clear."""
     full = pages * FIELD_ONES
     todo = wanted | unwanted
     while todo != U0:
@@ -518,10 +515,10 @@ def block_may_match(word, pages, wanted, unwanted):
 
 @kernel
 def find_page(address, start, end, wanted, unwanted):
-    """First page of [start, end) with every wanted plane set and no unwanted one; end if there is none."""
+    """Return the first page of [start, end) with all wanted planes and no unwanted one; end if none has."""
     file = file_at(address)
     words, lines, n_pages = file.words, file.lines, file.header[N_PAGES]
-    barren = ~words[start >> BLOCK_SHIFT]  # a word that is known to hold no such page; none yet
+    barren = ~words[start >> BLOCK_SHIFT]  # the last word found to have no such page; none yet
     while start < end:
         block = start >> BLOCK_SHIFT
         pages = pages_of_block(n_pages, block)
@@ -545,7 +542,7 @@ def find_page(address, start, end, wanted, unwanted):
 
 @kernel
 def count_pages(address, start, end, wanted, unwanted):
-    """How many pages of [start, end) have every wanted plane set and no unwanted one."""
+    """Count the pages of [start, end) with all wanted planes and no unwanted one."""
     file = file_at(address)
     words, lines, n_pages = file.words, file.lines, file.header[N_PAGES]
     plane = lowest_plane(wanted | unwanted)
@@ -570,7 +567,7 @@ def count_pages(address, start, end, wanted, unwanted):
 
 @kernel
 def write_lines(address):
-    """Write out every line, so that they can be read without their words."""
+    """Write every line, which can then be read without the words."""
     file = file_at(address)
     n_pages = file.header[N_PAGES]
     for b in range(file.words.shape[0]):
@@ -592,10 +589,10 @@ def mixed_in(state, value):
 
 @kernel
 def survey_pages(address, out):
-    """Look at all page state: hash it into two words, count it, and find where it contradicts itself.
+    """Hash all page state into two words, count it, and find contradictions.
 
-    out: the two words, the number of the first page of a block that is wrong, private blocks that are mixed,
-    and for each plane its pages. Returns what is wrong, see `WRONG_COUNT` and those after it; 0: nothing.
+    out: the two words, the first page of an inconsistent block, the number of mixed blocks of the private
+    plane, and the pages of each plane. Returns `WRONG_COUNT` or one of those after it; 0: consistent.
     """
     file = file_at(address)
     words, lines, n_pages = file.words, file.lines, file.header[N_PAGES]
@@ -607,7 +604,7 @@ def survey_pages(address, out):
         low, high = mixed_in(low, word), mixed_in(high, word + GOLDEN)
         if word == U0:
             continue
-        if word == pages:  # private and nothing else, as most of a large guest is
+        if word == pages:  # private and nothing else, like most of a large guest
             plain += pages
             continue
         for p in range(lines.shape[0]):
@@ -641,7 +638,7 @@ def survey_pages(address, out):
 
 @kernel
 def contradiction(words, lines, n_pages, block):
-    """Which relation between planes a page of a block breaks; 0: none."""
+    """Return which relation between planes a page of a block breaks; 0: none."""
     for r in range((pages_of_block(n_pages, block) + U63) >> ROW_SHIFT):
         row = (block << U3) + np.uint64(r)
         private = plane_row(words, lines, n_pages, PRIVATE, row)
@@ -659,7 +656,7 @@ def contradiction(words, lines, n_pages, block):
 
 @kernel
 def most_runs(words, plane):
-    """How many runs of one plane there are at most, by the words of the blocks alone."""
+    """Return an upper bound of the number of runs of one plane; reads the words alone."""
     field, most = plane * FIELD_BITS, U1
     for b in range(words.shape[0]):
         count = (words[b] >> field) & FIELD
@@ -669,7 +666,7 @@ def most_runs(words, plane):
 
 @kernel
 def list_runs(words, lines, n_pages, plane, ends):
-    """Write the end page of each run of one plane; returns how many. ends has room for `most_runs`."""
+    """Write the end page of each run of one plane; return how many. ends has room for `most_runs`."""
     field = plane * FIELD_BITS
     before = plane_row(words, lines, n_pages, plane, U0) & U1  # the page before, as the lowest bit
     runs, rows = U0, lines[plane]
@@ -687,8 +684,7 @@ def list_runs(words, lines, n_pages, plane, ends):
             row = rows[r]
             edges = row ^ ((row << U1) | before)
             before = row >> U63
-            # Written whether there is one or not: most rows have none or one, and the branch is
-            # unpredictable.
+            # Written unconditionally: most rows have no edge or one, and that branch is unpredictable.
             ends[runs] = first + lowest_bit(edges)
             runs += U1 if edges else U0
             edges &= edges - U1
@@ -697,7 +693,7 @@ def list_runs(words, lines, n_pages, plane, ends):
                 runs += U1
                 edges &= edges - U1
             first += U64
-    while runs and ends[runs - U1] >= n_pages:  # bits beyond the end are clear: an edge that isn't one
+    while runs and ends[runs - U1] >= n_pages:  # an artefact: bits beyond the end are clear
         runs -= U1
     ends[runs] = n_pages
     return runs + U1
@@ -708,7 +704,7 @@ def list_runs(words, lines, n_pages, plane, ends):
 
 @inlined
 def mix(z):
-    """SplitMix64's output function."""
+    """Return SplitMix64's output for a generator state."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58_476D_1CE4_E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D0_49BB_1331_11EB)
     return z ^ (z >> np.uint64(31))
@@ -723,16 +719,16 @@ def zero_words(view):
 
 @kernel
 def stream_zeros(view):
-    """Zero a view past the caches, which a long range would only push others out of."""
+    """Zero a view past the caches, whose contents a long range would evict."""
     for line in range(view.shape[0] >> 3):
         zero_line(view, line << 3)
 
 
 @kernel
 def xor_words(view, state):
-    """XOR a contiguous view with the key stream that begins at this generator state.
+    """XOR a contiguous view with the key stream from a generator state on.
 
-    Here and below the state is added to: as a product of the index it would cost a third multiplication.
+    The state is incremented: computing it from the index would take a third multiplication.
     """
     for i in range(view.shape[0]):
         view[i] ^= mix(state)
@@ -741,7 +737,7 @@ def xor_words(view, state):
 
 @kernel
 def keystream_words(view, state):
-    """Fill a contiguous view with the key stream: what a guest reads as zeros."""
+    """Fill a contiguous view with the key stream, which a guest reads as zeros."""
     for i in range(view.shape[0]):
         view[i] = mix(state)
         state += GOLDEN
@@ -749,10 +745,10 @@ def keystream_words(view, state):
 
 @kernel
 def scramble_words(view, state):
-    """Replace every byte of a view by a random one that differs from it.
+    """Replace every byte of a view with a different, random one.
 
-    XOR with a stream whose zero bytes are made ones. One multiplication is random enough for that, and two
-    would cost more than the memory does. (The test for zero bytes also finds ones; they stay ones.)
+    XOR with a stream in which zero bytes are replaced by ones. One multiplication is random enough, and two
+    would cost more than the memory access. (The test for zero bytes also matches ones, which stay ones.)
     """
     ones, tops = np.uint64(0x0101_0101_0101_0101), np.uint64(0x8080_8080_8080_8080)
     for i in range(view.shape[0]):
@@ -764,7 +760,7 @@ def scramble_words(view, state):
 
 @inlined
 def stream_state(header, word):
-    """Generator state that makes the first output of a word of the file."""
+    """Return the generator state whose output is for a given word of the file."""
     return header[SEED] + (header[FIRST_WORD] + word + U1) * GOLDEN
 
 
@@ -778,7 +774,7 @@ def prefetch_page(memory, page, operation):
 
 @inlined
 def operate(header, memory, operation, start, end, streams, results, i):
-    """Do one operation to the bytes of pages [start, end), and count it; streams: past the caches."""
+    """Apply one operation to the bytes of pages [start, end), and count it; streams: past the caches."""
     size = (end - start) << PAGE_SHIFT
     if operation == ZERO:
         results[BYTES_ZEROED, i] += size
@@ -805,7 +801,7 @@ def operate(header, memory, operation, start, end, streams, results, i):
 
 @inlined
 def operation_bits(operations, operation, allocated, assigned, accepted):
-    """Bits of a row whose pages' rank has this operation."""
+    """Return the bits of a row whose pages have a given operation, by their rank."""
     bits = U0
     if operations & OPERATION == operation:
         bits |= ~allocated
@@ -820,7 +816,7 @@ def operation_bits(operations, operation, allocated, assigned, accepted):
 
 @inlined
 def uniform_rank(word, pages):
-    """Rank of every page of a block, from its word; 4 if they differ."""
+    """Return the rank of all pages of a block, from its word; 4 if they differ."""
     allocated = (word >> (ALLOCATED * FIELD_BITS)) & FIELD
     assigned = (word >> (ASSIGNED * FIELD_BITS)) & FIELD
     accepted = (word >> (ACCEPTED * FIELD_BITS)) & FIELD
@@ -839,21 +835,17 @@ def uniform_rank(word, pages):
 
 @kernel
 def transform(address, operations, start, end, results, i):
-    """Do to the bytes of each page of [start, end) what its rank says, in runs as long as they come.
+    """Apply to the bytes of each page of [start, end) the operation of its rank, in maximal runs.
 
-    Writes nothing but those bytes and their counters in results, so that parts of a range may be transformed
-    at the same time.
+    Writes only those bytes and their counters in results, so parts of a range can be transformed in parallel.
     """
     file = file_at(address)
     header, words, lines, memory = file.header, file.words, file.lines, file.memory
     n_pages = header[N_PAGES]
     streams = header[MEMORY_ALIGNED] != U0 and end - start >= STREAM_PAGES
     run_operation, run_start = NO_OPERATION, start
-    last_operation, last_start, last_end = (
-        NO_OPERATION,
-        start,
-        start,
-    )  # the run before, which is yet to be done
+    # The run before: it is done once the next one is known, whose first page is prefetched.
+    last_operation, last_start, last_end = NO_OPERATION, start, start
     row, allocated, assigned, accepted = ONES, U0, U0, U0
     while True:
         block = start >> BLOCK_SHIFT
@@ -890,14 +882,14 @@ def transform(address, operations, start, end, results, i):
 
 @inlined
 def operation_of(operations, allocated, assigned, accepted, page):
-    """Operation of one page of a row."""
+    """Return the operation of one page of a row."""
     rank = ((allocated >> page) & U1) + ((assigned >> page) & U1) + ((accepted >> page) & U1)
     return (operations >> (rank * OPERATION_BITS)) & OPERATION
 
 
 @callback
 def transform_part(address):
-    """The work of one thread: `transform` on the part of a range that a task at an address names."""
+    """Run the task at an address, in a thread of its own: `transform` on one part of a range."""
     task = words_at(address, TASK_WORDS)
     results = table_at(address + TASK_RESULT * WORD_BYTES, ROWS, U1)
     transform(task[TASK_FILE], task[TASK_OPERATIONS], task[TASK_START], task[TASK_END], results, U0)
@@ -906,9 +898,9 @@ def transform_part(address):
 
 @kernel
 def transform_in_parts(address, operations, start, end, results, i):
-    """`transform` on several threads, each with a part of its own that begins at a block.
+    """Run `transform` on several threads, on parts that begin at block boundaries.
 
-    A part whose thread can't be started is done here.
+    A part whose thread can't be started is done by the caller's.
     """
     file = file_at(address)
     n = smaller(file.header[THREADS], (end - start) // LEAST_PART)
@@ -940,7 +932,7 @@ def transform_in_parts(address, operations, start, end, results, i):
 
 @inlined
 def transform_all(file, operations, start, end, results, i):
-    """`transform`, on several threads where that is worth it; and the file's totals."""
+    """Run `transform`, on several threads if the range is long, and update the file's totals."""
     zeroed, xored, scrambled = results[BYTES_ZEROED, i], results[BYTES_XORED, i], results[BYTES_SCRAMBLED, i]
     if file.header[THREADS] > U1 and end - start >= U2 * LEAST_PART:
         transform_in_parts(file.header[SELF], operations, start, end, results, i)
@@ -953,7 +945,7 @@ def transform_all(file, operations, start, end, results, i):
 
 @inlined
 def copy_under_key(target, source, length, key):
-    """Copy up to eight bytes through those of a word of the key stream."""
+    """Copy up to eight bytes, XORed with those of a word of the key stream."""
     to, of = bytes_at(target, length), bytes_at(source, length)
     for k in range(length):
         to[k] = of[k] ^ np.uint8(key & np.uint64(255))
@@ -962,7 +954,7 @@ def copy_under_key(target, source, length, key):
 
 @kernel
 def copy_keyed(header, target, source, offset, length):
-    """Copy bytes through the key stream; offset: where in the file they are."""
+    """Copy bytes, XORed with the key stream; offset: where they are in the file."""
     word, lead = offset >> U3, offset & U7
     state = stream_state(header, word)
     if lead:
@@ -979,7 +971,7 @@ def copy_keyed(header, target, source, offset, length):
 
 @kernel
 def copy_data(address, step, offset, size, data):
-    """Copy what is read to the caller's data, or what is written from it, through the key where a guest has one."""
+    """Copy between the file and the caller's data, through the key where a guest accesses private pages."""
     file = file_at(address)
     is_read = step == HOST_READ or step == GUEST_READ
     is_keyed = file.rules[GUEST_HAS_KEY] != U0 and (step == GUEST_READ or step == GUEST_WRITE)
@@ -1002,15 +994,15 @@ def copy_data(address, step, offset, size, data):
         offset = stop
 
 
-# ---- the host's part ----------------------------------------------------------------------------
+# ---- system calls -------------------------------------------------------------------------------
 #
-# What takes system calls: memory that is committed when pages are allocated and given back when they go, and
-# the host's own view, in which private pages can't be touched (``host_view.py``).
+# Memory is committed when pages are allocated and released when they are freed. In the host view, private
+# pages are inaccessible (``host_view.py``).
 
 
 @inlined
 def takes_host_step(header):
-    """Whether the injected budget of steps that the host can refuse allows another one; takes it."""
+    """Return whether the injected budget of host steps allows another one, and take it."""
     if header[HOST_STEPS_LEFT] == U0:
         return False
     if header[HOST_STEPS_LEFT] != NEVER:
@@ -1020,10 +1012,9 @@ def takes_host_step(header):
 
 @kernel
 def commit(address, start, end):
-    """Make sure that the pages of [start, end) that aren't allocated can be written to; False: the host
-    can't.
+    """Allocate host memory for the unallocated pages of [start, end); False: the host has none.
 
-    A hole of a file that can't be filled would be a signal when it is touched.
+    Otherwise a write to a hole in the backing file that can't be filled would raise SIGBUS.
     """
     file = file_at(address)
     header = file.header
@@ -1037,7 +1028,7 @@ def commit(address, start, end):
     address, size = header[MEMORY] + (first << PAGE_SHIFT), (end - first) << PAGE_SHIFT
     while advise(address, size, np.int32(header[COMMIT])) != 0:
         error = last_error()
-        if error == EINVAL:  # before Linux 5.14: touch a word of every page instead
+        if error == EINVAL:  # before Linux 5.14: touch one word per page instead
             for page in range(first, end):
                 file.memory[np.uint64(page) * PAGE_WORDS] |= U0
             return True
@@ -1048,7 +1039,7 @@ def commit(address, start, end):
 
 @kernel
 def release(address, start, end):
-    """Give the memory of pages [start, end) back: it reads zeros from now on."""
+    """Release the host memory of pages [start, end), which then read as zeros."""
     file = file_at(address)
     header = file.header
     if file.memory.shape[0] == 0:
@@ -1059,20 +1050,18 @@ def release(address, start, end):
         if advise(address, size, np.int32(header[RELEASE])) == 0:
             return
         is_released = last_error() != EINTR
-    zero_words(
-        file.memory[start * PAGE_WORDS : end * PAGE_WORDS]
-    )  # what can't be given back is zeroed in place
+    zero_words(file.memory[start * PAGE_WORDS : end * PAGE_WORDS])  # it can't be released: zero it in place
 
 
 @inlined
 def address_in_view(file, page):
-    """Where a page lies in the host's own view."""
+    """Return the address of a page in the host view."""
     return file.header[HOST_VIEW] + (page << PAGE_SHIFT)
 
 
 @kernel
 def changes_view(address, start, end, to_private):
-    """Whether a conversion changes what the host may touch in its own view."""
+    """Return whether a conversion changes which pages are accessible in the host view."""
     file = file_at(address)
     if file.header[HOST_VIEW] == U0:
         return False
@@ -1082,10 +1071,10 @@ def changes_view(address, start, end, to_private):
 
 @kernel
 def split_view(address, start, end):
-    """Give pages [start, end) of the host's view mappings of their own; False: the host has none left.
+    """Split pages [start, end) of the host view off into mappings of their own; False: there are too many.
 
-    By advice that changes nothing else. It is the only step that can fail: the host's limit of mappings
-    (vm.max_map_count) is met here, and `protect_view` then needs no further one.
+    The advice has no other effect. Only this step can exceed the host's limit of mappings (vm.max_map_count);
+    `protect_view` then needs no further mapping.
     """
     file = file_at(address)
     size = (end - start) << PAGE_SHIFT
@@ -1097,21 +1086,21 @@ def split_view(address, start, end):
 
 @kernel
 def protect_view(address, start, end, protection):
-    """Let the host touch pages [start, end), which are split off, or make each touch a fault."""
+    """Set the protection of pages [start, end) of the host view, which `split_view` split off."""
     file = file_at(address)
     protect(address_in_view(file, start), (end - start) << PAGE_SHIFT, protection)
 
 
 @kernel
 def join_view(address, start, end):
-    """Undo `split_view`: mappings are only merged, and one that the kernel leaves apart does no harm."""
+    """Undo `split_view`. It only merges mappings; one that the kernel leaves separate does no harm."""
     file = file_at(address)
     advise(address_in_view(file, start), (end - start) << PAGE_SHIFT, DO_DUMP)
 
 
 @kernel
 def is_host_ready(address, start, end, to_private, allocates):
-    """Take the steps of a conversion that the host can refuse; False: it did, and nothing has changed."""
+    """Do what the host can refuse of a conversion; False: it refused, and nothing has changed."""
     file = file_at(address)
     splits = changes_view(file.header[SELF], start, end, to_private)
     if splits and not split_view(file.header[SELF], start, end):
@@ -1125,10 +1114,10 @@ def is_host_ready(address, start, end, to_private, allocates):
 
 @kernel
 def notice_writes(address, start, end, noticed):
-    """Mark as allocated the pages of [start, end) that the host wrote through its own view.
+    """Mark as allocated the pages of [start, end) that were written through the host view.
 
-    Nobody is told of such a write. But a page that isn't allocated holds zeros, so one that the file has
-    memory for, and that doesn't, has been written to. (Looking at it leaves no trace.)
+    Such a write isn't reported. But unallocated pages are zero, so one with host memory and other contents
+    was written. Checking it allocates nothing.
     """
     file = file_at(address)
     if file.header[HOST_VIEW] == U0:
@@ -1147,12 +1136,12 @@ def notice_writes(address, start, end, noticed):
 
 @kernel
 def notice_by_seeking(address, start, end, noticed):
-    """Notice writes to pages that aren't allocated, of a file that can be sought in."""
+    """Detect writes to unallocated pages of a file that supports SEEK_DATA."""
     file = file_at(address)
     descriptor = np.int32(file.header[DESCRIPTOR])
     while start < end:
         data = seek(descriptor, np.int64(start << PAGE_SHIFT), SEEK_DATA)
-        if data < 0 or np.uint64(data) >> PAGE_SHIFT >= end:  # ENXIO: no more of it
+        if data < 0 or np.uint64(data) >> PAGE_SHIFT >= end:  # ENXIO: no further data
             return
         hole = seek(descriptor, data, SEEK_HOLE)
         stop = end if hole < 0 else smaller((np.uint64(hole) + PAGE_MASK) >> PAGE_SHIFT, end)
@@ -1162,7 +1151,7 @@ def notice_by_seeking(address, start, end, noticed):
 
 @kernel
 def notice_resident(address, start, end, noticed):
-    """Notice writes to pages that aren't allocated, of a file whose memory is all resident."""
+    """Detect writes to unallocated pages of a file whose written pages stay resident."""
     file = file_at(address)
     while start < end:
         stop = smaller(start + RESIDENT_PAGES, end)
@@ -1179,7 +1168,7 @@ def notice_resident(address, start, end, noticed):
 
 @kernel
 def notice_written(address, start, end, noticed):
-    """Mark those of pages [start, end) that hold anything as allocated."""
+    """Mark as allocated those pages of [start, end) that aren't all zero."""
     file = file_at(address)
     for p in range(start, end):
         page = np.uint64(p)
@@ -1195,7 +1184,7 @@ def notice_written(address, start, end, noticed):
 
 @inlined
 def refusal_of_arguments(rules, file_size, offset, size, attributes, flags, error_offset, reserved):
-    """The checks that look at nothing but the request, in the kernel's order; 0 if it may go on."""
+    """Return the first check that the arguments alone fail, in the kernel's order; 0: none."""
     if flags & ~rules[KNOWN_FLAGS]:
         return FLAGS_UNKNOWN
     if flags & (flags - U1):
@@ -1219,7 +1208,7 @@ def refusal_of_arguments(rules, file_size, offset, size, attributes, flags, erro
 
 @kernel
 def takes_allocations(address, start, end, to_private, allocates):
-    """Whether the injected budget of allocations covers this conversion; takes what it needs."""
+    """Return whether the injected allocation budget covers this conversion, and take what it needs."""
     file = file_at(address)
     wanted, unwanted = (U0, PRIVATE_FIELD) if to_private else (PRIVATE_FIELD, U0)
     needed = U1 if find_page(file.header[SELF], start, end, wanted, unwanted) < end else U0
@@ -1233,7 +1222,7 @@ def takes_allocations(address, start, end, to_private, allocates):
 
 @inlined
 def first_pinned(file, start, end):
-    """First pinned page of [start, end); end if there is none, which the words of blocks mostly tell."""
+    """Return the first pinned page of [start, end), end if there is none; mostly reads the words alone."""
     blocks = file.words[start >> BLOCK_SHIFT : ((end - U1) >> BLOCK_SHIFT) + U1]
     union = U0
     for b in range(blocks.shape[0]):
@@ -1245,16 +1234,16 @@ def first_pinned(file, start, end):
 
 @inlined
 def cell_of(attributes, flags):
-    """Where the rules of a direction and flag begin."""
+    """Return where the rules of a direction and flag begin."""
     slot = lowest_bit(flags) + U1 if flags else U0
     return CELLS + (slot + (FLAG_SLOTS if attributes & PRIVATE_ATTRIBUTE else U0)) * CELL_WORDS
 
 
 @inlined
 def check_conversion(file, offset, size, attributes, flags, error_offset, reserved, results, i):
-    """Every check of a conversion, and what the host can refuse; whether it may be done.
+    """Return whether all checks of a conversion pass, and the host provided what it needs.
 
-    After it nothing may fail any more.
+    Nothing after this may fail.
     """
     rules = file.rules
     if error_offset:
@@ -1294,7 +1283,7 @@ def check_conversion(file, offset, size, attributes, flags, error_offset, reserv
 
 @inlined
 def convert(file, offset, size, attributes, flags, error_offset, reserved, results, i):
-    """KVM_SET_MEMORY_ATTRIBUTES2 on one file, one request: all or nothing."""
+    """Do one KVM_SET_MEMORY_ATTRIBUTES2 on one file: all or nothing."""
     if not check_conversion(file, offset, size, attributes, flags, error_offset, reserved, results, i):
         return
     cell = cell_of(attributes, flags)
@@ -1315,11 +1304,11 @@ def convert(file, offset, size, attributes, flags, error_offset, reserved, resul
 
 @inlined
 def convert_short(file, n_whole, offset, size, attributes, flags, results, i):
-    """Fast, nearly branch-free path of `convert` for short requests; returns whether it applied.
+    """Take the fast, nearly branch-free path of `convert` for short requests; return whether it applied.
 
-    The request is about one or two rows, of whole blocks whose private plane is mixed and the only one that
-    changes, and moves no byte; or nothing changes, or a pinned page refuses it. Wherever that isn't so, or
-    might be refused otherwise, nothing was done.
+    It applies to one or two rows of whole blocks whose private plane is mixed and the only one that changes,
+    where no byte is transformed; also if nothing changes, or if a pinned page refuses. Otherwise nothing was
+    done.
     """
     header, words, lines, rules = file.header, file.words, file.lines, file.rules
     cell = cell_of(attributes, flags)
@@ -1329,7 +1318,7 @@ def convert_short(file, n_whole, offset, size, attributes, flags, results, i):
     if wrong or not rules[cell + PLAIN] or start >= end or end > n_whole or row + U1 < last:
         return False
     set_ = rules[cell + SET]
-    value = U0 - (set_ & U1)  # all ones to private: the direction is the one thing that is unpredictable
+    value = U0 - (set_ & U1)  # all ones to private; without a branch, as the direction is unpredictable
     others = (set_ | rules[cell + CLEAR]) & ~PRIVATE_FIELD
     full = BLOCK_PAGES * FIELD_ONES & set_
     word, last_word = words[row >> U3], words[last >> U3]
@@ -1348,7 +1337,7 @@ def convert_short(file, n_whole, offset, size, attributes, flags, results, i):
     differ = (word ^ full) | (last_word ^ full)
     is_mixed = word & BLOCK_MASK != U0 and last_word & BLOCK_MASK != U0
     if not is_mixed or differ & others:
-        return differ & (others | PRIVATE_FIELD) == U0  # nothing is left to do where all is as it should be
+        return differ & (others | PRIVATE_FIELD) == U0  # already as requested
     changed = write_row(lines, PRIVATE, row, head, value)
     words[row >> U3] += (changed ^ ~value) - ~value
     changed_last = write_row(lines, PRIVATE, last, tail, value)
@@ -1364,19 +1353,19 @@ def convert_short(file, n_whole, offset, size, attributes, flags, results, i):
 
 @inlined
 def whole_pages(file):
-    """Pages of whole blocks, in which `convert_short` applies; none if there is more to check or to do."""
+    """Return the pages of whole blocks, where `convert_short` applies; 0 if the file needs more checks."""
     is_usual = file.header[ALLOCATIONS_LEFT] == NEVER and file.header[HOST_VIEW] == U0
     return file.header[N_PAGES] & ~BLOCK_MASK if is_usual else U0
 
 
 @inlined
 def finish_conversion(file, cell, start, end, results, i):
-    """What follows on the bytes: page state and counters."""
+    """Update page state and counters, after the bytes."""
     if file.rules[cell + OPERATIONS]:
         file.header[SCRAMBLES] += U1
     edit(file, start, end, file.rules[cell + SET], file.rules[cell + CLEAR], results, i)
     accepted = results[PAGES_ACCEPTED, i]
-    if accepted:  # counts what guest or populate accept; a conversion's is bytes_xored
+    if accepted:  # pages_accepted is for guests and launch updates; a conversion counts bytes_xored
         results[PAGES_ACCEPTED, i] = U0
         file.header[TOTALS + PAGES_ACCEPTED - COUNTERS_AT] -= accepted
 
@@ -1386,19 +1375,19 @@ def finish_conversion(file, cell, start, end, results, i):
 
 @inlined
 def row_of(step, variant):
-    """Where the rules of a step and variant begin."""
+    """Return where the rules of a step and variant begin."""
     return STEPS + (step * STEP_VARIANTS + variant) * STEP_WORDS
 
 
 @inlined
 def is_step(step, variant):
-    """Whether there are rules of a step and variant."""
+    """Return whether there are rules for a step and variant."""
     return step < np.uint64(STEP_COUNT) and variant < STEP_VARIANTS
 
 
 @kernel
 def refusal_of_range(rules, row, offset, size):
-    """Whether a step's range can be one at all; 0 if it can."""
+    """Return why the range of a step is invalid whatever the file; 0: it isn't."""
     if size == U0:
         return INVALID
     if rules[row + SIGNED]:
@@ -1415,7 +1404,7 @@ def refusal_of_range(rules, row, offset, size):
 
 @inlined
 def first_refusal(file, row, start, end):
-    """First page of [start, end) that a term of a step matches, and the term; the end and 0 if none does."""
+    """Return the first page of [start, end) that a term of a step matches, and the term; end and 0: none."""
     rules, found = file.rules, U0
     for t in range(TERM_COUNT):
         term = row + TERMS + np.uint64(t) * TERM_WORDS
@@ -1430,8 +1419,8 @@ def first_refusal(file, row, start, end):
 def find_refusal(file, row, start, end, reason, results, i):
     """Find what refuses pages [start, end) of a step; changes no page state.
 
-    reason: what refuses the page at `end`, if anything does. Returns the end of the pages to process (the
-    start if none), the page that refuses (the end if none), and the term of it (0: none).
+    reason: what refuses the page at `end`, if anything. Returns the end of the pages to process (start if
+    none), the page that refuses (end if none), and its term (0: none).
     """
     rules, stop = file.rules, end
     if rules[row + STEP_REFUSAL]:
@@ -1448,7 +1437,7 @@ def find_refusal(file, row, start, end, reason, results, i):
 
 @inlined
 def check_step(file, row, offset, size, results, i):
-    """Find what refuses a step; changes no page state. Returns what `find_refusal` does."""
+    """Check the range of a step, then its pages; return what `find_refusal` does."""
     n_pages = file.header[N_PAGES]
     start = offset >> PAGE_SHIFT
     reason = refusal_of_range(file.rules, row, offset, size)
@@ -1458,7 +1447,7 @@ def check_step(file, row, offset, size, results, i):
         return start, start, U0
     last = offset + size - U1
     end = (last >> PAGE_SHIFT) + U1 if last >= offset else ONES  # a range that wraps goes beyond the end
-    if end > n_pages:  # a page that doesn't exist refuses too, if none before it does
+    if end > n_pages:  # the page beyond the end refuses, if none before it does
         end = n_pages if start < n_pages else start
         reason = file.rules[row + BEYOND_END]
     return find_refusal(file, row, start, end, reason, results, i)
@@ -1466,7 +1455,7 @@ def check_step(file, row, offset, size, results, i):
 
 @inlined
 def commit_step(file, row, start, end, refused, mark):
-    """`commit` the pages that a step allocates, with the page that refuses it if that is left allocated."""
+    """Commit the pages that a step allocates, and the page that refuses it if that is left allocated."""
     if file.header[COMMIT] == U0:
         return True
     if file.rules[row + STEP_SET] & ALLOCATED_FIELD == U0:
@@ -1478,7 +1467,7 @@ def commit_step(file, row, start, end, refused, mark):
 
 @inlined
 def finish_step(file, row, start, end, results, i):
-    """Bytes by rank, then planes, of the pages to process."""
+    """Process pages: bytes by rank, then planes."""
     operations = file.rules[row + STEP_OPERATIONS]
     if start < end:
         if operations != U0:
@@ -1488,7 +1477,7 @@ def finish_step(file, row, start, end, results, i):
 
 @inlined
 def leave_refused(file, row, refused, term, results, i):
-    """Leave the page that refused a step as the kernel does, which had got so far by then."""
+    """Set the planes that the kernel has set on a page by the time it refuses it."""
     mark = file.rules[term + MARK] if term else U0
     if mark:
         if commit_step(file, row, refused, refused, refused, mark):
@@ -1499,7 +1488,7 @@ def leave_refused(file, row, refused, term, results, i):
 
 @kernel
 def take_step(address, step, variant, offset, size, results, i):
-    """A step on one file that isn't a conversion; returns which term refused it, from 1 (0: none)."""
+    """Take a step of one file other than a conversion; return which term refused it, from 1 (0: none)."""
     file = file_at(address)
     row, start = row_of(step, variant), offset >> PAGE_SHIFT
     end, refused, term = check_step(file, row, offset, size, results, i)
@@ -1523,7 +1512,7 @@ def take_step(address, step, variant, offset, size, results, i):
 
 @inlined
 def slot_at(slots, gpa, size):
-    """Return how much of a range one memslot or hole holds, the memslot, and whether it is a hole."""
+    """Return the length of a range's first memslot or hole, its number, and whether it is a hole."""
     low, high = U0, np.uint64(slots.shape[0])
     while low < high:  # memslots that begin at the address or before
         middle = (low + high) >> U1
@@ -1542,7 +1531,7 @@ def slot_at(slots, gpa, size):
 
 @kernel
 def piece_at(owner, slots, gpa, size, private_side):
-    """Return the `Piece` that a range begins with; with private_side its file is that of the private side."""
+    """Return the first `Piece` of a range; private_side: always with the file of the private side."""
     length, slot, is_hole = slot_at(slots, gpa, size)
     kind = AS_ATTRIBUTE
     if owner[TWO_BACKINGS]:
@@ -1560,7 +1549,7 @@ def piece_at(owner, slots, gpa, size, private_side):
 
 @inlined
 def what_is_at(piece):
-    """Whether a piece is there, whose locks are held: `IS_PAGE`, `IS_HOLE` or `IS_CLOSED_FILE`."""
+    """Return `IS_PAGE`, `IS_HOLE` or `IS_CLOSED_FILE` for a piece whose locks are held."""
     if piece.file == U0 or words_at(piece.deleted, U1)[U0] != U0:
         return IS_HOLE
     return IS_CLOSED_FILE if is_closed(piece.file) else IS_PAGE
@@ -1568,13 +1557,13 @@ def what_is_at(piece):
 
 @inlined
 def pages_of(piece):
-    """First and end page in its file that the bytes of a piece touch."""
+    """Return the first and the end page that a piece touches in its file."""
     return piece.offset >> PAGE_SHIFT, ((piece.offset + piece.length - U1) >> PAGE_SHIFT) + U1
 
 
 @inlined
 def edges_up_to(edges, frame):
-    """How many edges lie at a frame or before."""
+    """Count the edges at or before a frame."""
     low, high = U0, np.uint64(edges.shape[0])
     while low < high:
         middle = (low + high) >> U1
@@ -1587,9 +1576,9 @@ def edges_up_to(edges, frame):
 
 @kernel
 def next_file(owner, slots, gpa, size, private_side, after):
-    """The file of a range whose address is the next one after another; `NEVER`: none.
+    """Return the file of a range with the lowest address after a given one; `NEVER`: none.
 
-    Locks are taken in this order everywhere.
+    Locks are always taken in this order.
     """
     lowest = NEVER
     while size != U0:
@@ -1602,7 +1591,7 @@ def next_file(owner, slots, gpa, size, private_side, after):
 
 @kernel
 def lock_files(owner, slots, gpa, size, private_side):
-    """Take the locks of all files of a range, each once."""
+    """Lock all files of a range, each once."""
     address = next_file(owner, slots, gpa, size, private_side, U0)
     while address != NEVER:
         lock(address)
@@ -1611,7 +1600,7 @@ def lock_files(owner, slots, gpa, size, private_side):
 
 @kernel
 def unlock_files(owner, slots, gpa, size, private_side):
-    """Let the locks of all files of a range go."""
+    """Unlock all files of a range."""
     address = next_file(owner, slots, gpa, size, private_side, U0)
     while address != NEVER:
         unlock(address)
@@ -1620,7 +1609,7 @@ def unlock_files(owner, slots, gpa, size, private_side):
 
 @kernel
 def check_bytes(owner, slots, gpa, size, private_side, results):
-    """Whether every file of a range holds bytes; where one doesn't, the result says so."""
+    """Return whether every file of a range has bytes; if one has none, that is the result."""
     while size != U0:
         piece = piece_at(owner, slots, gpa, size, private_side)
         if what_is_at(piece) == IS_PAGE and words_at(piece.file, HEADER_SLOTS)[MEMORY_WORDS] == U0:
@@ -1633,13 +1622,13 @@ def check_bytes(owner, slots, gpa, size, private_side, results):
 
 @inlined
 def refusal_of_hole(rules, row, piece, found):
-    """Why what isn't there refuses a guest's access: the attribute comes before the memslot."""
+    """Return why a hole refuses a guest access: the attribute is checked before the memslot."""
     return MEMORY_FAULT if piece.kind == AS_PRIVATE or found == IS_CLOSED_FILE else rules[row + BEYOND_END]
 
 
 @kernel
 def check_guest_step(call, owner, rules, slots, row, private_side, results):
-    """Find the first page that refuses a guest's step, which is left as the kernel leaves it."""
+    """Find the first page that refuses a guest's step, and leave it as the kernel does."""
     at, left = call[OFFSET], call[SIZE]
     while left != U0 and results[REASON, U0] == U0:
         piece = piece_at(owner, slots, at, left, private_side)
@@ -1662,7 +1651,7 @@ def check_guest_step(call, owner, rules, slots, row, private_side, results):
 
 @kernel
 def take_guest_step(call, owner, rules, slots, results):
-    """A guest's access or acceptance, over all files that lie behind a range: all or nothing."""
+    """Take a guest's access or acceptance over all files of a range: all or nothing."""
     step, gpa, size, data = call[STEP], call[OFFSET], call[SIZE], call[DATA]
     row, private_side = row_of(step, call[FLAGS]), step == ACCEPT
     reason = refusal_of_range(rules, row, gpa, size)
@@ -1697,7 +1686,7 @@ def take_guest_step(call, owner, rules, slots, results):
 
 @kernel
 def unmap(address, start, end, results):
-    """Unmap pages of a file from the guest, which takes them out of the table that assigns them on some platforms."""
+    """Unmap pages of a file from the guest. On TDX that removes them from the S-EPT."""
     file = file_at(address)
     clears = file.rules[UNMAP_CLEARS]
     if clears:
@@ -1711,14 +1700,14 @@ def unmap(address, start, end, results):
 
 @inlined
 def variant_of_populate(flags, kind):
-    """Variant of a launch update of one piece: whether contents come with it, and the owner's attribute."""
+    """Return the variant of a launch update of one piece: whether it has contents, and its attribute."""
     variant = U0 if flags & IN_PLACE else FROM_SOURCE
     return variant | FROM_PRIVATE_FRAME if kind == AS_PRIVATE else variant
 
 
 @inlined
 def plan_populate(file, row, start, end, is_corrected):
-    """What a launch update does of one piece: end of the pages to populate, why not more, and its term."""
+    """Return the end of the pages of a piece that a launch update populates, why not more, and the term."""
     stop, term = first_refusal(file, row, start, end)
     if is_corrected and start < stop:
         return start, INPUT_OUTPUT, U0
@@ -1738,9 +1727,9 @@ def load(file, flags, start, end, source):
 
 @kernel
 def correct_cpuid(address, owner, flags, page, source, results):
-    """The firmware refuses a CPUID page and leaves its own values in place, in clear.
+    """Refuse a CPUID page as the firmware does, once: its own values are left in the page, in clear.
 
-    KVM copies them back to the source too, if there is one that can be written. It happens once.
+    KVM copies them to the source too, if that can be written.
     """
     file = file_at(address)
     load(file, flags, page, page + U1, source)
@@ -1754,7 +1743,7 @@ def correct_cpuid(address, owner, flags, page, source, results):
 
 @kernel
 def is_digest(call, owner):
-    """Whether the launch digest is the one that the caller went on from."""
+    """Return whether the launch digest is still the one that the caller extended."""
     for k in range(DIGEST_WORDS):
         if owner[DIGEST + np.uint64(k)] != call[DIGEST_BEFORE + np.uint64(k)]:
             return False
@@ -1763,7 +1752,7 @@ def is_digest(call, owner):
 
 @kernel
 def is_as_planned(call, owner, slots, done):
-    """Whether a measured launch update does what was hashed, and goes on from the digest there is."""
+    """Return whether a measured launch update does what was hashed, and extends the current digest."""
     if done != call[PLANNED] or not is_digest(call, owner):
         return False
     at, left = call[OFFSET], done << PAGE_SHIFT
@@ -1778,17 +1767,17 @@ def is_as_planned(call, owner, slots, done):
 
 @inlined
 def extend_digest(call, owner):
-    """Put the digest that the caller hashed in place of the one it went on from."""
+    """Replace the digest with the caller's extended one."""
     for k in range(DIGEST_WORDS):
         owner[DIGEST + np.uint64(k)] = call[DIGEST_AFTER + np.uint64(k)]
 
 
 @kernel
 def plan_pieces(call, owner, rules, slots, is_corrected):
-    """Find how much of a launch update is done: pages, why not more (0: all of them), and where it stops.
+    """Return how many pages a launch update will do, why not more (0: all of them), and where it stops.
 
-    With `PLAN_ONLY` it copies what is in those pages, where the call wants that; otherwise it commits the memory of
-    what will be allocated. `NO_MEMORY`: the host can't.
+    With `PLAN_ONLY`, copy the contents of those pages if the call asks for them; otherwise commit the memory
+    that will be allocated. `NO_MEMORY`: the host has none.
     """
     gpa, flags = call[OFFSET], call[FLAGS]
     done, at, left = U0, gpa, call[SIZE]
@@ -1818,7 +1807,7 @@ def plan_pieces(call, owner, rules, slots, is_corrected):
 
 @kernel
 def populate_pieces(call, owner, slots, is_corrected, results):
-    """Populate page by page, until one is refused; that page is left as the kernel leaves it."""
+    """Populate pages until one is refused, which is left as the kernel leaves it."""
     gpa, source, flags = call[OFFSET], call[DATA], call[FLAGS]
     at, left = gpa, call[SIZE]
     while left != U0:
@@ -1846,11 +1835,11 @@ def populate_pieces(call, owner, slots, is_corrected, results):
 
 @kernel
 def take_populate(call, owner, rules, slots, results):
-    """A launch update over all files that lie behind a range; the call's answer is the pages done.
+    """Do a launch update over all files of a range; ANSWER is the number of pages done.
 
-    With `PLAN_ONLY` it does nothing but count those pages and copy what is in them, which is what a measurement
-    hashes. Where the launch is measured, what is done must be what was planned; otherwise, and where the digest has
-    moved on, the reason is `CHANGED` and nothing was done.
+    With `PLAN_ONLY`, only count those pages and copy their contents, for the measurement to hash. In a
+    measured launch the update must do what was planned; otherwise, or if the digest has changed since, the
+    reason is `CHANGED` and nothing was done.
     """
     is_corrected = call[FLAGS] & IS_CPUID != U0 and owner[CORRECTION_SIZE] != U0
     done, reason, refused_at = plan_pieces(call, owner, rules, slots, is_corrected)
@@ -1874,24 +1863,24 @@ def take_populate(call, owner, rules, slots, results):
 
 # ---- attributes by guest frame, of an owner with two backings -------------------------------------
 #
-# The private frames, as sorted edges: private from each even edge to the next odd one.
+# Private frames are stored as sorted edges: private from each even edge to the next odd one.
 
 
 @inlined
 def is_edge_within(edges, low, high, block):
-    """Whether one of the edges low to high lies inside a block of 2 MiB, where it makes the block mixed."""
+    """Return whether one of edges [low, high) is inside a 2 MiB block, which makes the block mixed."""
     k = edges_up_to(edges[low:high], block << BLOCK_SHIFT)
     return low + k < high and edges[low + k] < (block + U1) << BLOCK_SHIFT
 
 
 @kernel
 def set_frames(owner, start, end, private, results, i):
-    """Make frames [start, end) private or shared, and count; False: there is no room for more edges."""
+    """Make frames [start, end) private or shared, and count the changes; False: no room for more edges."""
     n = owner[N_EDGES]
     edges = words_at(owner[EDGES], owner[EDGE_ROOM])
     first = edges_up_to(edges[U0:n], start - U1) if start else U0  # edges before the range
     last = edges_up_to(edges[U0:n], end)  # and those that are not beyond it
-    # An edge stays at each end where what lies outside differs from what is set.
+    # There is an edge at each end where the attribute outside differs.
     has_start = (first & U1 == U0) == (private != U0)
     has_end = (last & U1 == U0) == (private != U0)
     new = (U1 if has_start else U0) + (U1 if has_end else U0)
@@ -1908,9 +1897,7 @@ def set_frames(owner, start, end, private, results, i):
         is_private = not is_private
     ends_at_edge = last > first and edges[last - U1] == end
     block_before = ONES
-    for k in range(
-        first, last + U2
-    ):  # blocks of the first frame, of each edge and of the last frame, in order
+    for k in range(first, last + U2):  # the blocks of the first frame, of each edge and of the last frame
         frame = end if ends_at_edge else end - U1
         if k == first:
             frame = start
@@ -1942,7 +1929,7 @@ def set_frames(owner, start, end, private, results, i):
 
 @inlined
 def refusal_of_frames(rules, address, size, attributes, flags):
-    """The checks of KVM_SET_MEMORY_ATTRIBUTES on the VM fd, in the kernel's order; 0 if it may go on."""
+    """Return the first check that KVM_SET_MEMORY_ATTRIBUTES on the VM fd fails, in its order; 0: none."""
     if flags:
         return FLAGS_UNKNOWN
     if attributes & ~rules[FRAME_ATTRIBUTES]:
@@ -1954,12 +1941,12 @@ def refusal_of_frames(rules, address, size, attributes, flags):
     return U0
 
 
-# ---- entries: what the engine calls ---------------------------------------------------------------
+# ---- entry points: what the engine calls ----------------------------------------------------------
 
 
 @inlined
 def enter(call):
-    """Take the lock of a call's file; False, and it is let go again, if the file is closed."""
+    """Lock the file of a call; False, and unlocked again, if it is closed."""
     lock(call[FILE])
     if not is_closed(call[FILE]):
         return True
@@ -1969,14 +1956,14 @@ def enter(call):
 
 @inlined
 def clear_result(call):
-    """Forget the result of the call before."""
+    """Clear the result of the previous call."""
     for k in range(RESULT, PHASE_SEEN):
         call[np.uint64(k)] = U0
 
 
 @entry
 def convert_one(call):
-    """One conversion of one file."""
+    """Do one conversion of one file."""
     clear_result(call)
     address, results = call[FILE], table_at(call[CALL] + RESULT_AT, ROWS, U1)
     if not enter(call):
@@ -1999,7 +1986,7 @@ def convert_one(call):
 
 @kernel
 def notice_range(address, offset, size, noticed):
-    """`notice_writes` over a byte range, as far as the file reaches."""
+    """Run `notice_writes` on the part of a byte range that is inside the file."""
     file = file_at(address)
     start, end = offset >> PAGE_SHIFT, (offset + size + PAGE_MASK) >> PAGE_SHIFT
     if offset + size >= offset and start < file.header[N_PAGES]:
@@ -2008,7 +1995,7 @@ def notice_range(address, offset, size, noticed):
 
 @entry
 def take_one(call):
-    """One step of one file that isn't a conversion; data, if any, is read or written by it."""
+    """Take one step of one file other than a conversion; data, if any, is what it reads or writes."""
     clear_result(call)
     address, results = call[FILE], table_at(call[CALL] + RESULT_AT, ROWS, U1)
     if not enter(call):
@@ -2031,11 +2018,10 @@ def take_one(call):
 
 @entry
 def run(call, steps, offsets, sizes, attributes, flags, results):
-    """N requests of one file, in order; results[:, i] says what became of request i, the call's result of
-    all.
+    """Do N requests of one file, in order: results[:, i] for request i, the call's result for all of them.
 
-    steps, attributes and flags are a number each request, or one for all. A conversion is step 0; the flags
-    of any other step are its variant.
+    steps, attributes and flags have one number per request, or one for all. A conversion is step 0; for any
+    other step, flags are its variant.
     """
     clear_result(call)
     address = call[FILE]
@@ -2065,7 +2051,7 @@ def run(call, steps, offsets, sizes, attributes, flags, results):
             prefetch(lines, PRIVATE, row)
             row = (offsets[soon] + sizes[soon] - U1) >> (PAGE_SHIFT + ROW_SHIFT)
             prefetch(lines, PRIVATE, row if row < rows else U0)
-            # Whether pins are to be looked at is known when the word is there: from half as far away.
+            # Whether the pinned row is needed depends on the word, which is there by now: half as far ahead.
             row = offsets[i + AHEAD // U2] >> (PAGE_SHIFT + ROW_SHIFT)
             row = row if row < rows else U0
             prefetch(lines, PINNED if words[row >> U3] & PINNED_FIELD else PRIVATE, row)
@@ -2092,13 +2078,13 @@ def run(call, steps, offsets, sizes, attributes, flags, results):
 
 @entry
 def take_guest(call):
-    """A guest's access or acceptance of a range of its memory."""
+    """Take a guest's access or acceptance of a range of its memory."""
     clear_result(call)
     owner = words_at(call[GUEST], OWNER_SLOTS)
     slots = table_at(call[SLOTS], call[N_SLOTS], SLOT_WORDS)
     rules = words_at(owner[RULES_LAUNCHING + owner[PHASE]], RULES_WORDS)
     results, private_side = table_at(call[CALL] + RESULT_AT, ROWS, U1), call[STEP] == ACCEPT
-    if owner[TWO_BACKINGS]:  # its attributes say which files
+    if owner[TWO_BACKINGS]:  # the owner's attributes select the files
         lock(call[GUEST])
     lock_files(owner, slots, call[OFFSET], call[SIZE], private_side)
     take_guest_step(call, owner, rules, slots, results)
@@ -2110,7 +2096,7 @@ def take_guest(call):
 
 @entry
 def populate(call):
-    """A launch update of a range of guest memory."""
+    """Do a launch update of a range of guest memory."""
     clear_result(call)
     owner = words_at(call[GUEST], OWNER_SLOTS)
     slots = table_at(call[SLOTS], call[N_SLOTS], SLOT_WORDS)
@@ -2136,9 +2122,9 @@ def populate(call):
 
 @entry
 def set_attributes(call):
-    """KVM_SET_MEMORY_ATTRIBUTES on the VM fd. `NO_ROOM`: it needs more memory for edges, and changed nothing.
+    """Do KVM_SET_MEMORY_ATTRIBUTES on the VM fd. `NO_ROOM`: it needs more room for edges; nothing changed.
 
-    The memory that a call brings with it takes the place of what there was.
+    Memory that the call brings along replaces the current room, if it is larger.
     """
     clear_result(call)
     owner, results = words_at(call[GUEST], OWNER_SLOTS), table_at(call[CALL] + RESULT_AT, ROWS, U1)
@@ -2159,7 +2145,7 @@ def set_attributes(call):
 
 @entry
 def copy_edges(call, edges):
-    """Copy the edges of private frames; answers how many there are, and copies none if they don't fit."""
+    """Copy the edges of private frames, if they fit; return how many there are."""
     owner = words_at(call[GUEST], OWNER_SLOTS)
     lock(call[GUEST])
     n = owner[N_EDGES]
@@ -2173,7 +2159,7 @@ def copy_edges(call, edges):
 
 @inlined
 def copy_owner_counters(call, owner):
-    """Copy what an owner counted itself into the result: changes of attributes by frame, and exits."""
+    """Copy an owner's own counters into the result: changes of attributes by frame, and exits."""
     clear_result(call)
     results = table_at(call[CALL] + RESULT_AT, ROWS, U1)
     results[PAGES_CHANGED, U0] = owner[FRAMES_CHANGED]
@@ -2192,7 +2178,7 @@ def count_owner(call):
 
 @entry
 def start_measurement(call):
-    """Keep a launch digest from now on."""
+    """Start keeping a launch digest."""
     owner = words_at(call[GUEST], OWNER_SLOTS)
     lock(call[GUEST])
     reason = INVALID if owner[LAUNCH_BEGAN] or owner[IS_MEASURED] or owner[PHASE] == RUNNING else U0
@@ -2204,7 +2190,10 @@ def start_measurement(call):
 
 @entry
 def finish_launch(call):
-    """End the launch phase; flags: the VM has no vCPUs. A digest is extended by what was hashed, or `CHANGED`."""
+    """End the launch phase, and extend the digest; `CHANGED`: it isn't the one that the caller extended.
+
+    flags: the VM has no vCPUs.
+    """
     owner = words_at(call[GUEST], OWNER_SLOTS)
     lock(call[GUEST])
     rules = words_at(owner[RULES_LAUNCHING + owner[PHASE]], RULES_WORDS)
@@ -2235,7 +2224,7 @@ def copy_digest(call):
 
 @entry
 def set_correction(call):
-    """Let the firmware correct the next CPUID page by the data of the call; no data: not any more."""
+    """Set the values with which the firmware corrects the next CPUID page; none: it accepts the page."""
     owner = words_at(call[GUEST], OWNER_SLOTS)
     lock(call[GUEST])
     move_bytes(owner[CORRECTION], call[DATA], call[SIZE])
@@ -2243,12 +2232,12 @@ def set_correction(call):
     unlock(call[GUEST])
 
 
-# Looks at page state. What a host with a view of its own wrote is noticed first.
+# State checks. Writes through a host view are detected first.
 
 
 @inlined
-def enter_to_look(call):
-    """`enter`, and notice what the host wrote anywhere."""
+def enter_to_check(call):
+    """Lock the file of a call, and detect what was written through the host view."""
     if not enter(call):
         return False
     file = file_at(call[FILE])
@@ -2258,8 +2247,8 @@ def enter_to_look(call):
 
 @entry
 def find(call):
-    """Answer the first page of a range with all wanted planes and no unwanted one; its end if none has."""
-    if not enter_to_look(call):
+    """Find the first page of a range with all wanted planes and no unwanted one; its end if none has."""
+    if not enter_to_check(call):
         return CLOSED_FILE
     start, end = call[OFFSET], call[SIZE]
     call[ANSWER] = find_page(call[FILE], start, end, call[ATTRIBUTES], call[FLAGS])
@@ -2269,8 +2258,8 @@ def find(call):
 
 @entry
 def count(call):
-    """Answer how many pages of a range have all wanted planes and no unwanted one."""
-    if not enter_to_look(call):
+    """Count the pages of a range with all wanted planes and no unwanted one."""
+    if not enter_to_check(call):
         return CLOSED_FILE
     start, end = call[OFFSET], call[SIZE]
     call[ANSWER] = count_pages(call[FILE], start, end, call[ATTRIBUTES], call[FLAGS])
@@ -2283,7 +2272,7 @@ MAPPABLE_1G = np.uint64(48)  # bits: where the second answer begins
 
 @entry
 def count_mappable(call):
-    """Answer how many whole blocks of 2 MiB, and of 1 GiB above them, have one attribute."""
+    """Count the whole 2 MiB blocks, and the 1 GiB blocks, with a single attribute."""
     if not enter(call):
         return CLOSED_FILE
     file = file_at(call[FILE])
@@ -2303,8 +2292,8 @@ def count_mappable(call):
 
 @entry
 def survey(call, out):
-    """Look at all page state in one pass; answers what is wrong."""
-    if not enter_to_look(call):
+    """Hash, count and check all page state in one pass."""
+    if not enter_to_check(call):
         return CLOSED_FILE
     call[ANSWER] = survey_pages(call[FILE], out)
     unlock(call[FILE])
@@ -2313,8 +2302,8 @@ def survey(call, out):
 
 @entry
 def copy_runs(call, ends):
-    """List the runs of a plane; answers how many, and whether page 0 has it. `NO_ROOM`: for how many."""
-    if not enter_to_look(call):
+    """List the runs of a plane: how many, and whether the first is in it. `NO_ROOM`: the room they need."""
+    if not enter_to_check(call):
         return CLOSED_FILE
     file, plane, reason = file_at(call[FILE]), call[ATTRIBUTES], U0
     call[ANSWER] = most_runs(file.words, plane)
@@ -2329,8 +2318,8 @@ def copy_runs(call, ends):
 
 @entry
 def copy_plane(call, rows):
-    """Copy one plane as a bitmap, with the bits beyond the end clear."""
-    if not enter_to_look(call):
+    """Copy one plane as a bitmap; bits beyond the end are clear."""
+    if not enter_to_check(call):
         return CLOSED_FILE
     file, plane = file_at(call[FILE]), call[ATTRIBUTES]
     n_pages = file.header[N_PAGES]
@@ -2344,8 +2333,8 @@ def copy_plane(call, rows):
 
 @entry
 def copy_blocks(call, words, lines):
-    """Copy the words and lines of some blocks, lines of blocks that aren't mixed as they are."""
-    if not enter_to_look(call):
+    """Copy the words and lines of some blocks; lines of uniform blocks are copied unwritten."""
+    if not enter_to_check(call):
         return CLOSED_FILE
     file, first = file_at(call[FILE]), call[OFFSET]
     for b in range(words.shape[0]):
@@ -2359,8 +2348,8 @@ def copy_blocks(call, words, lines):
 
 @entry
 def keep_lines(call):
-    """Write out all lines, now and from now on."""
-    if not enter_to_look(call):
+    """Write all lines, and keep all of them valid from now on."""
+    if not enter_to_check(call):
         return CLOSED_FILE
     file = file_at(call[FILE])
     write_lines(file.header[SELF])
@@ -2378,7 +2367,7 @@ def copy_totals(header, results, i):
 
 @entry
 def count_events(call):
-    """Copy the counters of a file into the result; those of a closed one are what they were."""
+    """Copy the counters of a file into the result; a closed file keeps its last ones."""
     lock(call[FILE])
     header = words_at(call[FILE], HEADER_SLOTS)
     if not is_closed(call[FILE]):
@@ -2390,14 +2379,14 @@ def count_events(call):
 
 @inlined
 def is_mixed_in(word, plane, pages):
-    """Whether a plane is mixed in a block, so that its line is valid."""
+    """Return whether a plane is mixed in a block, which makes its line valid."""
     count = (word >> (plane * FIELD_BITS)) & FIELD
     return count != U0 and count != pages
 
 
 @kernel
 def count_mixed(address):
-    """How many lines are valid."""
+    """Count the valid lines of a file."""
     file = file_at(address)
     lines = U0
     for b in range(file.words.shape[0]):
@@ -2409,7 +2398,7 @@ def count_mixed(address):
 
 @kernel
 def pack_file(address, words, lines):
-    """Copy block words, and the lines of mixed blocks: plane by plane, block by block within each."""
+    """Copy the words, and the lines of mixed blocks: plane by plane, in each block by block."""
     file = file_at(address)
     n = U0
     for b in range(words.shape[0]):
@@ -2424,8 +2413,8 @@ def pack_file(address, words, lines):
                 n += U1
 
 
-# What is frozen of one file: the file, where its words and lines go, and room for how many lines; then,
-# answered: whether it is closed, how many lines there are, and its counters.
+# A request to freeze one file: the file, where its words and lines go, and room for how many lines. Its
+# result: whether the file is closed, how many lines there are, and its counters.
 FROZEN_FILE, FROZEN_WORDS, FROZEN_LINES, FROZEN_ROOM, FROZEN_CLOSED, FROZEN_NEEDED = numbers(6)
 FROZEN_RESULT = np.uint64(6)
 FROZEN_COLUMNS = np.uint64(6 + RESULT_ROWS)
@@ -2433,9 +2422,9 @@ FROZEN_COLUMNS = np.uint64(6 + RESULT_ROWS)
 
 @entry
 def freeze(call, files):
-    """Copy the state of several files at one moment; files: a row each, in the order of their addresses.
+    """Copy the state of several files at one moment; files: one row each, in the order of their addresses.
 
-    `NO_ROOM`: what they need room for.
+    `NO_ROOM`: FROZEN_NEEDED and MORE say how much is needed.
     """
     owner = words_at(call[GUEST], OWNER_SLOTS)
     lock(call[GUEST])
@@ -2476,7 +2465,7 @@ def freeze(call, files):
 
 @entry
 def unmap_slot(call):
-    """Delete a memslot: the call has the file of its private side, the range there, and the word that says so."""
+    """Delete a memslot. The call has the file of its private side, the range in it, and the deleted flag."""
     clear_result(call)
     deleted = words_at(call[DATA], U1)
     lock(call[GUEST])
@@ -2494,7 +2483,7 @@ def unmap_slot(call):
 
 @entry
 def close_files(call, files):
-    """Close files, in the order of their addresses; flags: with their owner, which takes everything down at once."""
+    """Close files, in the order of their addresses; flags: with their owner, so nothing is unmapped first."""
     clear_result(call)
     owner = words_at(call[GUEST], OWNER_SLOTS)
     lock(call[GUEST])
@@ -2512,41 +2501,50 @@ def close_files(call, files):
     unlock(call[GUEST])
 
 
-# Lists of all locks, which a fork takes: the child then has whole files, and no lock that nobody lets go of.
+# Lists of all locks. A fork takes them all: no operation is half done in the child, and no lock stays taken.
+
+
+# How often all locks are taken, by which thread, and the lists in the order in which operations lock them.
+LOCKS_TAKEN, LOCKS_THREAD, LOCKS_LISTS = numbers(3)
+
+
+@inlined
+def has_locks(locks):
+    """Return whether this thread has all locks: it is about to fork, or just did."""
+    return locks[LOCKS_TAKEN] != U0 and locks[LOCKS_THREAD] == this_thread()
 
 
 @entry
-def enlist(list_, address):
-    """Put a header into a list, in the order of addresses."""
-    lock(list_)
+def enlist(locks, list_, address):
+    """Insert a header into a list, in the order of addresses."""
+    lock(address if has_locks(locks) else list_)
     at = words_at(list_, NEXT + U1)
     while at[NEXT] != U0 and at[NEXT] < address:
         at = words_at(at[NEXT], NEXT + U1)
     words_at(address, NEXT + U1)[NEXT] = at[NEXT]
     at[NEXT] = address
-    unlock(list_)
+    if not has_locks(locks):
+        unlock(list_)
 
 
 @entry
-def delist(list_, address):
-    """Take a header out of a list."""
-    lock(list_)
+def delist(locks, list_, address):
+    """Remove a header from a list."""
+    if not has_locks(locks):
+        lock(list_)
     at = words_at(list_, NEXT + U1)
     while at[NEXT] != U0 and at[NEXT] != address:
         at = words_at(at[NEXT], NEXT + U1)
     if at[NEXT] == address:
         at[NEXT] = words_at(address, NEXT + U1)[NEXT]
-    unlock(list_)
-
-
-# The lists of locks, in the order in which operations take them: how often they are taken, by which thread, addresses.
-LOCKS_TAKEN, LOCKS_THREAD, LOCKS_LISTS = numbers(3)
+    if not has_locks(locks):
+        unlock(list_)
 
 
 @entry
 def lock_all(locks):
-    """Take every lock of each list. The thread that has them may take them again."""
-    if locks[LOCKS_TAKEN] != U0 and locks[LOCKS_THREAD] == this_thread():
+    """Take every lock of each list; the thread that has them can take them again."""
+    if has_locks(locks):
         locks[LOCKS_TAKEN] += U1
         return
     for k in range(LOCKS_LISTS, locks.shape[0]):
@@ -2559,7 +2557,7 @@ def lock_all(locks):
 
 @entry
 def unlock_all(locks):
-    """Let every lock of each list go, when all who took them have."""
+    """Release every lock of each list, after as many calls as took them."""
     locks[LOCKS_TAKEN] -= U1
     if locks[LOCKS_TAKEN] == U0:
         for k in range(LOCKS_LISTS, locks.shape[0]):

@@ -1,4 +1,4 @@
-"""Memory that stays when the file that it was lent to is closed."""
+"""Lent: memory that is kept when the file that uses it is closed."""
 
 import mmap
 
@@ -10,7 +10,7 @@ from gmemcore.engine.host_view import require_shared
 
 
 class Lent:
-    """A backing on loan: closing it leaves the owner's memory as it is."""
+    """A backing that uses the memory of another one. Closing it leaves that memory alone."""
 
     def __init__(self, owner: Backing, size: int) -> None:
         self._owner = owner

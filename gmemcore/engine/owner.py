@@ -1,6 +1,6 @@
-"""Owner: what the files of one guest share, and what is done to several of them at once.
+"""Owner: what the files of one guest share, and operations on several of them.
 
-The launch phase and its rules, exits that are counted, the launch digest, and with two backings the
+An owner has the launch phase and its rules, the count of exits, the launch digest and, with two backings, the
 attributes by guest frame.
 """
 
@@ -36,12 +36,17 @@ _DIGEST: Final = struct.Struct("=6Q")
 
 
 class Slots:
-    """Memslots in the form of kernels: a row each, in the order of their addresses.
+    """Memslots as kernels read them: one row each, in the order of their addresses.
 
-    Parameters ---------- rows : ndarray of uint64, shape (n, 6) Guest physical address and size in bytes,
-    addresses of the files of both sides, offset in them, address of the word that says whether it is deleted.
-    n_bytes : int Bytes of those whose files hold bytes. kept : object What the addresses in them belong to:
-    it lives as long as somebody has these.
+    Parameters
+    ----------
+    rows : ndarray of uint64, shape (n, 6)
+        Guest physical address and size in bytes, addresses of the files of both sides, offset in them,
+        address of the deleted flag.
+    n_bytes : int
+        Bytes of the memslots whose files have bytes.
+    kept : object
+        The objects at those addresses, which this keeps alive.
     """
 
     __slots__ = ("address", "kept", "n_bytes", "rows")
@@ -57,29 +62,29 @@ NO_SLOTS: Final = Slots(np.zeros((0, int(layout.SLOT_WORDS)), np.uint64), 0, Non
 
 
 class Load(IntFlag):
-    """What a launch update loads."""
+    """The contents of a launch update."""
 
     ZERO = int(layout.IS_ZERO)
     CPUID = int(layout.IS_CPUID)
     IN_PLACE = int(layout.IN_PLACE)
-    """There is no source, and the page type wants contents."""
+    """There is no source, and the page type needs contents."""
     WRITABLE = int(layout.IS_WRITABLE)
-    """The source may be written: it gets the values of a corrected CPUID page."""
+    """The source can be written: it gets the values of a corrected CPUID page."""
 
 
 class Populated(NamedTuple):
-    """What a launch update came to.
+    """The result of a launch update.
 
     Attributes
     ----------
     outcome : str
-        OK, the name of an errno, or CHANGED: nothing was done, since what was hashed isn't what would be.
+        OK, the name of an errno, or CHANGED: memory changed after it was hashed, so nothing was done.
     at : int
-        Guest physical address of the page that was refused.
+        Guest physical address of the refused page.
     pages : int
         Pages done.
     counters : Counters
-        The events.
+        Events of this update.
     """
 
     outcome: str
@@ -89,16 +94,16 @@ class Populated(NamedTuple):
 
 
 class Hashed(NamedTuple):
-    """What was hashed for a measured call, which does that or nothing.
+    """The hash of what a measured call will do; if it would do anything else, it does nothing.
 
     Attributes
     ----------
     before, after : bytes
-        The launch digest that the hash goes on from, and what it came to.
+        The launch digest before and after.
     pages : int
-        Pages in it.
+        Pages hashed.
     contents : int
-        Address of the contents that were in place; 0: they weren't hashed.
+        Address of a copy of the contents in place; 0: they weren't hashed.
     """
 
     before: bytes
@@ -108,28 +113,28 @@ class Hashed(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """The state of one file at some moment; None for a closed one."""
+    """The state of one file at one moment; None if it is closed."""
 
     counters: Counters
     state: PackedState | None
 
 
 class Owner:
-    """One guest, as its files and kernels know it.
+    """The state of one guest that its files share.
 
     Parameters
     ----------
     rules : mapping of Phase to Rules
-        Policy in both launch phases.
+        The policy of both launch phases.
     two_backings : bool
-        Attributes are this owner's, by guest frame, and each memslot has a file for either.
+        The owner has the attributes, by guest frame, and each memslot has a private and a shared file.
     """
 
     def __init__(self, rules: Mapping[Phase, Rules], *, two_backings: bool = False) -> None:
         self._rules = rules
         self.header = Header(int(layout.OWNER_SLOTS), OWNERS)
         self._correction, correction = new_words(PAGE_SIZE // 8)
-        self._edges = [new_words(64)]  # each that kernels ever knew, since one may be in use
+        self._edges = [new_words(64)]  # all that kernels were given: an earlier one can still be in use
         self.header[layout.RULES_LAUNCHING] = rules[Phase.LAUNCHING].table.ctypes.data
         self.header[layout.RULES_RUNNING] = rules[Phase.RUNNING].table.ctypes.data
         self.header[layout.CORRECTION] = correction
@@ -144,25 +149,25 @@ class Owner:
 
     @property
     def rules(self) -> Rules:
-        """Policy in this phase."""
+        """The policy of the current phase."""
         return self._rules[self.phase]
 
     def rules_in(self, phase: int) -> Rules:
-        """Return policy in a phase, by the number that kernels have for it."""
+        """Return the policy of a phase, given by its number in kernels."""
         return self._rules[_PHASES[phase]]
 
     @property
     def has_two_backings(self) -> bool:
-        """Whether attributes are its own, by guest frame."""
+        """Whether the owner has the attributes, by guest frame."""
         return bool(self.header[layout.TWO_BACKINGS])
 
     @property
     def is_closed(self) -> bool:
-        """Whether `close` was called for all of it."""
+        """Whether the owner itself was closed."""
         return bool(self.header[layout.OWNER_IS_CLOSED])
 
     def _call(self, slots: Slots, *words: int) -> Call:
-        """Return a call with offset, size, attributes, flags, step, data and more, and the memslots."""
+        """Prepare a call with memslots, and offset, size, attributes, flags, step, data and more."""
         offset, size, attributes, flags, step, data, more = words
         call = take_call()
         _REQUEST.pack_into(
@@ -174,19 +179,19 @@ class Owner:
     # ---- the guest's view ----------------------------------------------------------------------
 
     def take(self, slots: Slots, step: Step, gpa: int, size: int, variant: int = 0) -> Counters:
-        """Take a step of the guest over a range of its memory, all of it or nothing, and move no data.
+        """Take a step of the guest over a range of its memory, without data: all or nothing.
 
         Parameters
         ----------
         slots : Slots
-            What lies behind guest physical addresses.
+            The memslots.
         variant : int
             Kind of an access, an index of `ACCESS_KINDS`.
 
         Raises
         ------
         GmemError
-            What refused it.
+            The refusal, or the guest's exit.
         """
         call = self._call(slots, gpa, size, 0, variant, step, 0, 0)
         self._taken(call, step, gpa, size, variant)
@@ -214,7 +219,7 @@ class Owner:
         idle.append(call)
 
     def _taken(self, call: Call, step: Step, gpa: int, size: int, variant: int) -> None:
-        """Take a step, or raise what refused it."""
+        """Take a step; raise if it is refused."""
         reason = layout.take_guest(call.words)
         if reason:
             at, kind = call[layout.RESULT + layout.ERROR_OFFSET], call[layout.ANSWER]
@@ -228,7 +233,7 @@ class Owner:
         return bool(self.header[layout.IS_MEASURED])
 
     def start_measurement(self) -> bool:
-        """Keep a launch digest from now on; False if one is kept, or the launch has begun."""
+        """Start keeping a launch digest; False if one is kept already, or the launch has begun."""
         call = self._call(NO_SLOTS, *_NOTHING)
         reason = layout.start_measurement(call.words)
         idle.append(call)
@@ -243,21 +248,21 @@ class Owner:
         return digest
 
     def plan(self, slots: Slots, gpa: int, size: int, load: Load, contents: int = 0) -> int:
-        """Return how many pages a launch update would do; copy what is in them to an address (0: don't)."""
+        """Return how many pages a launch update would do; copy their contents to an address (0: don't)."""
         flags = load | int(layout.PLAN_ONLY)
         return self._populate(self._call(slots, gpa, size, 0, flags, Step.POPULATE, 0, contents)).pages
 
     def populate(
         self, slots: Slots, gpa: int, size: int, load: Load, source: int, hashed: Hashed | None = None
     ) -> Populated:
-        """Take a launch update.
+        """Do a launch update.
 
         Parameters
         ----------
         source : int
             Address of the contents; 0: none.
         hashed : Hashed or None
-            Of a measured launch, what was hashed before.
+            In a measured launch, what was hashed.
         """
         contents = 0 if hashed is None else hashed.contents
         call = self._call(slots, gpa, size, 0, load, Step.POPULATE, source, contents)
@@ -274,7 +279,7 @@ class Owner:
         return populated
 
     def finish(self, hashed: Hashed | None = None, *, without_vcpus: bool = False) -> str:
-        """End the launch phase; returns OK, the name of an errno, or CHANGED."""
+        """End the launch phase; return OK, the name of an errno, or CHANGED."""
         call = self._call(NO_SLOTS, 0, 0, 0, int(without_vcpus), 0, 0, 0)
         _put_hashed(call, hashed)
         reason = layout.finish_launch(call.words)
@@ -282,7 +287,7 @@ class Owner:
         return _POPULATE_OUTCOMES.get(reason) or OUTCOME_OF_REASON[reason]
 
     def correct_cpuid(self, corrected: NDArray[np.uint8]) -> None:
-        """Let the firmware correct the next CPUID page by some bytes; none: not any more."""
+        """Set the bytes with which the firmware corrects the next CPUID page; none: it accepts the page."""
         address = corrected.ctypes.data if len(corrected) else 0
         call = self._call(NO_SLOTS, 0, len(corrected), 0, 0, 0, address, 0)
         layout.set_correction(call.words)
@@ -291,7 +296,7 @@ class Owner:
     # ---- attributes by guest frame ---------------------------------------------------------------
 
     def set_attributes(self, address: int, size: int, attributes: int, flags: int) -> Counters:
-        """KVM_SET_MEMORY_ATTRIBUTES on the VM fd.
+        """Do KVM_SET_MEMORY_ATTRIBUTES on the VM fd.
 
         Raises
         ------
@@ -315,7 +320,7 @@ class Owner:
 
     @property
     def counters(self) -> Counters:
-        """Events that are no file's: exits, and changes of attributes by frame."""
+        """Events that belong to no file: exits, and changes of attributes by frame."""
         call = self._call(NO_SLOTS, *_NOTHING)
         layout.count_owner(call.words)
         counters = counters_of(call.raw[RESULT]) + Counters(memory_faults=call[layout.FAULTS_SEEN])
@@ -334,7 +339,7 @@ class Owner:
     # ---- several files ---------------------------------------------------------------------------
 
     def freeze(self, stores: Sequence["Store"]) -> "Moment":
-        """Copy the state of files, all of one moment."""
+        """Copy the state of files, all at one moment."""
         order = sorted(range(len(stores)), key=lambda i: stores[i].address)
         rows = np.zeros((len(stores), int(layout.FROZEN_COLUMNS)), np.uint64)
         words = [np.empty(-(-store.n_pages // int(layout.BLOCK_PAGES)), np.uint64) for store in stores]
@@ -366,7 +371,7 @@ class Owner:
         return moment
 
     def delete_memslot(self, store: "Store", start: int, end: int, deleted: int) -> bool:
-        """Unmap pages of a file from the guest, and set the word at an address; False if it was set."""
+        """Unmap pages of a file from the guest, and set the flag at an address; False if it was set."""
         call = self._call(NO_SLOTS, start, end - start, 0, 0, 0, deleted, 0)
         call.words[layout.FILE] = store.address
         reason = layout.unmap_slot(call.words)
@@ -374,7 +379,7 @@ class Owner:
         return not reason
 
     def close(self, stores: Iterable["Store"], *, all_of_it: bool) -> None:
-        """Close files at once, and with all_of_it this owner; their memory is dropped afterwards."""
+        """Close files, and with all_of_it the owner; the caller drops their memory afterwards."""
         addresses = np.array(sorted({store.address for store in stores}), np.uint64)
         call = self._call(NO_SLOTS, 0, 0, 0, int(all_of_it), 0, 0, 0)
         layout.close_files(call.words, addresses)
@@ -382,18 +387,18 @@ class Owner:
 
 
 class Moment(NamedTuple):
-    """What `Owner.freeze` copied.
+    """The result of `Owner.freeze`.
 
     Attributes
     ----------
     files : list of Frozen
-        In the order in which they were asked for.
+        In the order of the argument.
     phase : Phase
         The launch phase.
     counters : Counters
-        Events of the owner itself.
+        Events that belong to no file.
     frames : ndarray of uint64, shape (n, 2)
-        Runs of private guest frames, with two backings.
+        Runs of private guest frames; empty without two backings.
     """
 
     files: list[Frozen]

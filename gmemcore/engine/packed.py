@@ -1,6 +1,7 @@
-"""Packed page state: a copy of one file's planes, as small as the engine's own form of it.
+"""Packed page state: a compact copy of the planes of one file.
 
-Eight bytes a 2 MiB block, and 64 for each plane that is mixed in it. A terabyte of uniform memory is 4 MiB.
+It takes eight bytes per 2 MiB block, and 64 more for each plane that is mixed in it. A terabyte of uniform
+memory takes 4 MiB.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from gmemcore.engine import kernels as layout
 
 PLANE_NAMES: Final = ("private", "allocated", "assigned", "accepted", "pinned", "poisoned")
-"""Planes by name, in the order of their numbers."""
+"""Names of the planes, in the order of their numbers."""
 
 BLOCK_PAGES: Final = int(layout.BLOCK_PAGES)
 LINE_WORDS: Final = 8
@@ -20,23 +21,23 @@ LINE_WORDS: Final = 8
 
 _FIELD_BITS, _FIELD = int(layout.FIELD_BITS), int(layout.FIELD)
 _WHOLE_BIT: Final = BLOCK_PAGES.bit_length() - 1
-"""Bit of a field that is set where all pages of a whole block are; those below it, where some are."""
+"""The bit of a field that is set if all pages of a whole block are; lower bits, if some are."""
 _SOME: Final = np.uint64(sum((BLOCK_PAGES - 1) << number * _FIELD_BITS for number in range(len(PLANE_NAMES))))
 _FIELDS_USED: Final = np.uint64((1 << _FIELD_BITS * len(PLANE_NAMES)) - 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedState:
-    """Six planes of a file, frozen.
+    """The six planes of a file at one moment.
 
     Attributes
     ----------
     n_pages : int
         Pages of the file.
     words : ndarray of uint64, shape (n_blocks,)
-        Ten bits a plane: how many of the block's pages are set.
+        Ten bits per plane: the number of the block's pages in it.
     lines : ndarray of uint64, shape (n_lines, 8)
-        The bits of every block in which a plane is mixed: plane by plane, and block by block within each.
+        The bits of all mixed blocks: plane by plane, in each block by block.
     """
 
     n_pages: int
@@ -45,16 +46,16 @@ class PackedState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes."""
+        """Size in bytes."""
         return self.words.nbytes + self.lines.nbytes
 
     @property
     def totals(self) -> dict[str, int]:
-        """How many pages are set, by plane."""
+        """The number of pages in each plane."""
         return totals(self.words)
 
     def planes(self) -> "Planes":
-        """Each plane by name: pages set in each block, the blocks that are mixed, and the lines of those."""
+        """Return for each plane its pages in each block, the mixed blocks, and their lines."""
         full = block_sizes(self.n_pages)
         planes, begin = {}, 0
         for name, counts in zip(PLANE_NAMES, _fields(self.words), strict=True):
@@ -64,7 +65,7 @@ class PackedState:
         return planes
 
     def uniform(self) -> dict[str, NDArray[np.bool_]]:
-        """Whether all pages of a block are set, by plane, shape (n_blocks,) each; False where it is mixed."""
+        """Return for each plane which blocks are entirely in it, shape (n_blocks,)."""
         used = int(np.bitwise_or.reduce(self.words)) if len(self.words) else 0
         last = self.n_pages - (len(self.words) - 1) * BLOCK_PAGES
         found = {}
@@ -78,8 +79,8 @@ class PackedState:
         return found
 
     def mixed(self) -> dict[str, NDArray[np.intp]]:
-        """Blocks that have some of a plane's pages and not all, in order, by plane: those of `lines`."""
-        some = np.flatnonzero(self.words & _SOME)  # and a whole last block that is shorter than others
+        """Return for each plane its mixed blocks, in the order of `lines`."""
+        some = np.flatnonzero(self.words & _SOME)  # includes a full last block that is shorter
         words = self.words[some]
         sizes = np.full(len(some), BLOCK_PAGES, np.uint64)
         if len(some) and some[-1] == len(self.words) - 1:
@@ -91,17 +92,17 @@ class PackedState:
         return found
 
     def check(self) -> "Planes":
-        """Make sure that it is the state of some file, since it may be from anywhere.
+        """Raise unless this is a valid state of a file.
 
         Returns
         -------
         dict
-            As `planes`, which were looked at.
+            See `planes`.
 
         Raises
         ------
         ValueError
-            Sizes that don't fit each other, counts beyond a block, or lines that their counts contradict.
+            Sizes don't match, a count is more than a block, or a line contradicts its count.
         """
         n_blocks = -(-self.n_pages // BLOCK_PAGES)
         if self.n_pages < 1 or self.words.shape != (n_blocks,):
@@ -116,22 +117,21 @@ class PackedState:
                 raise ValueError(f"plane {name} has more pages in a block than the block has")
             if len(lines) != len(mixed):
                 raise ValueError(f"plane {name} is mixed in {len(mixed)} blocks and has {len(lines)} lines")
-            # What a count says is checked bit by bit: a line can't speak of pages beyond the end either.
             beyond = np.any(lines[-1:] & ~existing_bits(self.n_pages, mixed[-1:]))
             if beyond or np.any(_popcounts(lines) != counts[mixed]):
                 raise ValueError(f"plane {name} has a line that its block's count contradicts")
-        spoken_of = sum(len(mixed) for _, mixed, _ in planes.values())
-        if spoken_of != len(self.lines):
-            raise ValueError(f"{len(self.lines)} lines; the block words speak of {spoken_of}")
+        n_mixed = sum(len(mixed) for _, mixed, _ in planes.values())
+        if n_mixed != len(self.lines):
+            raise ValueError(f"{len(self.lines)} lines; the block words need {n_mixed}")
         return planes
 
 
 Planes = dict[str, tuple[NDArray[np.uint16], NDArray[np.intp], NDArray[np.uint64]]]
-"""Planes by name: pages set in each block, the blocks that are mixed, and the lines of those."""
+"""For each plane its pages in each block, the mixed blocks, and their lines."""
 
 
 def pack(n_pages: int, words: NDArray[np.uint64], lines: NDArray[np.uint64]) -> PackedState:
-    """Copy page state; lines as the engine keeps them, a bitmap a plane."""
+    """Copy page state; lines as the engine has them, one bitmap per plane."""
     by_block = lines.reshape(len(PLANE_NAMES), -1, LINE_WORDS)
     mixed = PackedState(n_pages, words, lines).mixed().values()
     kept = [by_block[number, blocks] for number, blocks in enumerate(mixed)]
@@ -139,20 +139,20 @@ def pack(n_pages: int, words: NDArray[np.uint64], lines: NDArray[np.uint64]) -> 
 
 
 def totals(words: NDArray[np.uint64]) -> dict[str, int]:
-    """How many pages are set in all blocks together, by plane."""
+    """Count the pages of each plane."""
     counts = zip(PLANE_NAMES, _fields(words), strict=True)
     return {name: int(field.sum(dtype=np.uint64)) for name, field in counts}
 
 
 def block_sizes(n_pages: int) -> NDArray[np.uint16]:
-    """Pages of each block: 512, or what is left for the last."""
+    """Return the pages of each block: 512, or fewer for the last one."""
     sizes = np.full(-(-n_pages // BLOCK_PAGES), BLOCK_PAGES, np.uint16)
     sizes[-1] = n_pages - (len(sizes) - 1) * BLOCK_PAGES
     return sizes
 
 
 def existing_bits(n_pages: int, blocks: NDArray[np.intp]) -> NDArray[np.uint64]:
-    """Bits of the pages that exist, of the blocks named (in order): shape (len(blocks), 8)."""
+    """Return lines with the bits of all existing pages of some blocks, in order: shape (len(blocks), 8)."""
     bits = np.full((len(blocks), LINE_WORDS), ~np.uint64(0))
     last = (n_pages - 1) // BLOCK_PAGES
     if len(blocks) and blocks[-1] == last and n_pages % BLOCK_PAGES:
@@ -162,7 +162,7 @@ def existing_bits(n_pages: int, blocks: NDArray[np.intp]) -> NDArray[np.uint64]:
 
 
 def _fields(words: NDArray[np.uint64]) -> list[NDArray[np.uint16]]:
-    """Pages set in each block, by plane; planes that are set nowhere, as many often are, cost nothing."""
+    """Return the pages of each block, by plane; empty planes, which are common, cost nothing."""
     used = int(np.bitwise_or.reduce(words))
     nowhere = np.zeros(len(words), np.uint16)
     return [
@@ -177,11 +177,11 @@ def _mixed(counts: NDArray[np.uint16], full: NDArray[np.uint16]) -> NDArray[np.i
     if not counts.any():
         return np.zeros(0, np.intp)
     one = np.uint16(1)
-    return np.flatnonzero(counts - one < full - one)  # a count of 0 wraps, and is below none
+    return np.flatnonzero(counts - one < full - one)  # 0 - 1 wraps, and is never less
 
 
 def _popcounts(lines: NDArray[np.uint64]) -> NDArray[np.uint16]:
-    """Set bits of each line: its words' counts, eight bytes of a word, added up in lanes of 16 bits."""
+    """Count the set bits of each line: one byte per word, added in lanes of 16 bits."""
     counts = np.bitwise_count(lines).view(np.uint64).ravel()
     lanes = np.uint64(0x00FF_00FF_00FF_00FF)
     pairs = (counts & lanes) + (counts >> np.uint64(8) & lanes)

@@ -1,7 +1,7 @@
-"""What kernels ask of the machine, in plain Python: what runs where ``NUMBA_DISABLE_JIT`` is set.
+"""Views of addresses, prefetch and libc calls for kernels that aren't compiled.
 
-Compiled kernels use the instructions of the same names in ``instructions.py`` instead. Addresses are numbers,
-and whoever hands one over keeps its memory alive.
+Compiled kernels use the functions of the same names in ``instructions.py``. Addresses are integers; the
+caller keeps their memory alive.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ _EAGAIN = 11
 
 
 def prefetch(array: Any, *index: Any) -> None:
-    """Ask for a word that will be needed soon; here it does nothing."""
+    """Prefetch a word; here it does nothing."""
 
 
 def zero_line(array: Words, index: int) -> None:
@@ -29,15 +29,15 @@ def zero_line(array: Words, index: int) -> None:
 
 
 def add_atomically(array: Words, index: int, value: int) -> None:
-    """Add to a word, whatever other threads do to it."""
+    """Add to a word, atomically."""
     with _adding:
         array[index] += value
 
 
-# ---- views of memory that is known by its address ------------------------------------------------
+# ---- views of addresses --------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=4096)  # a view holds nothing alive, so that one of the same address and length is the same
+@lru_cache(maxsize=4096)  # a view keeps nothing alive, so equal ones can be shared
 def _view(element: Any, address: int, length: int) -> NDArray[Any]:
     if length == 0:
         return np.zeros(0, element)
@@ -60,7 +60,7 @@ def bytes_at(address: int, length: int) -> NDArray[np.uint8]:
 
 
 loose_words_at = words_at
-"""View memory that is not aligned as words."""
+"""View memory as words, which needn't be aligned."""
 
 
 # ---- calls of libc -------------------------------------------------------------------------------
@@ -72,21 +72,22 @@ def _libc() -> Any:
 
 
 def lock(address: int) -> int:
-    """Take the mutex at an address. It can be taken again by the thread that has it: an interruption of a
-    kernel that is plain Python may leave it taken.
+    """Lock the mutex at an address.
+
+    Its thread can lock it again, because an exception in a kernel that is plain Python can leave it locked.
     """
     _locks.setdefault(int(address), threading.RLock()).acquire()
     return 0
 
 
 def unlock(address: int) -> int:
-    """Let a mutex go."""
+    """Unlock the mutex at an address."""
     _locks[int(address)].release()
     return 0
 
 
 def start_thread(handle: int, attributes: int, function: int, argument: int) -> int:
-    """Start a thread: there is none, and whoever asks does its work itself."""
+    """Fail to start a thread, so that the caller does its work."""
     return _EAGAIN
 
 
@@ -96,35 +97,35 @@ def join_thread(handle: int, result: int) -> int:
 
 
 def this_thread() -> int:
-    """Return a number that no other thread has."""
+    """Return a number that is unique to this thread."""
     return threading.get_ident()
 
 
 def move_bytes(target: int, source: int, length: int) -> int:
-    """Copy bytes, which may overlap."""
+    """Copy bytes; the ranges can overlap."""
     ctypes.memmove(int(target), int(source), int(length))
     return target
 
 
 def compare_bytes(one: int, other: int, length: int) -> int:
-    """Compare bytes; 0: they are equal."""
+    """Compare bytes; 0: equal."""
     return int(ctypes.string_at(int(one), int(length)) != ctypes.string_at(int(other), int(length)))
 
 
 def advise(address: int, size: int, advice: int) -> int:
-    """madvise(2)."""
+    """Call madvise(2)."""
     arguments = ctypes.c_void_p(int(address)), ctypes.c_size_t(int(size)), ctypes.c_int(int(advice))
     return int(_libc().madvise(*arguments))
 
 
 def protect(address: int, size: int, protection: int) -> int:
-    """mprotect(2)."""
+    """Call mprotect(2)."""
     arguments = ctypes.c_void_p(int(address)), ctypes.c_size_t(int(size)), ctypes.c_int(int(protection))
     return int(_libc().mprotect(*arguments))
 
 
 def seek(descriptor: int, offset: int, whence: int) -> int:
-    """lseek(2)."""
+    """Call lseek(2)."""
     function = _libc().lseek
     function.restype = ctypes.c_int64
     return int(
@@ -133,11 +134,11 @@ def seek(descriptor: int, offset: int, whence: int) -> int:
 
 
 def list_resident(address: int, size: int, pages: int) -> int:
-    """mincore(2)."""
+    """Call mincore(2)."""
     arguments = ctypes.c_void_p(int(address)), ctypes.c_size_t(int(size)), ctypes.c_void_p(int(pages))
     return int(_libc().mincore(*arguments))
 
 
 def last_error() -> int:
-    """Return errno, of the call before."""
+    """Return errno of the previous call."""
     return ctypes.get_errno()

@@ -1,4 +1,4 @@
-"""Refusals: a kernel's reason, as the exception and the words that it deserves."""
+"""Refusals: the exception and the message for each reason of a kernel."""
 
 from typing import Final, NamedTuple, NoReturn
 
@@ -27,7 +27,7 @@ from gmemcore.uapi import PAGE_SIZE, Capability, ContentMode, MemoryAttribute
 
 
 class Refusal(NamedTuple):
-    """One reason of a kernel, in words."""
+    """The exception for one reason of a kernel."""
 
     error: type[GmemError]
     reports_offset: bool
@@ -40,7 +40,7 @@ CONVERSIONS: Final = {
     int(layout.FLAGS_MANY): Refusal(_INVALID, False, "flags {flags:#x}; use one content mode at a time"),
     int(layout.ERROR_OFFSET_SET): Refusal(_INVALID, False, "error_offset must be 0 on input under this abi"),
     int(layout.RESERVED_SET): Refusal(_INVALID, False, "the reserved words must be 0"),
-    int(layout.NO_PRIVATE_MEMORY): Refusal(_INVALID, False, "the VM has no private memory, so no attribute"),
+    int(layout.NO_PRIVATE_MEMORY): Refusal(_INVALID, False, "the VM has no private memory"),
     int(layout.ATTRIBUTE_UNKNOWN): Refusal(
         _INVALID, False, "attributes must be within {known_attributes:#x}, not {attributes:#x}"
     ),
@@ -54,14 +54,14 @@ CONVERSIONS: Final = {
     int(layout.MODE_UNSUPPORTED): Refusal(
         UnsupportedContentModeError,
         True,
-        "{names} isn't supported for this VM, direction and phase ({phase})",
+        "{names} isn't supported for this VM type, direction and launch phase ({phase})",
     ),
     int(layout.NO_MEMORY): Refusal(OutOfMemoryError, True, "an allocation failed; nothing was changed"),
     int(layout.PAGE_PINNED): Refusal(
-        PagePinnedError, True, "the page at {error_offset:#x} is pinned; unpin it, then retry the whole range"
+        PagePinnedError, True, "the page at {error_offset:#x} is pinned; unpin it and retry the whole range"
     ),
 }
-"""What is raised for each reason to refuse a conversion."""
+"""The exception for each reason to refuse a conversion."""
 
 _STEPS: Final = {
     int(layout.INVALID): InvalidArgumentError,
@@ -70,15 +70,15 @@ _STEPS: Final = {
     int(layout.TOO_LARGE): FileTooLargeError,
     int(layout.NO_MEMORY): OutOfMemoryError,
 }
-"""What is raised for each reason to refuse a step of a file."""
+"""The exception for each reason to refuse a step of a file."""
 
 _EXITS: Final = {
     int(layout.MEMORY_FAULT): (MemoryFaultExit, "the page is {attribute}; convert it first"),
     int(layout.NO_SLOT): (MmioExit, "no memslot there"),
-    int(layout.POISONED_PAGE): (HwPoisonExit, "the page is poisoned; PUNCH_HOLE discards it"),
+    int(layout.POISONED_PAGE): (HwPoisonExit, "the page is poisoned; discard it with PUNCH_HOLE"),
     int(layout.NOT_VALIDATED): (NotValidatedExit, "the guest must accept the page first"),
 }
-"""The exit of each reason to refuse a guest's access."""
+"""The exit for each reason to refuse a guest's access."""
 
 _GONE: Final = {
     int(layout.IS_HOLE): "no memslot there",
@@ -100,7 +100,7 @@ _NAMES: Final = {
 
 
 def raise_for_file(reason: int) -> None:
-    """Raise what refuses every operation on a file, if that is the reason.
+    """Raise if a file refuses every operation.
 
     Raises
     ------
@@ -114,18 +114,18 @@ def raise_for_file(reason: int) -> None:
     if reason == layout.CLOSED_FILE:
         raise BadFileError("the guest_memfd is closed")
     if reason == layout.NO_BYTES:
-        raise NoBytesError("this file holds attributes only; use a backing that holds bytes, as 'anonymous'")
+        raise NoBytesError("this file has attributes only; use a backing with bytes, as 'anonymous'")
     if reason == layout.UNKNOWN_IOCTL:
         raise UnknownIoctlError(
-            "this abi has no KVM_SET_MEMORY_ATTRIBUTES2; attributes don't belong to the guest_memfd: they belong "
-            "to the Vm, by guest physical address; use Vm.convert or Vm.set_memory_attributes"
+            "this abi has no KVM_SET_MEMORY_ATTRIBUTES2: attributes belong to the Vm, by guest physical "
+            "address; use Vm.convert or Vm.set_memory_attributes"
         )
 
 
 def raise_conversion(
     rules: Rules, file_size: int, request: tuple[int, ...], reason: int, error_offset: int
 ) -> NoReturn:
-    """Raise what refuses a conversion.
+    """Raise the exception for a refused conversion.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def raise_conversion(
     Raises
     ------
     GmemError
-        As `CONVERSIONS` has it; ``error_offset`` is set where the interface writes it.
+        See `CONVERSIONS`; ``error_offset`` is set where the interface writes it.
     """
     raise_for_file(reason)
     refusal = CONVERSIONS[reason]
@@ -159,14 +159,14 @@ def raise_conversion(
 def raise_step(
     rules: Rules, step: Step, offset: int, size: int, reason: int, at: int, term: int, file_size: int
 ) -> NoReturn:
-    """Raise what refuses a step of a file.
+    """Raise the exception for a refused step of a file.
 
     Parameters
     ----------
     at : int
-        Offset of the page that refuses.
+        Offset of the refusing page.
     term : int
-        Which term of the step's row it matches, from 1; 0: none.
+        Number of the matching term in the step's row, from 1; 0: none.
     """
     raise_for_file(reason)
     why = _why(rules, step, offset, size, reason, at, term, file_size)
@@ -185,7 +185,7 @@ def _why(
 
 
 def range_fault(start: int, size: int, reason: int) -> str:
-    """Return what is wrong with a range by itself; empty if nothing is."""
+    """Return what makes a range invalid for any file; empty if nothing does."""
     if size == 0:
         return "it is empty"
     if reason == layout.TOO_LARGE:
@@ -206,18 +206,18 @@ def raise_guest(
     kind: int,
     found: int,
 ) -> NoReturn:
-    """Raise the exit that a refused access of a guest makes, or what is wrong with the call.
+    """Raise the exit for a refused guest access, or the error of the call.
 
     Parameters
     ----------
     at : int
-        Guest physical address of the page that refuses.
+        Guest physical address of the refusing page.
     variant : int
         Kind of the access, an index of `ACCESS_KINDS`.
     kind : int
-        The Vm's attribute of the page, likewise; 0 where files have attributes.
+        The Vm's attribute of the page, likewise; 0 where files have the attributes.
     found : int
-        What was there: `kernels.IS_PAGE`, `IS_HOLE` or `IS_CLOSED_FILE`.
+        `kernels.IS_PAGE`, `IS_HOLE` or `IS_CLOSED_FILE`.
     """
     raise_for_file(reason)
     if reason not in _EXITS:
@@ -226,7 +226,7 @@ def raise_guest(
     private = bool(ACCESS_KINDS[kind]) or reason == layout.NOT_VALIDATED
     if step == Step.ACCEPT:
         private = True
-    elif PLATFORMS[rules.vm_type].coco and variant:  # the guest chose
+    elif PLATFORMS[rules.vm_type].coco and variant:  # the guest selects it
         private = bool(ACCESS_KINDS[variant])
     error, why = _EXITS[reason]
     why = _GONE.get(found, why).format(attribute="shared" if private else "private")
@@ -245,7 +245,7 @@ _FRAMES: Final = {
 
 
 def raise_frames(rules: Rules, request: tuple[int, ...], reason: int) -> NoReturn:
-    """Raise what refuses attributes by guest frame.
+    """Raise the exception for refused attributes by guest frame.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Results: what kernels answer, as counters, outcomes and errnos."""
+"""Results of kernels, as counters, outcomes and errnos."""
 
 import errno
 import struct
@@ -28,10 +28,10 @@ OUTCOME_OF_REASON: Final = {
     int(layout.NOT_VALIDATED): "NOT_VALIDATED",
     int(layout.TOO_LARGE): "EFBIG",
 }
-"""What a reason of a kernel is called: OK, an errno's name, or an access's SIGBUS and its like."""
+"""The outcome for each reason of a kernel: OK, the name of an errno, or SIGBUS or an exit for an access."""
 
 OUTCOMES: Final = tuple(dict.fromkeys(OUTCOME_OF_REASON.values()))
-"""What can become of a request or another step."""
+"""Outcomes of conversions and other steps."""
 
 _OUTCOMES = np.array([OUTCOMES.index(name) for name in OUTCOME_OF_REASON.values()], np.uint8)
 _ERRNOS = np.array(
@@ -40,7 +40,7 @@ _ERRNOS = np.array(
 )
 
 RESULT: Final = struct.Struct(f"={layout.RESULT_ROWS}Q")
-"""One result as kernels write it: reason, error_offset, counters."""
+"""A result as kernels write it: reason, error_offset, counters."""
 
 
 def counters_of(result: bytearray) -> Counters:
@@ -49,10 +49,13 @@ def counters_of(result: bytearray) -> Counters:
 
 
 class ConversionResult:
-    """What one accepted conversion did.
+    """The result of one accepted conversion.
 
-    Parameters ---------- counters : Counters or bytearray The events, or the result that holds them (see
-    `RESULT`): naming them costs more than a short conversion does, so it waits until somebody asks.
+    Parameters
+    ----------
+    counters : Counters or bytearray
+        The events, or the result that contains them (`RESULT`). Making a `Counters` costs more than a short
+        conversion, so it is made on demand.
     """
 
     __slots__ = ("_counters",)
@@ -81,14 +84,14 @@ class ConversionResult:
 
 
 class BatchResult:
-    """What each request of a batch did; requests that failed changed nothing.
+    """The results of a batch. Requests that were refused changed nothing.
 
     Parameters
     ----------
     rows : ndarray of uint64, shape (RESULT_ROWS, n)
-        What the kernel wrote: reasons, error offsets, then a row a counter.
+        As kernels write them: reasons, error offsets, then one row per counter.
     total : Counters
-        Counters of the whole batch.
+        Events of the whole batch.
     """
 
     __slots__ = ("_rows", "total")
@@ -124,11 +127,11 @@ class BatchResult:
 
     @property
     def error_offset(self) -> NDArray[np.uint64]:
-        """The field after the call, bytes, shape (n,); of another refused step, the page's offset."""
+        """The field error_offset after each call, shape (n,); for other steps, the refusing page's offset."""
         offsets: NDArray[np.uint64] = self._rows[1]
         return offsets
 
     @property
     def counters(self) -> dict[str, NDArray[np.uint64]]:
-        """The counters of each request by name, shape (n,) each, without a copy."""
+        """The counters of each request, by name, shape (n,) each; views, not copies."""
         return dict(zip(ENGINE_COUNTERS, self._rows[int(layout.COUNTERS_AT) :], strict=True))

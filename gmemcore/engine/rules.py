@@ -1,4 +1,4 @@
-"""Rules: policy for one VM and launch phase, compiled into the small array that kernels read."""
+"""Rules: the policy for one VM and launch phase, compiled into an array for kernels."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +24,7 @@ from gmemcore.policy import (
 )
 from gmemcore.uapi import Capability, ContentMode, Direction, Firmware, MemoryAttribute, Phase, VmType
 
-# Byte operations by the number that kernels know them by.
+# Numbers of byte operations in kernels.
 OPERATION_NUMBERS = {
     ByteOperation.NONE: layout.NO_OPERATION,
     ByteOperation.ZERO: layout.ZERO,
@@ -32,7 +32,7 @@ OPERATION_NUMBERS = {
     ByteOperation.SCRAMBLE: layout.SCRAMBLE,
 }
 
-# Planes that a page of each rank has.
+# Planes of a page, by its rank.
 RANK_PLANES = {
     Rank.UNALLOCATED: Plane.NONE,
     Rank.ALLOCATED: Plane.ALLOCATED,
@@ -41,19 +41,19 @@ RANK_PLANES = {
 }
 
 TRACKING_COLUMNS = {Tracking.RMP: int(layout.RMP_UPDATES), Tracking.SEPT: int(layout.SEPT_CHANGES)}
-"""Row of a result in which a platform counts assignment."""
+"""The row of a result that counts assignment, by platform."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What conversions and steps of one VM do, in one launch phase.
+    """The policy of one VM in one launch phase.
 
     Attributes
     ----------
     abi, vm_type, phase
-        What they were compiled for.
+        The revision, VM type and phase it was compiled for.
     table : ndarray of uint64
-        The form kernels read, see ``kernels.py``.
+        The compiled form, see ``kernels.py``.
     """
 
     abi: Abi
@@ -63,20 +63,20 @@ class Rules:
 
     @property
     def has_ioctl(self) -> bool:
-        """Whether a file converts in place, by an ioctl of its own."""
+        """Whether the guest_memfd has the ioctl for conversion in place."""
         return bool(self.table[layout.HAS_IOCTL])
 
     @property
     def known_attributes(self) -> int:
-        """Attribute bits that may be set."""
+        """Attribute bits that can be set."""
         return int(self.table[layout.KNOWN_ATTRIBUTES])
 
 
 @cache
 def compile_rules(abi: Abi, vm_type: VmType, firmware: Firmware, phase: Phase) -> Rules:
-    """Compile policy for one VM and phase: direction × flag -> refusal, precondition, effect; steps."""
+    """Compile the policy of one VM and phase: what each direction and flag does, and each step."""
     table = np.zeros(int(layout.STEPS), np.uint64)
-    # An abi whose plain conversion to shared is invalid takes no attribute at all from this VM.
+    # If the plain conversion to shared is invalid, the VM has no attributes under this abi.
     takes_any = cell(abi, vm_type, firmware, phase, Direction.TO_SHARED, ContentMode.NONE).outcome == "OK"
     takes_private = (
         cell(abi, vm_type, firmware, phase, Direction.TO_PRIVATE, ContentMode.NONE).outcome == "OK"
@@ -109,7 +109,7 @@ def compile_rules(abi: Abi, vm_type: VmType, firmware: Firmware, phase: Phase) -
 def _compile_cell(
     abi: Abi, vm_type: VmType, firmware: Firmware, phase: Phase, direction: Direction, flag: ContentMode
 ) -> list[int]:
-    """The words of one cell: refusal, precondition, operations, fields to set and to clear, plainness."""
+    """Return the words of one cell: refusal, precondition, operations, fields to set and clear, PLAIN."""
     answer = cell(abi, vm_type, firmware, phase, direction, flag)
     if answer.effect is None:
         return [int(layout.MODE_UNSUPPORTED), 0, 0, 0, 0, 0]
@@ -121,7 +121,7 @@ def _compile_cell(
 
 
 def plane_changes(answer: Cell, direction: Direction) -> tuple[Plane, Plane]:
-    """Return the planes that an accepted conversion sets on every page of its range, and those it clears."""
+    """Return the planes that an accepted conversion sets on each page, and those it clears."""
     if answer.effect is None:
         return Plane.NONE, Plane.NONE
     if direction == Direction.TO_PRIVATE:
@@ -131,7 +131,7 @@ def plane_changes(answer: Cell, direction: Direction) -> tuple[Plane, Plane]:
 
 
 def pack_operations(operations: Operations) -> int:
-    """Byte operations by rank, four bits each."""
+    """Pack byte operations by rank, four bits each."""
     packed = 0
     for rank, operation in enumerate(operations):
         packed |= int(OPERATION_NUMBERS[operation]) << rank * int(layout.OPERATION_BITS)
@@ -139,6 +139,6 @@ def pack_operations(operations: Operations) -> int:
 
 
 def tracking_column(vm_type: VmType) -> int:
-    """Row of a result in which a VM type counts assignment (any, for one that assigns nothing)."""
+    """Return the row of a result that counts assignment on a VM type (any, if it has none)."""
     tracking = PLATFORMS[vm_type].tracking
     return int(layout.RMP_UPDATES) if tracking is None else TRACKING_COLUMNS[tracking]

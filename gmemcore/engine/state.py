@@ -1,4 +1,4 @@
-"""Page state of one file: the arrays that kernels walk, and what is said of their contents."""
+"""Page state of one file: the arrays that kernels read and write, and copies of them."""
 
 from enum import IntFlag
 from itertools import pairwise
@@ -17,7 +17,7 @@ _FIELD_BITS = int(layout.FIELD_BITS)
 
 
 class Plane(IntFlag):
-    """Planes as bits, for questions about several at once."""
+    """Planes as bits, for queries about several of them."""
 
     NONE = 0
     PRIVATE = 1
@@ -35,17 +35,24 @@ _FIELDS = tuple(
 
 
 def fields_of(planes: int) -> int:
-    """Return the mask of fields that stands for some planes in kernels."""
+    """Return the mask of fields for a set of planes, as kernels use it."""
     return _FIELDS[planes]
 
 
 class Survey(NamedTuple):
-    """All page state of a file, looked at in one pass.
+    """Hash, counts and consistency of all page state of a file.
 
-    Attributes ---------- folded : int 128 bits that depend on every page's state: equal for equal states. No
-    cryptography. totals : dict of str to int Pages set, by plane; only up to what is wrong, if anything is.
-    mixed : int 2 MiB blocks without one attribute. wrong : str What contradicts itself, or breaks accepted ⊆
-    assigned ⊆ allocated ∩ private or pinned ⊆ allocated ∩ shared; empty if nothing does.
+    Attributes
+    ----------
+    folded : int
+        A 128-bit hash of all page state; equal states have equal hashes. Not cryptographic.
+    totals : dict of str to int
+        Pages of each plane; only up to an inconsistent block, if there is one.
+    mixed : int
+        2 MiB blocks with both attributes.
+    wrong : str
+        What is inconsistent, or breaks accepted ⊆ assigned ⊆ allocated ∩ private or
+        pinned ⊆ allocated ∩ shared; empty if nothing does.
     """
 
     folded: int
@@ -56,26 +63,26 @@ class Survey(NamedTuple):
 
 _WRONG = (
     "",
-    "a count of pages isn't that of their bits",
-    "a page is accepted and not assigned",
-    "a page is assigned and not allocated and private",
-    "a page is pinned and not allocated and shared",
+    "a count of pages differs from their bits",
+    "a page is accepted but not assigned",
+    "a page is assigned but not allocated and private",
+    "a page is pinned but not allocated and shared",
 )
 
 
 def survey_of(wrong: int, answers: NDArray[np.uint64]) -> Survey:
-    """Return what `kernels.survey` answered."""
+    """Return the result of `kernels.survey`."""
     low, high, page, mixed, *totals = answers.tolist()
     return Survey(
         low | high << 64,
         dict(zip(PLANE_NAMES, totals, strict=True)),
         mixed,
-        _WRONG[wrong] and f"{_WRONG[wrong]}, in the 2 MiB from page {page:#x}",
+        _WRONG[wrong] and f"{_WRONG[wrong]}, in the 2 MiB block at page {page:#x}",
     )
 
 
 class MappableBlocks(NamedTuple):
-    """Blocks that lie whole within the file and have one attribute."""
+    """Whole blocks of a file with a single attribute, which can be mapped by one entry."""
 
     blocks_2m: int
     blocks_1g: int
@@ -94,7 +101,7 @@ class PageState:
     Attributes
     ----------
     words : ndarray of uint64, shape (n_blocks,)
-        How many pages of each block each plane has.
+        For each block, the number of its pages in each plane.
     lines : ndarray of uint64, shape (6, 8 * n_blocks)
         A bitmap per plane.
     """
@@ -106,7 +113,7 @@ class PageState:
         n_blocks = -(-n_pages // _BLOCK_PAGES)
         self.words = (unwritten_words if private else lazy_words)(n_blocks)
         n_rows = n_blocks * _BLOCK_ROWS
-        # A line is written when it becomes valid, and not read before.
+        # A line is written when it becomes valid, and never read before.
         self.lines = unwritten_words(len(PLANE_NAMES) * n_rows).reshape(-1, n_rows)
         if private:
             check_host_can_hold(n_blocks * 8)  # written at once, unlike the lines
@@ -115,7 +122,7 @@ class PageState:
 
 
 class Blocks(NamedTuple):
-    """A copy of some blocks of a file: it is looked at without kernels, since these are checked by it."""
+    """A copy of some blocks of a file. Its methods use no kernels, so they can check them."""
 
     n_pages: int
     first: int
@@ -125,12 +132,12 @@ class Blocks(NamedTuple):
     def runs_of_pages(self, start: int, end: int) -> list[tuple[int, int, int]]:
         """List maximal runs of pages in one state, over [start, end): first page, end page, `Plane` bits.
 
-        Mixed blocks are looked into page by page, uniform ones are taken whole.
+        Uniform blocks are one piece; only mixed ones are read page by page.
         """
         words = self.words
         differ = words[1:] != words[:-1]
         if (self.first + len(words)) * _BLOCK_PAGES >= self.n_pages:
-            differ[-1:] = True  # a last block that is short may be full by the count of a mixed one
+            differ[-1:] = True  # the count of a short, full last block can be that of a mixed one
         edges = (np.flatnonzero(differ) + 1).tolist()
         runs: list[tuple[int, int, int]] = []
         for low, high in pairwise([0, *edges, len(words)]):
@@ -143,7 +150,7 @@ class Blocks(NamedTuple):
         return runs
 
     def _runs_of_blocks(self, low: int, high: int) -> list[tuple[int, int, int]]:
-        """List the runs of blocks low to high, whose words are all the same."""
+        """List the runs of blocks low to high, which have equal words."""
         word = int(self.words[low])
         begin = (self.first + low) * _BLOCK_PAGES
         end = min((self.first + high) * _BLOCK_PAGES, self.n_pages)
@@ -164,6 +171,6 @@ class Blocks(NamedTuple):
 
 
 def readonly(words: NDArray[np.uint64], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """View words as another dtype, without a copy and without a way back to writing."""
+    """View words as another dtype, without a copy, read-only for good."""
     buffer = memoryview(words.view(np.uint8))  # type: ignore[arg-type]  # arrays are buffers at run time
     return np.frombuffer(buffer.toreadonly(), dtype)

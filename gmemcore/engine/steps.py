@@ -1,10 +1,10 @@
-"""Steps: everything that can be done to a range of guest memory, by number, and when each is refused.
+"""Steps: all operations on a range of guest memory, and what refuses each of them.
 
-A conversion is one of them. Traces, behaviours and batches name them by these numbers, which are part of the
-trace format: a new step gets the next one, and its row in `step_rows`.
+A conversion is a step, too. Traces, behaviours and batches use the numbers of steps, which are part of the
+trace format: a new step gets the next number and a row in `step_rows`.
 
-What may stop a step page by page is a short list of terms, looked for over the planes; the first page that
-one of them finds stops it, and where two find the same page the first of them names the reason.
+A step has a short list of terms over planes. The first page that matches a term refuses the step; if it
+matches several, the first of them is the reason.
 """
 
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from gmemcore.uapi import Phase, VmType
 
 
 class Step(IntEnum):
-    """One thing that a host, a guest or its VMM does to a range of guest memory."""
+    """An operation of a host, a guest or a VMM on a range of guest memory."""
 
     CONVERT = 0
-    """KVM_SET_MEMORY_ATTRIBUTES2: attributes and content flags."""
+    """KVM_SET_MEMORY_ATTRIBUTES2."""
     HOST_READ = 1
     HOST_WRITE = 2
     GUEST_READ = 3
     GUEST_WRITE = 4
     ACCEPT = 5
-    """PVALIDATE, TDG.MEM.PAGE.ACCEPT."""
+    """PVALIDATE or TDG.MEM.PAGE.ACCEPT."""
     ALLOCATE = 6
     """fallocate with KEEP_SIZE."""
     PUNCH_HOLE = 7
@@ -38,15 +38,15 @@ class Step(IntEnum):
     UNPIN = 9
     POISON = 10
     POPULATE = 11
-    """A launch update; in a batch, of what is in place."""
+    """A launch update; in a batch, one in place."""
     LAUNCH_FINISH = 12
 
 
 class Term(NamedTuple):
-    """Pages with every wanted plane and no unwanted one refuse the step; without any plane, every page does.
+    """Pages with all wanted planes and no unwanted one refuse the step; without planes, every page does.
 
-    The kernel had got so far when it refused: the page is left with the planes of `mark`, and with the source
-    of a launch update if it was `copied`.
+    The kernel has changed the page before it refuses: it gets the planes of `mark` and, if `copied`, the
+    source of the launch update.
     """
 
     wanted: Plane
@@ -55,7 +55,7 @@ class Term(NamedTuple):
     mark: Plane = Plane.NONE
     copied: bool = False
     why: str = ""
-    """What the page is, in words: "private", say."""
+    """The reason in words, after "the page is"."""
 
 
 IS_SHARED = Term(Plane.NONE, Plane.PRIVATE, "MEMORY_FAULT")
@@ -63,7 +63,7 @@ IS_PRIVATE = Term(Plane.PRIVATE, Plane.NONE, "MEMORY_FAULT")
 IS_POISONED = Term(Plane.POISONED, Plane.NONE, "EHWPOISON")
 NOT_ACCEPTED = Term(Plane.PRIVATE, Plane.ACCEPTED, "NOT_VALIDATED", Plane.ALLOCATED | Plane.ASSIGNED)
 
-# What refuses a guest's access: by (CoCo, kind of the access; None follows the attribute).
+# Terms of a guest's access, by (CoCo, kind of the access; None: as the attribute is).
 GUEST_TERMS: dict[tuple[bool, bool | None], tuple[Term, ...]] = {
     (True, True): (IS_SHARED, IS_POISONED, NOT_ACCEPTED),
     (True, False): (IS_PRIVATE, IS_POISONED),
@@ -87,26 +87,26 @@ POISON_TERMS = (
 )
 
 REFUSED_BY_FIRMWARE = Term(Plane.NONE, Plane.NONE, "EIO", Plane.ALLOCATED, copied=True)
-"""Every page of a launch update after launch, where KVM leaves it to the firmware to refuse."""
+"""A launch update after launch, which KVM leaves to the firmware to refuse."""
 
 
 def populate_terms(
     rules: Populate, abi: Abi, phase: Phase, *, in_place: bool, private: bool | None = None
 ) -> tuple[Term, ...]:
-    """Return what refuses a page of a launch update, in the order in which KVM finds out.
+    """Return the terms of a launch update, in the order of KVM's checks.
 
     Parameters
     ----------
     rules : Populate
-        The platform's.
+        The platform's rules.
     abi : Abi
-        Whether there is a populate in place.
+        The revision, which can lack populate in place.
     phase : Phase
         The launch phase.
     in_place : bool
-        There is no source, and the page type wants contents.
+        There is no source, and the page type needs contents.
     private : bool or None
-        The page's attribute where that isn't in the file's planes but the Vm's (`legacy`).
+        The page's attribute if it belongs to the Vm (`legacy`).
 
     References
     ----------
@@ -127,17 +127,17 @@ def populate_terms(
     return tuple(term._replace(refusal=rules.page_refusal or term.refusal) for term in terms)
 
 
-# What accept and populate do to the bytes of a page of each rank (four bits each).
+# What accept and launch updates do to the bytes of a page, by rank (four bits each).
 KEEP_BYTES = 0
-READ_AS_ZEROS = int(layout.KEYSTREAM) * 0x0111  # what isn't accepted yet becomes the key stream
+READ_AS_ZEROS = int(layout.KEYSTREAM) * 0x0111  # pages not accepted before
 ENCRYPT_BYTES = int(layout.XOR) * 0x0111
 ACCEPTED_PLANES = Plane.ALLOCATED | Plane.ASSIGNED | Plane.ACCEPTED
 UNMAPPED = Plane.ASSIGNED | Plane.ACCEPTED
-"""Planes that a page loses where unmapping takes it out of the table that assigns it."""
+"""Planes that a page loses where unmapping removes it from the S-EPT."""
 EVERYTHING_BUT_PRIVATE = ACCEPTED_PLANES | Plane.PINNED | Plane.POISONED
 
 ACCEPT_OPERATIONS = {Accept.KEEP: KEEP_BYTES, Accept.CLEAR: READ_AS_ZEROS}
-"""What the guest's accept does to bytes, by platform row."""
+"""What the guest's accept does to bytes."""
 
 REASONS = {
     "EINVAL": layout.INVALID,
@@ -151,36 +151,36 @@ REASONS = {
     "NOT_VALIDATED": layout.NOT_VALIDATED,
     "EFBIG": layout.TOO_LARGE,
 }
-"""Outcome of a refused step -> the kernels' number for it."""
+"""Kernels' numbers of the outcomes of refused steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepRow:
-    """One step of one VM and phase, of one kind of access.
+    """One step of one VM and phase, for one kind of access.
 
     Attributes
     ----------
     terms : tuple of Term
-        What refuses a page; where two match the same page, the first one.
+        What refuses a page; the first one that matches.
     set, clear : Plane
-        Planes that a page gets and loses.
+        Planes that the step sets and clears.
     operations : int
-        What is done to the bytes of a page, by its rank.
+        What it does to the bytes of a page, by rank.
     aligned : bool
-        The range must be whole pages, or it is EINVAL.
+        The range must be whole pages; otherwise EINVAL.
     signed : bool
-        The range has signed 64 bits, as file offsets do: negative numbers are EINVAL, an end beyond 2^63 - 1
+        The range is signed 64-bit, as file offsets are: negative numbers are EINVAL, an end beyond 2^63 - 1
         is EFBIG.
     wraps : str or None
-        Outcome of a range that wraps 2^64; None takes it as one that goes beyond the end of the file.
+        Outcome of a range that wraps 2^64; None: as for one beyond the end of the file.
     ends_below_top : bool
-        A range that ends at 2^64 wraps too, as in KVM's tests of the form ``start + size < start``.
+        A range that ends at 2^64 wraps, too, as in KVM's tests ``start + size < start``.
     beyond_end : str or None
-        Why the first page beyond the end of the file refuses; None cuts the range there.
+        Outcome of the first page beyond the end of the file; None: the range ends there.
     refusal : str or None
-        Outcome whatever the range.
+        Outcome of any range.
     partial : int
-        0: all or nothing; else what is done of the pages before the one that refuses, see the kernels.
+        0: all or nothing; otherwise pages before the refusing one stay done (see ``kernels.py``).
     """
 
     terms: tuple[Term, ...] = ()
@@ -223,19 +223,19 @@ class StepRow:
 
 
 def reason_of(refusal: str | None) -> int:
-    """Return the kernels' number for an outcome; 0 for none."""
+    """Return the kernels' number of an outcome; 0 for None."""
     return 0 if refusal is None else int(REASONS[refusal])
 
 
 ACCESS_KINDS = (None, False, True)
-"""Kinds of a guest's access, by the variant of its step: as the attribute is, shared, private."""
+"""Kinds of a guest access, by variant: as the attribute is, shared, private."""
 
 NO_ROW = StepRow(refusal="EINVAL")
 """A step or variant that doesn't exist."""
 
 
 def step_rows(abi: Abi, vm_type: VmType, phase: Phase) -> dict[Step, tuple[StepRow, ...]]:
-    """Every step but the conversion, which policy rules: a row a variant, or one row for all of them."""
+    """Return the rows of all steps but the conversion: one row per variant, or one for all variants."""
     platform = PLATFORMS[vm_type]
     host = StepRow(HOST_TERMS, Plane.ALLOCATED, wraps="SIGBUS", beyond_end="SIGBUS")
     guest = tuple(_guest_access(platform, kind) for kind in ACCESS_KINDS)
@@ -255,12 +255,12 @@ def step_rows(abi: Abi, vm_type: VmType, phase: Phase) -> dict[Step, tuple[StepR
             for private in ((False, True) if abi.legacy else (None, None))
             for in_place in (True, False)
         ),
-        Step.LAUNCH_FINISH: (NO_ROW,),  # the Vm's, and no file's
+        Step.LAUNCH_FINISH: (NO_ROW,),  # a step of the Vm
     }
 
 
 def _guest_access(platform: Platform, private: bool | None) -> StepRow:
-    hole = "MEMORY_FAULT" if platform.coco and private else "MMIO"  # else it counts as shared
+    hole = "MEMORY_FAULT" if platform.coco and private else "MMIO"  # a hole counts as shared
     return StepRow(GUEST_TERMS[platform.coco, private], Plane.ALLOCATED, beyond_end=hole)
 
 
@@ -272,7 +272,7 @@ def _accept(platform: Platform) -> StepRow:
 
 
 def _populate(abi: Abi, platform: Platform, phase: Phase, *, in_place: bool, private: bool | None) -> StepRow:
-    """A launch update; of one file, its end stands for that of its memslot."""
+    """Return the row of a launch update; in a batch the end of the file is that of the memslot."""
     rules = platform.populate
     if rules is None:
         return NO_ROW
@@ -289,7 +289,7 @@ def _populate(abi: Abi, platform: Platform, phase: Phase, *, in_place: bool, pri
 
 
 def compile_steps(abi: Abi, vm_type: VmType, phase: Phase) -> NDArray[np.uint64]:
-    """The rows of all steps as kernels read them, shape (steps * variants * words,)."""
+    """Compile the rows of all steps for kernels, shape (steps * variants * words,)."""
     shape = (layout.STEP_COUNT, int(layout.STEP_VARIANTS), int(layout.STEP_WORDS))
     table = np.zeros(shape, np.uint64)
     for step, rows in step_rows(abi, vm_type, phase).items():

@@ -1,7 +1,7 @@
-"""Store: page state and bytes of one file, and what is done to it.
+"""Store: page state and bytes of one file, and the operations on it.
 
-The only writer of page state and of guest bytes. A guest_memfd is one store; the ordinary host memory beside
-it in `legacy` is another. Every method is one call of a kernel, which takes the file's lock itself.
+Only stores and owners write page state and guest bytes. A guest_memfd is a store; in `legacy`, the ordinary
+host memory next to it is another one. Each method makes one kernel call, which takes the file's lock.
 """
 
 import struct
@@ -46,7 +46,7 @@ _REASON_AND_OFFSET: Final = struct.Struct("=2Q")
 
 
 class Requests(NamedTuple):
-    """Requests as kernels take them: uint64 columns; steps, attributes, flags may be one number for all."""
+    """Requests as kernels read them: columns; steps, attributes and flags can be one number for all."""
 
     steps: NDArray[np.uint64]
     offsets: NDArray[np.uint64]
@@ -63,19 +63,19 @@ class Store:
     n_pages : int
         Pages.
     backing : Backing
-        Where the bytes live.
+        Its memory.
     owner : Owner
         The guest that it belongs to.
     private : bool
         The attribute of every page at creation.
     tracking : int
-        Row of a result in which assignment is counted.
+        The row of a result that counts assignment.
     seed, file_index : int
-        Where the file's key stream begins.
+        Start of the file's key stream.
     threads : int
-        Threads that transform the bytes of a long range.
+        Number of threads for long ranges.
     enforced : bool
-        The host has a mapping of its own, in which private pages can't be touched.
+        The host has its own mapping, in which private pages are inaccessible.
     """
 
     def __init__(
@@ -126,14 +126,14 @@ class Store:
                 self.header[layout.DESCRIPTOR] = self.host_view.descriptor
 
     def _set_threads(self, threads: int) -> None:
-        threads = threads if is_compiled() else 1  # plain Python gains nothing by them
+        threads = threads if is_compiled() else 1  # plain Python gains nothing from threads
         self.header[layout.THREADS] = threads
         if threads > 1:
             self._tasks, self.header[layout.TASKS] = new_words(threads * int(layout.TASK_WORDS))
             self.header[layout.PART] = callback_address("transform_part")
 
     def number(self, file_index: int) -> None:
-        """Set which of its owner's files it is, in the order of creation: where its key stream begins."""
+        """Set the index of the file among its owner's, which selects its part of the key stream."""
         self.header[layout.FIRST_WORD] = (file_index << 40) * int(layout.PAGE_WORDS) & (1 << 64) - 1
 
     @property
@@ -151,9 +151,9 @@ class Store:
         Raises
         ------
         GmemError
-            What refused it.
+            The refusal.
         TypeError, InvalidArgumentError
-            The numbers can't be a request.
+            An argument isn't an unsigned 64-bit integer.
         """
         if (
             type(offset) is not int
@@ -187,12 +187,12 @@ class Store:
         return ConversionResult(result)
 
     def take(self, step: Step, offset: int, size: int) -> Counters:
-        """Take one step that isn't a conversion, and move no data.
+        """Take one step other than a conversion, without data.
 
         Raises
         ------
         GmemError
-            What refused it.
+            The refusal.
         """
         call = self._call(offset, size, step=step)
         result = self._taken(call, step, offset, size)
@@ -220,7 +220,7 @@ class Store:
         idle.append(call)
 
     def _taken(self, call: Call, step: Step, offset: int, size: int) -> bytearray:
-        """Take a step; return its result, or raise what refused it."""
+        """Take a step; return its result, or raise if it is refused."""
         reason = layout.take_one(call.words)
         result = call.raw[RESULT]
         if reason:
@@ -230,12 +230,12 @@ class Store:
         return result
 
     def run(self, requests: Requests) -> BatchResult:
-        """Take requests in order, in one call of a kernel.
+        """Take requests in order, in one kernel call.
 
         Raises
         ------
         BadFileError, UnknownIoctlError
-            Whatever they are.
+            The file can't take any request.
         """
         results: NDArray[np.uint64] = np.zeros((layout.RESULT_ROWS, len(requests.offsets)), np.uint64)
         call = self._call()
@@ -266,7 +266,7 @@ class Store:
         _STEP.pack_into(call.raw, _AT, self.address, offset, size, planes, unwanted, 0, 0, step, data)
 
     def fail_allocations_after(self, n: int | None) -> None:
-        """Let n more allocations of conversions succeed and the next fail; None: all succeed again."""
+        """Let the next n allocations of conversions succeed and the one after fail; None: none fails."""
         raise_for_file(layout.CLOSED_FILE if self.closed else 0)
         self.header[layout.ALLOCATIONS_LEFT] = int(layout.NEVER) if n is None else n
 
@@ -281,8 +281,8 @@ class Store:
         idle.append(call)
         return counters
 
-    def _look(self, kernel: Any, call: Call, *more: Any) -> int:
-        """Call a kernel that looks at page state; returns what it answered."""
+    def _check(self, kernel: Any, call: Call, *more: Any) -> int:
+        """Call a kernel that reads page state; return its answer."""
         raise_for_file(kernel(call.words, *more))
         answer = call[layout.ANSWER]
         idle.append(call)
@@ -291,41 +291,39 @@ class Store:
     def find(self, start: int, end: int, wanted: Plane, unwanted: Plane = Plane.NONE) -> int | None:
         """Return the first page of [start, end) with all wanted planes and no unwanted one, or None."""
         call = self._call(start, end, fields_of(wanted), fields_of(unwanted))
-        page = self._look(layout.find, call)
+        page = self._check(layout.find, call)
         return page if page < end else None
 
     def count(self, wanted: Plane, unwanted: Plane = Plane.NONE) -> int:
         """Count the pages with all wanted planes and no unwanted one."""
         call = self._call(0, self.n_pages, fields_of(wanted), fields_of(unwanted))
-        return self._look(layout.count, call)
+        return self._check(layout.count, call)
 
     def survey(self) -> Survey:
-        """Look at all page state in one pass."""
+        """Hash, count and check all page state in one pass."""
         out = np.zeros(layout.SURVEY_SLOTS, np.uint64)
-        return survey_of(self._look(layout.survey, self._call(), out), out)
+        return survey_of(self._check(layout.survey, self._call(), out), out)
 
     def mappable_blocks(self) -> MappableBlocks:
         """Count the blocks of 2 MiB and of 1 GiB that have one attribute."""
-        both = self._look(layout.count_mappable, self._call())
+        both = self._check(layout.count_mappable, self._call())
         return MappableBlocks(both & 0xFFFF_FFFF_FFFF, both >> 48)
 
     def runs(self, plane: str = "private") -> tuple[NDArray[np.uint64], bool]:
-        """Return the end page of each maximal run of one plane, and whether the first run has it."""
+        """Return the end page of each maximal run of one plane, and whether the first run is in it."""
         call = self._call(planes=PLANE_NAMES.index(plane))
         ends = np.empty(0, np.uint64)
         while (reason := layout.copy_runs(call.words, ends)) == layout.NO_ROOM:
-            ends = np.empty(
-                call[layout.ANSWER], np.uint64
-            )  # for the most there can be: the rest costs nothing
+            ends = np.empty(call[layout.ANSWER], np.uint64)  # an upper bound: untouched memory costs nothing
         raise_for_file(reason)
         runs = ends[: call[layout.ANSWER]], bool(call[layout.MORE])
         idle.append(call)
         return runs
 
     def bitmap(self, plane: str) -> NDArray[np.uint64]:
-        """Copy one plane as a bitmap, bit i of word w being page 64·w + i, shape (ceil(n_pages / 64),)."""
+        """Copy one plane as a bitmap, shape (ceil(n_pages / 64),): bit i of word w is page 64·w + i."""
         rows = np.empty(-(-self.n_pages // 64), np.uint64)
-        self._look(layout.copy_plane, self._call(planes=PLANE_NAMES.index(plane)), rows)
+        self._check(layout.copy_plane, self._call(planes=PLANE_NAMES.index(plane)), rows)
         return rows
 
     def plane(self, plane: str) -> NDArray[np.bool_]:
@@ -334,43 +332,43 @@ class Store:
         return bits.view(np.bool_)
 
     def blocks(self, start: int, end: int) -> Blocks:
-        """Copy the state of the blocks that pages [start, end) lie in."""
+        """Copy the state of the blocks that contain pages [start, end)."""
         first, last = start // int(layout.BLOCK_PAGES), -(-end // int(layout.BLOCK_PAGES))
         words = np.empty(last - first, np.uint64)
         lines = np.empty((len(PLANE_NAMES), 8 * (last - first)), np.uint64)
-        self._look(layout.copy_blocks, self._call(first), words, lines)
+        self._check(layout.copy_blocks, self._call(first), words, lines)
         return Blocks(self.n_pages, first, words, lines)
 
     def totals(self) -> dict[str, int]:
-        """Count the pages that are set, by plane."""
+        """Count the pages of each plane."""
         words = np.empty(-(-self.n_pages // int(layout.BLOCK_PAGES)), np.uint64)
-        self._look(layout.copy_blocks, self._call(), words, np.empty((len(PLANE_NAMES), 0), np.uint64))
+        self._check(layout.copy_blocks, self._call(), words, np.empty((len(PLANE_NAMES), 0), np.uint64))
         return totals(words)
 
     def records(self) -> NDArray[Any]:
-        """Return all bitmaps as one read-only record that stays true: lines are always kept from now on.
+        """Return all bitmaps as one read-only record, which is kept up to date from now on.
 
         Raises
         ------
         UnsupportedOperationError
-            EOPNOTSUPP: NumPy's records end at 2 GiB, which is the page state of 10 TiB.
+            EOPNOTSUPP: a NumPy record is smaller than 2 GiB, which is the page state of 10 TiB.
         """
         lines = self.state.lines
         if lines.nbytes >= 1 << 31:
             raise UnsupportedOperationError(
                 f"page state of {self.n_pages} pages fits no NumPy record; use plane() or packed_state()"
             )
-        self._look(layout.keep_lines, self._call())
+        self._check(layout.keep_lines, self._call())
         return readonly(lines, np.dtype([(name, "<u8", lines.shape[1:]) for name in PLANE_NAMES]))
 
     # ---- bytes -----------------------------------------------------------------------------------
 
     def memory(self) -> NDArray[np.uint8]:
-        """Return DRAM of the whole file: a read-only view, shape (size,), without a copy."""
+        """Return the DRAM of the whole file as a read-only view, shape (size,)."""
         return readonly(self.backing.words, np.dtype(np.uint8))
 
     def drop_memory(self) -> None:
-        """Drop what a closed store no longer needs; views that others hold keep the memory alive."""
+        """Release the memory of a closed store; existing views keep it alive."""
         self.host_view = None
         self.state = _NO_STATE
         self.backing.close()

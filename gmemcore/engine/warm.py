@@ -1,4 +1,4 @@
-"""Compiling everything ahead of the first use."""
+"""Compile all kernels before their first use."""
 
 from contextlib import suppress
 
@@ -24,11 +24,11 @@ class _Scratch:
         self.words = np.zeros(1024, np.uint64)
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 def warmup() -> None:
-    """Compile every kernel (or load it from the cache), so that nothing after it waits for a compiler."""
+    """Compile every kernel, or load it from the cache, so that no later call has to."""
     vm = VmType.SNP
     rules = {phase: compile_rules(get_abi("two-caps"), vm, Firmware.CIPHER, phase) for phase in Phase}
     owner = Owner(rules)

@@ -37,29 +37,29 @@ def create_vm(
     enforce: str | None = None,
     threads: int = 1,
 ) -> Vm:
-    """Make the Vm that an abi needs: `Vm`, or `LegacyVm` for one with two backings.
+    """Create a guest: a `Vm`, or a `LegacyVm` for the abi ``legacy``.
 
     Parameters
     ----------
     vm_type : VmType, str or int
         DEFAULT, SW_PROTECTED, SNP, TDX or PKVM, in any case, or KVM's number of the type.
     abi : str or Abi
-        Revision of the interface, see ``gmemcore policy``; or an `Abi` of your own.
+        Revision of the interface: a name (see ``gmemcore policy``) or an `Abi`.
     firmware : Firmware or str
         ``today`` or ``cipher``.
     seed : int
-        u64 key of the key stream, which is a cost model and no encryption.
+        u64 key of the key stream, which models the cost of encryption and provides no security.
     backing : str or callable
         ``anonymous``, ``memfd``, ``guest_memfd`` or ``none`` (attributes only).
     huge_pages : bool
         Ask for transparent huge pages.
     prefault : bool
-        Fault all memory in at creation.
+        Allocate all memory at creation.
     enforce : {'mprotect'} or None
-        Let raw views of the host's mappings (`HostMapping.array`) really fault on private pages; for the
-        backings memfd and guest_memfd.
+        Make accesses to private pages through `HostMapping.array` fault, using mprotect; for the backings
+        memfd and guest_memfd.
     threads : int
-        Threads that transform the bytes of a long range; the bytes are the same for any number.
+        Number of threads for conversions of long ranges; affects time only.
 
     Returns
     -------
@@ -68,7 +68,7 @@ def create_vm(
     Raises
     ------
     InvalidArgumentError
-        EINVAL: a name that doesn't exist; the message lists those that do.
+        EINVAL: an unknown name, or options that don't fit each other.
     """
     kind = LegacyVm if get_abi(abi).legacy else Vm
     return kind(

@@ -1,4 +1,4 @@
-"""What accesses of host and guest have in common: their data, and what only Python can check of them."""
+"""Arguments of host and guest accesses."""
 
 from typing import Final
 
@@ -10,20 +10,20 @@ from gmemcore.engine.steps import ACCESS_KINDS
 from gmemcore.errors import InvalidArgumentError
 
 Data = bytes | bytearray | memoryview | NDArray[np.uint8]
-"""What can be written."""
+"""Data that can be written to memory."""
 
 _VARIANTS: Final = {kind: variant for variant, kind in enumerate(ACCESS_KINDS)}
 
 
 def as_bytes(data: Data) -> NDArray[np.uint8]:
-    """View data to be written as uint8, shape (n,).
+    """View data as uint8, shape (n,).
 
     Raises
     ------
     TypeError
-        Not contiguous bytes.
+        The data isn't contiguous bytes.
     InvalidArgumentError
-        EINVAL: empty.
+        EINVAL: it is empty.
     """
     try:
         buffer = memoryview(data)  # type: ignore[arg-type]  # NumPy arrays are buffers at run time
@@ -33,12 +33,12 @@ def as_bytes(data: Data) -> NDArray[np.uint8]:
         raise TypeError("data must be contiguous bytes")
     view = np.frombuffer(buffer, np.uint8)
     if not len(view):
-        raise InvalidArgumentError("there is nothing to write; data must be at least one byte")
+        raise InvalidArgumentError("data must be at least one byte, not empty")
     return view
 
 
 def check_guest_range(gpa: int, size: int) -> None:
-    """Raise unless a range is at least one byte and does not wrap 2^64.
+    """Raise unless a range is at least one byte and doesn't wrap 2^64.
 
     Raises
     ------
@@ -46,16 +46,18 @@ def check_guest_range(gpa: int, size: int) -> None:
         EINVAL.
     """
     if size <= 0 or gpa + size > U64_MAX + 1:
-        raise InvalidArgumentError(f"guest range {gpa:#x}+{size:#x} is empty or wraps 2^64")
+        raise InvalidArgumentError(
+            f"guest range {gpa:#x}+{size:#x} must be at least one byte and end at 2^64 or before"
+        )
 
 
 def variant_of(private: bool | None) -> int:
-    """Return the number of a kind of access, an index of `ACCESS_KINDS`.
+    """Return the index of a kind of access in `ACCESS_KINDS`.
 
     Raises
     ------
     TypeError
-        Not True, False or None.
+        The kind isn't True, False or None.
     """
     if private is not None and not isinstance(private, (bool, np.bool_)):
         raise TypeError(f"private must be True, False or None, not {type(private).__name__}")

@@ -1,4 +1,4 @@
-"""GuestMemfd: one file of guest memory, as its file descriptor shows it to the host."""
+"""GuestMemfd: one file of guest memory, with the operations of its file descriptor."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -53,34 +53,34 @@ VFS_FALLOCATE_MODES: Final = frozenset(
         *(FallocateMode.COLLAPSE_RANGE, FallocateMode.INSERT_RANGE, FallocateMode.WRITE_ZEROES),
     )
 )
-"""Modes that the VFS hands to a file system: one operation, with or without KEEP_SIZE (vfs_fallocate)."""
+"""Modes that the VFS passes to file systems: one operation, with or without KEEP_SIZE (vfs_fallocate)."""
 
 _RANGE: Final = ("offset", "size")
 
 
 class GuestMemfd:
-    """One guest_memfd. Made by `Vm.create_guest_memfd`.
+    """One guest_memfd, made by `Vm.create_guest_memfd`.
 
     Parameters
     ----------
     vm : Vm
-        The guest that it belongs to.
+        Its guest.
     owner : Owner
-        The same, as the engine knows it.
+        The guest's state in the engine.
     sides : Sides
-        Its memory: one store for both sides, or in `legacy` two.
+        Its memory: one store for both sides, or two in `legacy`.
     flags : GuestMemfdFlag
-        Flags of creation.
+        The flags of its creation.
     """
 
     def __init__(self, vm: "Vm", owner: Owner, sides: Sides, flags: GuestMemfdFlag) -> None:
         self.vm = vm
         self.flags = flags
         self.index = 0
-        """Its number among all files of the Vm, from 0."""
+        """Its index among all files ever created in the Vm."""
         self.sides = sides
         self._owner = owner
-        self._store, self._host = sides
+        self._store, self._shared = sides
 
     def __repr__(self) -> str:
         return f"GuestMemfd(size={self.size:#x}, flags={self.flags!r}, closed={self.closed})"
@@ -95,7 +95,7 @@ class GuestMemfd:
         return table(title, ("plane", "pages", "of all"), rows, self.counters._repr_html_())
 
     def number(self, index: int) -> None:
-        """Set its number among all files of the Vm, before anybody sees it."""
+        """Set its index among all files of the Vm, before it is used."""
         self.index = index
         for store in self._stores():
             store.number(index)
@@ -123,12 +123,12 @@ class GuestMemfd:
 
     @property
     def allocated(self) -> int:
-        """Bytes of the allocated pages; in `legacy` those of both sides."""
+        """Bytes of the allocated pages; in `legacy`, of both sides."""
         return sum(store.count(Plane.ALLOCATED) for store in self._stores()) << PAGE_SHIFT
 
     @property
     def has_bytes(self) -> bool:
-        """Whether it holds bytes, and not attributes only."""
+        """Whether the file has bytes, rather than attributes only."""
         return self._store.has_bytes
 
     @property
@@ -138,35 +138,35 @@ class GuestMemfd:
 
     @property
     def counters(self) -> Counters:
-        """Events of this file since its creation."""
+        """Events since creation."""
         return sum((store.counters for store in self._stores()), Counters())
 
     @property
     def memory(self) -> NDArray[np.uint8]:
-        """DRAM as the bus sees it: a live read-only view, shape (size,), without a copy.
+        """The DRAM as the bus sees it: a live, read-only view, shape (size,).
 
         Raises
         ------
         NoBytesError
-            ENOTSUP: an attributes-only file.
+            ENOTSUP: the file has attributes only.
         """
         return self._with_bytes(self._open(self._store)).memory()
 
     def page_states(self) -> NDArray[Any]:
-        """Page state without a copy.
+        """Return a live view of page state.
 
         Returns
         -------
         ndarray, structured, read-only, shape (1,)
             One record with a field for each of private, allocated, assigned, accepted, pinned and poisoned:
-            a bitmap of uint64, shape (n_rows,), eight a block of 2 MiB, bit i of word w standing for page
-            64·w + i. The view is live. Asking for it makes the file keep all of its page state written out
-            from then on (384 bytes a block), which a uniform conversion otherwise saves.
+            a bitmap of uint64, shape (n_rows,), eight words per 2 MiB block; bit i of word w is page
+            64·w + i. From the first call on, the file keeps all of its page state written (384 bytes per
+            block), which conversions of whole blocks otherwise avoid.
 
         Raises
         ------
         UnsupportedOperationError
-            EOPNOTSUPP: a file of more than 10 TiB, since NumPy's records end at 2 GiB.
+            EOPNOTSUPP: a file of more than 10 TiB; a NumPy record is smaller than 2 GiB.
 
         See Also
         --------
@@ -194,11 +194,11 @@ class GuestMemfd:
         return self._store.count(_plane_named(name))
 
     def mappable_blocks(self) -> MappableBlocks:
-        """Count the blocks of 2 MiB and of 1 GiB that have one attribute: a single entry could map each.
+        """Count the 2 MiB and 1 GiB blocks with a single attribute, which one entry can map.
 
         See Also
         --------
-        gmemcore.analysis.mappability : of guest memory, with memslots and their alignment.
+        gmemcore.analysis.mappability : the same for guest memory, with memslots and their alignment.
         """
         return self._store.mappable_blocks()
 
@@ -217,15 +217,14 @@ class GuestMemfd:
         return self._store.runs(_plane_name(name))[0]
 
     def packed_state(self, *, host: bool = False) -> PackedState:
-        """Copy all planes as the engine packs them: eight bytes per 2 MiB block, 64 for each mixed plane in
-        it.
+        """Copy all planes in packed form: eight bytes per 2 MiB block, 64 for each mixed plane in it.
 
         Parameters
         ----------
         host : bool
-            What the host's mapping shows: another memory in `legacy`, the same one elsewhere.
+            The planes of the shared side, which is another memory only in `legacy`.
         """
-        frozen = self._owner.freeze([self._host if host else self._store]).files[0]
+        frozen = self._owner.freeze([self._shared if host else self._store]).files[0]
         if frozen.state is None:
             raise BadFileError("the guest_memfd is closed")
         return frozen.state
@@ -235,12 +234,12 @@ class GuestMemfd:
 
         Returns
         -------
-        list of (first page, end page, names of the planes that are set)
+        list of (first page, end page, names of their planes)
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: empty, unaligned or beyond the end.
+            EINVAL: an empty or unaligned range, or one beyond the end.
         """
         store = self._open(self._store)
         offset, size = as_u64s((offset, size), _RANGE)
@@ -258,7 +257,7 @@ class GuestMemfd:
         return [(low, high, names[planes]) for low, high, planes in runs]
 
     def survey(self) -> Survey:
-        """Look at all page state in one pass: a fingerprint, totals, and whether it contradicts itself."""
+        """Hash, count and check all page state in one pass."""
         return self._store.survey()
 
     def find_page(self, wanted: Sequence[str] = (), unwanted: Sequence[str] = ()) -> int | None:
@@ -274,7 +273,7 @@ class GuestMemfd:
         return None if page is None else page << PAGE_SHIFT
 
     def runs(self) -> list[tuple[int, int, str]]:
-        """List maximal runs of equal attribute, over the whole file.
+        """List maximal runs of pages with one attribute, over the whole file.
 
         Returns
         -------
@@ -293,7 +292,7 @@ class GuestMemfd:
         to: Direction | MemoryAttribute | str | int,
         content: ContentMode | str | int | None = None,
     ) -> ConversionResult:
-        """Convert a range to private or to shared memory: the everyday form of `set_memory_attributes`.
+        """Convert a range to private or to shared memory: a simpler form of `set_memory_attributes`.
 
         Parameters
         ----------
@@ -302,8 +301,8 @@ class GuestMemfd:
         to : Direction, MemoryAttribute, str or int
             ``"private"`` or ``"shared"``.
         content : ContentMode, str, int or None
-            What the range must hold afterwards: ``"preserve"``, ``"zero"``, or another flag that the abi
-            knows, by name. None asks for nothing, and contents are unspecified.
+            What happens to the contents: ``"preserve"``, ``"zero"`` or another flag of the abi, by name.
+            None: contents are unspecified afterwards.
 
         Returns
         -------
@@ -313,7 +312,7 @@ class GuestMemfd:
         Raises
         ------
         GmemError
-            As `set_memory_attributes`.
+            See `set_memory_attributes`.
 
         Examples
         --------
@@ -346,11 +345,11 @@ class GuestMemfd:
         attributes : MemoryAttribute, str or int
             PRIVATE (8), or 0 for shared.
         flags : ContentMode, str or int
-            At most one content mode that the abi knows.
+            At most one content mode of the abi.
         error_offset : int
-            The field on input; some revisions want 0.
+            The field's value on input, which must be 0 under some revisions.
         reserved : int
-            The reserved words, or-ed; must be 0.
+            The reserved words, ORed; must be 0.
 
         Returns
         -------
@@ -364,15 +363,15 @@ class GuestMemfd:
         InvalidArgumentError
             EINVAL: a check of the arguments failed.
         UnsupportedContentModeError
-            EOPNOTSUPP: policy refuses the content mode; ``error_offset`` is the start.
+            EOPNOTSUPP: the content mode isn't supported; ``error_offset`` is the start of the range.
         OutOfMemoryError
-            ENOMEM: an allocation failed; ``error_offset`` is the start.
+            ENOMEM: an allocation failed; ``error_offset`` is the start of the range.
         PagePinnedError
-            EAGAIN, to private: ``error_offset`` is that of the first pinned page.
+            EAGAIN, to private: ``error_offset`` is the first pinned page.
 
         Notes
         -----
-        All or nothing: after an exception nothing has changed.
+        After an exception nothing has changed.
 
         References
         ----------
@@ -387,14 +386,14 @@ class GuestMemfd:
         attributes: MemoryAttribute | str | int | Sequence[Any] | NDArray[Any],
         flags: ContentMode | str | int | Sequence[Any] | NDArray[Any] = 0,
     ) -> BatchResult:
-        """Convert many ranges, in order, as the same requests one by one; a failed one doesn't stop the rest.
+        """Convert many ranges, in order. A refused request doesn't stop the others.
 
         Parameters
         ----------
         offsets, sizes : array of int, shape (n,)
             Bytes.
         attributes, flags : int or array of int, shape (n,)
-            One for all, or one each.
+            One for all requests, or one per request.
 
         Returns
         -------
@@ -404,9 +403,9 @@ class GuestMemfd:
         Raises
         ------
         TypeError, InvalidArgumentError
-            The arrays can't be requests at all (types, lengths, values beyond 64 bits); nothing was done.
+            The arrays have invalid types, lengths or values beyond 64 bits; nothing was done.
         UnknownIoctlError
-            ENOTTY: `legacy`.
+            ENOTTY: `legacy` has no such ioctl.
         """
         return self._store.run(_requests(Step.CONVERT, offsets, sizes, attributes, flags))
 
@@ -418,22 +417,22 @@ class GuestMemfd:
         attributes: MemoryAttribute | str | int | Sequence[Any] | NDArray[Any] = 0,
         flags: ContentMode | str | int | Sequence[Any] | NDArray[Any] = 0,
     ) -> BatchResult:
-        """Take many steps of any kind, in order: what hosts, guests and VMMs do, in one kernel call.
+        """Take many steps of any kind, in order, in one kernel call.
 
-        The same page state, outcomes and counters as the single calls, by offset in the file instead of by
-        gpa, and with nothing beyond its end; an access touches its pages and moves no data.
+        Page state, outcomes and counters are those of single calls. Ranges are offsets in the file, instead
+        of guest physical addresses, and accesses don't copy data.
 
         Parameters
         ----------
         steps : Step or array of int, shape (n,)
-            One for all, or one each; see `gmemcore.engine.steps.Step`.
+            One for all requests, or one per request; see `gmemcore.engine.steps.Step`.
         offsets, sizes : array of int, shape (n,)
             Bytes.
         attributes : int or array of int, shape (n,)
-            Of conversions; ignored by other steps.
+            Attributes of conversions; other steps ignore them.
         flags : int or array of int, shape (n,)
-            Of conversions; of a guest's access 1 if it is shared, 2 if it is private, 0 if it follows the
-            attribute; else 0.
+            Flags of conversions. For guest accesses, 1: shared, 2: private, 0: as the attribute is. Otherwise
+            0.
 
         Returns
         -------
@@ -443,31 +442,33 @@ class GuestMemfd:
         Raises
         ------
         TypeError, InvalidArgumentError
-            The arrays can't be steps at all (types, lengths, values beyond 64 bits); nothing was done.
+            The arrays have invalid types, lengths or values beyond 64 bits; nothing was done.
         UnsupportedOperationError
-            EOPNOTSUPP: `legacy` has two backings, and attributes that no file knows.
+            EOPNOTSUPP: `legacy`, where attributes don't belong to the file.
         """
         store = self._open(self._store)
         if self._owner.has_two_backings:
-            raise UnsupportedOperationError("abi legacy has two backings; its steps are taken one by one")
+            raise UnsupportedOperationError(
+                "batches of steps need conversion in place; take the steps of abi legacy one by one"
+            )
         return store.run(_requests(steps, offsets, sizes, attributes, flags))
 
     def ioctl(self, request: int, argument: bytearray | bytes | None) -> None:
-        """Raw form: the request number and the struct, updated in place as the kernel would.
+        """Do a raw ioctl: the request number and the struct, which is updated as by the kernel.
 
         Parameters
         ----------
         request : int
-            KVM_SET_MEMORY_ATTRIBUTES2 (0xC080AED2) is the one this fd has.
+            KVM_SET_MEMORY_ATTRIBUTES2 (0xC080AED2), the only one.
         argument : bytearray, bytes or None
-            ``struct kvm_memory_attributes2``; None or too short is an unreadable pointer, bytes can't be
+            ``struct kvm_memory_attributes2``. None or too few bytes are an invalid pointer; bytes can't be
             written back.
 
         Raises
         ------
         GmemError
-            As `set_memory_attributes`; ENOTTY for another request, EFAULT for an unreadable argument or a
-            result that couldn't be copied out.
+            See `set_memory_attributes`. ENOTTY: another request. EFAULT: the argument can't be read, or
+            ``error_offset`` can't be written back.
         """
         from gmemcore.machine.ioctl import gmem_ioctl
 
@@ -476,35 +477,35 @@ class GuestMemfd:
     # ---- the host's view -----------------------------------------------------------------------
 
     def mmap(self, offset: int | str, size: int | str, shared: bool = True) -> "HostMapping":
-        """Map a range for the host; private ranges and the file's end matter only when touched.
+        """Map a range for the host. Private pages, and those beyond the end, fault on access.
 
         Parameters
         ----------
         offset, size : int
             Bytes; the offset must be a multiple of PAGE_SIZE.
         shared : bool
-            MAP_SHARED; a private (copy-on-write) mapping is refused.
+            MAP_SHARED; must be True.
 
         Returns
         -------
         HostMapping
-            With checked `read` and `write`, and with ``enforce="mprotect"`` the memory itself, as `array`.
+            It has checked `read` and `write` and, with ``enforce="mprotect"``, the memory itself as `array`.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: empty or unaligned, which comes first; not shared, which comes last.
+            EINVAL: an empty or unaligned range (checked first), or a mapping that isn't shared (last).
         NotMappableError
-            ENODEV: created without MMAP.
+            ENODEV: the file was created without MMAP.
 
         References
         ----------
         ksys_mmap_pgoff and do_mmap, then kvm_gmem_mmap.
         """
-        self._open(self._host)
+        self._open(self._shared)
         offset, size = as_u64s((offset, size), _RANGE)
         if not isinstance(shared, bool):
-            raise TypeError(f"shared is True or False, not {type(shared).__name__}")
+            raise TypeError(f"shared must be True or False, not {type(shared).__name__}")
         if size == 0 or offset % PAGE_SIZE:
             raise InvalidArgumentError(
                 f"mmap of {offset:#x}+{size:#x}: the size must be positive, the offset a multiple of 0x1000"
@@ -521,46 +522,46 @@ class GuestMemfd:
         Raises
         ------
         HostAccessError
-            SIGBUS: a private or poisoned page, or beyond the end; no data moves.
+            SIGBUS: a page is private, poisoned or beyond the end; no data is copied.
         NoBytesError
-            ENOTSUP: an attributes-only file.
+            ENOTSUP: the file has attributes only.
         """
-        return self._host.read(*as_u64s((offset, size), _RANGE))
+        return self._shared.read(*as_u64s((offset, size), _RANGE))
 
     def host_write(self, offset: int | str, data: Data) -> None:
         """Write as the host does; see `host_read`."""
-        self._host.write(as_u64(offset, "offset"), as_bytes(data))
+        self._shared.write(as_u64(offset, "offset"), as_bytes(data))
 
     def host_touch(self, offset: int | str, size: int | str) -> None:
-        """Access memory as the host does and move no data; see `host_read`.
+        """Access memory as the host does, without data; see `host_read`.
 
-        It has the checks and the page state of an access, and works on files that hold attributes only.
+        It has the checks and page state of an access, and works on files without bytes.
         """
-        self._host.take(Step.HOST_READ, *as_u64s((offset, size), _RANGE))
+        self._shared.take(Step.HOST_READ, *as_u64s((offset, size), _RANGE))
 
     def pin(self, offset: int | str, size: int | str) -> Counters:
-        """Pin pages for long, as VFIO or GUP does: all of them or none.
+        """Take a long-term pin on every page of a range, or on none, as VFIO does.
 
         Raises
         ------
         BadAddressError
-            EFAULT: a private or poisoned page, or one beyond the end.
+            EFAULT: a page is private, poisoned or beyond the end.
         InvalidArgumentError
-            EINVAL: empty or unaligned.
+            EINVAL: an empty or unaligned range.
         """
-        return self._host.take(Step.PIN, *as_u64s((offset, size), _RANGE))
+        return self._shared.take(Step.PIN, *as_u64s((offset, size), _RANGE))
 
     def unpin(self, offset: int | str, size: int | str) -> Counters:
-        """Drop pins; pages that have none are left alone.
+        """Drop the pins of a range; pages without one stay as they are.
 
         Raises
         ------
         BadAddressError
-            EFAULT: beyond the end.
+            EFAULT: the range ends beyond the file.
         InvalidArgumentError
-            EINVAL: empty or unaligned.
+            EINVAL: an empty or unaligned range.
         """
-        return self._host.take(Step.UNPIN, *as_u64s((offset, size), _RANGE))
+        return self._shared.take(Step.UNPIN, *as_u64s((offset, size), _RANGE))
 
     # ---- the file ------------------------------------------------------------------------------
 
@@ -572,23 +573,23 @@ class GuestMemfd:
         mode : FallocateMode, str or int
             KEEP_SIZE (1) allocates; KEEP_SIZE | PUNCH_HOLE (3) discards contents and keeps the attribute.
         offset, size : int
-            Bytes, multiples of PAGE_SIZE; signed 64 bits, as the system call has them.
+            Bytes, multiples of PAGE_SIZE; signed 64-bit, as in the system call.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: empty, negative or unaligned; allocating beyond the end (punching there succeeds).
+            EINVAL: an empty, negative or unaligned range; one to allocate that ends beyond the file.
         UnsupportedOperationError
             EOPNOTSUPP: another mode.
         FileTooLargeError
-            EFBIG: an end beyond 2^63 - 1.
+            EFBIG: the range ends beyond 2^63 - 1.
         OutOfMemoryError
-            ENOMEM: the host can't provide the pages.
+            ENOMEM: the host has too little memory.
 
         Notes
         -----
-        EINVAL of an empty or negative range comes first, then modes that the VFS refuses, EFBIG, modes that
-        guest_memfd refuses, and the rest.
+        The order of the checks: an empty or negative range, modes that the VFS refuses, EFBIG, modes that
+        guest_memfd refuses, the rest.
 
         References
         ----------
@@ -597,7 +598,9 @@ class GuestMemfd:
         store = self._open(self._store)
         mode, offset, size = as_u64(mode, "mode"), as_int(offset, "offset"), as_int(size, "size")
         if not (0 <= offset <= I64_MAX and 0 < size <= I64_MAX):
-            raise InvalidArgumentError(f"fallocate of {offset:#x}+{size:#x} is empty or negative")
+            raise InvalidArgumentError(
+                f"fallocate of {offset:#x}+{size:#x}: the size must be positive, the offset 0 or more"
+            )
         if mode in VFS_FALLOCATE_MODES and offset + size > I64_MAX:
             raise FileTooLargeError(f"fallocate of {offset:#x}+{size:#x} must end at {I64_MAX:#x} or before")
         punch = mode == FallocateMode.KEEP_SIZE | FallocateMode.PUNCH_HOLE
@@ -608,18 +611,20 @@ class GuestMemfd:
         return store.take(Step.PUNCH_HOLE if punch else Step.ALLOCATE, *as_u64s((offset, size), _RANGE))
 
     def discard_shared(self, offset: int | str, size: int | str) -> Counters:
-        """Discard the host's side of a range (`legacy`): what a VMM does after a conversion to private.
+        """Discard the shared side of a range (`legacy`), as a VMM does after a conversion to private.
 
         Raises
         ------
         UnsupportedOperationError
-            EOPNOTSUPP: with conversion in place there is no other side.
+            EOPNOTSUPP: the file has only one backing.
         InvalidArgumentError
-            EINVAL: empty, unaligned or beyond the end.
+            EINVAL: an empty or unaligned range, or one beyond the end.
         """
-        host = self._open(self._host)
+        host = self._open(self._shared)
         if host is self._store:
-            raise UnsupportedOperationError("there is one backing, converted in place; only `legacy` has two")
+            raise UnsupportedOperationError(
+                "the file has only one backing; to discard pages, use fallocate with PUNCH_HOLE"
+            )
         offset, size = as_u64s((offset, size), _RANGE)
         check_aligned(offset, size, "discard")
         if offset + size > self.size:
@@ -629,12 +634,12 @@ class GuestMemfd:
         return host.take(Step.PUNCH_HOLE, offset, size)
 
     def poison(self, offset: int | str) -> None:
-        """Let the memory of one allocated page fail.
+        """Mark one allocated page as failed (hardware-poisoned).
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: unaligned, beyond the end, or not allocated.
+            EINVAL: an unaligned offset, or a page that is beyond the end or unallocated.
 
         References
         ----------
@@ -643,24 +648,25 @@ class GuestMemfd:
         self._store.take(Step.POISON, as_u64(offset, "offset"), PAGE_SIZE)
 
     def fail_allocations_after(self, n: int | None) -> None:
-        """Let n more allocations of conversions succeed and the next one fail; None: no more failures.
+        """Inject a fault: let the next n allocations of conversions succeed and the one after fail.
 
-        One allocation is made for the attributes of a range that isn't uniform yet, and one for each page
-        that ENCRYPT brings into being. A fault injector for tests.
+        A conversion makes one allocation if it changes attributes, and one for each page that ENCRYPT
+        allocates. None: no allocation fails.
         """
         self._store.fail_allocations_after(None if n is None else as_u64(n, "n"))
 
     def close(self) -> None:
-        """Close the file: its memory goes when the last view of it is gone. Closing twice is allowed.
+        """Close the file. Closing it again has no effect.
 
-        Its memslots stay: a guest access there is MEMORY_FAULT. On TDX its pages leave the S-EPT first.
+        Existing views keep its memory alive. Its memslots stay: a guest access there is MEMORY_FAULT. On TDX
+        its pages leave the S-EPT.
         """
         self._owner.close(self.sides, all_of_it=False)
         self.drop_memory()
         self.vm.forget(self)
 
     def drop_memory(self) -> None:
-        """Drop the memory of a closed file; views that others hold keep it alive."""
+        """Release the memory of a closed file; existing views keep it alive."""
         for store in self.sides:
             store.drop_memory()
 
@@ -673,16 +679,14 @@ class GuestMemfd:
 
     def _with_bytes(self, store: Store) -> Store:
         if not store.has_bytes:
-            raise NoBytesError(
-                "this file holds attributes only; use a backing that holds bytes, as 'anonymous'"
-            )
+            raise NoBytesError("this file has attributes only; use a backing with bytes, as 'anonymous'")
         return store
 
     def _host_memory(self, offset: int, size: int) -> NDArray[np.uint8]:
-        view = self._open(self._host).host_view
+        view = self._open(self._shared).host_view
         if view is None:
             raise UnsupportedOperationError(
-                "raw views need a Vm made with enforce='mprotect'; use read and write without"
+                "a raw view needs a Vm with enforce='mprotect'; otherwise, use read and write"
             )
         if offset + size > self.size:
             raise BadAddressError(
@@ -695,9 +699,9 @@ def _plane_named(name: str | Plane) -> Plane:
     if isinstance(name, Plane):
         return name
     if not isinstance(name, str):
-        raise TypeError(f"a plane's name must be a string, not {type(name).__name__}")
+        raise TypeError(f"a plane must be a string, not {type(name).__name__}")
     if name.lower() not in PLANE_NAMES:
-        raise InvalidArgumentError(f"there is no plane {name!r}; known: {', '.join(PLANE_NAMES)}")
+        raise InvalidArgumentError(f"unknown plane {name!r}; known: {', '.join(PLANE_NAMES)}")
     return Plane(1 << PLANE_NAMES.index(name.lower()))
 
 
@@ -706,13 +710,12 @@ def _plane_name(name: str | Plane) -> str:
 
 
 def _requests(steps: Any, offsets: Any, sizes: Any, attributes: Any, flags: Any) -> Requests:
-    """Return columns of requests, with types, magnitudes and lengths checked; a number stands for all of
-    them.
+    """Check columns of requests; steps, attributes and flags can be one number for all.
 
     Raises
     ------
     TypeError, InvalidArgumentError
-        As `GuestMemfd.set_memory_attributes_many`.
+        See `GuestMemfd.set_memory_attributes_many`.
     """
     given = {"steps": steps, "offsets": offsets, "sizes": sizes, "attributes": attributes, "flags": flags}
     of_all = {name for name in ("steps", "attributes", "flags") if np.ndim(given[name]) == 0}
@@ -722,14 +725,14 @@ def _requests(steps: Any, offsets: Any, sizes: Any, attributes: Any, flags: Any)
     }
     lengths = {name: len(column) for name, column in columns.items() if name not in of_all}
     if len(set(lengths.values())) != 1:
-        raise InvalidArgumentError(f"columns of {lengths} requests; all must have one length")
+        raise InvalidArgumentError(f"all columns must have the same length, not {lengths}")
     return Requests(**columns)
 
 
 class HostMapping:
-    """A host mapping of a range of a guest_memfd; offsets are relative to it.
+    """A host mapping of a range of a guest_memfd; offsets are relative to the mapping.
 
-    `read` and `write` are checked, and refuse with an exception; `array` is memory, and faults.
+    `read` and `write` check each access and raise; `array` is the memory itself, and faults.
     """
 
     __slots__ = ("gmem", "offset", "size")
@@ -748,12 +751,12 @@ class HostMapping:
 
     @property
     def array(self) -> NDArray[np.uint8]:
-        """The memory itself, writable, shape (size,), without a copy: with ``enforce="mprotect"`` alone.
+        """The memory itself, writable, shape (size,); only with ``enforce="mprotect"``.
 
-        A touch of a private page of it is SIGSEGV, which ends the process (the kernel's would be SIGBUS);
-        conversions close pages before their bytes change, and open them when they have, in this process. A
-        write is noticed at the next call, which finds the page allocated; a read of a page that doesn't exist
-        isn't. Poison isn't enforced, and a page that the host has no memory for is SIGBUS. After
+        An access to a private page raises SIGSEGV, which ends the process (a kernel's guest_memfd raises
+        SIGBUS). Conversions protect pages before their bytes change, and unprotect them afterwards, in this
+        process. The next call after a write finds the page allocated; a read of an unallocated page isn't
+        detected. Poison isn't enforced, and a page for which the host has no memory raises SIGBUS. After
         `GuestMemfd.close` the view stays as it is, and keeps the memory alive.
 
         Raises
@@ -761,14 +764,14 @@ class HostMapping:
         BadFileError
             EBADF: the file is closed.
         UnsupportedOperationError
-            EOPNOTSUPP: nothing would fault there.
+            EOPNOTSUPP: the Vm has no ``enforce="mprotect"``.
         BadAddressError
-            EFAULT: the mapping goes beyond the end of the file.
+            EFAULT: the mapping ends beyond the file.
         """
         return self.gmem._host_memory(self.offset, self.size)
 
     def _within(self, offset: int | str, size: int | str) -> int:
         offset, size = as_u64(offset, "offset"), as_u64(size, "size")
         if offset + size > self.size:
-            raise BadAddressError(f"{offset:#x}+{size:#x} is outside of the mapping of {self.size:#x} bytes")
+            raise BadAddressError(f"{offset:#x}+{size:#x} must be inside the mapping of {self.size:#x} bytes")
         return offset

@@ -1,4 +1,4 @@
-"""The raw form: request numbers and structs, as a program would hand them to the kernel."""
+"""Raw ioctls: request numbers and structs, as a program passes them to the kernel."""
 
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def gmem_ioctl(gmem: "GuestMemfd", request: int, argument: bytearray | bytes | None) -> None:
-    """ioctl(2) on a guest_memfd; see `GuestMemfd.ioctl`."""
+    """Do an ioctl(2) on a guest_memfd; see `GuestMemfd.ioctl`."""
     if gmem.closed:
         raise BadFileError("the guest_memfd is closed")
     if request != KVM_SET_MEMORY_ATTRIBUTES2 or not gmem.vm.rules.has_ioctl:
@@ -35,7 +35,7 @@ def gmem_ioctl(gmem: "GuestMemfd", request: int, argument: bytearray | bytes | N
 
 
 def vm_ioctl(vm: "Vm", request: int, argument: bytearray | bytes | None) -> None:
-    """ioctl(2) on a VM fd; see `Vm.ioctl`."""
+    """Do an ioctl(2) on a VM fd; see `Vm.ioctl`."""
     if request != KVM_SET_MEMORY_ATTRIBUTES:
         raise UnknownIoctlError(f"a VM fd has no request {request:#x} here")
     data = _copy_in(argument, MEMORY_ATTRIBUTES_STRUCT.size)
@@ -44,15 +44,15 @@ def vm_ioctl(vm: "Vm", request: int, argument: bytearray | bytes | None) -> None
 
 def _copy_in(argument: bytearray | bytes | None, size: int) -> bytes:
     if argument is not None and not isinstance(argument, (bytes, bytearray)):
-        raise TypeError(f"an ioctl's argument is a bytearray, bytes or None, not {type(argument).__name__}")
+        raise TypeError(f"argument must be a bytearray, bytes or None, not {type(argument).__name__}")
     if argument is None or len(argument) < size:
-        raise BadAddressError(f"the argument isn't readable; {size} bytes would be")
+        raise BadAddressError(f"the argument can't be read; it must be at least {size} bytes")
     return bytes(argument[:size])
 
 
 def _copy_out(argument: bytearray | bytes | None, error_offset: int) -> None:
     """Write error_offset back, as the kernel does on ENOMEM, EAGAIN and EOPNOTSUPP."""
     if not isinstance(argument, bytearray):
-        raise BadAddressError(f"error_offset {error_offset:#x} can't be written back; a bytearray could be")
+        raise BadAddressError(f"error_offset {error_offset:#x} can't be written back; use a bytearray")
     at = MEMORY_ATTRIBUTES2_ERROR_OFFSET_AT
     argument[at : at + 8] = error_offset.to_bytes(8, "little")

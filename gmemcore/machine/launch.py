@@ -1,4 +1,4 @@
-"""Launch: the initial image. KVM_SEV_SNP_LAUNCH_UPDATE, KVM_TDX_INIT_MEM_REGION and their like."""
+"""Launch: the initial image (KVM_SEV_SNP_LAUNCH_UPDATE, KVM_TDX_INIT_MEM_REGION) and its measurement."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ _LOADS: Final = {PageType.ZERO: Load.ZERO, PageType.CPUID: Load.CPUID}
 
 @dataclass(frozen=True, slots=True)
 class LaunchUpdateResult:
-    """What an accepted launch update did.
+    """The result of an accepted launch update.
 
     Attributes
     ----------
     pages_done : int
-        Pages populated; on SNP they can be fewer than asked for.
+        Pages populated; on SNP possibly fewer than requested.
     counters : Counters
-        The events of this call.
+        Events of this call.
     """
 
     pages_done: int
@@ -42,19 +42,19 @@ class LaunchUpdateResult:
 
 
 class Image(NamedTuple):
-    """What a launch update loads: its source (None: what is in place) and its page type."""
+    """The contents of a launch update: a source (None: the pages themselves) and a page type."""
 
     source: NDArray[np.uint8] | None
     page_type: PageType
 
     @property
     def in_place(self) -> bool:
-        """Whether the contents must be in the pages already."""
+        """Whether the contents must already be in the pages."""
         return self.source is None and self.page_type != PageType.ZERO
 
     @property
     def load(self) -> Load:
-        """The image, as the engine knows it."""
+        """The flags of the image for the engine."""
         load = _LOADS.get(self.page_type, Load(0))
         if self.source is None:
             return load | Load.IN_PLACE if self.in_place else load
@@ -62,19 +62,19 @@ class Image(NamedTuple):
 
     @property
     def address(self) -> int:
-        """Where the source lies; 0: there is none."""
+        """Address of the source; 0: none."""
         return 0 if self.source is None else address_of(self.source)
 
 
 class Launch:
-    """The launch of one Vm: its phase, its image, its digest.
+    """The launch of one Vm: phase, image and digest.
 
     Parameters
     ----------
     owner : Owner
-        What its files share.
+        The state of the Vm in the engine.
     platform, abi : Platform, Abi
-        What it is a launch of.
+        Platform and revision of the Vm.
     """
 
     def __init__(self, owner: Owner, platform: Platform, abi: Abi) -> None:
@@ -90,36 +90,37 @@ class Launch:
     def update(
         self, slots: Slots, gpa: int, size: int, source: NDArray[np.uint8] | None, page_type: PageType
     ) -> LaunchUpdateResult:
-        """Load a part of the image; see `Vm.launch_update`."""
+        """Load part of the image; see `Vm.launch_update`."""
         image = Image(source, page_type)
         self._check(image)
         done = self._populate(slots, gpa, size, image)
         while done.outcome == "CHANGED":
             done = self._populate(slots, gpa, size, image)
         if done.outcome == "ENOMEM":
-            raise OutOfMemoryError(f"launch update at gpa {done.at:#x}: the host can't provide the memory")
+            raise OutOfMemoryError(f"launch update at gpa {done.at:#x}: the host is out of memory")
         if done.outcome != "OK":
             raise LaunchUpdateError(
-                f"launch update stopped at gpa {done.at:#x} after {done.pages} pages: {done.outcome}; a page must "
-                "be in a memslot, private, not assigned and not poisoned, and the VM launching",
+                f"launch update stopped at gpa {done.at:#x} after {done.pages} pages: {done.outcome}; pages "
+                "must be in a memslot, private, not assigned and not poisoned, and the launch not finished",
                 done.outcome,
                 done.pages,
             )
         return LaunchUpdateResult(done.pages, done.counters)
 
     def _check(self, image: Image) -> None:
-        """Refuse an image whatever the pages."""
+        """Refuse an image that no page can take."""
         rules = self._platform.populate
         assert rules is not None
         if image.page_type in rules.refused_types:
             raise InvalidArgumentError(
-                f"a {self._platform.vm_type} VM takes no {image.page_type} pages; pass them to launch_finish"
+                f"a {self._platform.vm_type} VM takes no {image.page_type} pages here; "
+                "pass them to launch_finish"
             )
         if self._owner.has_two_backings and self._platform.coco and image.in_place:
-            raise InvalidArgumentError(f"abi {self._abi.name} has no populate in place; a source is needed")
+            raise InvalidArgumentError(f"abi {self._abi.name} has no populate in place; pass a source")
 
     def _populate(self, slots: Slots, gpa: int, size: int, image: Image) -> Populated:
-        """Populate once: where the launch is measured, what is hashed before, or nothing."""
+        """Populate; in a measured launch, hash first, and do nothing if memory has changed since."""
         owner = self._owner
         if not owner.is_measured:
             return owner.populate(slots, gpa, size, image.load, image.address)
@@ -148,7 +149,7 @@ class Launch:
         while outcome == "CHANGED":
             outcome = self._finish(pages, without_vcpus)
         if outcome != "OK":
-            raise LaunchFinishError("the launch is finished already", outcome)
+            raise LaunchFinishError("the launch is already finished", outcome)
 
     def _finish(self, vmsas: Sequence[bytes], without_vcpus: bool) -> str:
         if not self._owner.is_measured:
@@ -163,12 +164,12 @@ class Launch:
     # ---- the measurement -------------------------------------------------------------------------
 
     def start_measurement(self) -> None:
-        """Keep a launch digest; see `Vm.start_measurement`."""
+        """Start keeping a launch digest; see `Vm.start_measurement`."""
         if self._platform.populate is None or not self._platform.populate.measures:
             measured = [name for name, row in PLATFORMS.items() if row.populate and row.populate.measures]
             able = ", ".join(measured)
             raise UnsupportedOperationError(
-                f"the launch of a {self._platform.vm_type} VM isn't measured; that of {able} is"
+                f"the launch of a {self._platform.vm_type} VM isn't measured; only that of {able} is"
             )
         if not self._owner.start_measurement():
             raise InvalidArgumentError(
@@ -180,7 +181,7 @@ class Launch:
         """The launch digest; see `Vm.launch_measurement`."""
         if not self._owner.is_measured:
             raise InvalidArgumentError(
-                "the launch isn't measured; call start_measurement() before its first update"
+                "the launch isn't measured; call start_measurement() before its first launch update"
             )
         return self._owner.digest()
 
@@ -188,5 +189,5 @@ class Launch:
         """Let the firmware refuse the next CPUID page; see `Vm.correct_cpuid`."""
         view = np.zeros(0, np.uint8) if corrected is None else as_bytes(corrected)
         if len(view) > PAGE_SIZE:
-            raise InvalidArgumentError(f"a correction must be 1 to {PAGE_SIZE} bytes, not {len(view)}")
+            raise InvalidArgumentError(f"a CPUID correction must be 1 to {PAGE_SIZE} bytes, not {len(view)}")
         self._owner.correct_cpuid(view)

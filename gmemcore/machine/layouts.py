@@ -1,4 +1,4 @@
-"""Layouts: where the memory of a guest lies, and whose its attributes are. Chosen once, by the abi."""
+"""Layouts: which memory a file has, and whether attributes belong to files or to the Vm."""
 
 from typing import NamedTuple, Protocol
 
@@ -8,26 +8,26 @@ from gmemcore.uapi import GuestMemfdFlag
 
 
 class Sides(NamedTuple):
-    """What stands behind a file: what a private access reaches, and what a shared one and the host do."""
+    """The memory of a file: one store for private accesses, one for shared accesses and the host."""
 
     private: Store
     shared: Store
 
 
 class NewStore(Protocol):
-    """Makes a store of the size of a file."""
+    """A function that makes a store of the size of a file."""
 
     def __call__(self, *, private: bool, host_maps: bool) -> Store:
-        """Make one, with the attribute of its pages, and whether the host may map it."""
+        """Make a store with the given attribute; host_maps: the host can map it."""
 
 
 class Layout(Protocol):
-    """How a Vm lays out its memory.
+    """The memory layout of a Vm, chosen by its abi.
 
     Attributes
     ----------
     two_backings : bool
-        Attributes are the Vm's, by guest frame, and choose between two memories.
+        Attributes belong to the Vm, by guest frame, and select one of two memories.
     """
 
     two_backings: bool
@@ -37,7 +37,7 @@ class Layout(Protocol):
 
 
 class InPlace:
-    """Conversion in place: one memory, and attributes that are its pages'."""
+    """Conversion in place: a file has one memory, and its pages have attributes."""
 
     two_backings = False
 
@@ -49,16 +49,16 @@ class InPlace:
 
 
 class TwoBackings:
-    """Upstream since 6.8, and the baseline of every cost in place.
+    """Two memories per file: upstream since 6.8, and the baseline for conversion in place.
 
-    Shared memory is ordinary host memory, private memory the guest_memfd; a memslot addresses both.
-    Attributes belong to the Vm, by guest frame, and start shared. Setting them flips which side the guest
-    sees and nothing else: each side keeps its bytes, and discarding the other one is the VMM's step.
+    Shared memory is ordinary host memory, private memory the guest_memfd; a memslot has both. Attributes
+    belong to the Vm, by guest frame, and start shared. Setting them only selects the side that the guest
+    sees: each side keeps its bytes, and discarding the other one is a separate step of the VMM.
 
     Parameters
     ----------
     mapped_alone : bool
-        A file with MMAP is its guest's only memory, private and shared.
+        A file with MMAP is the only memory, for private and shared accesses.
 
     References
     ----------
@@ -78,5 +78,5 @@ class TwoBackings:
 
 
 def layout_of(abi: Abi) -> Layout:
-    """Return the layout of a revision."""
+    """Return the layout of an abi."""
     return TwoBackings(abi.mapped_alone) if abi.legacy else InPlace()

@@ -1,17 +1,17 @@
-"""The launch digest: how a guest's owner holds the host to what it promised to load.
+"""The launch digest, with which a guest's owner verifies the initial image.
 
-Every page of a launch update extends a chain: ``digest = SHA-384(PAGE_INFO)``, and PAGE_INFO holds the digest
-so far, the SHA-384 of the page's contents, its type and its guest physical address. The digest stands in the
-attestation report, so a host that preserved other bytes than those agreed on (PRESERVE before launch) is
-found out. Nothing extends the chain after launch: nothing like it holds a host to PRESERVE there.
+Each page of a launch update extends a chain: ``digest = SHA-384(PAGE_INFO)``. PAGE_INFO contains the previous
+digest, the SHA-384 of the page's contents, its type and its guest physical address. The digest is in the
+attestation report, so it detects a host that preserved other bytes than agreed (PRESERVE before launch).
+Nothing extends the chain after launch, so nothing verifies PRESERVE then.
 
-Only SNP's digest is here. TDX's MRTD waits for a published known answer to test against.
+Only SNP's digest is implemented. There is no published known answer to test TDX's MRTD against.
 
 References
 ----------
 AMD, "SEV Secure Nested Paging Firmware ABI Specification" (publication 56860), SNP_LAUNCH_UPDATE, 8.17 and
-8.17.2: encodings of PAGE_TYPE, which of them have their contents measured, layout of PAGE_INFO. The tests
-compare with class ``GCTX`` of the PyPI package sev-snp-measure, page for page.
+8.17.2: encodings of PAGE_TYPE, which types have measured contents, layout of PAGE_INFO. The tests compare
+each page with class ``GCTX`` of the PyPI package sev-snp-measure.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ from gmemcore.errors import InvalidArgumentError
 from gmemcore.uapi import PAGE_SIZE, PageType
 
 DIGEST_SIZE: Final = 48
-"""Bytes of a SHA-384, and of the launch digest."""
+"""Size of the launch digest, a SHA-384."""
 
 VMSA_GPA: Final = 0xFFFF_FFFF_F000
-"""Address that KVM gives for every vCPU's VMSA, which isn't in guest memory (snp_launch_update_vmsa)."""
+"""The address that KVM passes for every VMSA, which isn't in guest memory (snp_launch_update_vmsa)."""
 
 _UNMEASURED_CONTENTS: Final = bytes(DIGEST_SIZE)
 _PAGE_INFO: Final = struct.Struct(f"<{DIGEST_SIZE}s{DIGEST_SIZE}sHBB3sxQ")
@@ -36,14 +36,14 @@ _NO_VMPL_PERMISSIONS: Final = bytes(3)
 
 
 class MeasuredType(NamedTuple):
-    """How a page type enters PAGE_INFO.
+    """A page type in PAGE_INFO.
 
     Attributes
     ----------
     number : int
-        PAGE_TYPE of the firmware ABI.
+        PAGE_TYPE in the firmware ABI.
     contents : bool
-        The page's contents are hashed; otherwise the field is zero, and contents go unnoticed.
+        Whether the contents are hashed; otherwise the field is zero.
     """
 
     number: int
@@ -58,22 +58,22 @@ MEASURED_TYPES: Final = {
     PageType.SECRETS: MeasuredType(5, contents=False),
     PageType.CPUID: MeasuredType(6, contents=False),
 }
-"""Every page type by name; all of them enter the chain with type and address."""
+"""All page types by name; each is measured with its type and address."""
 
 
 class LaunchDigest:
-    """SNP's launch digest, a page at a time.
+    """SNP's launch digest, computed page by page.
 
     Parameters
     ----------
     digest : bytes, length 48
-        Digest to continue from; the default is where a launch begins. ``LaunchDigest(vm.launch_measurement)``
-        continues a Vm's.
+        Digest to extend; default: that of a new launch. ``LaunchDigest(vm.launch_measurement)`` extends that
+        of a Vm.
 
     Notes
     -----
-    The IMI flag and the VMPL permissions are zero, as KVM passes them. A page costs one SHA-384 over 112
-    bytes, and another over its 4096 where contents are measured.
+    The IMI flag and the VMPL permissions are zero, as KVM passes them. A page costs one SHA-384 of 112 bytes,
+    and another one of 4096 bytes if its contents are measured.
 
     Examples
     --------
@@ -87,7 +87,7 @@ class LaunchDigest:
 
     def __init__(self, digest: bytes = _UNMEASURED_CONTENTS) -> None:
         if len(digest) != DIGEST_SIZE:
-            raise InvalidArgumentError(f"a digest of {len(digest)} bytes; {DIGEST_SIZE} would be accepted")
+            raise InvalidArgumentError(f"a digest must be {DIGEST_SIZE} bytes, not {len(digest)}")
         self._digest = bytes(digest)
         self._pages = 0
 
@@ -96,12 +96,12 @@ class LaunchDigest:
 
     @property
     def digest(self) -> bytes:
-        """The chain so far, 48 bytes."""
+        """The current digest, 48 bytes."""
         return self._digest
 
     @property
     def pages(self) -> int:
-        """Pages that this object has added."""
+        """Number of pages added to this object."""
         return self._pages
 
     def update(
@@ -117,19 +117,18 @@ class LaunchDigest:
         page_type: PageType | str,
         contents: bytes | bytearray | memoryview | None = None,
     ) -> None:
-        """Add consecutive pages of one type, in the order of their addresses.
+        """Add consecutive pages of one type.
 
         Parameters
         ----------
         gpa : int
-            Guest physical address, a multiple of PAGE_SIZE. It is measured as given: for a VMSA the caller
-            passes `VMSA_GPA`, for every vCPU the same.
+            Guest physical address, a multiple of PAGE_SIZE; `VMSA_GPA` for each VMSA.
         size : int
             Bytes, a multiple of PAGE_SIZE.
         page_type : PageType or str
             NORMAL and VMSA need contents.
         contents : bytes-like or None
-            `size` bytes, in clear; they make no difference for the other types.
+            `size` bytes, in clear; ignored for other types.
 
         Raises
         ------
@@ -146,9 +145,9 @@ class LaunchDigest:
         measured = _measured_type(page_type)
         view = None if contents is None else memoryview(contents).cast("B")
         if view is None and measured.contents:
-            raise InvalidArgumentError(f"contents of a {page_type} page are measured, and there are none")
+            raise InvalidArgumentError(f"a {page_type} page needs contents: they are measured")
         if view is not None and len(view) != size:
-            raise InvalidArgumentError(f"contents of {len(view):#x} bytes for {size:#x}; as many are needed")
+            raise InvalidArgumentError(f"contents must be {size:#x} bytes, not {len(view):#x}")
         hashed = view if measured.contents else None
         for at in range(0, size, PAGE_SIZE):
             self._extend(gpa + at, measured.number, None if hashed is None else hashed[at : at + PAGE_SIZE])
@@ -164,14 +163,14 @@ class LaunchDigest:
 
 
 def _measured_type(page_type: PageType | str) -> MeasuredType:
-    """Row of a page type.
+    """Return the row of a page type.
 
     Raises
     ------
     TypeError
-        Not a string.
+        The type isn't a string.
     InvalidArgumentError
-        EINVAL: there is none of that name; the message lists those that exist.
+        EINVAL: an unknown type.
     """
     if not isinstance(page_type, str):
         raise TypeError(f"page_type must be a string, not {type(page_type).__name__}")

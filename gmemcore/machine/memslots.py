@@ -1,4 +1,4 @@
-"""Memslots: which file, at which offset, stands behind a guest physical address."""
+"""Memslots: which file, at which offset, backs a guest physical address."""
 
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from gmemcore.machine.guest_memfd import GuestMemfd
 
 MAX_MEMSLOTS: Final = 32764
-"""Ids of memslots are below this (KVM_USER_MEM_SLOTS)."""
+"""Number of memslot ids (KVM_USER_MEM_SLOTS)."""
 MAX_MEMSLOT_PAGES: Final = (1 << 31) - 1
-"""Pages of a memslot (KVM_MEM_MAX_NR_PAGES)."""
+"""Most pages of a memslot (KVM_MEM_MAX_NR_PAGES)."""
 
-_PIECE: Final = 4 << 40  # the largest power of two that a memslot can have
+_PIECE: Final = 4 << 40  # the largest power of two that fits in a memslot
 
 
 @dataclass(frozen=True, slots=True)
 class Memslot:
-    """One binding of a gpa range to a range of a file; bytes throughout."""
+    """One binding of a gpa range to a range of a file, in bytes."""
 
     slot: int
     gpa: int
@@ -47,32 +47,32 @@ class Memslot:
 
     @property
     def unmapped(self) -> tuple[Store, int, int, int]:
-        """What deleting it unmaps, bytes of its file, and where the word lies that says so."""
+        """The range of its private side that deleting it unmaps, and the address of the deleted flag."""
         return self.gmem.sides.private, self.gmem_offset, self.gmem_offset + self.size, self._deleted[1]
 
     @property
     def row(self) -> tuple[int, ...]:
-        """The memslot as kernels take it."""
+        """The memslot as kernels read it."""
         private, shared = self.gmem.sides
         return self.gpa, self.size, private.address, shared.address, self.gmem_offset, self._deleted[1]
 
 
 def memslot_pieces(size: int) -> Iterator[tuple[int, int]]:
-    """Cut RAM into pieces that memslots can hold, as a VMM does: (offset, size) of each in bytes."""
+    """Split RAM into pieces that fit in memslots, as a VMM does: (offset, size) of each, in bytes."""
     for offset in range(0, size, _PIECE):
         yield offset, min(_PIECE, size - offset)
 
 
 @dataclass(frozen=True, slots=True)
 class Memslots:
-    """The memslots of one Vm, which never overlap; a change makes new ones.
+    """The memslots of one Vm, immutable.
 
     Attributes
     ----------
     by_gpa : tuple of Memslot
-        In the order of their addresses.
+        In the order of their addresses; they never overlap.
     slots : Slots
-        The same, as kernels take them.
+        The same for kernels.
     """
 
     by_gpa: tuple[Memslot, ...] = ()
@@ -85,11 +85,14 @@ class Memslots:
         return len(self.by_gpa)
 
     def check_region(self, slot: int, gpa: int, size: int, gmem_offset: int) -> None:
-        """Check what KVM checks of a new memslot before it looks at the file.
+        """Check a new memslot as KVM does before it looks at the file.
 
-        Raises ------ InvalidArgumentError EINVAL: an empty, unaligned or wrapping range; more pages or a
-        higher id than memslots have; an id that exists. AlreadyExistsError EEXIST: it overlaps a memslot in
-        gpa.
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: an empty, unaligned or wrapping range; too many pages; an invalid or existing id.
+        AlreadyExistsError
+            EEXIST: it overlaps a memslot in gpa.
 
         References
         ----------
@@ -98,10 +101,10 @@ class Memslots:
         check_aligned(gpa, size, "memslot gpa range", most=U64_MAX)
         check_aligned(gmem_offset, size, "memslot file range", most=U64_MAX)
         if not 0 <= slot < MAX_MEMSLOTS:
-            raise InvalidArgumentError(f"memslot id {slot}; it must be 0 to {MAX_MEMSLOTS - 1}")
+            raise InvalidArgumentError(f"memslot id must be 0 to {MAX_MEMSLOTS - 1}, not {slot}")
         if size // PAGE_SIZE > MAX_MEMSLOT_PAGES:
             raise InvalidArgumentError(
-                f"memslot of {size // PAGE_SIZE:#x} pages; it must be at most {MAX_MEMSLOT_PAGES:#x}"
+                f"a memslot must be at most {MAX_MEMSLOT_PAGES:#x} pages, not {size // PAGE_SIZE:#x}"
             )
         for other in self.by_gpa:
             if other.slot == slot:
@@ -114,19 +117,24 @@ class Memslots:
                 )
 
     def bound(self, new: Memslot, overlap: type[GmemError] = AlreadyExistsError) -> "Memslots":
-        """Return these and a new one whose region was checked.
+        """Add a memslot whose region was checked.
 
         Parameters
         ----------
         new : Memslot
             The memslot.
         overlap : type of GmemError
-            What is raised if the same file's range is in another memslot: EINVAL up to Linux 6.18.
+            The exception if a range of the file is already in a memslot: EINVAL up to Linux 6.18.
+
+        Returns
+        -------
+        Memslots
+            All memslots.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: the range goes beyond the end of the file.
+            EINVAL: the range ends beyond the file.
         GmemError
             `overlap`: it overlaps the range of the same file in another memslot.
 
@@ -136,8 +144,8 @@ class Memslots:
         """
         if new.gmem_offset + new.size > new.gmem.size:
             raise InvalidArgumentError(
-                f"memslot file range {new.gmem_offset:#x}+{new.size:#x}; "
-                f"it must end at {new.gmem.size:#x} or before"
+                f"memslot file range {new.gmem_offset:#x}+{new.size:#x} "
+                f"must end at {new.gmem.size:#x} or before"
             )
         for slot in self.by_gpa:
             if slot.gmem is new.gmem and _overlap(slot.gmem_offset, new.gmem_offset, slot.size, new.size):
@@ -150,12 +158,12 @@ class Memslots:
         return Memslots(by_gpa, Slots(rows, self.slots.n_bytes + _bytes_of(new), by_gpa))
 
     def named(self, slot_id: int) -> Memslot:
-        """Return the memslot of an id.
+        """Return the memslot with an id.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: there is none.
+            EINVAL: no memslot has it.
         """
         for slot in self.by_gpa:
             if slot.slot == slot_id:
@@ -164,7 +172,7 @@ class Memslots:
         raise InvalidArgumentError(f"there is no memslot {slot_id}; existing: {known}")
 
     def existing(self) -> "Memslots":
-        """Return those of these that aren't deleted."""
+        """Return the memslots that aren't deleted."""
         deleted = [at for at, slot in enumerate(self.by_gpa) if slot.is_deleted]
         if not deleted:
             return self

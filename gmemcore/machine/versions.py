@@ -1,4 +1,4 @@
-"""Versions: a value that is replaced whole, by one bytecode, and needs no lock."""
+"""Versions: an immutable value that is replaced atomically, without a lock."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -7,7 +7,7 @@ ValueT = TypeVar("ValueT")
 
 
 class _Version(Generic[ValueT]):
-    """A value, and the version that took its place."""
+    """A value, and the version that replaced it."""
 
     __slots__ = ("next", "value")
 
@@ -17,15 +17,15 @@ class _Version(Generic[ValueT]):
 
 
 class Versions(Generic[ValueT]):
-    """An immutable value that any thread may replace.
+    """An immutable value that any thread can replace.
 
-    A version takes the place of the one before by ``dict.setdefault``, which one thread wins and nothing
-    interrupts: whatever raises in between, a signal handler say, the value is the old one or the new one.
+    ``dict.setdefault`` adds the next version: one thread wins, and no exception can interrupt it. So whatever
+    raises, the value is the old or the new one.
 
     Parameters
     ----------
     value : object
-        The first one.
+        The first value.
     """
 
     __slots__ = ("_latest",)
@@ -44,10 +44,9 @@ class Versions(Generic[ValueT]):
         return self._last().value
 
     def update(self, change: Callable[[ValueT], ValueT]) -> ValueT:
-        """Replace the value by what a function makes of it; return that.
+        """Replace the value by ``change(value)``, and return it.
 
-        The function may be called again where another thread was quicker. What it raises leaves the value as
-        it is.
+        `change` is called again if another thread replaced the value first. If it raises, the value stays.
         """
         while True:
             old = self._last()

@@ -1,7 +1,6 @@
 """Vm: one guest, with its memslots, launch and guest_memfds.
 
-What is changed by one call is changed by one call of a kernel, or by one new version of `_Parts`; a Vm has no
-lock.
+A Vm has no lock: each method makes at most one change, by one kernel call or one new version of `_Parts`.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +44,7 @@ _RANGE: Final = ("gpa", "size")
 
 
 class _Parts(NamedTuple):
-    """What belongs to a Vm: its files, those that were closed, and what binds them."""
+    """The open files of a Vm, the number ever created, the counters of closed ones, and memslots."""
 
     files: tuple[GuestMemfd, ...] = ()
     created: int = 0
@@ -54,7 +53,7 @@ class _Parts(NamedTuple):
 
 
 class FrozenFile(NamedTuple):
-    """One file at some moment; `host` is what its host mapping shows where that is another memory."""
+    """One file at one moment; `host` is the state of its shared side if that is a separate memory."""
 
     gmem: GuestMemfd
     counters: Counters
@@ -63,7 +62,7 @@ class FrozenFile(NamedTuple):
 
 
 class FrozenVm(NamedTuple):
-    """A Vm at some moment.
+    """A Vm at one moment.
 
     Attributes
     ----------
@@ -76,7 +75,7 @@ class FrozenVm(NamedTuple):
     memslots : tuple of Memslot
         In the order of their addresses.
     private_frames : ndarray of uint64, shape (n, 2)
-        Runs of private guest frames; in `legacy` alone.
+        Runs of private guest frames; empty except in `legacy`.
     """
 
     phase: Phase
@@ -87,27 +86,28 @@ class FrozenVm(NamedTuple):
 
 
 class Vm:
-    """One guest. Where its memory lies and whose its attributes are is its abi's `layouts.Layout`.
+    """One guest.
 
     Parameters
     ----------
     vm_type : VmType, str or int
         DEFAULT, SW_PROTECTED, SNP, TDX or PKVM, in any case, or KVM's number of the type.
     abi : str or Abi
-        Revision of the interface; a user's own `Abi` will do.
+        Revision of the interface: a name (see ``gmemcore policy``) or an `Abi`.
     firmware : Firmware or str
         ``today``, or the hypothetical ``cipher``.
     seed : int
-        u64: the key of the key stream, a cost model and no encryption, and of SCRAMBLE.
+        u64 key of the key stream, which models the cost of encryption and provides no security; and of
+        SCRAMBLE.
     backing : str or callable
-        A name of ``BACKINGS`` (anonymous, memfd, guest_memfd, none), or what makes one of a size.
+        ``anonymous``, ``memfd``, ``guest_memfd`` or ``none``, or a function that makes a `Backing` of a size.
     huge_pages, prefault : bool
-        Passed to the backing where set.
+        Options of the backing.
     enforce : {'mprotect'} or None
-        Give each file that the host may map a mapping of the host's own, in which private pages really fault
-        (`HostMapping.array`). It needs a backing that can be mapped twice: memfd or guest_memfd.
+        Make accesses to private pages through `HostMapping.array` fault, using mprotect; for the backings
+        memfd and guest_memfd.
     threads : int
-        Threads that transform the bytes of a long range, 1 to 1024; the bytes are the same for any number.
+        Number of threads for conversions of long ranges, 1 to 1024; affects time only.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class Vm:
 
     @property
     def rules(self) -> Rules:
-        """Policy compiled for this Vm and its phase."""
+        """The compiled policy of this Vm in its phase."""
         return self._owner.rules
 
     @property
@@ -193,22 +193,22 @@ class Vm:
 
     @property
     def counters(self) -> Counters:
-        """Events of this Vm since its creation; in `legacy` of both sides."""
+        """Events since creation; in `legacy`, of both sides."""
         parts = self._parts.get()
         return sum((gmem.counters for gmem in parts.files), parts.closed_files + self._owner.counters)
 
     def freeze(self, files: Sequence[GuestMemfd] | None = None) -> FrozenVm:
-        """Copy page state and counters, all of one moment.
+        """Copy page state and counters of all files at one moment.
 
         Parameters
         ----------
         files : sequence of GuestMemfd or None
-            Copy the state of these alone; None: of all.
+            Copy the state of these files only; None: all.
 
         Returns
         -------
         FrozenVm
-            What other threads do comes wholly before or after it.
+            It contains each operation of other threads completely or not at all.
 
         Raises
         ------
@@ -235,37 +235,37 @@ class Vm:
         return FrozenVm(moment.phase, total, tuple(wanted), parts.memslots.by_gpa, moment.frames)
 
     def private_frames(self) -> list[tuple[int, int]]:
-        """List the runs of guest frames that are private by the Vm's own attributes, half-open (`legacy`)."""
+        """List the runs of private guest frames, half-open; empty except in `legacy`."""
         return self._owner.private_frames()
 
     def check_cap(self, name: str) -> int:
-        """Ask a capability by name, with or without ``KVM_CAP_``; one that the abi lacks answers 0.
+        """Return the value of a capability, by name with or without ``KVM_CAP_``; 0 if the abi lacks it.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: no capability of that name exists anywhere.
+            EINVAL: no abi has a capability of that name.
         """
         return capability(self.abi, _text(name, "capability"), self.vm_type, self.firmware)
 
     # ---- files and memslots --------------------------------------------------------------------
 
     def create_guest_memfd(self, size: int | str, flags: GuestMemfdFlag | str | int = 0) -> GuestMemfd:
-        """KVM_CREATE_GUEST_MEMFD.
+        """Create a guest_memfd (KVM_CREATE_GUEST_MEMFD).
 
         Parameters
         ----------
         size : int or str
-            Bytes, a multiple of PAGE_SIZE, signed 64 bits; or a size as ``"1g"``.
+            Bytes, a positive multiple of PAGE_SIZE below 2^63, or a size as ``"1g"``.
         flags : GuestMemfdFlag, str or int
-            MMAP (1), the host can map it; INIT_SHARED (2), its pages start shared; ``"mmap|init_shared"``.
+            MMAP (1): the host can map it. INIT_SHARED (2): its pages start shared. Or ``"mmap|init_shared"``.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: a flag that isn't offered; size zero, negative or unaligned.
+            EINVAL: an unsupported flag, or an invalid size.
         OutOfMemoryError
-            ENOMEM: the host can't hold it.
+            ENOMEM: the host has too little memory.
 
         References
         ----------
@@ -301,7 +301,7 @@ class Vm:
             return parts._replace(files=(*parts.files, gmem), created=parts.created + 1)
 
         self._parts.update(with_it)
-        if self.closed:  # meanwhile
+        if self.closed:  # by another thread
             gmem.close()
         self._check_open()
         return gmem
@@ -318,16 +318,17 @@ class Vm:
         Raises
         ------
         InvalidArgumentError
-            EINVAL: an empty, unaligned or wrapping range; an id above 32763, or one that exists; more than
-            2^31 - 1 pages; another Vm's file, or beyond its end.
+            EINVAL: an empty, unaligned or wrapping range; an id above 32763 or in use; more than 2^31 - 1
+            pages; a file of another Vm; a range that ends beyond the file; before Linux 6.18, a VM without
+            private memory.
         BadFileError
-            EBADF: not an open guest_memfd.
+            EBADF: `gmem` isn't an open guest_memfd.
         AlreadyExistsError
-            EEXIST: overlap in gpa, or of the file's range (there EINVAL up to Linux 6.18).
+            EEXIST: overlap in gpa, or of the file's range (the latter EINVAL up to Linux 6.18).
 
         Notes
         -----
-        The checks come in the kernel's order: the region by itself, overlap in gpa, then the file.
+        The order of the checks is the kernel's: the region alone, overlap in gpa, then the file.
 
         References
         ----------
@@ -337,7 +338,7 @@ class Vm:
         gmem_offset = as_u64(gmem_offset, "gmem_offset")
         if not (self.abi.shared_files or self.platform.private_memory):
             raise InvalidArgumentError(
-                f"a {self.vm_type} VM; memslots with a guest_memfd must be of one with private memory before 6.18"
+                f"a {self.vm_type} VM has no private memory; before 6.18 its memslots have no guest_memfd"
             )
 
         def with_it(parts: _Parts) -> _Parts:
@@ -353,16 +354,16 @@ class Vm:
         self._parts.update(with_it)
 
     def delete_memslot(self, slot: int) -> None:
-        """Delete a memslot; its file and the attributes there stay.
+        """Delete a memslot; its file and the attributes in it stay.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: there is none.
+            EINVAL: there is no such memslot.
         """
         slot = as_int(slot, "slot")
         deleted = self._parts.get().memslots.existing().named(slot)
-        if not self._owner.delete_memslot(*deleted.unmapped):  # somebody else was quicker
+        if not self._owner.delete_memslot(*deleted.unmapped):  # another thread deleted it first
             raise InvalidArgumentError(f"there is no memslot {slot}")
         self._parts.update(lambda parts: parts._replace(memslots=parts.memslots.existing()))
 
@@ -376,12 +377,12 @@ class Vm:
         gpa, size : int
             Bytes.
         private : bool or None
-            Kind of the access on SNP and TDX; None follows each page's attribute.
+            Kind of the access on SNP and TDX; None: that of each page's attribute.
 
         Raises
         ------
         MemoryFaultExit, MmioExit, HwPoisonExit, NotValidatedExit
-            The exit that KVM_RUN would make; no data moves.
+            The exit of KVM_RUN; no data is copied.
         """
         gpa, size = as_u64s((gpa, size), _RANGE)
         variant = variant_of(private)
@@ -396,10 +397,9 @@ class Vm:
         self._owner.write(self._slots(), gpa, view, variant)
 
     def guest_touch(self, gpa: int | str, size: int | str, private: bool | None = None) -> None:
-        """Access memory as the guest does and move no data; see `guest_read`.
+        """Access memory as the guest does, without data; see `guest_read`.
 
-        It has the checks, exits and page state of an access, costs no copy, and works on files that hold
-        attributes only.
+        It has the checks, exits and page state of an access, and works on files without bytes.
         """
         gpa, size = as_u64s((gpa, size), _RANGE)
         variant = variant_of(private)
@@ -407,16 +407,16 @@ class Vm:
         self._owner.take(self._slots(), Step.GUEST_READ, gpa, size, variant)
 
     def accept(self, gpa: int | str, size: int | str) -> Counters:
-        """The guest's accept: PVALIDATE, TDG.MEM.PAGE.ACCEPT. No effect where pages aren't accepted.
+        """Accept memory as the guest does (PVALIDATE, TDG.MEM.PAGE.ACCEPT); no effect on other VM types.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: empty or unaligned.
+            EINVAL: an empty or unaligned range.
         MemoryFaultExit
-            No memslot there, or a shared page.
+            A page is shared, or in no memslot.
         HwPoisonExit
-            A poisoned page.
+            A page is poisoned.
         """
         gpa, size = as_u64s((gpa, size), _RANGE)
         check_aligned(gpa, size, "accept")
@@ -436,32 +436,32 @@ class Vm:
         source: Data | None = None,
         page_type: PageType | str | int = PageType.NORMAL,
     ) -> LaunchUpdateResult:
-        """Load a part of the initial image (KVM_SEV_SNP_LAUNCH_UPDATE, KVM_TDX_INIT_MEM_REGION).
+        """Load part of the initial image (KVM_SEV_SNP_LAUNCH_UPDATE, KVM_TDX_INIT_MEM_REGION).
 
         Parameters
         ----------
         gpa, size : int
             Bytes, multiples of PAGE_SIZE.
         source : bytes-like or None
-            Contents, `size` bytes; None takes what is in place. One that can be written gets the values of a
+            Contents, `size` bytes; None: the contents of the pages. A writable source gets the values of a
             corrected CPUID page.
         page_type : PageType, str or int
-            ZERO ignores the source; CPUID can be corrected by the firmware (`correct_cpuid`).
+            ZERO ignores the source; the firmware can correct a CPUID page (`correct_cpuid`).
 
         Returns
         -------
         LaunchUpdateResult
-            On SNP its ``pages_done`` can be fewer than asked for: a call ends with the memslot of its first
-            page, and at the first page that is refused. Call again for the rest, as QEMU does.
+            On SNP, ``pages_done`` can be less than requested: a call ends with the memslot of its first page,
+            and at the first page that is refused. Call again for the rest, as QEMU does.
 
         Raises
         ------
         LaunchUpdateError
-            With the platform's errno and ``pages_done``; those pages stay, and the one that refused is
+            With the platform's errno and ``pages_done``. Those pages stay populated, and the refused page is
             allocated.
         InvalidArgumentError
-            EINVAL: empty or unaligned, a VM without launch, a source of another size, a page type that the
-            platform doesn't take.
+            EINVAL: an empty or unaligned range, a VM type without launch, a source of another size, a page
+            type that the platform doesn't support.
 
         References
         ----------
@@ -472,7 +472,7 @@ class Vm:
         rules = self.platform.populate
         if rules is None:
             raise InvalidArgumentError(
-                f"a {self.vm_type} VM has no launch; its memory is written by the host"
+                f"a {self.vm_type} VM has no launch updates; write its memory with host_write"
             )
         check_aligned(gpa, size, "launch update", most=None if rules.one_memslot else U64_MAX)
         view = None if source is None else as_bytes(source)
@@ -486,13 +486,15 @@ class Vm:
         Parameters
         ----------
         vmsas : sequence of bytes-like, PAGE_SIZE bytes each
-            Each vCPU's VMSA. KVM encrypts and measures these pages itself, before the firmware closes the
-            measurement; they aren't guest memory. Where no launch digest is kept they make no difference.
+            Each vCPU's VMSA. KVM encrypts and measures these pages itself, before the firmware finishes the
+            measurement; they aren't guest memory. They have no effect unless a launch digest is kept.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: twice, where there is a measurement to close; a VMSA of another size. The launch goes on.
+            EINVAL: a VMSA of another size. The launch phase goes on.
+        LaunchFinishError
+            With the platform's errno: the launch is already finished.
 
         References
         ----------
@@ -501,24 +503,23 @@ class Vm:
         self._launch.finish(vmsas)
 
     def start_measurement(self) -> None:
-        """Keep a launch digest of every page that a launch update populates from now on (SNP).
+        """Start keeping a launch digest of all pages that launch updates populate (SNP).
 
         It is opt-in, because hashing costs more than populating. A page is measured in clear, before it is
-        encrypted, with the gpa of the call, and only if it was populated. VMSA pages are measured by
-        `launch_finish`.
+        encrypted, with the gpa of the call, and only if it is populated. `launch_finish` measures VMSA pages.
 
         Raises
         ------
         UnsupportedOperationError
-            EOPNOTSUPP: the platform's launch isn't measured here.
+            EOPNOTSUPP: the platform's launch isn't measured.
         InvalidArgumentError
-            EINVAL: twice, or after a launch update or the launch: the digest would lack what came before.
+            EINVAL: it was started before, or a launch update or the end of the launch came first.
         """
         self._launch.start_measurement()
 
     @property
     def launch_measurement(self) -> bytes:
-        """Launch digest of the pages populated so far, 48 bytes; final after `launch_finish`.
+        """The launch digest of the pages populated so far, 48 bytes; final after `launch_finish`.
 
         Raises
         ------
@@ -528,7 +529,7 @@ class Vm:
         return self._launch.measurement
 
     def correct_cpuid(self, corrected: Data | None) -> None:
-        """Let the firmware refuse the next CPUID page and leave these bytes in its place; None: no more."""
+        """Make the firmware refuse the next CPUID page and leave these bytes in it; None: accept it."""
         self._launch.correct_cpuid(corrected)
 
     # ---- the VM fd -----------------------------------------------------------------------------
@@ -540,21 +541,22 @@ class Vm:
         attributes: MemoryAttribute | str | int,
         flags: ContentMode | str | int = 0,
     ) -> ConversionResult:
-        """KVM_SET_MEMORY_ATTRIBUTES on the VM fd: `legacy`'s conversion; elsewhere it knows no attribute.
+        """Set attributes of guest frames (KVM_SET_MEMORY_ATTRIBUTES): the conversion of `legacy`.
 
         Parameters
         ----------
         address, size : int or str
-            Guest physical bytes, multiples of PAGE_SIZE; no memslot is needed.
+            Guest physical address and size in bytes, multiples of PAGE_SIZE; no memslot is needed.
         attributes : MemoryAttribute, str or int
-            PRIVATE (8) where the capability MEMORY_ATTRIBUTES says so, or 0, ``"shared"``.
+            PRIVATE (8) if the capability MEMORY_ATTRIBUTES has it, or 0, ``"shared"``.
         flags : int
             Must be 0.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: flags, an attribute it doesn't know, an empty, wrapping or unaligned range.
+            EINVAL: flags, an unknown attribute (in place there is none), an empty, wrapping or unaligned
+            range.
 
         References
         ----------
@@ -564,35 +566,34 @@ class Vm:
         return ConversionResult(self._owner.set_attributes(*request))
 
     def convert(self, address: int | str, size: int | str, to: Direction | str | int) -> ConversionResult:
-        """Convert a range of guest frames, on an abi whose attributes belong to the Vm (`legacy`).
+        """Convert a range of guest frames in `legacy`: a simpler form of `set_memory_attributes`.
 
-        The everyday form of `set_memory_attributes`. In place, `GuestMemfd.convert` is the call.
+        For conversion in place, use `GuestMemfd.convert`.
 
         Parameters
         ----------
         address, size : int or str
-            Guest physical bytes, multiples of PAGE_SIZE, as ``0x1000`` or ``"2m"``.
+            Guest physical address and size in bytes, multiples of PAGE_SIZE: ``0x1000`` or ``"2m"``.
         to : Direction, str or int
             ``"private"`` or ``"shared"``.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: attributes belong to the guest_memfd here, or an empty, wrapping or unaligned range.
+            EINVAL: the abi converts in place, or an empty, wrapping or unaligned range.
         """
         return self.set_memory_attributes(address, size, as_u64(to, "attributes"))
 
     def ioctl(self, request: int, argument: bytearray | bytes | None) -> None:
-        """Raw form of `set_memory_attributes`: request 0x4020AED2 and ``struct kvm_memory_attributes``."""
+        """Do a raw ioctl: request 0x4020AED2 and ``struct kvm_memory_attributes``."""
         from gmemcore.machine.ioctl import vm_ioctl
 
         vm_ioctl(self, as_u64(request, "request"), argument)
 
     def close(self) -> None:
-        """Close every file of this Vm, and let go of its memslots. Closing twice is allowed.
+        """Close all files of this Vm and drop its memslots. Closing it again has no effect.
 
-        Nothing then refers to the files' page state in a circle: it is given back at once, not when Python
-        next looks for circles.
+        The memory of page state is released at once, without waiting for Python's garbage collector.
         """
         parts = self._parts.get()
         self._owner.close([store for gmem in parts.files for store in gmem.sides], all_of_it=True)
@@ -601,12 +602,12 @@ class Vm:
         self._parts.update(lambda parts: _without_closed(parts)._replace(memslots=Memslots()))
 
     def forget(self, gmem: GuestMemfd) -> None:
-        """Let a file that was closed go; what it counted stays."""
+        """Drop a closed file; keep its counters in the total."""
         self._parts.update(_without_closed)
 
 
 class LegacyVm(Vm):
-    """A `Vm` of an abi with two backings, as `create_vm` makes of ``legacy``."""
+    """A `Vm` of the abi ``legacy``, with two backings."""
 
     def __init__(
         self, vm_type: VmType | str | int, abi: str | Abi = "legacy", *args: Any, **options: Any
@@ -617,7 +618,7 @@ class LegacyVm(Vm):
 
 
 def _without_closed(parts: _Parts) -> _Parts:
-    """Return what belongs to a Vm without the files that are closed, and with what they counted."""
+    """Drop closed files, and keep their counters."""
     closed = [gmem for gmem in parts.files if gmem.closed]
     return parts._replace(
         files=tuple(gmem for gmem in parts.files if gmem not in closed),
@@ -638,12 +639,12 @@ def _text(value: Any, name: str) -> str:
 
 
 def _enforcement(enforce: str | None, backing: str | Callable[..., Backing]) -> str | None:
-    """Check what enforces the host's view, and that the backing can be mapped for it."""
+    """Check `enforce`, and that the backing supports it."""
     if enforce is None:
         return None
     if _text(enforce, "enforce").lower() != "mprotect":
         raise InvalidArgumentError(f"enforce must be 'mprotect' or None, not {enforce!r}")
-    if isinstance(backing, str):  # what a factory makes is seen when it has made it
+    if isinstance(backing, str):  # a factory's backing is checked when it is made
         require_shared(BACKINGS[backing.lower()], backing.lower())
     return "mprotect"
 
