@@ -219,7 +219,7 @@ def test_bad_columns_and_legacy_are_refused():
     with pytest.raises(TypeError, match="steps"):
         gmem.apply_many([0.5], [0], [P])
     legacy = gmemcore.create_vm("SNP", abi="legacy").create_guest_memfd(P, 1)
-    with pytest.raises(errors.UnsupportedOperationError, match="two backings"):
+    with pytest.raises(errors.UnsupportedOperationError, match="need conversion in place"):
         legacy.apply_many([0], [0], [P])
     gmem.close()
     with pytest.raises(errors.BadFileError):
