@@ -27,8 +27,8 @@ from gmemcore.engine import store as stores
 from gmemcore.engine.steps import Step
 from gmemcore.machine import GuestMemfd
 from gmemcore.results.kinds import SCHEMA
+from gmemcore.stress import faults, oracle, places, spec, work
 from gmemcore.stress import guest as guests
-from gmemcore.stress import oracle, spec, work
 from gmemcore.stress.guest import GuestRun, Violation, run_guest
 from gmemcore.stress.invariants import ViolationError, check_file
 from gmemcore.stress.memory import backing_of
@@ -58,32 +58,32 @@ def test_the_template_is_a_spec_that_names_every_key():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"guests": 0}, r"0 - at `\$\.guests`; 1 to 10000000"),
+        ({"guests": 0}, r"0 - at `\$\.guests`; must be 1 to 10000000"),
         ({"guests": "2"}, r"Expected `int`, got `str` - at `\$\.guests`"),
         ({"guests": True}, r"Expected `int`, got `bool`"),
         ({"operations": -1}, r"\$\.operations"),
         ({"colour": 1}, r"unknown field `colour`"),
         ({"guest__colour": 1}, r"unknown field `colour` - at `\$\.guest`"),
-        ({"seeds": []}, r"nothing - at `\$\.seeds`"),
-        ({"seeds": [1, 1]}, r"the same twice - at `\$\.seeds`"),
+        ({"seeds": []}, r"empty list - at `\$\.seeds`"),
+        ({"seeds": [1, 1]}, r"the same value twice - at `\$\.seeds`"),
         ({"seeds": [-1]}, r"-1 - at `\$\.seeds\[0\]`"),
         ({"seeds": [1 << 64]}, r"\$\.seeds"),
         ({"guests": 10_000_000, "seeds": [1, 2]}, r"20000000 guests"),
         ({"guest__vm_types": ["SEV"]}, r"'SEV' - at `\$\.guest\.vm_types\[0\]`; known: .*SNP, TDX"),
         ({"guest__abis": ["v5", "v99"]}, r"unknown abi 'v99'.*at `\$\.guest\.abis\[1\]`"),
         ({"guest__memory": "64 lots"}, r"not a size.*at `\$\.guest\.memory`"),
-        ({"guest__memory": "4097t"}, r"4097t - at `\$\.guest\.memory`; 4k to 1024t"),
+        ({"guest__memory": "4097t"}, r"4097t - at `\$\.guest\.memory`; must be 4k to 1024t"),
         ({"guest__memory": 64}, r"Expected `str`"),
         ({"guest__backing": "tape"}, r"unknown backing 'tape' - at `\$\.guest\.backing`; known: anonymous"),
-        ({"guest__huge_pages": True}, r"backing 'none' doesn't take it - at `\$\.guest\.huge_pages`"),
-        ({"behaviour": []}, r"nothing - at `\$\.behaviour`"),
+        ({"guest__huge_pages": True}, r"backing 'none' has no such option - at `\$\.guest\.huge_pages`"),
+        ({"behaviour": []}, r"empty list - at `\$\.behaviour`"),
         ({"behaviour": [{"name": "dance"}]}, r"unknown behaviour 'dance' - at `\$\.behaviour\[0\]\.name`"),
         ({"behaviour": [{"name": "scatter", "parameters": {"run": "1"}}]}, r"at `\$\.behaviour\[0\]`"),
         ({"behaviour": [{"name": "scatter", "parameters": {"hop": 1}}]}, r"at `\$\.behaviour\[0\]"),
         ({"behaviour": [{"name": "scatter", "parameters": {"chunk": 1}}]}, r"\$\.behaviour\[0\]\.parameters"),
         ({"checks__oracle_every": -1}, r"\$\.checks\.oracle_every"),
         ({"faults__pin_every": 1.5}, r"\$\.faults\.pin_every"),
-        ({"guest__threads": 0}, r"0 - at `\$\.guest\.threads`; 1 to 1024"),
+        ({"guest__threads": 0}, r"0 - at `\$\.guest\.threads`; must be 1 to 1024"),
         ({"chunks__seconds": 0.0}, r"\$\.chunks\.seconds"),
         ({"chunks__guests": -1}, r"\$\.chunks\.guests"),
     ],
@@ -195,8 +195,8 @@ def test_faults_meet_what_can_fail():
 
 def test_faults_that_wait_for_nothing_meet_little(monkeypatch):
     """At any operation that comes, as if it could fail: a fault more often than not meets nothing."""
-    monkeypatch.setattr(guests, "_LOOKS", 1)
-    monkeypatch.setattr(guests.Fault, "candidates", lambda self, operations: np.arange(len(operations)))
+    monkeypatch.setattr(places, "TRIES", 1)
+    monkeypatch.setattr(faults.Fault, "candidates", lambda self, operations: np.arange(len(operations)))
     checks = Counter()
     for result in results(spec.check(FAULTED)):
         checks.update(result.checks)
@@ -332,7 +332,7 @@ def test_a_guest_of_nothing_ends(monkeypatch):
     monkeypatch.setitem(BEHAVIOURS, "scatter", row)
     stream, boots = guests.stream_of(made, made.plan(0), made.layout)
     assert (list(stream), boots) == ([], False)
-    with pytest.raises(spec.SpecError, match="does nothing - at"):
+    with pytest.raises(spec.SpecError, match="no operations with these parameters - at"):
         small(behaviour=[{"name": "scatter"}])
 
 
@@ -417,7 +417,7 @@ def test_the_oracle_would_find_a_page_too_many(monkeypatch, step):
         outcome = play(self, operation)
         row = operation[0]
         after = int(row["gpa"] + row["size"])
-        if row["step"] == step and outcome.outcome == "OK" and 0 < after < self.files[0].size:
+        if row["step"] == step and outcome.name == "OK" and 0 < after < self.files[0].size:
             self.files[0].fallocate(1, after, PAGE_SIZE)
         return outcome
 
@@ -433,7 +433,7 @@ def test_a_refused_conversion_that_changed_something_is_found(monkeypatch):
 
     def leaky(self, operation):
         outcome = play(self, operation)
-        if outcome.outcome == "ENOMEM":
+        if outcome.name == "ENOMEM":
             damaged(self.files[0], poisoned=self.files[0].n_pages // 2)  # far from the range, and uncounted
         return outcome
 
@@ -453,9 +453,9 @@ def test_a_fault_that_never_goes_is_found(monkeypatch):
 @pytest.mark.parametrize("fault", ["allocation_failure", "pin", "poison"])
 def test_a_fault_that_nothing_notices_is_found(monkeypatch, fault):
     made = small(guests=1, operations=400, checks={"oracle_every": 0, "invariants_every": 0})
-    monkeypatch.setattr(GuestRun, "_planted", lambda self, *_: nullcontext())
-    row = {kind: of for kind, of in guests.FAULTS.items() if kind == fault}
-    monkeypatch.setattr(guests, "FAULTS", row)
+    monkeypatch.setattr(faults, "planted", lambda *_: nullcontext())
+    for module in (faults, places, guests):
+        monkeypatch.setattr(module, "FAULTS", {fault: faults.FAULTS[fault]})
     assert "the oracle says E" in run_guest(made, 0).what
 
 
@@ -464,8 +464,8 @@ def test_a_refusal_that_says_another_page_is_found(monkeypatch):
     play = GuestRun._play_one
 
     def astray(self, operation):
-        ended = play(self, operation)
-        return ended._replace(gpa=ended.gpa + PAGE_SIZE) if ended.outcome == "EAGAIN" else ended
+        outcome = play(self, operation)
+        return outcome._replace(gpa=outcome.gpa + PAGE_SIZE) if outcome.name == "EAGAIN" else outcome
 
     monkeypatch.setattr(GuestRun, "_play_one", astray)
     assert "stopped at page" in run_guest(made, 0).what
@@ -546,7 +546,7 @@ def test_one_bit_of_page_state_is_another_fingerprint():
 
 # ---- the oracle's own rules ------------------------------------------------------------------------
 
-MACHINE = oracle.Machine("SNP", "v5", "today", "running")
+MACHINE = oracle.Context("SNP", "v5", "today", "running")
 
 
 def request(step, offset=0, size=PAGE_SIZE, attributes=0, flags=0, variant=0):
@@ -575,13 +575,13 @@ def request(step, offset=0, size=PAGE_SIZE, attributes=0, flags=0, variant=0):
     ],
 )
 def test_what_the_oracle_refuses(asked, planes, outcome):
-    runs = [oracle.Run(0, 1, frozenset(planes))]
+    runs = [oracle.PageRun(0, 1, frozenset(planes))]
     assert oracle.answer(MACHINE, asked, runs).outcome == outcome
 
 
 def test_default_vms_have_no_private_memory():
-    machine = oracle.Machine("DEFAULT", "v5", "today", "running")
-    runs = [oracle.Run(0, 1, frozenset())]
+    machine = oracle.Context("DEFAULT", "v5", "today", "running")
+    runs = [oracle.PageRun(0, 1, frozenset())]
     assert oracle.answer(machine, request(Step.CONVERT, attributes=8), runs).outcome == "EINVAL"
     assert oracle.answer(machine, request(Step.CONVERT), runs).outcome == "OK"
     v13 = replace(machine, abi="v13")
@@ -612,7 +612,7 @@ def test_a_guest_that_isnt_the_same_twice_is_an_error():
     result = run_guest(small(), 0)
     assert merger.add(result)
     assert not merger.add(msgspec.structs.replace(result, seconds=9.0))
-    with pytest.raises(NotDeterministicError, match="guest 0 was run twice"):
+    with pytest.raises(NotDeterministicError, match="guest 0 gave two results"):
         merger.add(msgspec.structs.replace(result, digest="0" * 64))
     assert merger.pending() == [1]
 
@@ -880,8 +880,8 @@ def test_a_violation_is_told_with_what_shows_it_again(command, tmp_path, monkeyp
         (["fleet.toml", "--resume", "--fresh"], "one of them"),
         (["fleet.toml", "--tls-cert", "x", "--scheduler", "tcp://h:1"], "TLS files need --scheduler tls://"),
         (["fleet.toml", "--tls-key", "x"], "TLS files need --scheduler tls://"),
-        (["fleet.toml", "--log", "fleet.toml", "--fresh"], "is no log of a stress run"),
-        (["fleet.toml", "--log", "fleet.toml", "--resume"], "is no log of a stress run"),
+        (["fleet.toml", "--log", "fleet.toml", "--fresh"], "isn't a log of a stress run"),
+        (["fleet.toml", "--log", "fleet.toml", "--resume"], "isn't a log of a stress run"),
         (["fleet.toml", "--output", "/nowhere/x"], "No such file"),
     ],
 )
@@ -939,12 +939,12 @@ def test_progress_is_lines_elsewhere_and_a_bar_on_a_terminal(monkeypatch, capsys
 def test_places_of_events_are_one_in_every_stretch_and_depend_on_no_cut():
     made = small()
     stream = made.plan(0).stream
-    whole = guests._places(stream, 7, 0, 700)
+    whole = places.places(stream, 7, 0, 700)
     assert [place // 7 for place in whole] == list(range(100))
     cuts = sorted(random.Random(3).sample(range(1, 700), 20))
     parts = [
         place
         for low, high in zip([0, *cuts], [*cuts, 700], strict=True)
-        for place in guests._places(stream, 7, low, high)
+        for place in places.places(stream, 7, low, high)
     ]
     assert parts == whole

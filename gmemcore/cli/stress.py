@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gmemcore.stress.spec import Spec
     from gmemcore.workload.cost import CostFile
 
-_LINE_SECONDS = 5.0  # between two lines of progress, where there is no terminal
+_LINE_SECONDS = 5.0  # between two lines of progress, without a terminal
 _PATIENCE = 60.0
 _RESUME = "--resume continues from"
 _RESULTS = Group("Results", sort_key=1)
@@ -48,7 +48,7 @@ class Results:
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """Who runs the guests."""
+    """Where guests run."""
 
     workers: Annotated[
         int, Parameter(help="Worker processes on this machine.", validator=Number(gte=1, lte=1024))
@@ -71,7 +71,7 @@ class Workers:
     ] = None
 
     def runner(self) -> "Runner":
-        """Return who runs the guests: this process, others on this machine, or a cluster."""
+        """Return the runner: this process, others on this machine, or a cluster."""
         from gmemcore.stress.distributed import Cluster
         from gmemcore.stress.processes import Processes
         from gmemcore.stress.run import serial
@@ -84,7 +84,7 @@ class Workers:
 
 @dataclass(frozen=True, slots=True)
 class OneGuest:
-    """A guest of the fleet that is run again, in this process."""
+    """A single guest of the fleet, run in this process."""
 
     guest: Annotated[
         int | None, Parameter(help="Run only this guest, without a log.", validator=Number(gte=0))
@@ -105,13 +105,13 @@ def stress(
     workers: Annotated[Workers | None, Parameter(name="*", group=_WORKERS)] = None,
     one: Annotated[OneGuest | None, Parameter(name="*", group=_GUEST)] = None,
 ) -> int:
-    """Run a fleet of guests and check that every operation does what it must.
+    """Run a fleet of guests, check every one, and inject faults.
 
-    The same spec gives the same results for any number of workers. A log beside the spec keeps them; after an
-    interruption, --resume runs the guests that are missing.
+    The same spec gives the same results for any number of workers. They are kept in a log next to the spec;
+    after an interruption, --resume runs the missing guests.
 
-    Exit status: 0 everything held; 1 something did not, and the guest and operation are printed; 2 a spec,
-    log, worker or option that can't be used.
+    Exit status: 0 every check passed; 1 a check failed, and the guest and operation are printed; 2 a spec,
+    log, worker or option can't be used.
     """
     if template:
         from gmemcore.stress.spec import template as commented_spec
@@ -188,7 +188,7 @@ def _run_fleet(
 
 
 def _run_with_log(path: Path, spec: "Spec", results: Results, workers: Workers) -> "Run":
-    """Run what the log doesn't have."""
+    """Run the guests that the log doesn't have."""
     from gmemcore.stress.link import ClusterError
     from gmemcore.stress.merge import NotDeterministicError
     from gmemcore.stress.run import check_memory, open_log, run
@@ -265,7 +265,7 @@ def _run_guest(path: Path, spec: "Spec", number: int, one: OneGuest, figures: "C
 
 
 def _keeping(path: Path | None, label: str) -> "Callable[[VmFace, int], object] | None":
-    """Return what writes a guest's page state to a file; None without a file."""
+    """Return a function that writes a guest's page state to a file; None without a file."""
     if path is None:
         return None
     from gmemcore.analysis import take
@@ -275,7 +275,7 @@ def _keeping(path: Path | None, label: str) -> "Callable[[VmFace, int], object] 
 
 
 def _print_violation(path: Path, spec: "Spec", found: "Violation") -> int:
-    """Print what did not hold and the command that shows it again; returns the exit status."""
+    """Print a violation and the command that reproduces it; returns the exit status."""
     plan = spec.plan(found.guest)
     complain(
         "stress",

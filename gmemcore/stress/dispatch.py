@@ -1,22 +1,22 @@
-"""Hand chunks to workers: keep each busy, redo what a lost or silent one held, give up when none responds."""
+"""Hand chunks to workers, run those of lost or silent workers again, give up when no worker responds."""
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from gmemcore.stress.link import TICK, ClusterError, Down, Ended, Event, Failed, Heard, Link, Lost
+from gmemcore.stress.link import TICK, ClusterError, Down, Ended, Failed, Heard, Link, Lost, WorkerEvent
 from gmemcore.stress.work import Chunker, ChunkResult, decode_chunk
 
 AHEAD: Final = 2
-"""Chunks that each thread of a worker has: one to run, and one so that it never waits."""
+"""Chunks per thread of a worker: one that runs, and one so that it never waits."""
 ATTEMPTS: Final = 5
-"""How often a guest is tried alone."""
+"""Attempts at a guest that is alone in its chunk."""
 
 
 @dataclass(slots=True)
 class _Chunk:
-    """Guests that are run together; one alone, for the `attempt`-th time."""
+    """Guests that run together; `attempt` counts the tries of one that is alone."""
 
     guests: list[int]
     attempt: int = 1
@@ -24,7 +24,7 @@ class _Chunk:
 
 @dataclass(slots=True)
 class _Worker:
-    """A worker: when it was heard, by the dispatcher's clock, and its chunks by task, oldest first."""
+    """A worker: when it was last heard, by the dispatcher's clock, and its chunks by task, oldest first."""
 
     threads: int
     heard: float
@@ -32,7 +32,7 @@ class _Worker:
 
 
 class Dispatcher:
-    """Runs what a chunker hands out on the workers of a link.
+    """Runs the chunks of a chunker on the workers of a link.
 
     Parameters
     ----------
@@ -41,7 +41,8 @@ class Dispatcher:
     chunker : Chunker
         The work.
     patience : float
-        Seconds. The chunks of a worker that is silent for longer go to others; if all are, the run ends.
+        Seconds. The chunks of a worker that is silent for longer go to others. If all are silent, the run
+        ends.
     """
 
     def __init__(self, link: Link, chunker: Chunker, patience: float) -> None:
@@ -74,7 +75,7 @@ class Dispatcher:
     # ---- time ------------------------------------------------------------------------------------
 
     def _advance_clock(self) -> None:
-        """Count the time that this process was running: after it was stopped, workers are not to blame."""
+        """Advance by the time that this process ran: workers aren't silent while it is stopped."""
         now = time.monotonic()
         self._clock += min(now - self._read_clock_at, 2 * TICK)
         self._read_clock_at = now
@@ -83,7 +84,7 @@ class Dispatcher:
         return self._clock - worker.heard > self._patience
 
     def _check_silence(self) -> None:
-        """Take chunks from silent workers, or give up if nobody else is there."""
+        """Take chunks from silent workers; give up if all are silent."""
         if self._clock - self._heard > self._patience:
             raise ClusterError(f"{self._link.silence()} for {self._patience:g} s")
         for worker in self._workers.values():
@@ -96,7 +97,7 @@ class Dispatcher:
         """Give each worker that responds as many chunks as keep it busy."""
         able = {name: worker for name, worker in self._workers.items() if not self._is_silent(worker)}
         self._chunker.workers = max(1, sum(worker.threads for worker in able.values()))
-        # Until a guest's time is known, a chunk is one guest, and each thread has one.
+        # Until the duration of a guest is known, a chunk is one guest, and each thread has one.
         for level in range(1, (AHEAD if self._chunker.known else 1) + 1):
             for name, worker in able.items():
                 while len(worker.chunks) < level * worker.threads:
@@ -110,8 +111,8 @@ class Dispatcher:
 
     # ---- events in -------------------------------------------------------------------------------
 
-    def _take(self, event: Event) -> ChunkResult | None:
-        """Take note of an event; returns the result that it brings."""
+    def _take(self, event: WorkerEvent) -> ChunkResult | None:
+        """Process an event; returns the result that it brings, if any."""
         match event:
             case Heard(name, threads):
                 self._heard = self._clock
@@ -131,7 +132,7 @@ class Dispatcher:
         return None
 
     def _chunk_of(self, task: int) -> _Chunk | None:
-        """Strike a task off its worker; None if it was taken back before."""
+        """Remove a task from its worker and return its chunk; None if it was taken back before."""
         name = self._worker_of.pop(task, None)
         return None if name is None else self._workers[name].chunks.pop(task)
 
@@ -144,7 +145,7 @@ class Dispatcher:
         return result
 
     def _take_back(self, worker: _Worker, why: str) -> None:
-        """Let others run the chunks of a worker; the oldest ones, which it was running, may be to blame."""
+        """Queue the chunks of a worker again; the oldest ones, which it was running, are suspects."""
         for place, (task, chunk) in enumerate(worker.chunks.items()):
             del self._worker_of[task]
             self._link.forget(task)
@@ -152,7 +153,7 @@ class Dispatcher:
         worker.chunks.clear()
 
     def _retry(self, chunk: _Chunk, why: str | None) -> None:
-        """Run a chunk again. One that is to blame (`why`) is halved, until a guest that kills is alone."""
+        """Queue a chunk again. A suspect (`why`) is halved, until a guest that kills its worker is alone."""
         if why is None:
             self._again.append(chunk)
             return

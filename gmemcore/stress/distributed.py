@@ -24,7 +24,7 @@ from gmemcore.stress.spec import Spec
 from gmemcore.stress.work import Chunker, ChunkResult, code_id, run_chunk
 
 WORKERS_PER_SECOND: Final = 200
-"""How many workers' signs of life are asked for, so that a large cluster's scheduler isn't kept busy."""
+"""Signs of life to ask for per second; limits the load of a large cluster's scheduler."""
 
 _ADDRESS: Final = re.compile(r"(tcp|tls)://.+:\d+")
 
@@ -64,13 +64,13 @@ class Cluster:
         ------
         ClusterError
             The scheduler doesn't answer, no worker responds, a worker has no gmemcore or another one, or a
-            guest fails again and again.
+            guest fails repeatedly.
         """
         with DaskLink(self, spec.encode(), code_id()) as link:
             yield from Dispatcher(link, chunker, self.patience).results()
 
     def security(self) -> Any:
-        """Return the TLS files as Dask takes them; None if none was given."""
+        """Return the TLS files as a Dask Security; None if none is given."""
         from distributed import Security
 
         given = {
@@ -105,7 +105,7 @@ class DaskLink(Link):
         from distributed import Client
 
         for name in logging.root.manager.loggerDict:
-            if name.partition(".")[0] == "distributed":  # what matters is raised
+            if name.partition(".")[0] == "distributed":  # errors that matter are raised
                 logging.getLogger(name).setLevel(logging.CRITICAL)
         address, patience = self._cluster.scheduler, self._cluster.patience
         options = {"timeout": patience, "security": self._cluster.security(), "set_as_default": False}
@@ -117,7 +117,7 @@ class DaskLink(Link):
                     await self._look_for_workers()
                     await asyncio.sleep(max(TICK, len(self._last_seen) / WORKERS_PER_SECOND))
             finally:
-                with suppress(Exception):  # it may be in any state, and what it was asked for is done
+                with suppress(Exception):  # it can be in any state, and is no longer needed
                     await asyncio.wait_for(self._client.close(), CLOSING_SECONDS / 2)
         raise ClusterError(f"the scheduler at {address} has closed the connection")
 
@@ -133,7 +133,7 @@ class DaskLink(Link):
             ) from error
 
     async def _look_for_workers(self) -> None:
-        """Say which workers gave a sign of life since the last time, and which have gone."""
+        """Report workers that gave a sign of life since the last time, and workers that have gone."""
         try:
             request = self._client.scheduler.identity()
             found = (await asyncio.wait_for(request, self._cluster.patience))["workers"]
@@ -144,7 +144,7 @@ class DaskLink(Link):
             del self._last_seen[name]
             self._put(Lost(name, "its worker died"))
         for name, worker in found.items():
-            # A worker that has no memory left is paused: it sends signs of life, and starts nothing.
+            # A worker without memory is paused: it sends signs of life, but starts nothing.
             if worker["status"] == "running" and self._last_seen.get(name) != worker["last_seen"]:
                 self._last_seen[name] = worker["last_seen"]
                 self._put(Heard(name, worker["nthreads"]))
@@ -164,10 +164,10 @@ class DaskLink(Link):
             collecting.cancel()
 
     async def _collect(self, task: int, future: Any) -> None:
-        """Wait for what comes of a chunk."""
+        """Wait for the result of a chunk."""
         try:
             self._put(Ended(task, await future))
-        except CancelledError:  # a scheduler that was begun anew knows nothing of it
+        except CancelledError:  # the scheduler was restarted and lost it
             self._put(Failed(task, "it was cancelled", gone=True))
         except ModuleNotFoundError as error:
             self._put(Down(f"a worker has no gmemcore: {error}"))

@@ -1,4 +1,4 @@
-"""What must hold after any operation, and digests of what is there."""
+"""Invariants of page state, and digests of page state and contents."""
 
 import hashlib
 
@@ -10,17 +10,18 @@ from gmemcore.uapi import PAGE_SIZE, GuestMemfdFlag
 
 
 class ViolationError(AssertionError):
-    """Something that must hold doesn't."""
+    """Something that must hold doesn't hold."""
 
 
 def check_file(gmem: GuestMemfd) -> Survey:
-    """Check a file's page state, all of it, and that its counters lead there.
+    """Check all page state of a file, and that its counters are consistent with it; return the survey.
 
     Raises
     ------
     ViolationError
-        accepted ⊆ assigned ⊆ allocated ∩ private, or pinned ⊆ allocated ∩ shared; counts of pages that aren't
-        those of their bits; blocks split and merged, pages changed, assigned or allocated that don't add up.
+        A page breaks accepted ⊆ assigned ⊆ allocated ∩ private or pinned ⊆ allocated ∩ shared, a count
+        differs from its bits, or counters of splits, merges, changes, assignments or allocations don't add
+        up.
     """
     found, counters = gmem.survey(), gmem.counters
     if found.wrong:
@@ -39,14 +40,14 @@ def check_file(gmem: GuestMemfd) -> Survey:
 
 
 def _leads(before: int, changes: int, after: int) -> bool:
-    """Whether `changes` of one page each can lead from one number of pages to another."""
+    """Return whether `changes` of one page each can lead from `before` pages to `after`."""
     return abs(after - before) <= changes and (after - before - changes) % 2 == 0
 
 
 def state_digest(gmem: GuestMemfd, found: Survey) -> bytes:
-    """What depends on a file's page state and, where it holds bytes, on the sum of every page's words.
+    """Return a digest of a file's page state and, if it holds bytes, of the sum of each page's words.
 
-    SHA-256 of the bytes themselves would cost more than the run that left them there.
+    SHA-256 over all bytes would take longer than the run that wrote them.
     """
     state = found.folded.to_bytes(16, "little")
     if not gmem.has_bytes:

@@ -1,7 +1,7 @@
 """Contact with workers, kept by an event loop in a thread of its own.
 
-The thread that runs the fleet asks for `Link.events` with a timeout and waits for nothing else, so that
-neither a silent worker nor a silent scheduler can hold it. Signals reach that thread alone.
+The thread that runs the fleet waits only in `Link.events`, which has a timeout, so neither a silent worker
+nor a silent scheduler can block it. Only that thread receives signals.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from gmemcore.errors import InputError
 TICK: Final = 0.5
 """Seconds between two checks of workers that send nothing."""
 CLOSING_SECONDS: Final = 2.0
-"""How long closing a link may take; its thread is left behind after that."""
+"""Longest time that closing a link takes; after it, its thread is abandoned."""
 
 
 class ClusterError(InputError):
@@ -26,7 +26,7 @@ class ClusterError(InputError):
 
 
 class Heard(NamedTuple):
-    """A worker gave a sign of life; it can run this many chunks at a time (0: it is still starting)."""
+    """A worker gave a sign of life. It can run this many chunks at a time (0: it is still starting)."""
 
     worker: str
     threads: int
@@ -47,7 +47,7 @@ class Ended(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A chunk wasn't run; its guests may not be to blame (`gone`: the task was lost on the way)."""
+    """A chunk wasn't run. `gone`: it was lost on the way, so its guests aren't the cause."""
 
     task: int
     why: str
@@ -55,28 +55,28 @@ class Failed(NamedTuple):
 
 
 class Down(NamedTuple):
-    """No chunk will be run any more."""
+    """The link can't run any more chunks."""
 
     why: str
 
 
-Event = Heard | Lost | Ended | Failed | Down
+WorkerEvent = Heard | Lost | Ended | Failed | Down
 
 
 class Link(ABC):
-    """Workers of one kind: who is there, what they are given and what comes back.
+    """Workers of one kind, the chunks they are given and the events they cause.
 
     Parameters
     ----------
     spec : bytes
-        `Spec.encode`'s.
+        From `Spec.encode`.
     code : str
         `code_id` of this process.
     """
 
     def __init__(self, spec: bytes, code: str) -> None:
         self.spec, self.code = spec, code
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[WorkerEvent] = queue.SimpleQueue()
         self._loop = asyncio.new_event_loop()
         self._serving: asyncio.Task[None] | None = None
         self._up = threading.Event()
@@ -88,14 +88,14 @@ class Link(ABC):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let go of the workers, within `CLOSING_SECONDS`."""
+        """Close the workers, within `CLOSING_SECONDS`."""
         with suppress(RuntimeError):  # the loop has ended by itself
             self._loop.call_soon_threadsafe(self._cancel)
         self._thread.join(CLOSING_SECONDS)
 
-    def events(self, timeout: float) -> list[Event]:
-        """Return what has happened since the last call; waits for `timeout` seconds at most."""
-        found: list[Event] = []
+    def events(self, timeout: float) -> list[WorkerEvent]:
+        """Return the events since the last call; wait at most `timeout` seconds for the first."""
+        found: list[WorkerEvent] = []
         with suppress(queue.Empty):
             found.append(self._events.get(timeout=timeout))
             while True:
@@ -107,12 +107,12 @@ class Link(ABC):
         self._call(self._submit, worker, task, guests)
 
     def forget(self, task: int) -> None:
-        """Ignore what comes of a task from now on."""
+        """Ignore the result of a task from now on."""
         self._call(self._forget, task)
 
     @abstractmethod
     def silence(self) -> str:
-        """Say who it is that hasn't been heard."""
+        """Say who hasn't been heard."""
 
     # ---- in the thread ---------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ class Link(ABC):
         """See `forget`; nothing to do where results are only read."""
         return
 
-    def _put(self, event: Event) -> None:
+    def _put(self, event: WorkerEvent) -> None:
         self._events.put(event)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:

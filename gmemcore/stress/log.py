@@ -1,19 +1,18 @@
-"""Log of a run: what is done, so that a run that was killed goes on where it stopped.
+"""Log of a run, from which a run that was killed is resumed.
 
-A file of JSON Lines that is only ever appended to::
+A file of JSON Lines that is only appended to::
 
     {"sum": "0f3a…", "record": {"format": "gmemcore stress log 1", "spec": "…", "code": "…"}}
     {"sum": "77b1…", "record": {"guests": [{…}, {…}]}}
 
-``sum`` is 16 hexadecimal digits of SHA-256 over the sum of the line before and the record's bytes: a line
-that was changed, lost, repeated or moved is found, and so is a file that isn't this log's continuation. A
-record is one ``write`` of a whole line.
+``sum`` is 16 hexadecimal digits of SHA-256 over the previous line's sum and the record's bytes, so a line
+that was changed, lost, repeated or moved is detected. A record is one ``write`` of a whole line.
 
-**What may be lost.** A process that is killed loses nothing that it wrote: the kernel has it. A machine that
-loses power loses what wasn't synchronised, which happens once a second and at the end. A last line without
-its end is dropped, and its guests are run again; any other line with a wrong sum is damage, and refused. One
-run at a time writes to a log: it holds a lock on the file, which goes with the process. A log that is begun
-anew takes the place of the old one with its first results, so that a run that never gets any loses nothing.
+**What can be lost.** A process that is killed loses nothing that it wrote. A machine that loses power loses
+what wasn't synchronised: at most the last second. An incomplete last line is dropped and its guests run
+again; any other line with a wrong sum is damage, and an error. One run at a time writes to a log: it holds a
+lock on the file, which the kernel drops with the process. A new log replaces an old one together with its
+first results, so a run without results loses nothing.
 """
 
 import errno
@@ -34,18 +33,18 @@ from gmemcore.errors import InputError
 
 FORMAT: Final = "gmemcore stress log 1"
 MAX_LINE: Final = 64 << 20
-"""Bytes of a line: a longer one was written by nobody."""
+"""Longest line in bytes."""
 SYNC_SECONDS: Final = 1.0
-"""Seconds of work that a power loss can cost."""
+"""Longest time between two synchronisations, while results come."""
 
-_START: Final = "0" * 16  # what the first line's sum begins with
+_START: Final = "0" * 16  # takes the place of a previous sum in the first line
 _HEAD: Final = b'{"sum": "%s", "record": '
 _HEAD_LENGTH: Final = len(_HEAD % _START.encode())
 _TAIL: Final = b"}\n"
 
 
 class LogError(InputError):
-    """A log that can't be continued: whose it is, or where it is damaged."""
+    """A log that can't be continued: of another run, or damaged."""
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,11 +53,11 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes
     ----------
     format : str
-        Of the file.
+        Format of the file.
     spec : str
-        Hash of the spec, which decides the results.
+        Hash of the spec.
     code : str
-        Version and sources of the gmemcore that made them.
+        Version and hash of the sources of gmemcore that wrote it.
     """
 
     format: str
@@ -67,35 +66,35 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Every other record: results of some guests."""
+    """Any other record: results of some guests."""
 
     guests: list[dict[str, Any]]
 
 
 class Log:
-    """A log that is open for this run alone.
+    """A log, opened and locked for this run.
 
     Parameters
     ----------
     path : Path
         The file.
     header : Header
-        Whose results it holds.
+        The run whose results it holds.
     resume : bool
-        Whether to go on with the file that is there, if there is one; otherwise there must be none.
+        Continue an existing log. Without it and `fresh`, the log must be new or empty.
     fresh : bool
-        Whether a new log takes the place of one that is there, with its first results.
+        Replace an existing log when the first results come.
 
     Attributes
     ----------
     dropped : int
-        Bytes of a torn last record that were cut off.
+        Bytes of an incomplete last record that were cut off.
 
     Raises
     ------
     LogError
-        Another run has it, another spec or gmemcore wrote it, it is damaged, or it is there and wasn't asked
-        for.
+        Another run has locked it, another spec or gmemcore wrote it, it is damaged, or it holds results and
+        neither `resume` nor `fresh` is given.
     OSError
         It can't be read or written.
     """
@@ -131,17 +130,17 @@ class Log:
         self.close()
 
     def take_guests(self) -> Iterator[dict[str, Any]]:
-        """Results that the log held when it was opened; they can be taken once."""
+        """Yield the results that the log held when it was opened, once."""
         guests, self._guests = self._guests, []
         yield from guests
 
     def append(self, guests: list[dict[str, Any]]) -> None:
-        """Add results, which are there for a later run as soon as this returns.
+        """Append results; a later run finds them once this has returned.
 
         Raises
         ------
         OSError
-            They can't be written (a full disk); the log is as it was.
+            They can't be written (a full disk, say); the log is unchanged.
         """
         record = msgspec.json.encode(_Record(guests))
         if self._header_to_replace_by is None:
@@ -165,16 +164,16 @@ class Log:
         except BlockingIOError:
             raise LogError(f"{self.path} is in use: another run writes to it") from None
         if not os.path.samestat(os.fstat(self._fd), os.stat(self.path)):
-            raise LogError(f"{self.path} is in use: another run has just begun it anew")
+            raise LogError(f"{self.path} is in use: another run has just replaced it")
 
     def _require_log(self) -> None:
-        """Refuse to let go what isn't results."""
+        """Refuse to replace a file that isn't a log."""
         begin = os.pread(self._fd, 2 * _HEAD_LENGTH, 0)
         if begin and f'"format":"{FORMAT[:18]}'.encode() not in begin:
-            raise LogError(f"{self.path} is no log of a stress run, and isn't replaced")
+            raise LogError(f"{self.path} isn't a log of a stress run; name another file, or remove it")
 
     def _replace(self, header: bytes, record: bytes) -> None:
-        """Put a log with its first results in the place of the old one, which stays if that fails."""
+        """Replace the log by one with its first results; if that fails, the old one stays."""
         path, old = self.path.resolve(), self._fd
         self._fd, beside = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
         try:
@@ -194,7 +193,7 @@ class Log:
         self._synchronise(path.parent)
 
     def _read(self, header: Header) -> list[dict[str, Any]]:
-        """Check every line, cut off a torn last one, and return the results; begins a new file."""
+        """Check every line, cut off an incomplete last one, and return the results; start an empty file."""
         size = os.fstat(self._fd).st_size
         records: list[bytes] = []
         good = 0
@@ -218,16 +217,16 @@ class Log:
         return [guest for record in records[1:] for guest in self._guests_of(record)]
 
     def _check_torn(self, line: bytes, before: int, at: int, size: int, header: Header) -> None:
-        """Refuse a wrong line that isn't just what a killed run leaves behind."""
+        """Raise unless a wrong line is one that a killed run leaves behind."""
         if before == 0 and not self._line(msgspec.json.encode(header)).startswith(line):
-            raise LogError(f"{self.path} is no log of a stress run that began with this spec and gmemcore")
+            raise LogError(f"{self.path} isn't a log of a stress run of this spec and gmemcore")
         if at + len(line) < size or line.endswith(b"\n"):
             raise LogError(
-                f"{self.path}: line {before + 1}, at byte {at}, is damaged; a last line may lack its end"
+                f"{self.path}: line {before + 1}, at byte {at}, is damaged; only the last can be incomplete"
             )
 
     def _record_of(self, line: bytes) -> bytes | None:
-        """The record of a line, if its sum is right; the next line's sum begins with it."""
+        """Return the record of a line and advance the sum; None if the line's sum is wrong."""
         record = line[_HEAD_LENGTH : -len(_TAIL)]
         total = _sum_of(self._sum, record)
         if line != _HEAD % total.encode() + record + _TAIL:
@@ -239,7 +238,7 @@ class Log:
         try:
             found = msgspec.json.decode(record, type=Header)
         except msgspec.DecodeError as error:
-            raise LogError(f"{self.path} is no log of a stress run: {error}") from error
+            raise LogError(f"{self.path} isn't a log of a stress run: {error}") from error
         for what, there, here in (
             ("is of another format", found.format, header.format),
             ("is of another spec", found.spec, header.spec),
@@ -270,11 +269,11 @@ class Log:
             self._synced = time.monotonic()
 
     def _line(self, record: bytes) -> bytes:
-        """The line that would follow the last one."""
+        """Return a record as the next line."""
         return _HEAD % _sum_of(self._sum, record).encode() + record + _TAIL
 
     def _synchronise(self, folder: Path) -> None:
-        """Make sure that a new file and its name stay."""
+        """Synchronise a new file and its name."""
         os.fsync(self._fd)
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -284,5 +283,5 @@ class Log:
 
 
 def _sum_of(before: str, record: bytes) -> str:
-    """16 hexadecimal digits for a record that follows the line with the sum before."""
+    """Return the sum of a record, given the previous line's."""
     return hashlib.sha256(before.encode() + record).hexdigest()[:16]

@@ -1,7 +1,7 @@
-"""Memory of guests with contents: what is faulted in at once is kept, and cleared for the next guest.
+"""Reuse prefaulted memory from guest to guest.
 
-Faulting a guest in takes many times as long as clearing it, and every guest of a fleet is as large as the one
-before. A thread keeps one guest's memory at most.
+Page faults on a guest's memory take many times as long as clearing it, and all guests of a fleet have the
+same size. A thread keeps the memory of one guest at most.
 """
 
 import threading
@@ -14,7 +14,7 @@ from gmemcore.stress.spec import Spec
 
 
 class _Kept(threading.local):
-    """A thread's own, by kind: a worker with several threads runs as many guests at once."""
+    """Memory of this thread by kind: a worker with several threads runs several guests at once."""
 
     def __init__(self) -> None:
         self.by_kind: dict[tuple[str, int, bool], list[Backing]] = {}
@@ -24,7 +24,7 @@ _kept = _Kept()
 
 
 def backing_of(spec: Spec) -> Callable[[int], Backing]:
-    """What makes the memory of a fleet's next guest, or lends it what is kept."""
+    """Return the backing of a fleet's next guest: new memory, or the memory of the last one, cleared."""
     guest = spec.guest
     options = {"huge_pages": True} if guest.huge_pages else {}
     if not guest.prefault:
@@ -36,7 +36,7 @@ def backing_of(spec: Spec) -> Callable[[int], Backing]:
 
     def lend(size: int) -> Backing:
         nonlocal lent
-        if lent == len(owners):  # `legacy` has a second side
+        if lent == len(owners):  # `legacy` has two backings
             owners.append(BACKINGS[guest.backing](size, prefault=True, **options))
         owner = owners[lent]
         lent += 1

@@ -1,4 +1,4 @@
-"""Results of guests, and their sum, which doesn't depend on who made them, in which order or how often."""
+"""Results of guests and their sums, which don't depend on order, repetition or who made them."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -10,28 +10,28 @@ _MODULUS: Final = 1 << 256
 
 
 class GuestResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one guest did.
+    """Result of one guest.
 
     Attributes
     ----------
     guest : int
-        Its number in the fleet.
+        Number of the guest in the fleet.
     cell : str
-        What it is and does.
+        Its kind: behaviour, VM type, abi, firmware.
     operations : int
-        Operations that were run, faults and retries among them.
+        Operations that were run, including faults and retries.
     outcomes : dict of str to int
         Operations by outcome: ``OK``, an errno's name, or an exit.
     counters : dict of str to int
-        Exact events.
+        Counters of the guest.
     checks : dict of str to int
-        Operations that the oracle repeated, invariants checked, faults injected.
+        Operations compared with the oracle, checks of invariants, faults due and injected.
     sizes : list of int
-        Conversions by size: place i counts those of 2^i to 2^(i+1) - 1 pages.
+        Conversions by size: entry i counts those of 2^i to 2^(i+1) - 1 pages.
     digest : str
-        SHA-256 of all of the above, of each operation's outcome and of the final page state and contents.
+        SHA-256 of everything above, of every operation's outcome, and of the final page state and contents.
     seconds : float
-        How long it took here: the only field that isn't the same everywhere.
+        Time it took; the only field that differs from run to run.
     """
 
     guest: int
@@ -46,7 +46,7 @@ class GuestResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NotDeterministicError(RuntimeError):
-    """A guest was run twice and did not do the same."""
+    """A guest that was run twice gave different results."""
 
 
 class Totals:
@@ -56,7 +56,7 @@ class Totals:
     ----------
     guests, operations : int
     seconds : float
-        Of all workers together.
+        Time of all workers together.
     outcomes, counters, checks : Counter
     sizes : list of int
     """
@@ -71,7 +71,7 @@ class Totals:
         self._digest = 0
 
     def add(self, result: GuestResult) -> None:
-        """Add a guest's result; sums alone, so that no order matters."""
+        """Add a guest's result. Only sums are kept, so order doesn't matter."""
         self.guests += 1
         self.operations += result.operations
         self.seconds += result.seconds
@@ -88,16 +88,16 @@ class Totals:
 
     @property
     def conversions(self) -> int:
-        """Conversion requests, of all sizes."""
+        """Number of conversion requests."""
         return sum(self.sizes)
 
     @property
     def digest(self) -> str:
-        """Sum of the guests' digests: equal for equal guests, in whatever order they came."""
+        """Sum of the guests' digests modulo 2^256, which doesn't depend on order."""
         return f"{self._digest:064x}"
 
     def asdict(self) -> dict[str, Any]:
-        """The sums by name, keys in order."""
+        """Return the sums by name, with keys in order."""
         return {
             "guests": self.guests,
             "operations": self.operations,
@@ -110,7 +110,7 @@ class Totals:
 
 
 class Merger:
-    """Results of a fleet as they come, each guest once.
+    """Collects results of a fleet, each guest once.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ class Merger:
     results : dict of int to GuestResult
         By guest.
     all : Totals
-        Of all that came.
+        Sums of all results.
     """
 
     def __init__(self, total: int) -> None:
@@ -131,18 +131,18 @@ class Merger:
         self.all = Totals()
 
     def add(self, result: GuestResult) -> bool:
-        """Add a result; whether it is new. A task may run twice, and then both results are the same one.
+        """Add a result and return whether it is new: a chunk can be run twice.
 
         Raises
         ------
         NotDeterministicError
-            They aren't.
+            The guest's earlier result has another digest.
         """
         before = self.results.get(result.guest)
         if before is not None:
             if before.digest != result.digest:
                 raise NotDeterministicError(
-                    f"guest {result.guest} was run twice, with digests {before.digest} and {result.digest}"
+                    f"guest {result.guest} gave two results, with digests {before.digest} and {result.digest}"
                 )
             return False
         self.results[result.guest] = result
@@ -151,15 +151,15 @@ class Merger:
 
     @property
     def complete(self) -> bool:
-        """Whether every guest's result is there."""
+        """Whether every guest has a result."""
         return len(self.results) == self.total
 
     def pending(self) -> list[int]:
-        """Guests whose results aren't there, in order."""
+        """Return the guests without a result, in order."""
         return [number for number in range(self.total) if number not in self.results]
 
     def by_cell(self) -> dict[str, Totals]:
-        """Sums by what guests are and do, in order of the first guest of each."""
+        """Return sums by kind of guest, in the order of each kind's first guest."""
         cells: dict[str, Totals] = {}
         for number in sorted(self.results):
             result = self.results[number]

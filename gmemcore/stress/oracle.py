@@ -1,10 +1,10 @@
-"""Oracle: what one operation must answer and do to page state, told once more in plain Python.
+"""Oracle: an independent model, in plain Python, of what one operation answers and does to page state.
 
-It shares nothing with the engine: no kernel, no bit, no array. Pages come in runs of equal state, a state is
-a set of planes, and each rule says what becomes of a page. Policy, which is data, is asked for the answer to
-a conversion. The numbers are those of `Step`; the rules those of docs/spec.md.
+It shares no code with the engine: no kernel, no bits, no arrays. Pages come in runs of equal state, a state
+is a set of planes, and each rule maps the state of a page to its next. The answer to a conversion is looked
+up in policy, which is data. Numbers of steps are those of `Step`; the rules are those of docs/spec.md.
 
-Launch updates, and operations that aren't whole within one region, aren't told here.
+It doesn't predict launch updates, nor operations that aren't whole within one region.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ from gmemcore.uapi import PAGE_SIZE, ContentMode, Direction, Firmware, Phase, Vm
 from gmemcore.workload.operations import Access
 
 Planes = frozenset[str]
-"""The planes that are set on a page."""
+"""Planes that are set on a page."""
 
 
-class Run(NamedTuple):
-    """Pages of one file in one state, half-open."""
+class PageRun(NamedTuple):
+    """Consecutive pages of one file in the same state, half-open."""
 
     start: int
     end: int
@@ -42,8 +42,8 @@ class Request(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What the answer depends on beside the pages.
+class Context:
+    """What an answer depends on, apart from the pages.
 
     Attributes
     ----------
@@ -63,42 +63,42 @@ class Machine:
 
 
 class Answer(NamedTuple):
-    """What must come of an operation.
+    """What an operation must do.
 
     Attributes
     ----------
     outcome : str
         ``OK``, or the name of the refusal.
     page : int or None
-        The page that stopped it, where one did.
-    runs : list of Run
-        The pages of the range afterwards.
+        The page at which it stopped, if it did.
+    runs : list of PageRun
+        Pages of the range afterwards.
     """
 
     outcome: str
     page: int | None
-    runs: list[Run]
+    runs: list[PageRun]
 
 
 class _Stopped(Exception):
-    """A refusal, before anything has changed but what is in `left`."""
+    """A refusal. Nothing has changed, or what `left` says."""
 
-    def __init__(self, outcome: str, page: int | None = None, left: list[Run] | None = None) -> None:
+    def __init__(self, outcome: str, page: int | None = None, left: list[PageRun] | None = None) -> None:
         super().__init__(outcome)
         self.outcome, self.page, self.left = outcome, page, left
 
 
-def answer(machine: Machine, request: Request, runs: list[Run]) -> Answer:
-    """Say what must come of a request on pages in these runs, which are those that it touches."""
+def answer(context: Context, request: Request, runs: list[PageRun]) -> Answer:
+    """Return what a request must do to these runs, which are of the pages that it touches."""
     try:
-        return Answer("OK", None, joined(_RULES[request.step](machine, request, runs)))
+        return Answer("OK", None, joined(_RULES[request.step](context, request, runs)))
     except _Stopped as stopped:
         return Answer(stopped.outcome, stopped.page, joined(runs if stopped.left is None else stopped.left))
 
 
-def joined(runs: list[Run]) -> list[Run]:
-    """Runs so that neighbours differ."""
-    joined: list[Run] = []
+def joined(runs: list[PageRun]) -> list[PageRun]:
+    """Merge neighbours of equal state, and drop empty runs."""
+    joined: list[PageRun] = []
     for run in runs:
         if joined and joined[-1].planes == run.planes:
             joined[-1] = joined[-1]._replace(end=run.end)
@@ -107,13 +107,13 @@ def joined(runs: list[Run]) -> list[Run]:
     return joined
 
 
-def _changed(runs: list[Run], rule: Callable[[Planes], Planes]) -> list[Run]:
-    """Each page after a rule."""
-    return [Run(start, end, rule(planes)) for start, end, planes in runs]
+def _changed(runs: list[PageRun], rule: Callable[[Planes], Planes]) -> list[PageRun]:
+    """Apply a rule to each page."""
+    return [PageRun(start, end, rule(planes)) for start, end, planes in runs]
 
 
-def _stop_at_first(runs: list[Run], refuses: Callable[[Planes], str]) -> None:
-    """Refuse at the first page for which there is a reason."""
+def _stop_at_first(runs: list[PageRun], refuses: Callable[[Planes], str]) -> None:
+    """Refuse at the first page for which `refuses` gives a reason."""
     for run in runs:
         if reason := refuses(run.planes):
             raise _Stopped(reason, run.start)
@@ -128,26 +128,26 @@ def _need_pages(request: Request) -> None:
 
 
 @cache
-def _policy(machine: Machine, direction: Direction, flag: int) -> tuple[str, str | None, str | None]:
+def _policy(context: Context, direction: Direction, flag: int) -> tuple[str, str | None, str | None]:
     """Outcome, effect and precondition that policy has for one flag."""
-    row = cell(machine.abi, machine.vm_type, machine.firmware, machine.phase, direction, ContentMode(flag))
+    row = cell(context.abi, context.vm_type, context.firmware, context.phase, direction, ContentMode(flag))
     return row.outcome, row.effect, row.unless
 
 
-def _convert(machine: Machine, request: Request, runs: list[Run]) -> list[Run]:
-    abi, flags = get_abi(machine.abi), request.flags
+def _convert(context: Context, request: Request, runs: list[PageRun]) -> list[PageRun]:
+    abi, flags = get_abi(context.abi), request.flags
     known = {int(flag.bit) for flag in abi.flags}
     if flags and flags not in known:
         raise _Stopped("EINVAL")
     to_private = request.attributes == 8
 
-    if _policy(machine, Direction.TO_SHARED, 0)[0] == "EINVAL" or request.attributes not in (0, 8):
+    if _policy(context, Direction.TO_SHARED, 0)[0] == "EINVAL" or request.attributes not in (0, 8):
         raise _Stopped("EINVAL")
-    if to_private and _policy(machine, Direction.TO_PRIVATE, 0)[0] == "EINVAL":
+    if to_private and _policy(context, Direction.TO_PRIVATE, 0)[0] == "EINVAL":
         raise _Stopped("EINVAL")
     _need_pages(request)
     direction = Direction.TO_PRIVATE if to_private else Direction.TO_SHARED
-    outcome, effect, unless = _policy(machine, direction, flags)
+    outcome, effect, unless = _policy(context, direction, flags)
     if outcome != "OK" or (unless and any(unless in run.planes for run in runs)):
         raise _Stopped("EOPNOTSUPP", request.offset // PAGE_SIZE)
     if not to_private:
@@ -160,28 +160,28 @@ def _convert(machine: Machine, request: Request, runs: list[Run]) -> list[Run]:
 # ---- the file and the host ---------------------------------------------------------------------------
 
 
-def _allocate(_: Machine, request: Request, runs: list[Run]) -> list[Run]:
+def _allocate(_: Context, request: Request, runs: list[PageRun]) -> list[PageRun]:
     _need_pages(request)
     return _changed(runs, lambda planes: planes | {"allocated"})
 
 
-def _punch_hole(_: Machine, request: Request, runs: list[Run]) -> list[Run]:
+def _punch_hole(_: Context, request: Request, runs: list[PageRun]) -> list[PageRun]:
     _need_pages(request)
     return _changed(runs, lambda planes: planes & {"private"})
 
 
-def _pin(_: Machine, request: Request, runs: list[Run]) -> list[Run]:
+def _pin(_: Context, request: Request, runs: list[PageRun]) -> list[PageRun]:
     _need_pages(request)
     _stop_at_first(runs, lambda planes: "EFAULT" if planes & {"private", "poisoned"} else "")
     return _changed(runs, lambda planes: planes | {"allocated", "pinned"})
 
 
-def _unpin(_: Machine, request: Request, runs: list[Run]) -> list[Run]:
+def _unpin(_: Context, request: Request, runs: list[PageRun]) -> list[PageRun]:
     _need_pages(request)
     return _changed(runs, lambda planes: planes - {"pinned"})
 
 
-def _poison(_: Machine, request: Request, runs: list[Run]) -> list[Run]:
+def _poison(_: Context, request: Request, runs: list[PageRun]) -> list[PageRun]:
     """Page by page: those before one that isn't in use stay poisoned."""
     _need_pages(request)
     for i, run in enumerate(runs):
@@ -191,7 +191,7 @@ def _poison(_: Machine, request: Request, runs: list[Run]) -> list[Run]:
     return _changed(runs, lambda planes: planes | {"poisoned"})
 
 
-def _host_access(_: Machine, request: Request, runs: list[Run]) -> list[Run]:
+def _host_access(_: Context, request: Request, runs: list[PageRun]) -> list[PageRun]:
     if request.size == 0:
         raise _Stopped("EINVAL")
     _stop_at_first(runs, lambda planes: "SIGBUS" if planes & {"private", "poisoned"} else "")
@@ -201,23 +201,23 @@ def _host_access(_: Machine, request: Request, runs: list[Run]) -> list[Run]:
 # ---- the guest ----------------------------------------------------------------------------------------
 
 
-def _guest_access(machine: Machine, request: Request, runs: list[Run]) -> list[Run]:
+def _guest_access(context: Context, request: Request, runs: list[PageRun]) -> list[PageRun]:
     if request.size == 0:
         raise _Stopped("EINVAL")
 
     def refuses(planes: Planes) -> str:
         private = "private" in planes
-        chosen = machine.coco and request.variant != Access.AS_ATTRIBUTE
+        chosen = context.coco and request.variant != Access.AS_ATTRIBUTE
         if chosen and private != (request.variant == Access.PRIVATE):
             return "MEMORY_FAULT"
         if "poisoned" in planes:
             return "EHWPOISON"
-        return "NOT_VALIDATED" if machine.coco and private and "accepted" not in planes else ""
+        return "NOT_VALIDATED" if context.coco and private and "accepted" not in planes else ""
 
     for i, run in enumerate(runs):
         reason = refuses(run.planes)
         if reason == "NOT_VALIDATED":
-            page = Run(run.start, run.start + 1, run.planes | {"allocated", "assigned"})
+            page = PageRun(run.start, run.start + 1, run.planes | {"allocated", "assigned"})
             left = [*runs[:i], page, run._replace(start=run.start + 1), *runs[i + 1 :]]
             raise _Stopped(reason, run.start, left)
         if reason:
@@ -225,9 +225,9 @@ def _guest_access(machine: Machine, request: Request, runs: list[Run]) -> list[R
     return _changed(runs, lambda planes: planes | {"allocated"})
 
 
-def _accept(machine: Machine, request: Request, runs: list[Run]) -> list[Run]:
+def _accept(context: Context, request: Request, runs: list[PageRun]) -> list[PageRun]:
     _need_pages(request)
-    if not machine.coco:
+    if not context.coco:
         return runs
 
     def refuses(planes: Planes) -> str:
@@ -239,7 +239,7 @@ def _accept(machine: Machine, request: Request, runs: list[Run]) -> list[Run]:
     return _changed(runs, lambda planes: planes | {"allocated", "assigned", "accepted"})
 
 
-_RULES: Final[dict[int, Callable[[Machine, Request, list[Run]], list[Run]]]] = {
+_RULES: Final[dict[int, Callable[[Context, Request, list[PageRun]], list[PageRun]]]] = {
     Step.CONVERT: _convert,
     Step.HOST_READ: _host_access,
     Step.HOST_WRITE: _host_access,
@@ -253,14 +253,14 @@ _RULES: Final[dict[int, Callable[[Machine, Request, list[Run]], list[Run]]]] = {
     Step.POISON: _poison,
 }
 STEPS: Final = frozenset(_RULES)
-"""Steps that the oracle tells."""
+"""Steps that the oracle predicts."""
 
 
 # ---- counters -----------------------------------------------------------------------------------------
 
 
-def events(before: list[Run], after: list[Run]) -> dict[str, int]:
-    """Pages that changed between two lists of runs over the same pages, as counters count them."""
+def events(before: list[PageRun], after: list[PageRun]) -> dict[str, int]:
+    """Return counters of what changed between two lists of runs over the same pages."""
     counts = dict.fromkeys(("pages_changed", "pages_allocated", "assignments"), 0)
     for start, end, old, new in side_by_side(before, after):
         pages = end - start
@@ -270,8 +270,8 @@ def events(before: list[Run], after: list[Run]) -> dict[str, int]:
     return counts
 
 
-def side_by_side(before: list[Run], after: list[Run]) -> list[tuple[int, int, Planes, Planes]]:
-    """Pieces of pages with the state of both: (start, end, planes before, planes after)."""
+def side_by_side(before: list[PageRun], after: list[PageRun]) -> list[tuple[int, int, Planes, Planes]]:
+    """Cut two lists of runs over the same pages alike: (start, end, planes before, planes after)."""
     cuts = sorted({edge for run in (*before, *after) for edge in (run.start, run.end)})
     pieces, i, j = [], 0, 0
     for start, end in pairwise(cuts):

@@ -24,7 +24,7 @@ from gmemcore.stress.spec import Spec
 from gmemcore.stress.work import Chunker, ChunkResult, code_id
 
 MAX_LINE: Final = 64 << 20
-"""Bytes of a result; a worker that writes a longer one is ended."""
+"""Longest result in bytes; a worker that writes a longer one is killed."""
 RESTART_SECONDS: Final = 1.0
 """Pause after a start that failed while other workers run."""
 
@@ -52,7 +52,7 @@ class Processes:
         Raises
         ------
         ClusterError
-            No worker can start, none responds, or a guest fails again and again.
+            No worker can start, none responds, or a guest fails repeatedly.
         """
         with ProcessLink(self.workers, spec.encode(), code_id()) as link:
             yield from Dispatcher(link, chunker, self.patience).results()
@@ -87,7 +87,7 @@ class ProcessLink(Link):
                 group.create_task(self._keep_running(slot))
 
     async def _keep_running(self, slot: int) -> None:
-        """Run a process, and another one when it has died."""
+        """Run a process, and replace it when it dies."""
         for number in count():
             name = f"{slot}.{number}"
             try:
@@ -106,7 +106,7 @@ class ProcessLink(Link):
                 return
 
     async def _run_process(self, name: str) -> str:
-        """Start a process and take in what it writes until it ends; returns how it ended."""
+        """Start a process and read its output until it ends; returns how it ended."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         loop = asyncio.get_running_loop()
         # As create_subprocess_exec, which keeps the transport to itself and never closes it.
@@ -132,7 +132,7 @@ class ProcessLink(Link):
                 await asyncio.wait_for(process.wait(), CLOSING_SECONDS)
                 return _how_it_ended(process.returncode, await asyncio.wait_for(last_words, CLOSING_SECONDS))
             return "its output ended"
-        except ValueError as error:  # a line that isn't a worker's, or has no end
+        except ValueError as error:  # a line that no worker writes, or that never ends
             return str(error)
         finally:
             del self._inputs[name]
@@ -155,7 +155,7 @@ class ProcessLink(Link):
             self._put(Ended(message.task, bytes(message.result)))
 
     def _submit(self, worker: str, task: int, guests: Sequence[int]) -> None:
-        if worker in self._inputs:  # else it has just gone, and the event says so
+        if worker in self._inputs:  # else it has just ended, and its event is on the way
             self._write(worker, [task, list(guests)])
 
 
@@ -179,7 +179,7 @@ def _how_it_ended(code: int | None, last_words: str) -> str:
 async def _last_line(stream: asyncio.StreamReader) -> str:
     """Read all of a stream and return its last line that isn't empty."""
     last = ""
-    with suppress(ValueError):  # a line that has no end
+    with suppress(ValueError):  # a line that never ends
         async for line in stream:
             last = line.decode(errors="replace").strip() or last
     return last

@@ -1,4 +1,4 @@
-"""A run: the guests of a fleet, one after another here or many at once elsewhere, merged and logged."""
+"""Run a fleet here or on workers; merge and log its results."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,28 +16,28 @@ from gmemcore.stress.spec import Spec
 from gmemcore.stress.work import Chunker, ChunkResult, code_id, decode_chunk, run_chunk
 
 Runner = Callable[[Spec, Chunker], Iterator[ChunkResult]]
-"""Runs what a `Chunker` hands out, and yields results as they come, in any order, some perhaps twice."""
+"""Runs the chunks of a `Chunker` and yields their results in any order, possibly some twice."""
 
 LEAST_CHUNK: Final = 0.2
-"""Seconds below which a chunk would cost more than it does."""
+"""Shortest chunk in seconds: overhead would dominate shorter ones."""
 
 
 @dataclass
 class Run:
-    """How far a run has come.
+    """State of a run.
 
     Attributes
     ----------
     spec : Spec
         The fleet.
     merger : Merger
-        What is done.
+        Results so far.
     resumed : int
-        Guests that a log had already.
+        Guests whose results came from the log.
     workers : int
-        Who works on it.
+        Number of workers.
     violation : Violation or None
-        What did not hold: the run ended there.
+        The violation that ended the run.
     """
 
     spec: Spec
@@ -49,22 +49,22 @@ class Run:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since it began."""
+        """Seconds since the run began."""
         return time.monotonic() - self.began
 
     @property
     def operations(self) -> int:
-        """Operations of this run, without those of a log."""
+        """Operations of this run, without those from the log."""
         return self.merger.all.operations - self._resumed_operations
 
     @property
     def rate(self) -> float:
-        """Operations a second, of all workers together."""
+        """Operations per second, of all workers together."""
         return self.operations / max(self.elapsed, 1e-9)
 
     @property
     def seconds_left(self) -> float | None:
-        """What the rest will take, if it goes on like that; None while nothing is known."""
+        """Estimate of the seconds left; None before the first result."""
         done = len(self.merger.results) - self.resumed
         left = self.merger.total - len(self.merger.results)
         return self.elapsed / done * left if done else None
@@ -74,7 +74,7 @@ class Run:
 
 
 Watch = Callable[[Run], None]
-"""Is told after every chunk, and now and then while none comes."""
+"""Called after every chunk, and now and then between chunks."""
 
 
 def serial(spec: Spec, chunker: Chunker) -> Iterator[ChunkResult]:
@@ -90,12 +90,12 @@ def open_log(path: Path, spec: Spec, *, resume: bool = False, fresh: bool = Fals
 
 
 def check_memory(spec: Spec, workers: int = 1) -> None:
-    """Refuse guests with contents that this machine can't hold, one for each worker.
+    """Raise if this machine can't hold one guest with contents per worker.
 
     Raises
     ------
     OutOfMemoryError
-        ENOMEM, with both figures.
+        ENOMEM: names the bytes needed and available.
     """
     if spec.guest.backing != "none":
         check_available(spec.memory * min(workers, spec.total))
@@ -109,32 +109,32 @@ def run(
     workers: int = 1,
     watch: Watch = lambda _: None,
 ) -> Run:
-    """Run a fleet, or what a log says is left of it.
+    """Run the guests of a fleet that a log doesn't have yet.
 
     Parameters
     ----------
     spec : Spec
         The fleet.
     log : Log or None
-        Where results are kept as they come.
+        Keeps results as they come.
     runner : Runner
-        Who runs the guests.
+        Runs the guests.
     workers : int
-        How many it has.
+        Number of its workers.
     watch : callable
         See `Watch`.
 
     Returns
     -------
     Run
-        With all results, or with a violation.
+        All results, or a violation.
 
     Raises
     ------
     LogError
         The log holds results of guests that the fleet doesn't have.
     NotDeterministicError
-        A guest was run twice and did not do the same.
+        A guest that was run twice gave different results.
     GmemError
         The host can't hold a guest.
     """

@@ -1,8 +1,7 @@
-"""Spec of a fleet: which guests are run, how long, what is checked and what is made to fail.
+"""Spec of a fleet: which guests to run, for how long, what to check and which faults to inject.
 
-A spec is a TOML file (`template` prints a commented one). It is read strictly: an unknown key, a wrong type
-or a value that can't be run is refused with its path. What decides results has a `hash`; how the work is cut
-into chunks doesn't, and isn't part of it.
+A spec is a TOML file (`template` prints a commented one). An unknown key, a wrong type or an impossible value
+is an error with its path. `Spec.hash` covers what decides results, so not how work is cut into chunks.
 """
 
 import hashlib
@@ -27,32 +26,32 @@ from gmemcore.workload.layout import Layout
 from gmemcore.workload.seeds import Stream
 
 MAX_BYTES: Final = 1 << 20
-"""Of a spec's file: a larger one is no spec."""
+"""Largest spec file."""
 MAX_GUESTS: Final = 10_000_000
 MAX_OPERATIONS: Final = 1 << 40
 MAX_MEMORY: Final = 1 << 50
-_HASH_VERSION: Final = 3  # of the meaning of a spec: a new one whenever the same spec gives other guests
+_HASH_VERSION: Final = 3  # increased whenever the same spec gives other results
 
 
 class SpecError(InputError):
-    """A spec that can't be run: what is wrong, where, and what is accepted."""
+    """A spec that can't be run."""
 
 
 class GuestTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """``[guest]``: what guests are; lists are combined with each other.
+    """``[guest]``: the kinds of guests, one for each combination of the lists.
 
     Attributes
     ----------
     vm_types, abis, firmware : list
-        One guest for each combination.
+        VM types, names of revisions, and firmware.
     memory : str
-        Size of each, as ``64g``.
+        Size of each guest, as in ``64g``.
     backing : str
-        ``none`` keeps attributes only; ``anonymous`` and ``memfd`` hold bytes.
+        ``none`` keeps attributes only; ``anonymous`` and ``memfd`` hold contents.
     huge_pages, prefault : bool
-        Passed to the backing.
+        Options of the backing.
     threads : int
-        That work on one long range of a guest with bytes; no result depends on it.
+        Threads for long ranges of guests with contents; affects time only.
     """
 
     vm_types: tuple[VmType, ...] = (VmType.SNP,)
@@ -66,21 +65,21 @@ class GuestTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
 
 
 class BehaviourTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """``[[behaviour]]``: what guests do."""
+    """``[[behaviour]]``: a guest behaviour and its parameters."""
 
     name: str
     parameters: dict[str, Any] = {}
 
 
 class ChecksTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """``[checks]``: check one operation per this many; 0 is never.
+    """``[checks]``: how often to check. 0: never.
 
     Attributes
     ----------
     oracle_every : int
-        Operations whose outcome and effect on page state a naive model in plain Python repeats.
+        Compare one operation in this many with an independent model in plain Python.
     invariants_every : int
-        Operations after which all page state must keep the invariants; they are checked at the end too.
+        Check the invariants of all page state once in this many operations, and always at the end.
     """
 
     oracle_every: int = 1000
@@ -88,17 +87,17 @@ class ChecksTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
 
 
 class FaultsTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """``[faults]``: inject one fault per this many operations; 0 is never.
+    """``[faults]``: inject one fault per this many operations. 0: none.
 
-    A fault waits, from its place on, for an operation that it affects: one that would succeed without it. It
-    is given up after some that wouldn't, or when the next one is due.
+    A fault waits for an operation that it makes fail and that would succeed without it. It is given up after
+    some attempts, or when the next one is due.
 
     Attributes
     ----------
     allocation_failure_every : int
         An allocation of a conversion fails.
     pin_every : int
-        A shared page of a conversion to private has an unexpected reference.
+        A page that is converted to private has an unexpected reference.
     poison_every : int
         A page that is accessed or accepted has failed.
     """
@@ -109,14 +108,14 @@ class FaultsTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
 
 
 class ChunksTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """``[chunks]``: how work is cut, which changes no result.
+    """``[chunks]``: how work is cut into chunks. Affects time only.
 
     Attributes
     ----------
     seconds : float
-        What a chunk is to take; its guests are as many as that needs.
+        Duration of a chunk.
     guests : int
-        Guests in a chunk; 0 leaves it to `seconds`.
+        Guests per chunk. 0: as many as `seconds` allows.
     """
 
     seconds: float = 0.5
@@ -129,9 +128,9 @@ class Spec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     Attributes
     ----------
     guests : int
-        For each combination of the rest.
+        Guests for each combination of everything else.
     operations : int
-        Of each guest.
+        Operations of each guest.
     seeds : list of int
         u64 each. The same seed and place in the fleet give the same operations under every VM type and abi.
     behaviour : list of BehaviourTable
@@ -150,17 +149,17 @@ class Spec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
 
     @property
     def memory(self) -> int:
-        """Bytes of each guest."""
+        """Memory of each guest in bytes."""
         return parse_size(self.guest.memory)
 
     @property
     def layout(self) -> Layout:
-        """The memory of each guest, which starts private."""
+        """Layout of each guest's memory, which starts private."""
         return Layout.single(self.memory, private=True)
 
     @property
     def hash(self) -> str:
-        """Hexadecimal digest of everything that decides results."""
+        """SHA-256 of everything that decides results, in hexadecimal."""
         deciding = msgspec.to_builtins(self)
         del deciding["chunks"], deciding["guest"]["threads"]
         deciding["guest"]["memory"] = self.memory  # 64g and 65536m are one size
@@ -168,12 +167,12 @@ class Spec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
         return hashlib.sha256(text).hexdigest()
 
     def encode(self) -> bytes:
-        """The spec as JSON, which `decode` reads: how it travels to workers."""
+        """Return the spec as JSON, which `decode` reads."""
         return msgspec.json.encode(self)
 
     @property
     def cells(self) -> int:
-        """Combinations of what guests are and do."""
+        """Number of kinds of guests: behaviour, VM type, abi and firmware."""
         kinds = (self.behaviour, self.guest.abis, self.guest.vm_types, self.guest.firmware)
         product = 1
         for kind in kinds:
@@ -182,11 +181,11 @@ class Spec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
 
     @property
     def total(self) -> int:
-        """Guests of the fleet."""
+        """Number of guests."""
         return self.guests * len(self.seeds) * self.cells
 
     def plan(self, number: int) -> "Plan":
-        """What guest `number` is and does.
+        """Return the plan of a guest.
 
         Raises
         ------
@@ -217,9 +216,9 @@ class Plan:
     Attributes
     ----------
     number : int
-        Its place in the fleet.
+        Number of the guest in the fleet.
     behaviour, abi, vm_type, firmware
-        What it does and is.
+        Kind of the guest.
     stream : Stream
         Its random numbers.
     """
@@ -233,7 +232,7 @@ class Plan:
 
     @cached_property
     def cell(self) -> str:
-        """What it is and does, in words: guests of a fleet are summed up by them."""
+        """Kind of the guest as text; results are summed by it."""
         return f"{self.behaviour.name} {self.vm_type} {self.abi} {self.firmware.value}"
 
 
@@ -248,7 +247,7 @@ def read(path: Path) -> Spec:
     Raises
     ------
     SpecError
-        Not a spec, or one that can't be run.
+        It isn't a spec, or can't be run.
     OSError
         The file can't be read.
     """
@@ -263,7 +262,7 @@ def read(path: Path) -> Spec:
 
 
 def decode(text: bytes) -> Spec:
-    """Return the spec that was encoded.
+    """Return a spec from the JSON of `Spec.encode`.
 
     Raises
     ------
@@ -274,7 +273,7 @@ def decode(text: bytes) -> Spec:
 
 
 def check(tree: Any) -> Spec:
-    """Return the spec of a tree of plain values.
+    """Return a spec from a tree of plain values.
 
     Raises
     ------
@@ -293,7 +292,7 @@ def check(tree: Any) -> Spec:
 
 
 def _check_figures(spec: Spec) -> None:
-    """Refuse numbers that can't be run."""
+    """Refuse figures out of range."""
     limits = (
         ("$.guests", spec.guests, 1, MAX_GUESTS),
         ("$.operations", spec.operations, 1, MAX_OPERATIONS),
@@ -309,11 +308,11 @@ def _check_figures(spec: Spec) -> None:
     )
     for path, figure, least, most in limits:
         if not least <= figure <= most:
-            raise SpecError(f"must be {least} to {most}, not {figure} - at `{path}`")
+            raise SpecError(f"{figure} - at `{path}`; must be {least} to {most}")
 
 
 def _check_names(spec: Spec) -> None:
-    """Refuse lists without a member or with one twice, and names that stand for nothing."""
+    """Refuse lists that are empty or hold a member twice, and unknown names."""
     lists = {
         "$.seeds": spec.seeds,
         "$.behaviour": [msgspec.json.encode(row) for row in spec.behaviour],
@@ -321,18 +320,18 @@ def _check_names(spec: Spec) -> None:
     }
     for path, members in lists.items():
         if not members:
-            raise SpecError(f"nothing - at `{path}`; at least one is needed")
+            raise SpecError(f"empty list - at `{path}`; at least one value is needed")
         if len(set(members)) < len(members):
-            raise SpecError(f"the same twice - at `{path}`; it would count its guests twice")
+            raise SpecError(f"the same value twice - at `{path}`")
     if spec.total > MAX_GUESTS:
-        raise SpecError(f"{spec.total} guests - at `$`; up to {MAX_GUESTS} are run")
+        raise SpecError(f"{spec.total} guests - at `$`; must be at most {MAX_GUESTS}")
     _check_guest(spec)
     for i, row in enumerate(spec.behaviour):
         _check_behaviour(spec, f"$.behaviour[{i}]", row)
 
 
 def _check_behaviour(spec: Spec, path: str, row: BehaviourTable) -> None:
-    """Refuse a behaviour that doesn't exist, or that this memory and these parameters make impossible."""
+    """Refuse an unknown behaviour, or one that this memory or these parameters make impossible."""
     if row.name not in BEHAVIOURS:
         known = ", ".join(BEHAVIOURS)
         raise SpecError(f"unknown behaviour {row.name!r} - at `{path}.name`; known: {known}")
@@ -343,7 +342,7 @@ def _check_behaviour(spec: Spec, path: str, row: BehaviourTable) -> None:
     except TypeError as error:
         raise SpecError(f"{error} - at `{path}.parameters`") from error
     except StopIteration:
-        raise SpecError(f"with these parameters it does nothing - at `{path}`") from None
+        raise SpecError(f"no operations with these parameters - at `{path}`") from None
 
 
 def _check_guest(spec: Spec) -> None:
@@ -358,8 +357,8 @@ def _check_guest(spec: Spec) -> None:
         raise SpecError(f"{error.strerror} - at `$.guest.memory`") from error
     if size > MAX_MEMORY:
         raise SpecError(
-            f"must be {format_size(PAGE_SIZE)} to {format_size(MAX_MEMORY)}, not {spec.guest.memory} "
-            "- at `$.guest.memory`"
+            f"{spec.guest.memory} - at `$.guest.memory`; "
+            f"must be {format_size(PAGE_SIZE)} to {format_size(MAX_MEMORY)}"
         )
     if spec.guest.backing not in BACKINGS:
         raise SpecError(
@@ -368,4 +367,4 @@ def _check_guest(spec: Spec) -> None:
     taken = signature(BACKINGS[spec.guest.backing]).parameters
     for option in ("huge_pages", "prefault"):
         if getattr(spec.guest, option) and option not in taken:
-            raise SpecError(f"backing {spec.guest.backing!r} doesn't take it - at `$.guest.{option}`")
+            raise SpecError(f"backing {spec.guest.backing!r} has no such option - at `$.guest.{option}`")

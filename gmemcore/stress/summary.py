@@ -1,4 +1,4 @@
-"""Results for other programs: rows of plain values, as JSON Lines and as Parquet."""
+"""Results as JSON Lines and as Parquet."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ from gmemcore.stress.work import code_id
 def json_lines(run: Run) -> Iterator[bytes]:
     """Yield the lines of a run file: one about the run, one per guest in order, the sums, the end record.
 
-    Lines of guests are the same for any number of workers and any chunks, but for ``seconds``.
+    Lines of guests don't depend on workers or chunks, apart from ``seconds``.
     """
     first = StressFirst(
         environment=as_object(environment()),
@@ -36,7 +36,7 @@ def json_lines(run: Run) -> Iterator[bytes]:
 
 
 def rows(run: Run) -> list[dict[str, Any]]:
-    """Return one flat row per guest: what it is, figures by ``counters.name`` and the like, its digest."""
+    """Return one flat row per guest: its kind, figures as ``counters.name`` and the like, its digest."""
     flat = []
     for number in sorted(run.merger.results):
         result, plan = run.merger.results[number], run.spec.plan(number)

@@ -1,4 +1,4 @@
-"""Chunks of guests: the unit of work, the same for a process of one's own and for a cluster's worker."""
+"""Chunks of guests: the unit of work for this process and for workers."""
 
 import gc
 import hashlib
@@ -17,16 +17,16 @@ from gmemcore.stress.spec import Spec, decode
 
 
 class ChunkResult(msgspec.Struct, frozen=True):
-    """What came of a chunk.
+    """Result of a chunk.
 
     Attributes
     ----------
     code : str
-        Of the gmemcore that ran it, or would not.
+        `code_id` of the worker.
     guests : list of GuestResult
-        One a guest; none if it would not.
+        One per guest; empty if the worker's code differs from the driver's.
     violation : Violation or None
-        What did not hold; guests after it weren't run.
+        The violation that ended the chunk; the guests after it weren't run.
     """
 
     code: str
@@ -35,21 +35,21 @@ class ChunkResult(msgspec.Struct, frozen=True):
 
 
 def run_chunk(spec: bytes, guests: Sequence[int], code: str) -> bytes:
-    """Run guests one after another; idempotent, so that it may be run twice.
+    """Run guests one after another. Idempotent: a chunk can be run twice.
 
     Parameters
     ----------
     spec : bytes
-        `Spec.encode`'s.
+        From `Spec.encode`.
     guests : sequence of int
-        Their numbers.
+        Numbers of the guests.
     code : str
-        `code_id` of the driver; another gmemcore runs nothing.
+        `code_id` of the driver; a worker with another one runs nothing.
 
     Returns
     -------
     bytes
-        A `ChunkResult` as JSON: what travels is text, whatever the transport makes of objects.
+        A `ChunkResult` as JSON.
     """
     if code != code_id():
         return msgspec.json.encode(ChunkResult(code_id()))
@@ -64,17 +64,17 @@ def run_chunk(spec: bytes, guests: Sequence[int], code: str) -> bytes:
 
 
 def decode_chunk(text: bytes) -> ChunkResult:
-    """Return the result that a chunk came back with."""
+    """Return the result that `run_chunk` encoded."""
     return msgspec.json.decode(text, type=ChunkResult)
 
 
 @cache
 def prepare() -> None:
-    """Compile kernels and keep freed memory in this process, once."""
+    """Compile kernels and keep freed memory, once per process."""
     warmup()
-    keep_freed_memory()  # each guest then gets the memory of the one before, without page faults
+    keep_freed_memory()  # the next guest gets the memory of the last one, without page faults
     gc.collect()
-    gc.freeze()  # what is loaded by now stays, and needs no looking at again
+    gc.freeze()  # what is loaded by now stays; collections needn't visit it again
 
 
 @lru_cache(maxsize=4)
@@ -84,7 +84,7 @@ def _decoded(spec: bytes) -> Spec:
 
 @cache
 def code_id() -> str:
-    """Version of this gmemcore and a hash of its sources: two that differ may give other results."""
+    """Return the version of this gmemcore and a hash of its sources, which decide results."""
     package = Path(gmemcore.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -94,18 +94,18 @@ def code_id() -> str:
 
 
 class Chunker:
-    """Cuts the guests that are left into chunks of about the same time.
+    """Cuts the remaining guests into chunks of about equal duration.
 
     Parameters
     ----------
     pending : list of int
-        Guests to be run, in order.
+        Guests to run, in order.
     seconds : float
-        What a chunk is to take.
+        Duration of a chunk.
     guests : int
-        Guests of a chunk, whatever time that takes; 0: by time.
+        Guests per chunk, whatever time they take; 0: by time.
     workers : int
-        Who shares them: the last chunks are smaller, so that all end together.
+        Number of workers. The last chunks are smaller, so that all workers end together.
     """
 
     def __init__(self, pending: Sequence[int], seconds: float, guests: int = 0, workers: int = 1) -> None:
@@ -116,23 +116,23 @@ class Chunker:
 
     @property
     def left(self) -> int:
-        """Guests that were not handed out."""
+        """Number of guests that haven't been handed out."""
         return len(self._pending) - self._taken
 
     @property
     def known(self) -> bool:
-        """Whether a guest's time is known, so that chunks are as long as they should be."""
+        """Whether the duration of a guest is known, so chunks have the right length."""
         return bool(self._per_guest or self._guests)
 
     def learn(self, results: Sequence[GuestResult]) -> None:
-        """Take the time that guests took into account."""
+        """Update the duration of a guest from results."""
         for result in results:
             self._per_guest = (
                 0.8 * self._per_guest + 0.2 * result.seconds if self._per_guest else result.seconds
             )
 
     def take(self) -> list[int]:
-        """Return the next chunk; empty when nothing is left."""
+        """Return the next chunk; an empty list at the end."""
         count = self._guests or self._by_time()
         chunk = list(self._pending[self._taken : self._taken + count])
         self._taken += len(chunk)
