@@ -44,3 +44,22 @@ def test_metadata_are_complete():
     assert f"Programming Language :: Python :: {lowest}" in PROJECT["classifiers"]
     assert "Typing :: Typed" in PROJECT["classifiers"]
     assert (ROOT / "gmemcore" / "py.typed").exists()
+
+
+def test_floors_of_dependencies_are_versions_that_were_tested():
+    """``.ci/versions`` runs the suite with them."""
+    tested = dict(
+        line.split("==") for line in (ROOT / ".ci" / "oldest.lock").read_text().splitlines() if "==" in line
+    )
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    wanted = {each for group in groups for each in group if not each.startswith(("gmemcore[", "atheris"))}
+    for requirement in wanted:
+        name, floor = requirement.split(">=")
+        assert same_version(tested[name], floor), requirement
+    assert len(wanted) > 20
+
+
+def same_version(one, other):
+    numbers = [[int(part) for part in version.split(".")] for version in (one, other)]
+    longest = max(map(len, numbers))
+    return len({tuple(each + [0] * (longest - len(each))) for each in numbers}) == 1
