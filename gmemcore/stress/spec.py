@@ -308,7 +308,7 @@ def _check_figures(spec: Spec) -> None:
     )
     for path, figure, least, most in limits:
         if not least <= figure <= most:
-            raise SpecError(f"{figure} - at `{path}`; must be {least} to {most}")
+            raise SpecError(f"must be {least} to {most}, not {figure} - at `{path}`")
 
 
 def _check_names(spec: Spec) -> None:
@@ -324,7 +324,7 @@ def _check_names(spec: Spec) -> None:
         if len(set(members)) < len(members):
             raise SpecError(f"the same value twice - at `{path}`")
     if spec.total > MAX_GUESTS:
-        raise SpecError(f"{spec.total} guests - at `$`; must be at most {MAX_GUESTS}")
+        raise SpecError(f"at most {MAX_GUESTS} guests can be run, not {spec.total} - at `$`")
     _check_guest(spec)
     for i, row in enumerate(spec.behaviour):
         _check_behaviour(spec, f"$.behaviour[{i}]", row)
@@ -357,8 +357,8 @@ def _check_guest(spec: Spec) -> None:
         raise SpecError(f"{error.strerror} - at `$.guest.memory`") from error
     if size > MAX_MEMORY:
         raise SpecError(
-            f"{spec.guest.memory} - at `$.guest.memory`; "
-            f"must be {format_size(PAGE_SIZE)} to {format_size(MAX_MEMORY)}"
+            f"must be {format_size(PAGE_SIZE)} to {format_size(MAX_MEMORY)}, not {spec.guest.memory} "
+            "- at `$.guest.memory`"
         )
     if spec.guest.backing not in BACKINGS:
         raise SpecError(
