@@ -495,7 +495,9 @@ def test_cells_show_what_is_wrong(capsys):
 
 
 def test_the_template_is_a_proposal_once_it_has_a_name(capsys, tmp_path):
-    _, out, _ = run(["--template"], capsys)
+    with pytest.raises(SystemExit):
+        main(["template", "proposal"])
+    out = capsys.readouterr().out
     (tmp_path / "mine.toml").write_text(out)
     status, _, err = run([tmp_path / "mine.toml"], capsys)
     assert (status, "$.name" in err) == (2, True)

@@ -283,7 +283,7 @@ def test_options_win_over_the_file(tmp_path):
         ("memory = true", r"at `\$.memory`"),
         ("threads = [1, '2']", r"Expected `int`, got `str` - at `\$.threads\[1\]`"),
         ("threads = [0]", r"at `\$.threads\[0\]`"),
-        ("fragmentation = ['none']", r"at `\$.fragmentation\[0\]`; known: uniform, .*--axes-template"),
+        ("fragmentation = ['none']", r"at `\$.fragmentation\[0\]`; known: uniform, .*gmemcore template axes"),
         ("huge_pages = [1]", r"Expected `bool`, got `int` - at `\$.huge_pages\[0\]`"),
         ("abi = []", r"length >= 1 - at `\$.abi`"),
         ("abi = [", "not TOML"),
@@ -352,11 +352,6 @@ def test_the_command_takes_axes_and_draws(tmp_path, capsys):
             assert record["timed_as"]
             assert (record["primitive_gbps"] is None) == (record["primitive"] == "bitmap")
     assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_command_prints_its_template(capsys):
-    assert bench("--axes-template") == 0
-    assert capsys.readouterr().out == TEMPLATE
 
 
 @pytest.mark.parametrize(

@@ -92,13 +92,13 @@ def test_a_stream_without_end_is_cut(capsys):
     [
         (["boot"], "no behaviour 'boot'; there are snp-boot"),
         (["balloon", "--set", "size=4k"], "balloon has no parameter 'size'"),
-        (["balloon", "--set", "unit"], "--set unit: name=value"),
+        (["balloon", "--set", "unit"], "--set unit: must be name=value"),
         (["balloon", "--set", "unit=5"], "unit must be whole pages, 4k to 1g, not '5'"),
         (["balloon", "--memory", "5x"], "'5x' is not a size"),
         (["balloon", "--vm-type", "SEV"], "SEV"),
         (["balloon", "--abi", "v99"], "v99"),
         (["balloon", "--seed", "-1"], "seed"),
-        (["snp-boot", "--memory", "8m"], "doesn't fit beside the image"),
+        (["snp-boot", "--memory", "8m"], "doesn't fit next to the image"),
     ],
 )
 def test_what_is_refused_is_said_in_a_line(capsys, words, says):

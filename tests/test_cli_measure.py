@@ -7,11 +7,11 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
-from cyclopts import App
 from sevsnpmeasure.gctx import GCTX
 
 import gmemcore
-from gmemcore.cli.measure import generated_page, measure
+from gmemcore.cli import main
+from gmemcore.cli.measure import generated_page
 from gmemcore.machine.measurement import VMSA_GPA, LaunchDigest
 
 with warnings.catch_warnings():
@@ -51,19 +51,14 @@ kvm_sev_snp_launch_finish id_block (null) id_auth (null) host_data (null)
 @pytest.fixture
 def run(capsys, tmp_path):
     """Return a function that measures a log's text and gives back status, stdout and stderr."""
-    app = App(name="gmemcore")
-    app.command(measure, name="measure")
 
     def run_once(text, *options):
         log = tmp_path / "launch.log"
         log.write_text(text)
-        try:
-            app(["measure", str(log), *map(str, options)], result_action="return_value", exit_on_error=False)
-            status = 0
-        except SystemExit as stopped:
-            status = stopped.code
+        with pytest.raises(SystemExit) as stopped:
+            main(["measure", str(log), *map(str, options)])
         captured = capsys.readouterr()
-        return SimpleNamespace(status=status, out=captured.out, err=captured.err)
+        return SimpleNamespace(status=stopped.value.code, out=captured.out, err=captured.err)
 
     return run_once
 
@@ -233,7 +228,7 @@ def test_a_log_without_updates_is_an_error(run, text):
 
 def test_a_missing_log_is_an_error(capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
-        measure(str(tmp_path / "nowhere"))
+        main(["measure", str(tmp_path / "nowhere")])
     assert stopped.value.code == 2
     assert "nowhere" in capsys.readouterr().err
 

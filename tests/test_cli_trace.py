@@ -10,11 +10,11 @@ import pytest
 
 from gmemcore.analysis import Series, Snapshot, diff, take
 from gmemcore.cli import main
-from gmemcore.cli.common import format_bytes
 from gmemcore.engine.steps import Step
 from gmemcore.machine import create_vm
 from gmemcore.policy import ABIS
 from gmemcore.uapi import VmType
+from gmemcore.units import format_bytes
 from gmemcore.workload.container import write
 from gmemcore.workload.player import build, play
 from gmemcore.workload.trace import read_trace
@@ -148,20 +148,29 @@ def test_imports_say_what_they_assumed(run):
         (("trace", "info", "damaged"), "damaged: the checksum"),
         (("trace", "info", "snapshot"), "snapshot is a gmemcore container (snapshot); must be a trace"),
         (("trace", "record", "nobody", "a"), "'nobody'; there are snp-boot"),
-        (("trace", "record", "snp-boot", "a", "--set", "x"), "--set x: use name=value"),
+        (("trace", "record", "snp-boot", "a", "--set", "x"), "--set x: must be name=value"),
         (("trace", "record", "snp-boot", "a", "--set", "x=1"), "has no parameter 'x'"),
         (("trace", "record", "snp-boot", "a", "--memory", "lots"), "'lots' is not a size"),
-        (("trace", "record", "snp-boot", "a", "--seed", "-1"), "seed -0x1 doesn't fit"),
+        (("trace", "record", "snp-boot", "a", "--seed", "-1"), "must be 0 to 2^64 - 1, not -1"),
         (("trace", "record", "snp-boot", "none/a", "--memory", "256m"), "No such file or directory"),
         (("trace", "convert", "noise", "noise"), "noise is the source"),
         (("replay", "nowhere"), "No such file or directory"),
         (("replay", "noise"), "no line names an event"),
-        (("replay", LAUNCH_LOG, "--abi", "v99"), "unknown abi 'v99'"),
-        (("replay", LAUNCH_LOG, "--vm-type", "SEV"), "--vm-type 'SEV'; known: DEFAULT"),
-        (("replay", LAUNCH_LOG, "--firmware", "old"), "--firmware 'old'; known: today, cipher"),
-        (("replay", LAUNCH_LOG, "--flags", "all"), "--flags 'all'; known: as-recorded"),
-        (("replay", LAUNCH_LOG, "--backing", "disk"), "--backing 'disk'; known: none"),
-        (("replay", LAUNCH_LOG, "--threads", "0"), "threads 0; 1 to 1024"),
+        (("replay", LAUNCH_LOG, "--abi", "v99"), "unknown revision 'v99'"),
+        (("replay", LAUNCH_LOG, "--vm-type", "SEV"), "--vm-type: unknown VM type 'SEV'; known: DEFAULT"),
+        (
+            ("replay", LAUNCH_LOG, "--firmware", "old"),
+            "--firmware: unknown firmware 'old'; known:",
+        ),
+        (
+            ("replay", LAUNCH_LOG, "--flags", "all"),
+            "--flags: must be as-recorded, none,",
+        ),
+        (
+            ("replay", LAUNCH_LOG, "--backing", "disk"),
+            "--backing: must be none, anonymous or",
+        ),
+        (("replay", LAUNCH_LOG, "--threads", "0"), "--threads: must be 1 to 1024, not 0"),
         (("replay", LAUNCH_LOG, "--proposal", LAUNCH_LOG), "qemu-snp-launch.log"),
     ],
 )
@@ -315,7 +324,8 @@ def test_page_state_is_kept_at_the_end_and_over_time(run):
     assert not diff(end, series[-1])
     assert not diff(end, take_played("boot.trace"))
     assert len(run("snapshot", "info", "time", "--json").out) > 0
-    run("replay", "boot.trace", "--series", "time")
+    assert "time exists; use --force" in run("replay", "boot.trace", "--series", "time").err
+    run("replay", "boot.trace", "--series", "time", "--force")
     assert 60 <= len(Series.read("time")) <= 102
 
 
@@ -336,10 +346,10 @@ def take_played(path):
             "page state of 2 replays; choose one revision, one VM type and one launch",
         ),
         (("--every", "3"), "--every needs --series FILE"),
-        (("--series", "x", "--every", "0"), "must be 1 or more operations, not 0"),
+        (("--series", "x", "--every", "0"), "--every: must be 1 or more, not 0"),
         (("--series", "x", "--every", "1"), "--every 1: too many snapshots; it must be 2 or more"),
         (("--snapshot", "none/x"), "none/x: No such file or directory"),
-        (("--snapshot", "."), ".: Is a directory"),
+        (("--snapshot", "."), ".: must be a file, not a folder"),
     ],
 )
 def test_page_state_that_cannot_be_kept_is_said_before_it_runs(run, words, message):

@@ -325,19 +325,6 @@ def test_a_source_with_brackets_is_shown_as_it_is(capsys, tmp_path):
     assert "[bold]mail[/bold] [1]" in run(capsys, "show", path)[1]
 
 
-def test_template_is_a_cost_file_without_figures(capsys, tmp_path):
-    code, out, _ = run(capsys, "template")
-    assert code == 0
-    assert parse_cost(out.encode(), "template") == CostFile(title="my machine")
-    path = tmp_path / "mine.toml"
-    assert run(capsys, "template", "-o", path)[:2] == (0, "")
-    assert path.read_text() == out
-    code, _, err = run(capsys, "template", "-o", path)
-    assert code == 2
-    assert "exists" in err
-    assert run(capsys, "template", "-o", tmp_path / "no" / "file")[0] == 2
-
-
 def test_behaviours_predict_with_a_cost_file(capsys, file):
     words = ["behaviours", "kexec", "--memory", "64m", "--set", "run=64k"]
     with pytest.raises(SystemExit):

@@ -12,7 +12,7 @@ import pytest
 COMMAND = [sys.executable, "-m", "gmemcore"]
 PRINTING = (
     *((), ("--help",), ("--version",), ("policy",), ("policy", "--json"), ("policy", "diff", "v4", "v5")),
-    *(("audit", "--help"), ("behaviours",), ("cost", "template"), ("stress", "--template"), ("nothing",)),
+    *(("audit", "--help"), ("behaviours",), ("template",), ("template", "cost"), ("nothing",)),
 )
 
 

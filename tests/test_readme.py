@@ -64,6 +64,7 @@ PLACEHOLDERS = {
     "LOG": "launch.log",
     "MINE.toml": "mine.toml",
     "KIND": "bench",
+    "NAME": "cost",
 }
 
 

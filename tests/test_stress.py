@@ -828,6 +828,10 @@ def test_the_page_state_of_one_guest_is_kept(command, tmp_path, monkeypatch):
     break_after(monkeypatch, 77, lose_an_event)
     assert command(path, "--guest", 1, "--snapshot", "broken")[0] == 1
     assert Snapshot.read(tmp_path / "broken").at == 78
+    assert command(path, "--guest", 1, "--until", 9, "--snapshot", "state")[0] == 2
+    assert Snapshot.read(tmp_path / "state").at == 100
+    assert command(path, "--guest", 1, "--until", 9, "--snapshot", "state", "--force")[0] == 0
+    assert Snapshot.read(tmp_path / "state").at == 10
     assert command(path, "--snapshot", "x")[0] == 2
     assert command(path, "--guest", 1, "--snapshot", "none/x")[0] == 2
 
@@ -883,6 +887,8 @@ def test_a_violation_is_told_with_what_shows_it_again(command, tmp_path, monkeyp
         (["fleet.toml", "--log", "fleet.toml", "--fresh"], "isn't a log of a stress run"),
         (["fleet.toml", "--log", "fleet.toml", "--resume"], "isn't a log of a stress run"),
         (["fleet.toml", "--output", "/nowhere/x"], "No such file"),
+        (["fleet.toml", "--force"], "--force needs a file"),
+        (["fleet.toml", "--guest", "0", "--force"], "--force needs a file"),
     ],
 )
 def test_options_that_cant_be_used(command, tmp_path, arguments, message):
@@ -898,10 +904,6 @@ def test_guests_that_the_host_cant_hold_are_refused(command, tmp_path):
     path = write(tmp_path / "fleet.toml", guest__memory="1t", guest__backing="anonymous")
     status, _, err = command(path)
     assert (status, "MiB of memory are available" in err) == (2, True)
-
-
-def test_the_template_is_printed(command):
-    assert command("--template")[:2] == (0, spec.template())
 
 
 def test_an_interrupted_run_says_how_to_go_on(command, tmp_path, monkeypatch):

@@ -162,9 +162,7 @@ def read_axes(path: Path | None, options: Mapping[str, Any]) -> Axes:
     try:
         return msgspec.convert({**chosen, **options}, Axes, dec_hook=_size)
     except msgspec.ValidationError as error:
-        raise InvalidArgumentError(
-            f"{where}{with_known(error, Axes)}; gmemcore bench --axes-template shows what is accepted"
-        ) from None
+        raise InvalidArgumentError(f"{where}{with_known(error, Axes)}; see gmemcore template axes") from None
 
 
 def _size(kind: type, value: object) -> Size:

@@ -1,10 +1,12 @@
 """The command line: one module per subcommand, loaded when it is called."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
+from rich.console import Console
 
 from gmemcore.cli.console import fail, reporting, set_verbosity
 from gmemcore.cli.process import run
@@ -26,6 +28,7 @@ COMMANDS: Final = {
     "conform": ("gmemcore.cli.conform:conform", "Does the model answer as vectors say?"),
     "kvm": ("gmemcore.cli.kvm:app", "What the host's KVM offers, and answers."),
     "measure": ("gmemcore.cli.measure:measure", "The SNP launch digest of a traced launch."),
+    "template": ("gmemcore.cli.template:template", "Files to start from: a proposal, a fleet, costs, axes."),
 }
 """Command -> where it is, and what it answers in a line."""
 RENAMED: Final = {"compare": "backings"}
@@ -85,6 +88,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(_status(list(arguments)))
 
 
+def _message(error: CycloptsError) -> str:
+    """Return what is wrong with the words of a command, in a line."""
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        return f"{error.keyword} needs a value" if error.keyword else f"{error.argument.name} is required"
+    return " ".join(str(error).split())
+
+
+@contextmanager
+def _unpadded_help() -> Iterator[Console]:
+    """Give help and versions a console; lines are printed without the blanks that fill them up."""
+    console = Console()
+    console.begin_capture()
+    try:
+        yield console
+    finally:
+        for line in console.end_capture().splitlines():
+            print(line.rstrip())
+
+
 def _status(words: list[str]) -> int:
     """Run one command and return its exit status."""
     set_verbosity(sum({VERBOSITY[word] for word in words if word in VERBOSITY}))
@@ -95,9 +117,16 @@ def _status(words: list[str]) -> int:
             fail(words[0], f"renamed; use gmemcore {' '.join([RENAMED[words[0]], *words[1:]])}")
         with reporting(command):
             app = command_line(summaries=not command)
-            status = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+            with _unpadded_help() as console:
+                status = app(
+                    words,
+                    console=console,
+                    exit_on_error=False,
+                    print_error=False,
+                    result_action="return_value",
+                )
     except CycloptsError as error:
-        fail(" ".join(error.command_chain or ()), " ".join(str(error).split()))
+        fail(" ".join(error.command_chain or ()), _message(error))
     except SystemExit as stopped:
         return stopped.code if isinstance(stopped.code, int) else 0 if stopped.code is None else 1
     return status if isinstance(status, int) else 0

@@ -41,19 +41,14 @@ def audit(
     cells: Annotated[bool, Parameter(help="List each request that goes wrong.")] = False,
     as_json: JsonSwitch = False,
     markdown: MarkdownSwitch = False,
-    template: Annotated[bool, Parameter(help="Print the TOML file of a proposal, to start from.")] = False,
 ) -> None:
     """Audit every revision and proposal, the best first.
 
     A userspace that knows only names and capabilities expects each flag to work or not. Every such request is
     run on a small VM, and the answers are compared with what was expected.
     """
-    from gmemcore.policy.proposal import shipped_files
     from gmemcore.vmm.audit import audit_abi
 
-    if template:
-        say("\n".join(shipped_files().values()).rstrip("\n"))
-        return
     chosen = chosen_revisions(abi, proposal)
     rows = []
     with progress("audit", len(chosen), "revisions") as done:

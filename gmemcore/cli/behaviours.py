@@ -1,18 +1,27 @@
 """``gmemcore behaviours``: what guests do, by which source, and what it consists of."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
-from gmemcore.cli.common import assignments_of
 from gmemcore.cli.console import progress, reporting, say, say_json, say_lines
+from gmemcore.cli.options import (
+    AbiOption,
+    JsonSwitch,
+    ProposalFiles,
+    Seed,
+    SizeOption,
+    VmTypeOption,
+    revision_named,
+)
 from gmemcore.cli.predictions import CostOption, prediction_lines, read_cost
 from gmemcore.cli.tables import print_table
-from gmemcore.uapi import VmType
-from gmemcore.units import format_bytes, format_size, parse_size
+from gmemcore.cli.workloads import DEFAULT_MEMORY, Assignments, assignments_of
+from gmemcore.errors import InputError
+from gmemcore.units import format_bytes, format_size
 
 if TYPE_CHECKING:
     from gmemcore.workload.behaviours import Behaviour
@@ -23,44 +32,50 @@ if TYPE_CHECKING:
 COMMAND = "behaviours"
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How a behaviour is run."""
+
+    memory: Annotated[SizeOption, Parameter(help="Guest memory, laid out as QEMU's q35 does.")] = (
+        DEFAULT_MEMORY
+    )
+    assignments: Assignments = ()
+    seed: Annotated[Seed, Parameter(help="Seed of whatever is random.")] = 0
+    limit: Annotated[
+        PositiveInt | None, Parameter(help="Most operations. [default: all, or 100,000 if it doesn't end]")
+    ] = None
+    vm_type: Annotated[VmTypeOption, Parameter(help="VM type. [default: the behaviour's own]")] = None
+    abi: Annotated[
+        AbiOption, Parameter(help="Revision or proposal. [default: v5, or that of --proposal]")
+    ] = None
+    proposal: ProposalFiles = ()
+    cost: CostOption = None
+
+
 def behaviours(
     name: Annotated[
         str | None, Parameter(help="This behaviour: its parameters, and what its stream contains.")
     ] = None,
     /,
     *,
-    memory: Annotated[str, Parameter(help="Guest memory, laid out as QEMU's q35 does.")] = "4g",
-    assignments: Annotated[
-        list[str] | None, Parameter(name="--set", negative="", help="A parameter, as in --set swiotlb=64m.")
-    ] = None,
-    seed: Annotated[int, Parameter(help="Seed of whatever is random.")] = 0,
-    limit: Annotated[
-        PositiveInt | None, Parameter(help="Most operations. [default: all, or 100,000 if it doesn't end]")
-    ] = None,
-    vm_type: Annotated[
-        str | None, Parameter(help=f"{', '.join(VmType)}. [default: the behaviour's own]")
-    ] = None,
-    abi: Annotated[str, Parameter(help="Revision.")] = "v5",
-    cost: CostOption = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")] = False,
+    run: Annotated[Run | None, Parameter(name="*")] = None,
+    as_json: JsonSwitch = False,
 ) -> None:
-    """List the guest behaviours, or run one on a guest without bytes and show what it consists of.
-
-    Exit status 2: a name, a parameter or a value that doesn't exist.
-    """
+    """List the guest behaviours, or run one on a guest without bytes and show what it consists of."""
     from gmemcore.workload.behaviours import BEHAVIOURS, get_behaviour
 
     with reporting(COMMAND):
         if name is None:
+            if run is not None:
+                raise InputError(f"{', '.join(_given(run))} needs the name of a behaviour")
             rows = list(BEHAVIOURS.values())
             say_json([_as_record(row) for row in rows]) if as_json else _print_list(rows)
             return
         row = get_behaviour(name)
-        given = assignments_of(assignments or [])
-        figures = read_cost(cost)
-        contents = _run(
-            row, parse_size(memory), seed, limit, row.vm_type if vm_type is None else vm_type, abi, given
-        )
+        run = run or Run()
+        given = assignments_of(run.assignments)
+        figures = read_cost(run.cost)
+        contents = _contents(row, run, given)
         if as_json:
             say_json(_as_record(row) | {"contents": _contents_record(contents, figures)})
             return
@@ -69,15 +84,27 @@ def behaviours(
             say_lines(prediction_lines(_predicted(contents, figures), figures.title))
 
 
-def _run(
-    row: "Behaviour", memory: int, seed: int, limit: int | None, vm_type: str, abi: str, given: dict[str, str]
-) -> "Contents":
+def _given(run: Run) -> list[str]:
+    """Return the options that were given, as they are typed."""
+    names = {"assignments": "--set"}
+    return [
+        names.get(each.name, f"--{each.name.replace('_', '-')}")
+        for each in fields(run)
+        if getattr(run, each.name) != each.default
+    ]
+
+
+def _contents(row: "Behaviour", run: Run, given: dict[str, str]) -> "Contents":
     from gmemcore.machine import create_vm
     from gmemcore.workload.behaviours import workload
     from gmemcore.workload.behaviours.contents import contents_of
 
-    header, stream = workload(row, memory, seed=seed, limit=limit, parameters=given)
-    with create_vm(vm_type, abi=abi, backing="none") as vm, progress(COMMAND, limit, "operations") as advance:
+    abi = revision_named(run.abi, run.proposal)
+    header, stream = workload(row, run.memory, seed=run.seed, limit=run.limit, parameters=given)
+    with (
+        create_vm(run.vm_type or row.vm_type, abi=abi, backing="none") as vm,
+        progress(COMMAND, run.limit, "operations") as advance,
+    ):
         return contents_of(_counted(stream, advance), vm, header.layout)
 
 

@@ -41,7 +41,7 @@ else:
     )
     Fragmentations = names_option(
         *("uniform", "alternating-allocated", "alternating-accepted", "random-half", "2m-with-holes"),
-        help="How page state alternates, see --axes-template. [default: uniform]",
+        help="How page state alternates, see gmemcore template axes. [default: uniform]",
     )
     Switches = names_option("on", "off", help="")
 
@@ -110,7 +110,6 @@ def bench(
     quick: Annotated[
         bool, Parameter(help="Run and verify every cell, in 64m, with two samples: no measurement.")
     ] = False,
-    axes_template: Annotated[bool, Parameter(help="Print a file for --axes.")] = False,
 ) -> int:
     """Measure conversions by VM type, launch phase, direction and flag, and verify every byte.
 
@@ -120,14 +119,11 @@ def bench(
 
     Exit status: 0 measured; 1 a byte was wrong; 2 an option or a file that can't be used.
     """
-    from gmemcore.benchmark.axes_file import TEMPLATE, read_axes
+    from gmemcore.benchmark.axes_file import read_axes
     from gmemcore.benchmark.expected import WrongContentsError
     from gmemcore.benchmark.memory import check_host, default_memory
     from gmemcore.benchmark.run import QUICK_MEMORY
 
-    if axes_template:
-        print(TEMPLATE, end="")
-        return 0
     asked, under, to = selection or Selection(), conditions or Conditions(), outputs or Outputs()
     with reporting("bench", interrupted="interrupted", wrong=(WrongContentsError,)):
         given = _as_in_file(asked, under)

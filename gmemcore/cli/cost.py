@@ -9,7 +9,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from gmemcore.cli.console import note, reporting, say, say_json, say_lines
-from gmemcore.cli.options import ForceSwitch, JsonSwitch, SizeOption
+from gmemcore.cli.options import ForceSwitch, JsonSwitch, OutputOption, SizeOption
 from gmemcore.cli.predictions import prediction_lines
 from gmemcore.cli.tables import print_legend, print_table
 from gmemcore.errors import InputError, InvalidArgumentError
@@ -29,22 +29,6 @@ _LABELS: Final = (
 )
 _HOLE: Final = "pages_allocated_before"  # of bench: 0 where nobody had touched the pages
 _SHOWN: Final = 50  # lines of a run that are shown one by one
-
-_Output = Annotated[
-    Path | None,
-    Parameter(name=("--output", "-o"), help="File to write. [default: standard output]"),
-]
-
-
-@app.command
-def template(*, output: _Output = None, force: ForceSwitch = False) -> None:
-    """Print a cost file to fill in: every event, what it is, and no figure."""
-    from gmemcore.workload.cost import CostFile, cost_text
-
-    with reporting("cost template"):
-        if output is not None:
-            check_output(output, force=force)
-        _write(cost_text(CostFile(title="my machine")), output)
 
 
 @app.command(name="list")
@@ -140,7 +124,7 @@ def predict(
 @app.command
 def calibrate(
     *,
-    output: _Output = None,
+    output: OutputOption = None,
     memory: Annotated[SizeOption, Parameter(help="Memory that each primitive works on.")] = 128 << 20,
     kvm: Annotated[
         bool, Parameter(negative="", help="Take calls and first touches from this host's kernel (kvm bench).")

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from gmemcore.cli.console import complain, reporting, say, say_json
+from gmemcore.cli.options import JsonSwitch, Seed
 from gmemcore.cli.workloads import STDIN, read
 from gmemcore.errors import InputError
 from gmemcore.files.reading import opened, read_file
@@ -41,7 +42,7 @@ def measure(
     ],
     /,
     *,
-    source_seed: Annotated[int, Parameter(help="Seed of the contents that no image gives.")] = 0,
+    source_seed: Annotated[Seed, Parameter(help="Seed of the contents that no image gives.")] = 0,
     image: Annotated[
         tuple[str, ...],
         Parameter(help="FILE@GPA: contents of Normal pages from GPA on; can be repeated.", negative=""),
@@ -56,16 +57,12 @@ def measure(
     launch: Annotated[
         PositiveInt | None, Parameter(help="Which launch of the log, from 1. [default: all of them]")
     ] = None,
-    as_json: Annotated[
-        bool, Parameter(name="--json", negative="", help="Print JSON, an object per launch.")
-    ] = False,
+    as_json: Annotated[JsonSwitch, Parameter(help="Print JSON, an object per launch.")] = False,
 ) -> None:
     """Compute the SNP launch digest of each launch in a trace.
 
     A trace says which pages were loaded, where and in which order, but not what Normal pages hold: without
     ``--image`` their contents are generated, and the digest is one to compare runs with, not a real guest's.
-
-    Exit status 0: a digest was printed; 2: the log, an image or an option can't be used.
     """
     with reporting(COMMAND):
         launches = read_launches(log, guest, launch)

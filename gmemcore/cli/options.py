@@ -5,7 +5,7 @@ read. Names are read by `gmemcore.names`, so any case does, and ``-`` and ``_`` 
 several values take them separated by commas, or the option several times.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
@@ -13,11 +13,13 @@ from cyclopts import Parameter, Token
 
 from gmemcore.errors import GmemError, InputError, InvalidArgumentError
 from gmemcore.names import member, plain
-from gmemcore.policy import ABIS, Abi, content_flags, get_abi
+from gmemcore.policy import ABIS, DEFAULT_ABI, Abi, content_flags, get_abi
 from gmemcore.policy.proposal import read_proposals, shipped_proposals
 from gmemcore.uapi import Direction, Firmware, Phase, VmType
-from gmemcore.units import parse_size
+from gmemcore.units import format_size, parse_size
 
+_LARGE: Final = {(1 << 64) - 1: "2^64 - 1"}
+"""Numbers that nobody reads in decimal."""
 FLAG_NAMES: Final = ("NONE", *(row.name for row in content_flags()))
 """Content flags of the revisions, and no flag."""
 
@@ -79,7 +81,7 @@ def whole(least: int, most: int | None = None) -> Reader[int]:
         except ValueError:
             raise ValueError(f"must be a whole number, not {text!r}") from None
         if number < least or (most is not None and number > most):
-            bounds = f"{least} or more" if most is None else f"{least} to {most}"
+            bounds = f"{least} or more" if most is None else f"{least} to {_LARGE.get(most, most)}"
             raise ValueError(f"must be {bounds}, not {text}")
         return number
 
@@ -118,11 +120,29 @@ AbiOption = Annotated[
     _Abi | None, Parameter(name="--abi", help="Revision or proposal.", converter=one(_revision))
 ]
 """``--abi NAME``"""
+AbisOption = Annotated[
+    tuple[_Abi, ...] | None,
+    Parameter(
+        name="--abi", help="Revisions or proposals.", converter=several(_revision), n_tokens=1, negative=""
+    ),
+]
+"""``--abi NAME,NAME``"""
 VmTypeOption = Annotated[
     _VmType | None,
     Parameter(name="--vm-type", help="VM type.", converter=one(lambda text: member(VmType, text))),
 ]
 """``--vm-type NAME``"""
+VmTypesOption = Annotated[
+    tuple[_VmType, ...] | None,
+    Parameter(
+        name="--vm-type",
+        help="VM types.",
+        converter=several(lambda text: member(VmType, text)),
+        n_tokens=1,
+        negative="",
+    ),
+]
+"""``--vm-type NAME,NAME``"""
 FirmwareOption = Annotated[
     _Firmware | None,
     Parameter(name="--firmware", help="Firmware.", converter=one(lambda text: member(Firmware, text))),
@@ -163,23 +183,50 @@ def chosen_revisions(abi: str | None, proposals: Sequence[Path]) -> "list[Abi]":
         As `revisions`; or a name that doesn't exist.
     """
     known = revisions(proposals)
-    if abi is None:
-        return list(known.values())
-    if abi in known:
-        return [known[abi]]
+    return list(known.values()) if abi is None else [revision_of(abi, known)]
+
+
+def revision_of(name: str, known: "Mapping[str, Abi]") -> "Abi":
+    """Return the revision or proposal of a name, be it one of the known ones or an alias.
+
+    Raises
+    ------
+    InputError
+        A name that doesn't exist.
+    """
+    if name in known:
+        return known[name]
     try:
-        return [get_abi(abi)]
+        return get_abi(name)
     except InvalidArgumentError:
-        raise InputError(f"unknown revision {abi!r}; known: {', '.join(known)}") from None
+        raise InputError(f"unknown revision {name!r}; known: {', '.join(known)}") from None
+
+
+def revision_named(abi: str | None, proposals: Sequence[Path], default: str = DEFAULT_ABI) -> "Abi":
+    """Return the one revision that is asked for; without a name, the proposal of a file, or the default.
+
+    Raises
+    ------
+    InputError
+        As `chosen_revisions`.
+    """
+    known = revisions(proposals)
+    if abi is None and proposals:
+        return [*known.values()][-1]
+    return revision_of(default if abi is None else abi, known)
+
+
+def _typed_size(size: int | None) -> str | None:
+    return None if size is None else format_size(size)
 
 
 if TYPE_CHECKING:
     SizeOption = int
+    Seed = int
 else:
-    SizeOption = Annotated[int, Parameter(converter=one(parse_size))]
-"""A size of memory: whole pages, with the unit k, m, g or t, KiB, MiB, GiB or TiB."""
-SeedOption = Annotated[int, Parameter(name="--seed", converter=one(whole(0, _SEED_MOST)))]
-"""``--seed N``: an unsigned 64-bit number."""
+    SizeOption = Annotated[int, Parameter(converter=one(parse_size), show_default=_typed_size)]
+    Seed = Annotated[int, Parameter(converter=one(whole(0, _SEED_MOST)))]
+"""A size of memory: whole pages, with the unit k, m, g or t, KiB, MiB, GiB or TiB. A seed: 64 bits."""
 
 JsonSwitch = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 """``--json``"""
@@ -187,6 +234,18 @@ MarkdownSwitch = Annotated[bool, Parameter(name="--markdown", help="Print Markdo
 """``--markdown``"""
 ForceSwitch = Annotated[bool, Parameter(name="--force", help="Replace a file that exists.")]
 """``--force``"""
+SnapshotOption = Annotated[
+    Path | None, Parameter(name="--snapshot", help="Keep page state at the end here, see gmemcore snapshot.")
+]
+"""``--snapshot FILE``"""
+OutputOption = Annotated[
+    Path | None, Parameter(name=("--output", "-o"), help="File to write. [default: standard output]")
+]
+"""``-o FILE``: what is printed without it."""
+LinesOutput = Annotated[
+    Path | None, Parameter(name=("--output", "-o"), help="Write JSON Lines here, see docs/outputs.md.")
+]
+"""``-o FILE``: a run as JSON Lines."""
 ProposalFiles = Annotated[
     tuple[Path, ...],
     Parameter(name="--proposal", help="TOML file of a proposal to include. Can be repeated.", negative=""),

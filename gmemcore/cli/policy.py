@@ -1,9 +1,7 @@
 """``gmemcore policy``: what each revision and proposal answers, as tables, JSON or Markdown, or one why."""
 
 import textwrap
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
@@ -20,13 +18,12 @@ from gmemcore.cli.options import (
     PhaseOption,
     ProposalFiles,
     VmTypeOption,
-    chosen_revisions,
+    revision_named,
 )
 from gmemcore.cli.tables import print_markdown, print_table
 from gmemcore.errors import InputError
 from gmemcore.policy import (
     ABIS,
-    DEFAULT_ABI,
     HISTORY,
     UPSTREAM,
     Abi,
@@ -37,6 +34,7 @@ from gmemcore.policy import (
     flag_bits,
     flag_name,
 )
+from gmemcore.policy.proposal import read_proposals
 from gmemcore.policy.summary import LEGEND, TABLE_LEGEND, Row, abi_table, answer_word
 from gmemcore.uapi import ContentMode, Firmware, Phase
 
@@ -82,7 +80,7 @@ def show(
         if as_json + why + markdown > 1:
             raise InputError("--json, --why and --markdown exclude each other")
         every = as_json and abi is None
-        chosen = [*ABIS.values(), *_of_files(proposal)] if every else [_one(abi, proposal)]
+        chosen = [*ABIS.values(), *read_proposals(proposal)] if every else [revision_named(abi, proposal)]
         if as_json:
             say_json_rows(_as_record(row, *each) for row in chosen for each in selected.of(row))
         elif why:
@@ -123,7 +121,7 @@ def diff(
     """Show the cells that two revisions answer differently."""
     selected = selection or Selection()
     with reporting("policy diff"):
-        old, new = _one(before, proposal), _one(after, proposal)
+        old, new = revision_named(before, proposal), revision_named(after, proposal)
         places = dict.fromkeys(key[1:] for row in (old, new) for key, _ in selected.of(row))
         answers = ((CellKey(old.name, *each), cell(old, *each), cell(new, *each)) for each in places)
         changes = [change for change in answers if _answer(change[1]) != _answer(change[2])]
@@ -131,20 +129,6 @@ def diff(
             say_json_rows(_as_change(old, new, *change) for change in changes)
         else:
             _print_changes(changes, old, new)
-
-
-# --- input --------------------------------------------------------------------------------------------------
-def _of_files(proposals: Sequence[Path]) -> list[Abi]:
-    """Return the proposals of files alone."""
-    known = chosen_revisions(None, proposals)
-    return known[len(known) - len(proposals) :]
-
-
-def _one(abi: str | None, proposals: Sequence[Path]) -> Abi:
-    """Return the revision that is asked for; without a name, the proposal of a file, or the usual one."""
-    if abi is None and proposals:
-        return _of_files(proposals)[-1]
-    return chosen_revisions(abi or DEFAULT_ABI, proposals)[0]
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------

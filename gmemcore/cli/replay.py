@@ -5,17 +5,34 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from gmemcore.cli.console import progress, reporting, say, say_json, say_lines
-from gmemcore.cli.page_states import SnapshotOption, require_place
+from gmemcore.cli.options import (
+    AbisOption,
+    FirmwareOption,
+    ForceSwitch,
+    JsonSwitch,
+    LinesOutput,
+    ProposalFiles,
+    Seed,
+    SnapshotOption,
+    VmTypesOption,
+    choice,
+    one,
+    revision_of,
+    revisions,
+    whole,
+)
 from gmemcore.cli.predictions import CostOption, not_priced, prediction_lines, read_cost
 from gmemcore.cli.tables import print_table
 from gmemcore.cli.trace import imported_record
 from gmemcore.cli.workloads import Options, Workload, load
 from gmemcore.errors import InputError, InvalidArgumentError
+from gmemcore.files.records import lines_of
+from gmemcore.files.writing import check_output, replace_file
 from gmemcore.uapi import Firmware, VmType
 from gmemcore.units import format_bytes, format_time
 
@@ -27,8 +44,19 @@ if TYPE_CHECKING:
 COMMAND = "replay"
 _FLAGS = ("as-recorded", "none", "preserve", "zero", "best")
 _BACKINGS = ("none", "anonymous", "memfd")
+if TYPE_CHECKING:
+    _Flags = str
+    _Backing = str
+else:  # choices, for help and completion
+    _Flags = Literal[_FLAGS]
+    _Backing = Literal[_BACKINGS]
+_WORKLOAD, _TARGETS, _MANNER, _OUTPUTS = (
+    Group(name, sort_key=place)
+    for place, name in enumerate(("Workload", "Where it is run", "How it is run", "Outputs"), start=1)
+)
 _DEFAULT_VM_TYPE = "SNP"
 _SHOWN = 5
+_MOST_THREADS = 1024
 _SNAPSHOTS = 100  # of a series, by default
 _MOST_SNAPSHOTS = 4096  # that a file has room to name
 _LEGEND = """\
@@ -45,6 +73,114 @@ class _Run:
     result: "Replayed"
 
 
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Where it is run."""
+
+    abi: Annotated[
+        AbisOption, Parameter(help="Revisions or proposals. [default: v5, or those of --proposal]")
+    ] = None
+    vm_type: Annotated[VmTypesOption, Parameter(help="VM types. [default: the workload's own, else SNP]")] = (
+        None
+    )
+    firmware: Annotated[FirmwareOption, Parameter(help="Firmware. [default: today]")] = None
+    all_abis: Annotated[bool, Parameter(help="Every revision, legacy included, on every VM type.")] = False
+    proposal: ProposalFiles = ()
+
+    def for_workload(self, recorded: str) -> "tuple[Target, ...]":
+        """Return them, for a workload that was recorded on a VM type.
+
+        Raises
+        ------
+        InputError
+            A proposal that can't be read, or a name that doesn't exist.
+        """
+        from gmemcore.policy import ABIS, DEFAULT_ABI
+        from gmemcore.policy.proposal import read_proposals
+        from gmemcore.workload.replay import targets
+
+        read = [row.name for row in read_proposals(self.proposal)]
+        if self.all_abis and self.abi is not None:
+            raise InputError("--all-abis and --abi exclude each other")
+        names = (*ABIS, *read) if self.all_abis else self.abi or read or (DEFAULT_ABI,)
+        known = revisions(self.proposal)
+        vm_types = self.vm_type or (tuple(VmType) if self.all_abis else (VmType(recorded),))
+        chosen = [revision_of(name, known) for name in names]
+        return targets(chosen, list(vm_types), self.firmware or Firmware.TODAY)
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How it is run."""
+
+    flags: Annotated[
+        _Flags,
+        Parameter(
+            help="What conversions ask for; zero: to shared, best: what a VMM that knows only capabilities "
+            "ends up with.",
+            converter=one(choice(_FLAGS)),
+        ),
+    ] = "as-recorded"
+    touch: Annotated[
+        bool,
+        Parameter(
+            help="Assume that every converted page is used, before its first conversion and after each."
+        ),
+    ] = False
+    backing: Annotated[
+        _Backing,
+        Parameter(help="Memory of the guest; none: attributes only.", converter=one(choice(_BACKINGS))),
+    ] = "none"
+    seed: Annotated[
+        Seed, Parameter(help="Seed of the guest's key, and of a behaviour or a log's contents.")
+    ] = 0
+    threads: Annotated[
+        int,
+        Parameter(help="Threads for long ranges; affects time only.", converter=one(whole(1, _MOST_THREADS))),
+    ] = 1
+    keep: Annotated[
+        bool, Parameter(name="--keep-other-side", help="legacy: no discard after a conversion.")
+    ] = False
+
+    def asked(self) -> dict[str, Any]:
+        """Return the options of `gmemcore.workload.replay.replay`."""
+        return {
+            "seed": self.seed,
+            "backing": self.backing,
+            "flags": self.flags,
+            "discard": not self.keep,
+            "threads": self.threads,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What is kept and shown of it."""
+
+    refusals: Annotated[
+        int | None,
+        Parameter(
+            help=f"Refusals to show, each with its place. [default: {_SHOWN}]", converter=one(whole(0))
+        ),
+    ] = None
+    snapshot: SnapshotOption = None
+    series: Annotated[
+        Path | None, Parameter(help="Keep page state over time here, see gmemcore snapshot.")
+    ] = None
+    every: Annotated[
+        int | None,
+        Parameter(
+            help=f"Of a series: operations between snapshots. [default: a {_SNAPSHOTS}th of all]",
+            converter=one(whole(1)),
+        ),
+    ] = None
+    as_json: Annotated[
+        JsonSwitch, Parameter(help="Print JSON Lines: the workload, then a line per replay.")
+    ] = False
+    output: LinesOutput = None
+    force: ForceSwitch = False
+
+
 def replay(
     workload: Annotated[
         str,
@@ -55,89 +191,76 @@ def replay(
     ],
     /,
     *,
-    options: Annotated[Options | None, Parameter(name="*")] = None,
-    abi: Annotated[str | None, Parameter(help="Revisions, comma-separated. [default: v5]")] = None,
-    vm_type: Annotated[
-        str | None, Parameter(help="VM types, comma-separated. [default: the workload's own, else SNP]")
-    ] = None,
-    firmware: Annotated[str, Parameter(help="today or cipher.")] = "today",
-    all_abis: Annotated[bool, Parameter(help="Every revision, legacy included, on every VM type.")] = False,
-    proposal: Annotated[
-        list[Path] | None, Parameter(help="A proposal's TOML file, run like a revision; can be repeated.")
-    ] = None,
-    flags: Annotated[
-        str,
-        Parameter(
-            help="What conversions ask for: as-recorded, none, preserve, zero (to shared) or best, which is "
-            "what a VMM that knows only capabilities ends up with."
-        ),
-    ] = "as-recorded",
-    touch: Annotated[
-        bool,
-        Parameter(
-            help="Assume that every converted page is used, before its first conversion and after each."
-        ),
-    ] = False,
-    backing: Annotated[str, Parameter(help="none (attributes only), anonymous or memfd.")] = "none",
-    seed: Annotated[
-        int, Parameter(help="Seed of the guest's key, and of a behaviour or a log's contents.")
-    ] = 0,
-    threads: Annotated[int, Parameter(help="Threads for long ranges; affects time only.")] = 1,
-    keep: Annotated[
-        bool, Parameter(name="--keep-other-side", help="legacy: no discard after a conversion.")
-    ] = False,
-    shown: Annotated[
-        int, Parameter(name="--refusals", help="Refusals to show, each with its place.")
-    ] = _SHOWN,
+    options: Annotated[Options | None, Parameter(name="*", group=_WORKLOAD)] = None,
+    where: Annotated[Targets | None, Parameter(name="*", group=_TARGETS)] = None,
+    manner: Annotated[Manner | None, Parameter(name="*", group=_MANNER)] = None,
+    to: Annotated[Outputs | None, Parameter(name="*", group=_OUTPUTS)] = None,
     cost: CostOption = None,
-    snapshot: SnapshotOption = None,
-    series: Annotated[
-        Path | None, Parameter(help="Keep page state over time here, see gmemcore snapshot.")
-    ] = None,
-    every: Annotated[
-        int | None,
-        Parameter(help=f"Of a series: operations between snapshots. [default: a {_SNAPSHOTS}th of all]"),
-    ] = None,
-    as_json: Annotated[
-        bool, Parameter(name="--json", help="Print JSON Lines: the workload, then a line per replay.")
-    ] = False,
 ) -> None:
     """Run a workload: what it costs, and which operations are refused, where and why.
 
     Counters are exact and carry to hardware; times are this model's on this machine. A log can hold several
     launches: each is run on a VM of its own.
-
-    Exit status 0: it was run, whatever was refused; 2: a file, a name or a value that can't be used.
     """
+    where, manner, to = where or Targets(), manner or Manner(), to or Outputs()
     with reporting(COMMAND):
-        _check("flags", flags, _FLAGS)
-        _check("backing", backing, _BACKINGS)
         figures = read_cost(cost)
-        _targets(abi, _DEFAULT_VM_TYPE if vm_type is None else vm_type, firmware, all_abis, proposal or [])
-        found = load(workload, options, seed=seed)
-        recorded = found.traces[0].header.vm_type or _DEFAULT_VM_TYPE
-        own = (None if all_abis else recorded) if vm_type is None else vm_type
-        targets = _targets(abi, own, firmware, all_abis, proposal or [])
-        asked = {"seed": seed, "backing": backing, "flags": flags, "discard": not keep, "threads": threads}
-        traces = _touched(found.traces) if touch else found.traces
-        kept = _Kept(len(traces[0].operations), len(targets) * len(traces), snapshot, series, every)
-        runs = _run(found, traces, targets, asked, kept.watching)
+        where.for_workload(_DEFAULT_VM_TYPE)  # names that don't exist are refused before a long log is read
+        if to.output is not None:
+            check_output(to.output, force=to.force)
+        found = load(workload, options, seed=manner.seed)
+        targets = where.for_workload(found.traces[0].header.vm_type or _DEFAULT_VM_TYPE)
+        traces = _touched(found.traces) if manner.touch else found.traces
+        _check_effect(manner, to, targets)
+        kept = _Kept(len(traces[0].operations), len(targets) * len(traces), to)
+        runs = _run(found, traces, targets, manner, kept.watching)
         kept.write()
         found.note_import(COMMAND)
-        asked |= {"touch": True} if touch else {}
-        notes = _notes(traces, targets, touch=touch, keep=keep)
-        if as_json:
-            _print_json(found, traces, asked, runs, figures, notes)
+        notes = _notes(traces, targets, touch=manner.touch, keep=manner.keep)
+        lines = [*_records(found, traces, manner, runs, figures, notes)]
+        if to.output is not None:
+            replace_file(to.output, lines_of(lines[0], lines[1:]))
+        if to.as_json:
+            for line in lines:
+                say_json(line, indent=None)
             return
-        _print_head(found, traces, asked)
+        _print_head(found, traces, manner)
         if len(targets) == 1:
             for each in runs:
-                _print_one(each, shown, figures)
+                _print_one(each, _SHOWN if to.refusals is None else to.refusals, figures)
             if len(runs) > 1:
                 say(_over_launches(runs))
         else:
             _print_table(runs, figures)
         say_lines(notes)
+
+
+def _check_effect(manner: Manner, to: Outputs, targets: "Sequence[Target]") -> None:
+    """Refuse options that would have no effect."""
+    from gmemcore.policy import get_abi
+
+    for useless, message in (
+        (to.refusals is not None and to.as_json, "--json has the first refusals; --refusals is for tables"),
+        (
+            to.refusals is not None and len(targets) > 1,
+            f"--refusals is for one revision on one VM type, not for {len(targets)} replays",
+        ),
+        (
+            manner.keep and not any(get_abi(target.abi).legacy for target in targets),
+            "--keep-other-side is for legacy; use --abi legacy",
+        ),
+        (
+            manner.threads > 1 and manner.backing == "none",
+            "--threads is for guests with bytes; use --backing anonymous or memfd",
+        ),
+        (to.every is not None and to.series is None, "--every needs --series FILE"),
+        (
+            to.force and to.output is None and to.snapshot is None and to.series is None,
+            "--force needs a file: -o, --snapshot or --series",
+        ),
+    ):
+        if useless:
+            raise InputError(message)
 
 
 def _touched(traces: "Sequence[Trace]") -> "list[Trace]":
@@ -166,55 +289,22 @@ def _notes(traces: "Sequence[Trace]", targets: "Sequence[Target]", *, touch: boo
     ]
 
 
-def _check(what: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise InvalidArgumentError(f"--{what} {value!r}; known: {', '.join(known)}")
-
-
-def _targets(
-    abi: str | None, vm_type: str | None, firmware: str, everything: bool, proposals: Sequence[Path]
-) -> "tuple[Target, ...]":
-    """Return where to run it."""
-    from gmemcore.policy import ABIS, get_abi
-    from gmemcore.policy.proposal import ProposalError, read_proposals
-    from gmemcore.workload.replay import targets
-
-    try:
-        read = {row.name: row for row in read_proposals(proposals)}
-    except ProposalError as error:
-        raise InputError(str(error)) from error
-    names = list(read) if abi is None else abi.split(",")
-    if abi is None and everything:
-        names = [*ABIS, *read]
-    abis = [read[name] if name in read else get_abi(name) for name in names or ["v5"]]
-    usual = [*VmType] if everything else ["SNP"]
-    vm_types = usual if vm_type is None else vm_type.split(",")
-    for each in vm_types:
-        _check("vm-type", each, [*VmType])
-    _check("firmware", firmware, [*Firmware])
-    return targets(abis, [VmType(each) for each in vm_types], Firmware(firmware))
-
-
 class _Kept:
     """Page state of a replay, for the files that are asked for; what can't be is said before it runs."""
 
-    def __init__(
-        self, operations: int, targets: int, snapshot: Path | None, series: Path | None, every: int | None
-    ) -> None:
-        self._snapshot, self._series = snapshot, series
-        wanted = [path for path in (snapshot, series) if path is not None]
+    def __init__(self, operations: int, targets: int, to: Outputs) -> None:
+        self._snapshot, self._series, every = to.snapshot, to.series, to.every
+        wanted = [path for path in (to.snapshot, to.series) if path is not None]
         if wanted and targets > 1:
             raise InvalidArgumentError(
                 f"page state of {targets} replays; choose one revision, one VM type and one launch"
             )
-        if series is None and every is not None:
-            raise InvalidArgumentError("--every needs --series FILE")
-        if every is not None and every >= 1 and operations // every >= _MOST_SNAPSHOTS:
+        if every is not None and operations // every >= _MOST_SNAPSHOTS:
             least = operations // _MOST_SNAPSHOTS + 1
             raise InvalidArgumentError(f"--every {every}: too many snapshots; it must be {least} or more")
         for path in wanted:
-            require_place(path)
-        if series is not None and every is None:
+            check_output(path, force=to.force)
+        if to.series is not None and every is None:
             every = max(-(-operations // _SNAPSHOTS), 1)
         self.watching: dict[str, Any] = {}
         if wanted:
@@ -235,7 +325,7 @@ def _run(
     found: Workload,
     traces: "Sequence[Trace]",
     targets: "Sequence[Target]",
-    options: dict[str, Any],
+    manner: Manner,
     watching: dict[str, Any],
 ) -> list[_Run]:
     """Run every launch on every target, target by target."""
@@ -243,6 +333,7 @@ def _run(
     from gmemcore.workload.replay import replay as run
 
     warmup()
+    asked = manner.asked()
     runs, before = [], 0
     total = sum(len(trace.operations) for trace in traces) * len(targets)
     numbers = [launch.number for launch in found.launches] if len(found.launches) > 1 else [0] * len(traces)
@@ -250,7 +341,7 @@ def _run(
         for target in targets:
             for number, trace in zip(numbers, traces, strict=True):
                 passed = partial(_passed, advance, before)
-                runs.append(_Run(number, run(trace, target, **options, **watching, progress=passed)))
+                runs.append(_Run(number, run(trace, target, **asked, **watching, progress=passed)))
                 before += len(trace.operations)
     return runs
 
@@ -266,18 +357,19 @@ def _predicted(result: "Replayed", figures: "CostFile") -> "Prediction":
     return predict(result.counters, figures, calls=result.conversions)
 
 
-def _print_json(
+def _records(
     found: Workload,
     traces: "Sequence[Trace]",
-    options: dict[str, Any],
+    manner: Manner,
     runs: Sequence[_Run],
     figures: "CostFile | None",
     notes: Sequence[str],
-) -> None:
+) -> Iterator[dict[str, Any]]:
+    """Yield what the workload is, then a record per replay."""
     from gmemcore.results.environment import as_object, environment
 
     header = traces[0].header
-    first = {
+    yield {
         "trace": {
             "name": header.name,
             "source": header.source,
@@ -286,15 +378,14 @@ def _print_json(
             "memory": header.layout.size,
             **({} if found.imported is None else _launches_record(found)),
         },
-        "replay": options,
+        "replay": manner.asked() | ({"touch": True} if manner.touch else {}),
         "environment": as_object(environment()),
         **({"notes": " ".join(notes)} if notes else {}),
     }
-    say_json(first, indent=None)
     for each in runs:
         launch = {"launch": each.launch} if each.launch else {}
         predicted = {} if figures is None else {"predicted": _predicted(each.result, figures).asdict()}
-        say_json(launch | each.result.asdict() | predicted, indent=None)
+        yield launch | each.result.asdict() | predicted
 
 
 def _launches_record(found: Workload) -> dict[str, Any]:
@@ -302,16 +393,16 @@ def _launches_record(found: Workload) -> dict[str, Any]:
     return {"import": [imported_record(found, place)["import"] for place in range(len(found.launches))]}
 
 
-def _print_head(found: Workload, traces: "Sequence[Trace]", options: dict[str, Any]) -> None:
+def _print_head(found: Workload, traces: "Sequence[Trace]", manner: Manner) -> None:
     header = traces[0].header
     regions = len(header.layout.regions)
     operations = sum(len(trace.operations) for trace in traces)
     launches = f" in {len(traces)} launches" if len(traces) > 1 else ""
-    touched = ", touched" if options.get("touch") else ""
+    touched = ", touched" if manner.touch else ""
     say(
         f"{found.name}: {header.source}, {operations:,} operations{launches}{touched}, "
         f"{format_bytes(header.layout.size)} in {regions} {'region' if regions == 1 else 'regions'}; "
-        f"flags {options['flags']}, backing {options['backing']}",
+        f"flags {manner.flags}, backing {manner.backing}",
         "",
     )
 

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from gmemcore.analysis import PICTURES
 from gmemcore.cli.console import note, progress, reporting, say, say_json
-from gmemcore.cli.options import ForceSwitch, JsonSwitch, choice, one, whole
+from gmemcore.cli.options import AbiOption, ForceSwitch, JsonSwitch, choice, one, whole
 from gmemcore.cli.pictures import PictureFile
 from gmemcore.cli.tables import print_table
 from gmemcore.engine.packed import PLANE_NAMES
@@ -140,7 +140,7 @@ def plot(
     file: Annotated[
         int | None, Parameter(help="Of map and hilbert: file of the guest.", converter=one(whole(0)))
     ] = None,
-    abi: Annotated[str | None, Parameter(help="Of bench: one revision.")] = None,
+    abi: Annotated[AbiOption, Parameter(help="Of bench: one revision.")] = None,
 ) -> None:
     """Draw a picture of page states or of a run.
 

@@ -12,7 +12,7 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from gmemcore.cli.console import complain, is_quiet, note, reporting
-from gmemcore.cli.page_states import SnapshotOption
+from gmemcore.cli.options import ForceSwitch, JsonSwitch, LinesOutput, SnapshotOption
 from gmemcore.cli.predictions import CostOption, read_cost
 from gmemcore.cli.stress_report import print_fleet, print_guest, progress_text
 from gmemcore.errors import InputError
@@ -40,10 +40,9 @@ class Results:
     log: Annotated[Path | None, Parameter(help="Log of results. [default: SPEC with the suffix .log]")] = None
     resume: Annotated[bool, Parameter(help="Continue with the guests that the log doesn't have.")] = False
     fresh: Annotated[bool, Parameter(help="Start over; the first results replace the log.")] = False
-    as_json: Annotated[bool, Parameter(name="--json", help="Print JSON Lines, see docs/outputs.md.")] = False
-    output: Annotated[Path | None, Parameter(name=("--output", "-o"), help="Write JSON Lines here.")] = None
+    as_json: Annotated[JsonSwitch, Parameter(help="Print JSON Lines, see docs/outputs.md.")] = False
+    output: LinesOutput = None
     parquet: Annotated[Path | None, Parameter(help="Write a Parquet table here, one row per guest.")] = None
-    force: Annotated[bool, Parameter(help="Replace output files that exist.")] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +95,11 @@ class OneGuest:
 
 
 def stress(
-    spec: Annotated[Path | None, Parameter(help="The fleet: a TOML file.")] = None,
+    spec: Annotated[Path, Parameter(help="The fleet: a TOML file, see gmemcore template fleet.")],
     /,
     *,
-    template: Annotated[bool, Parameter(help="Print a commented spec to start from.")] = False,
     cost: CostOption = None,
+    force: ForceSwitch = False,
     results: Annotated[Results | None, Parameter(name="*", group=_RESULTS)] = None,
     workers: Annotated[Workers | None, Parameter(name="*", group=_WORKERS)] = None,
     one: Annotated[OneGuest | None, Parameter(name="*", group=_GUEST)] = None,
@@ -113,25 +112,18 @@ def stress(
     Exit status: 0 every check passed; 1 a check failed, and the guest and operation are printed; 2 a spec,
     log, worker or option can't be used.
     """
-    if template:
-        from gmemcore.stress.spec import template as commented_spec
-
-        print(commented_spec(), end="")
-        return 0
     results, workers, one = results or Results(), workers or Workers(), one or OneGuest()
     with reporting("stress"):
         from gmemcore.stress.spec import read
 
-        _check_options(results, workers, one)
-        if spec is None:
-            raise InputError("SPEC is required; --template prints one to start from")
+        _check_options(results, workers, one, force=force)
         fleet, figures = read(spec), read_cost(cost)
         if one.guest is not None:
-            return _run_guest(spec, fleet, one.guest, one, figures)
-        return _run_fleet(spec, fleet, results, workers, figures)
+            return _run_guest(spec, fleet, one.guest, one, figures, force=force)
+        return _run_fleet(spec, fleet, results, workers, figures, force=force)
 
 
-def _check_options(results: Results, workers: Workers, one: OneGuest) -> None:
+def _check_options(results: Results, workers: Workers, one: OneGuest, *, force: bool) -> None:
     """Refuse options that contradict each other or would have no effect."""
     of_fleet, of_guest = {**_given(results), **_given(workers)}, _given(one)
     given = of_fleet | of_guest
@@ -147,6 +139,10 @@ def _check_options(results: Results, workers: Workers, one: OneGuest) -> None:
             "TLS files need --scheduler tls://HOST:PORT",
         ),
         (not has_workers and "--patience" in given, "--patience needs --workers or --scheduler"),
+        (
+            force and not {"--output", "--parquet", "--snapshot"} & given.keys(),
+            "--force needs a file: -o, --parquet or --snapshot; --fresh replaces the log",
+        ),
     ):
         if wrong:
             raise InputError(message)
@@ -164,14 +160,20 @@ def _given(options: Results | Workers | OneGuest) -> dict[str, object]:
 
 # ---- a fleet -----------------------------------------------------------------------------------------------
 def _run_fleet(
-    path: Path, spec: "Spec", results: Results, workers: Workers, figures: "CostFile | None"
+    path: Path,
+    spec: "Spec",
+    results: Results,
+    workers: Workers,
+    figures: "CostFile | None",
+    *,
+    force: bool,
 ) -> int:
     """Run a fleet, write its results and report."""
     from gmemcore.stress.summary import import_pyarrow, json_lines, write_parquet
 
     for place in (results.output, results.parquet):
         if place is not None:
-            check_output(place, force=results.force)
+            check_output(place, force=force)
     if results.parquet is not None:
         import_pyarrow()
     done = _run_with_log(path, spec, results, workers)
@@ -252,25 +254,29 @@ class _Lines:
 
 
 # ---- one guest ---------------------------------------------------------------------------------------------
-def _run_guest(path: Path, spec: "Spec", number: int, one: OneGuest, figures: "CostFile | None") -> int:
+def _run_guest(
+    path: Path, spec: "Spec", number: int, one: OneGuest, figures: "CostFile | None", *, force: bool
+) -> int:
     """Run one guest here and report."""
     from gmemcore.stress.guest import Violation, run_guest
 
     plan = spec.plan(number)
-    found = run_guest(spec, number, until=one.until, watch=_keeping(one.snapshot, f"guest {number}"))
+    found = run_guest(
+        spec, number, until=one.until, watch=_keeping(one.snapshot, f"guest {number}", force=force)
+    )
     if isinstance(found, Violation):
         return _print_violation(path, spec, found)
     print_guest(plan, one.until, found, figures)
     return 0
 
 
-def _keeping(path: Path | None, label: str) -> "Callable[[VmFace, int], object] | None":
+def _keeping(path: Path | None, label: str, *, force: bool) -> "Callable[[VmFace, int], object] | None":
     """Return a function that writes a guest's page state to a file; None without a file."""
     if path is None:
         return None
     from gmemcore.analysis import take
 
-    check_output(path, force=True)
+    check_output(path, force=force)
     return lambda vm, at: take(vm, at=at + 1, label=label).write(path)
 
 

@@ -11,9 +11,10 @@ from cyclopts import App, Parameter
 from cyclopts.types import PositiveInt
 
 from gmemcore.cli.console import note, reporting, say, say_json, say_lines
+from gmemcore.cli.options import ForceSwitch, JsonSwitch, Seed
 from gmemcore.cli.tables import print_table
 from gmemcore.cli.workloads import STDIN, Options, Workload, load
-from gmemcore.errors import InvalidArgumentError
+from gmemcore.errors import InputError, InvalidArgumentError
 from gmemcore.files.reading import opened
 from gmemcore.files.writing import check_output, replacing
 from gmemcore.units import format_bytes, format_time
@@ -28,11 +29,14 @@ _LONGEST: Final = 86_400
 """Seconds of a recording."""
 
 _Output = Annotated[
-    Path, Parameter(help="Where to write: .jsonl is text, .parquet a table, anything else the binary form.")
+    Path,
+    Parameter(
+        name=("--output", "-o"),
+        help="Where to write: .jsonl is text, .parquet a table, anything else the binary form.",
+    ),
 ]
 _Options = Annotated[Options | None, Parameter(name="*")]
-_Force = Annotated[bool, Parameter(negative="", help="Replace the output if it exists.")]
-_Seed = Annotated[int, Parameter(help="Seed of contents, and of a behaviour.")]
+_Seed = Annotated[Seed | None, Parameter(help="Seed of contents, and of a behaviour. [default: 0]")]
 
 
 @app.command
@@ -44,23 +48,21 @@ def record(
             help="A behaviour (see gmemcore behaviours), a log, or - for a log on stdin.",
         ),
     ],
-    output: _Output,
     /,
+    output: _Output,
     *,
     options: _Options = None,
-    seed: _Seed = 0,
-    force: _Force = False,
+    seed: _Seed = None,
+    force: ForceSwitch = False,
 ) -> None:
     """Record what a behaviour does, or what a log shows.
 
     Logs are QEMU's trace, and KVM's kvm_vm_set_mem_attributes as ftrace, perf script or trace-cmd report
     print it; `gmemcore trace capture` prints the commands that record them. They can be compressed.
-
-    Exit status 0: the trace is written; 2: a name, a value or a line that can't be read.
     """
     with reporting("trace record"):
         _check_output(output, force=force)
-        workload = load(what, options, seed=seed)
+        workload = _load(what, options, seed)
         _write(output, workload)
         workload.note_import("trace record")
         size, operations = output.stat().st_size, len(workload.trace.operations)
@@ -76,17 +78,12 @@ def info(
     /,
     *,
     options: _Options = None,
-    seed: _Seed = 0,
-    as_json: Annotated[
-        bool, Parameter(name="--json", negative="", help="Print JSON, a line per launch of a log.")
-    ] = False,
+    seed: _Seed = None,
+    as_json: Annotated[JsonSwitch, Parameter(help="Print JSON, a line per launch of a log.")] = False,
 ) -> None:
-    """Show what is in a trace or a log: steps, ranges, layout, duration.
-
-    Exit status 2: the file can't be read.
-    """
+    """Show what is in a trace or a log: steps, ranges, layout, duration."""
     with reporting("trace info"):
-        workload = load(trace, options, seed=seed)
+        workload = _load(trace, options, seed)
         workload.note_import("trace info")
         for place, found in enumerate(workload.traces):
             described = describe(found)
@@ -110,22 +107,19 @@ def convert(
             help="A trace of any form, a behaviour, a log, or - for a log on stdin.",
         ),
     ],
-    output: _Output,
     /,
+    output: _Output,
     *,
     options: _Options = None,
-    seed: _Seed = 0,
-    force: _Force = False,
+    seed: _Seed = None,
+    force: ForceSwitch = False,
 ) -> None:
-    """Write a trace in the form that the output's name asks for.
-
-    Exit status 2: a file that can't be read or written.
-    """
+    """Write a trace in the form that the output's name asks for."""
     with reporting("trace convert"):
         if source != STDIN and output.exists() and Path(source).exists() and output.samefile(source):
             raise InvalidArgumentError(f"{output} is the source; the output must be another file")
         _check_output(output, force=force)
-        workload = load(source, options, seed=seed)
+        workload = _load(source, options, seed)
         _write(output, workload)
         workload.note_import("trace convert")
 
@@ -140,12 +134,9 @@ def capture(
     output: Annotated[
         Path | None, Parameter(name=("--output", "-o"), help="Where the log goes. [default: guest-PID.txt]")
     ] = None,
-    force: _Force = False,
+    force: ForceSwitch = False,
 ) -> None:
-    """Print the commands that record a guest of your own, and what each can show; or record one.
-
-    Exit status 0; 2: nothing could be recorded.
-    """
+    """Print the commands that record a guest of your own, and what each can show; or record one."""
     from gmemcore.workload.logs import capture as ways
 
     with reporting("trace capture"):
@@ -194,6 +185,14 @@ def _note_captured(place: Path, program: str) -> None:
     lost = f"; {program} {log.lost}" if log.lost else ""
     note("trace capture", f"{place}: {len(log.events):,} conversions, recorded by {program}{lost}")
     note("trace capture", f"gmemcore replay {place} --memory SIZE imports it")
+
+
+def _load(name: str, options: Options | None, seed: int | None) -> Workload:
+    """Return the workload of a name; a seed means nothing for a trace, which has its own."""
+    workload = load(name, options, seed=seed or 0)
+    if seed is not None and workload.kind == "a trace":
+        raise InputError(f"--seed is for a behaviour and a log; {name} is a trace")
+    return workload
 
 
 def _check_output(output: Path, *, force: bool) -> None:

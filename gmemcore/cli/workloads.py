@@ -3,6 +3,7 @@
 import os
 import stat
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from io import BufferedReader
 from pathlib import Path
@@ -11,10 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
-from gmemcore.cli.common import assignments_of
 from gmemcore.cli.console import complain, note, progress
-from gmemcore.errors import InvalidArgumentError
-from gmemcore.units import parse_size
+from gmemcore.cli.options import SizeOption
+from gmemcore.errors import InputError, InvalidArgumentError
 
 if TYPE_CHECKING:
     from gmemcore.workload.behaviours import Behaviour
@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 
 STDIN: Final = "-"
 """The name that stands for standard input."""
+DEFAULT_MEMORY: Final = 4 << 30
+"""Memory of a guest that runs a behaviour."""
+
+Assignments = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--set",
+        negative="",
+        help="A behaviour's parameter, as in --set swiotlb=64m. Can be repeated.",
+    ),
+]
+"""``--set NAME=VALUE``"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +42,13 @@ class Options:
     """Options of behaviours and logs."""
 
     memory: Annotated[
-        str | None,
+        SizeOption | None,
         Parameter(
             help="Guest memory, laid out as QEMU's q35 does. "
             "[default: 4g for a behaviour; as its memslots say for a log]"
         ),
     ] = None
-    assignments: Annotated[
-        list[str] | None,
-        Parameter(name="--set", negative="", help="A behaviour's parameter, as in --set swiotlb=64m."),
-    ] = None
+    assignments: Assignments = ()
     limit: Annotated[
         PositiveInt | None,
         Parameter(help="Most operations of a behaviour. [default: all, or 100,000 if it doesn't end]"),
@@ -68,6 +77,25 @@ _APPLIES: Final = {
 _SPELLED: Final = {"assignments": "--set"}
 
 
+def assignments_of(assignments: Sequence[str]) -> dict[str, str]:
+    """Read the ``name=value`` texts of ``--set``.
+
+    Raises
+    ------
+    InputError
+        A text of another form, or a name that is given twice.
+    """
+    given: dict[str, str] = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise InputError(f"--set {text}: must be name=value, as in swiotlb=64m")
+        if name in given:
+            raise InputError(f"--set {name} is given twice")
+        given[name] = value
+    return given
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """What was asked for.
@@ -76,6 +104,8 @@ class Workload:
     ----------
     name : str
         As it was typed.
+    kind : str
+        ``a behaviour``, ``a log`` or ``a trace``.
     traces : tuple of Trace
         One; of a log one per launch.
     launches : tuple of Launch
@@ -85,6 +115,7 @@ class Workload:
     """
 
     name: str
+    kind: str
     traces: "tuple[Trace, ...]"
     launches: "tuple[Launch, ...]" = ()
     imported: "Imported | None" = None
@@ -144,7 +175,7 @@ def load(name: str, options: Options | None = None, *, seed: int = 0) -> Workloa
 def _check_options(name: str, kind: str, options: Options) -> None:
     """Refuse an option that does nothing for what was named."""
     for each in fields(options):
-        if getattr(options, each.name) not in (None, False) and each.name not in _APPLIES[kind]:
+        if getattr(options, each.name) not in (None, False, ()) and each.name not in _APPLIES[kind]:
             takes = " and ".join(other for other, names in _APPLIES.items() if each.name in names)
             option = _SPELLED.get(each.name, f"--{each.name}")
             raise InvalidArgumentError(f"{option} is for {takes}; {name} is {kind}")
@@ -156,13 +187,13 @@ def _of_behaviour(name: str, behaviour: "Behaviour", options: Options, seed: int
 
     header, stream = workload(
         behaviour,
-        parse_size(options.memory or "4g"),
+        options.memory or DEFAULT_MEMORY,
         seed=seed,
         limit=options.limit,
         launching=options.launching,
-        parameters=assignments_of(options.assignments or []),
+        parameters=assignments_of(options.assignments),
     )
-    return Workload(name, (record(header, stream),))
+    return Workload(name, "a behaviour", (record(header, stream),))
 
 
 def _of_file(name: str, options: Options, seed: int) -> Workload:
@@ -177,7 +208,7 @@ def _of_file(name: str, options: Options, seed: int) -> Workload:
             total = mode.st_size if stat.S_ISREG(mode.st_mode) else None
             return _of_log(name, reader, options, seed, total=total)
     _check_options(name, "a trace", options)
-    return Workload(name, (read_trace(name),))
+    return Workload(name, "a trace", (read_trace(name),))
 
 
 def _of_log(
@@ -189,7 +220,7 @@ def _of_log(
     from gmemcore.workload.trace import TraceError
 
     _check_options(name, "a log", options)
-    layout = None if options.memory is None else Layout.pc(parse_size(options.memory))
+    layout = None if options.memory is None else Layout.pc(options.memory)
     try:
         imported = import_log(
             read(name, file, strict=options.strict, total=total),
@@ -206,7 +237,7 @@ def _of_log(
         if options.launch > len(launches):
             raise InvalidArgumentError(f"{name}: launch {options.launch} of {len(launches)}")
         launches = (launches[options.launch - 1],)
-    return Workload(name, tuple(launch.trace for launch in launches), launches, imported)
+    return Workload(name, "a log", tuple(launch.trace for launch in launches), launches, imported)
 
 
 def read(name: str, file: BufferedReader, *, strict: bool, total: int | None = None) -> "Log":

@@ -38,7 +38,7 @@ def stress(
     Parameters
     ----------
     spec : Path, str, dict or Spec
-        A TOML file (``gmemcore stress --template`` prints one), its text, the same as a dict, or a
+        A TOML file (``gmemcore template fleet`` prints one), its text, the same as a dict, or a
         behaviour's name: 10 guests that do 1,000 operations of it.
     guests, operations : int or None
         In place of the spec's: guests of each kind, and operations of each guest.
