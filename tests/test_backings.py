@@ -14,7 +14,7 @@ from conftest import JIT_DISABLED
 from gmemcore.benchmark import in_place
 from gmemcore.benchmark.expected import WrongContentsError
 from gmemcore.benchmark.in_place import MOST_POINTS, WAYS, Guest, jobs, run, run_apart
-from gmemcore.cli import main
+from gmemcore.cli import COMMANDS, main
 from gmemcore.errors import InvalidArgumentError, UnsupportedOperationError
 from gmemcore.results.backings import Measured
 from gmemcore.results.schema import schema_of
@@ -178,11 +178,13 @@ def test_a_ratio_is_of_like_with_like():
     assert rows[0][6] == "2.00"
 
 
-def test_the_old_name_answers_with_the_new_one(capsys):
+@pytest.mark.parametrize(("old", "new"), [("compare", "backings"), ("measure", "digest")])
+def test_old_names_answer_with_the_new_one(capsys, old, new):
     with pytest.raises(SystemExit) as exit_:
-        main(["compare", "--pairs", "1"])
+        main([old, "--pairs", "1"])
     assert exit_.value.code == 2
-    assert capsys.readouterr().err == "gmemcore compare: renamed; use gmemcore backings --pairs 1\n"
+    assert capsys.readouterr().err == f"gmemcore {old}: renamed; use gmemcore {new} --pairs 1\n"
+    assert new in COMMANDS
 
 
 @pytest.mark.parametrize(

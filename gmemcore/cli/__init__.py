@@ -27,11 +27,11 @@ COMMANDS: Final = {
     "stress": ("gmemcore.cli.stress:stress", "Fleets of seeded guests: checked, made to fail, resumed."),
     "conform": ("gmemcore.cli.conform:conform", "Does the model answer as vectors say?"),
     "kvm": ("gmemcore.cli.kvm:app", "What the host's KVM offers, and answers."),
-    "measure": ("gmemcore.cli.measure:measure", "The SNP launch digest of a traced launch."),
+    "digest": ("gmemcore.cli.digest:digest", "The SNP launch digest of a traced launch."),
     "template": ("gmemcore.cli.template:template", "Files to start from: a proposal, a fleet, costs, axes."),
 }
 """Command -> where it is, and what it answers in a line."""
-RENAMED: Final = {"compare": "backings"}
+RENAMED: Final = {"compare": "backings", "measure": "digest"}
 """Old name of a command -> its name."""
 
 VERBOSITY: Final = {"-q": -1, "--quiet": -1, "-v": 1, "--verbose": 1}

@@ -1,4 +1,4 @@
-"""``gmemcore measure``: the SNP launch digests of launches that QEMU traced."""
+"""``gmemcore digest``: the SNP launch digests of launches that QEMU traced."""
 
 import sys
 from collections import Counter
@@ -26,13 +26,13 @@ from gmemcore.workload.logs.launches import failures_of, split
 from gmemcore.workload.logs.log import check_readable
 from gmemcore.workload.trace import TraceError
 
-COMMAND = "measure"
+COMMAND = "digest"
 MAX_IMAGE = 1 << 30
 """Bytes of an image: more than any firmware or kernel has."""
 UPDATE_EVENT = "kvm_sev_snp_launch_update"
 
 
-def measure(
+def digest(
     log: Annotated[
         str,
         Parameter(

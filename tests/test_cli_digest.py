@@ -1,4 +1,4 @@
-"""``gmemcore measure`` driven in-process."""
+"""``gmemcore digest`` driven in-process."""
 
 import json
 import struct
@@ -11,7 +11,7 @@ from sevsnpmeasure.gctx import GCTX
 
 import gmemcore
 from gmemcore.cli import main
-from gmemcore.cli.measure import generated_page
+from gmemcore.cli.digest import generated_page
 from gmemcore.machine.measurement import VMSA_GPA, LaunchDigest
 
 with warnings.catch_warnings():
@@ -56,7 +56,7 @@ def run(capsys, tmp_path):
         log = tmp_path / "launch.log"
         log.write_text(text)
         with pytest.raises(SystemExit) as stopped:
-            main(["measure", str(log), *map(str, options)])
+            main(["digest", str(log), *map(str, options)])
         captured = capsys.readouterr()
         return SimpleNamespace(status=stopped.value.code, out=captured.out, err=captured.err)
 
@@ -205,7 +205,7 @@ def test_a_malformed_update_is_an_error_with_its_line(run, arguments):
     done = run(f"kvm_sev_init\n{SHORT_LOG.splitlines()[0]}\nhost: kvm_sev_snp_launch_update{arguments}\n")
     assert done.status == 2
     assert done.out == ""
-    assert done.err.startswith("gmemcore measure: ")
+    assert done.err.startswith("gmemcore digest: ")
     assert ".log: line 3: " in done.err
     assert len(done.err.splitlines()) == 1
 
@@ -228,7 +228,7 @@ def test_a_log_without_updates_is_an_error(run, text):
 
 def test_a_missing_log_is_an_error(capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
-        main(["measure", str(tmp_path / "nowhere")])
+        main(["digest", str(tmp_path / "nowhere")])
     assert stopped.value.code == 2
     assert "nowhere" in capsys.readouterr().err
 
