@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from itertools import count, cycle
 
 import pytest
-from browser import needs_browser, visit
+from browser import Browser, needs_browser, visit
 from conftest import JIT_DISABLED
 
 from gmemcore.analysis.report import PAGES, page_of, report, to_markdown
@@ -550,6 +550,24 @@ def test_a_browser_shows_the_figures_in_silence(run, tmp_path):
     assert [text.strip() for text in shown if text.strip()] == [
         text.strip() for text in texts if text.strip()
     ]
+
+
+@needs_browser
+def test_nothing_stands_outside_the_page(run, bench, tmp_path):
+    """On a wide screen and on a telephone's; of one run, of two, and of one with endless names."""
+    long = tmp_path / "long.jsonl"
+    long.write_text(bench.read_text().replace('"SNP"', f'"{"long_name_" * 9}"'))
+    pages = {"one": [run], "two": [run, bench], "long": [long]}
+    with Browser() as browser:
+        for name, runs in pages.items():
+            path = tmp_path / f"{name}.html"
+            path.write_text(report(*map(read_run, runs)), encoding="utf-8")
+            browser.send("Page.navigate", url=path.as_uri())
+            browser.wait_for("document.readyState === 'complete'")
+            for width in (1280, 400):
+                browser.resize(width, 900)
+                browser.settle()
+                assert browser.evaluate("document.documentElement.scrollWidth") <= width, (name, width)
 
 
 @needs_browser

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 UNIFORM: Final = "uniform"
 PALE: Final = "0.75"
 """Grey of the bars of primitives."""
+_MOST_BEYOND: Final = 1.3
+"""Where intervals are cut, in lengths of the longest bar: a wild one must not make all bars short."""
 _IN_CELL: Final[dict[str, Any]] = {"ha": "center", "va": "center", "fontsize": 7.5}
 
 
@@ -42,7 +44,8 @@ def bench_effects(run: Run, ax: "Axes | None" = None) -> "Axes":
     Notes
     -----
     The figures are those of the run's verdict: the largest range, uniform memory, the first setting. A line
-    through the end of a bar is its 95 % interval. KEEP moves no byte, and its bar would have no end.
+    through the end of a bar is its 95 % interval, cut at 1.3 times the longest bar. KEEP moves no byte
+    and has no bar.
 
     Raises
     ------
@@ -63,11 +66,13 @@ def bench_effects(run: Run, ax: "Axes | None" = None) -> "Axes":
     if not shown:
         raise ValueError("no effect that moves bytes was measured")
     drawn = axes_for(ax, (7.0, 0.9 + 0.34 * len(bars)))
+    limit = _MOST_BEYOND * max(median_ for _, median_, *_ in bars)
     for y, (_, median_, low, high, colour) in enumerate(bars):
+        end = min(max(high, median_), limit)
         drawn.barh(y, median_, color=colour, height=0.7)
-        drawn.plot([low, high], [y, y], color="0.25", linewidth=1.2, solid_capstyle="butt")
+        drawn.plot([low, end], [y, y], color="0.25", linewidth=1.2, solid_capstyle="butt")
         beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9}
-        drawn.annotate(f"{median_:.3g}", (max(high, median_), y), (4, 0), **beside)
+        drawn.annotate(f"{median_:.3g}", (end, y), (4, 0), **beside)
     drawn.set_yticks(range(len(bars)), [name for name, *_ in bars])
     drawn.invert_yaxis()
     drawn.tick_params("y", length=0)
