@@ -246,7 +246,7 @@ def test_the_platforms_own_zeroing_is_shown_as_zeroing(capsys):
         (("--firmware", "tomorrow"), "must be today or cipher, not 'tomorrow'"),
         (("--phase", "over"), "must be launching or running"),
         (("--flag", "ZERO,X"), "not 'X'"),
-        (("--effect", "ENCRYPT", "--abi", "v13"), "no cell of policy is of this selection"),
+        (("--effect", "ENCRYPT", "--abi", "v13"), "no cell of policy matches this selection"),
         (("--backing", "none", "--memory", "64k"), "must be anonymous, memfd or guest_memfd"),
         (("--memory", "4096t", "--abi", "v5"), "are available"),
         (("-o", "/nonexistent/file"), "/nonexistent/file: No such file"),

@@ -245,7 +245,7 @@ def test_files_that_cannot_be_compared_are_one_line(runs, tmp_path, capsys):
         ((old, write(tmp_path / "v5.jsonl", other)), "no cell in common"),
         ((old, backings), "must be a run of bench, not of backings"),
         ((old, tmp_path / "missing"), "No such file"),
-        ((old, old, "--fail-over", "many"), "--fail-over must be a percentage, as 5%, not 'many'"),
+        ((old, old, "--fail-over", "many"), "--fail-over must be a percentage such as 5%, not 'many'"),
         ((old, old, "--fail-over", "nan"), "--fail-over must be a percentage"),
     ):
         assert call(*arguments) == 2, arguments

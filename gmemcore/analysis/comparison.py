@@ -1,10 +1,10 @@
-"""Two bench runs, cell by cell: what became slower or faster, and by how much.
+"""Compare two bench runs cell by cell: what became slower or faster, and by how much.
 
-A cell's cost is its time relative to the memory primitive that was timed in turn with it, if both runs were
-made on the same CPU: what slows the whole machine slows both. On different CPUs it is the time itself. The
+If both runs are of the same CPU, the cost of a cell is its time relative to the memory primitive interleaved
+with it: whatever slows the machine slows both. On different CPUs it is the time itself. The
 change is the ratio of the medians, with a 99 % bootstrap interval, and counts as a difference only if the
-whole interval lies more than 3 % from 1: two runs of the same program differ by that much, since their memory
-lies elsewhere.
+whole interval is more than 3 % from 1: two runs of the same program differ by that much, because their memory
+is in other places.
 """
 
 from collections import defaultdict
@@ -18,9 +18,9 @@ from gmemcore.results.bench_tables import cells_words, range_words, setting_word
 from gmemcore.results.statistics import STABLE_SAMPLES, Interval, change, geometric_mean
 
 CONFIDENCE: Final = 0.99
-"""Confidence level of a change: among hundreds of cells, one in a hundred is wrong by chance."""
+"""Confidence level of a change. Among hundreds of cells, one in a hundred differs by chance."""
 MARGIN: Final = 0.03
-"""Changes up to this size are no difference."""
+"""Smaller changes are no difference."""
 
 
 class Basis(StrEnum):
@@ -32,7 +32,7 @@ class Basis(StrEnum):
 
 
 class Finding(StrEnum):
-    """What became of a cell."""
+    """The finding about a cell."""
 
     SAME = "no difference"
     SLOWER = "slower"
@@ -49,7 +49,7 @@ UNSTABLE_WIDTH: Final = 0.10
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of cells that do the same work at one range.
+    """The change of cells that do the same work at one range.
 
     Attributes
     ----------
@@ -224,7 +224,7 @@ FIGURES: Final = (2, 3, 4)
 
 
 def change_rows(comparison: Comparison, *, every: bool = False) -> Iterator[tuple[str, ...]]:
-    """Yield a row per work that changed, in the order of `HEADS`; every: of those that didn't, too."""
+    """Yield a row per change, in the order of `HEADS`; every: also of work that didn't change."""
     from gmemcore.units import format_number
 
     for each in comparison.changes:
@@ -264,7 +264,7 @@ def summary_words(comparison: Comparison) -> str:
 
 
 def warnings_of(comparison: Comparison) -> Iterator[str]:
-    """Yield what makes a comparison worth less."""
+    """Yield the reasons to trust a comparison less."""
     for run in (comparison.old, comparison.new):
         if run.shortfall is not None:
             yield f"{run.name} is {run.shortfall}"
@@ -277,7 +277,7 @@ def warnings_of(comparison: Comparison) -> Iterator[str]:
 
 
 _ALIKE: Final = {"transparent_hugepage": "huge pages", "governor": "governor", "kernel": "kernel"}
-"""Settings that two runs should agree in, in words."""
+"""Settings that two runs should share, in words."""
 
 
 def _setting(environment: Mapping[str, object], name: str) -> str:

@@ -1,14 +1,15 @@
-"""What a case is measured under, beside its cell of policy and its sizes: one class an axis.
+"""Measurement axes: everything about a case apart from its cell of policy and its sizes.
 
 ============== =======================================================================================
 fragmentation  how the state of pages alternates within the range
 backing        where the bytes live
 huge_pages     whether they live in transparent huge pages
 threads        how many threads one conversion uses
-enforce        whether a view of the host's own is kept true by mprotect
+enforce        whether host accesses to private pages fault, using mprotect
 ============== =======================================================================================
 
-A value more is a row here. What a host can't do is refused before anything is measured (`memory.check_host`).
+To add a value, add a row. Settings that the host lacks are refused before anything is measured
+(`memory.check_host`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,11 +29,11 @@ Mask = NDArray[np.bool_]
 BLOCK_PAGES: Final = 512
 """Pages of 2 MiB, within which random patterns are even."""
 HOLE_EVERY: Final = 32
-"""Of a 2 MiB block with holes: every 32nd page isn't allocated, 16 in all."""
+"""In a 2 MiB block with holes, every 32nd page is unallocated: 16 pages."""
 
 
 class Fragmentation(StrEnum):
-    """How page state alternates. The pages a pattern picks have come as far as the case's cell allows.
+    """How page state alternates. Pages that a pattern picks start in the highest rank that the cell allows.
 
     The others are unallocated; in ALTERNATING_ACCEPTED they are allocated, and not accepted by the guest.
     """
@@ -45,7 +46,7 @@ class Fragmentation(StrEnum):
 
     @property
     def smallest(self) -> int:
-        """Bytes of a range in which the pattern shows."""
+        """Smallest range in bytes that shows the pattern."""
         return {Fragmentation.UNIFORM: PAGE_SIZE, Fragmentation.HOLES: BLOCK_PAGES * PAGE_SIZE}.get(
             self, 2 * PAGE_SIZE
         )
@@ -56,9 +57,9 @@ class Fragmentation(StrEnum):
         Parameters
         ----------
         n_pages : int
-            Pages from the start of the memory on.
+            Pages, from the start of memory.
         range_pages : int
-            Pages of one range, among which RANDOM_HALF picks a half, or of each 2 MiB if they are fewer.
+            Pages of one range. RANDOM_HALF picks half of each range, or of each 2 MiB if that is smaller.
 
         Returns
         -------
@@ -68,7 +69,7 @@ class Fragmentation(StrEnum):
 
 
 def _random_halves(n_pages: int, group: int) -> Mask:
-    """Pick half of each group at random, the same ones every time."""
+    """Pick a random half of each group, always the same."""
     halves = np.tile(np.arange(group) < group // 2, (-(-n_pages // group), 1))
     picked: Mask = np.random.default_rng(1).permuted(halves, axis=1).ravel()[:n_pages]
     return picked
@@ -91,7 +92,7 @@ def _mask(fragmentation: Fragmentation, n_pages: int, group: int) -> Mask:
 
 
 def runs_of(mask: Mask) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return offsets and sizes, bytes, of the maximal runs of picked pages."""
+    """Return offset and size in bytes of each maximal run of picked pages."""
     edges = np.flatnonzero(np.diff(mask, prepend=False, append=False)).astype(np.uint64) * np.uint64(
         PAGE_SIZE
     )
@@ -100,18 +101,18 @@ def runs_of(mask: Mask) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Under what memory and with how many threads a case runs.
+    """The memory and threads that a case runs with.
 
     Attributes
     ----------
     backing : str
         ``anonymous``, ``memfd`` or ``guest_memfd``.
     huge_pages : bool
-        Memory in transparent huge pages: something only anonymous memory can be asked for here.
+        Use transparent huge pages; anonymous memory only.
     threads : int
-        Of one conversion.
+        Threads of one conversion.
     enforce : bool
-        Private pages fault in the host's own mapping of a memfd (``enforce="mprotect"``).
+        Make host accesses to private pages of a memfd fault (``enforce="mprotect"``).
     """
 
     backing: str = "anonymous"
@@ -121,7 +122,7 @@ class Setting:
 
     @property
     def possible(self) -> bool:
-        """Whether a backing can be had with such pages and such a mapping at all, on any host."""
+        """Whether any host offers this combination of backing, pages and enforcement."""
         pages = self.backing == "anonymous" or not self.huge_pages
         return pages and (self.backing == "memfd" or not self.enforce)
 
@@ -141,12 +142,12 @@ def settings(
     threads: Sequence[int] = (1,),
     enforce: Sequence[bool] = (False,),
 ) -> Iterator[Setting]:
-    """Yield every setting of these values that is possible.
+    """Yield every possible combination of the given values.
 
     Parameters
     ----------
     huge_pages : sequence of bool or None
-        None: what suits each backing, huge pages in anonymous memory.
+        None: huge pages for anonymous memory, small ones otherwise.
     """
     for backing in backings:
         usual = (backing == "anonymous",)

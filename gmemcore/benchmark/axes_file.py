@@ -1,4 +1,4 @@
-"""A TOML file that chooses what is measured: one key per axis, checked before anything runs."""
+"""Read a TOML file that selects what is measured: one key per axis, checked before anything runs."""
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -17,7 +17,7 @@ from gmemcore.uapi import Direction, Phase
 from gmemcore.units import parse_size
 
 MAX_BYTES: Final = 64 << 10
-"""Bytes of a file that are read at most."""
+"""Largest file in bytes that is read."""
 
 TEMPLATE: Final = """\
 # What `gmemcore bench --axes FILE` measures: every combination that policy, sizes and this host allow.
@@ -79,17 +79,17 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     enforce: Annotated[tuple[bool, ...], msgspec.Meta(min_length=1)] = (False,)
 
     def cases(self, memory: int) -> list[Case]:
-        """Return the table of these axes, setting by setting.
+        """Return the cases of these axes, grouped by setting.
 
         Parameters
         ----------
         memory : int
-            Bytes of guest memory, if the axes name none.
+            Guest memory in bytes, unless the axes have it.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: an unknown name; a combination that no host offers; no case at all.
+            EINVAL: an unknown name, a combination that no host offers, or a selection without a case.
         """
         chosen = [*settings(self.backing, self.huge_pages, self.threads, self.enforce)]
         if not chosen:
@@ -115,17 +115,17 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
             )
         ]
         if not found:
-            raise InvalidArgumentError("no cell of policy is of this selection")
+            raise InvalidArgumentError("no cell of policy matches this selection; drop a filter")
         return sorted(found, key=lambda case: chosen.index(case.setting))
 
 
 def _members(kind: type[StrEnum], names: Names | None) -> frozenset[str] | None:
-    """Return the members that names stand for; None for all."""
+    """Return the members of the given names; None for all."""
     return None if names is None else frozenset(member(kind, name) for name in names)
 
 
 def _words(names: Names | None, known: Iterable[str], what: str) -> frozenset[str] | None:
-    """Return names as they are known, whatever their case; None for all."""
+    """Return names in their known spelling, matched in any case; None for all."""
     if names is None:
         return None
     by_name = {plain(name): name for name in known}
@@ -136,19 +136,19 @@ def _words(names: Names | None, known: Iterable[str], what: str) -> frozenset[st
 
 
 def read_axes(path: Path | None, options: Mapping[str, Any]) -> Axes:
-    """Read a file of axes, if there is one, and let options win over it.
+    """Read a file of axes, if given; options take precedence over it.
 
     Parameters
     ----------
     path : Path or None
-        TOML as `TEMPLATE` has it.
+        TOML with the keys of `TEMPLATE`.
     options : mapping
-        Keys of the file, with values as it would have them.
+        The same keys and values, from the command line.
 
     Raises
     ------
     InvalidArgumentError
-        EINVAL: no TOML, an unknown key, a value of another type: which one, and where.
+        EINVAL: invalid TOML, an unknown key or an invalid value; the message says where.
     OSError
         The file can't be read.
     """
@@ -166,7 +166,7 @@ def read_axes(path: Path | None, options: Mapping[str, Any]) -> Axes:
 
 
 def _size(kind: type, value: object) -> Size:
-    """Read a size; msgspec says where it is."""
+    """Parse a size; msgspec adds where it stands."""
     assert kind is Size
     if not isinstance(value, str):
         raise ValueError(f"a size is a string like '4k', not {value!r}")

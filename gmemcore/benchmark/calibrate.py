@@ -1,6 +1,6 @@
 """Calibration: the part of a cost file that this host can measure, without confidential hardware.
 
-What is measured are primitives, as the engine and the kernel use them: what a conversion costs at least.
+It measures the primitives that the engine and the kernel use: a lower bound on the cost of a conversion.
 """
 
 import ctypes
@@ -33,16 +33,16 @@ _PRIVATE: Final = int(MemoryAttribute.PRIVATE)
 def calibrate(
     size: int = SOURCE, *, rounds: int | None = None, say: Callable[[str], None] = lambda _: None
 ) -> CostFile:
-    """Measure what a host can, and return it as a cost file.
+    """Measure on this host what can be measured, and return it as a cost file.
 
     Parameters
     ----------
     size : int
-        Bytes that each primitive works on, a multiple of the page size.
+        Bytes per primitive, a multiple of the page size.
     rounds : int
-        Measurements of each, of which the figure is the median; None: `ROUNDS`.
+        Measurements per figure, which is their median; None: `ROUNDS`.
     say : callable
-        Told what is measured now.
+        Called with what is measured next.
     """
     rounds = ROUNDS if rounds is None else rounds
     warmup()
@@ -96,18 +96,18 @@ def calibrate(
 
 
 def _figure(value: float) -> float:
-    """Four digits: more would pretend."""
+    """Round to four digits; more would suggest precision that is not there."""
     return float(f"{value:.4g}")
 
 
 def _median(rounds: int, run: Callable[[], float]) -> float:
-    """Run once to warm up, then for the record; return the median."""
+    """Return the median of several runs, after one warm-up run."""
     run()
     return median([run() for _ in range(rounds)])
 
 
 def _scramble(size: int, rounds: int) -> float:
-    """Seconds of a conversion whose effect is SCRAMBLE, over warm memory."""
+    """Return the seconds of a SCRAMBLE conversion of warm memory."""
     with create_vm("SW_PROTECTED", abi="v5", huge_pages=True, prefault=True) as vm:
         gmem = vm.create_guest_memfd(size, GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED)
         gmem.fallocate(1, 0, size)
@@ -123,7 +123,7 @@ def _scramble(size: int, rounds: int) -> float:
 
 
 def _first_touch(size: int, rounds: int) -> float:
-    """Seconds of touching new memory page by page: a fault, an allocation and a page of zeros each."""
+    """Return the seconds of touching fresh memory page by page: a fault, an allocation, a zeroed page."""
 
     def run() -> float:
         with mmap.mmap(-1, size) as memory:
@@ -132,14 +132,14 @@ def _first_touch(size: int, rounds: int) -> float:
             began = time.perf_counter()
             pages[:] = 1
             taken = time.perf_counter() - began
-            del pages  # the mapping can't be closed under a view
+            del pages  # a mapping can't be closed while a view exists
             return taken
 
     return _median(rounds, run)
 
 
 def _conversion(rounds: int) -> float:
-    """Seconds of setting one page's attribute, in a batch, where there is nothing else to do."""
+    """Return the seconds of setting the attribute of one page, batched, without any other work."""
     with create_vm("SNP", abi="v13", backing="none") as vm:
         gmem = vm.create_guest_memfd(2 * _CALLS * PAGE_SIZE, GuestMemfdFlag.MMAP)
         offsets = np.arange(_CALLS, dtype=np.uint64) * np.uint64(2 * PAGE_SIZE)
@@ -158,9 +158,9 @@ def _conversion(rounds: int) -> float:
 
 
 def _system_call(rounds: int) -> float:
-    """Seconds of a system call that does nothing, without what Python takes to make it.
+    """Return the seconds of an empty system call, without Python's overhead.
 
-    A call into the C library that makes none is taken off, if both are made from Python.
+    The overhead is that of a C library call that enters no kernel; it is subtracted.
     """
     libc = ctypes.CDLL(None)
     enter, stay = libc.getppid, libc.ntohl

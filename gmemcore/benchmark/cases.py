@@ -1,8 +1,8 @@
-"""The table of cases: every cell of policy, at every size and on every axis that it is measured at.
+"""The table of cases: every cell of policy, at every size and on every axis.
 
-A case holds all that its readers need before anything runs: the question and policy's answer, the sizes, the
-setting (`axes`), the state that the range starts from, and the steps that follow until the other side can
-read what the flag promises. Everything but the sizes and the setting is derived from policy's rows.
+A case has everything that its readers need before it runs: the question and policy's answer, the sizes, the
+setting (`axes`), the state that the range starts in, and the steps until the other side can read what the
+flag promises. Everything but the sizes and the setting is derived from policy's rows.
 """
 
 from collections.abc import Collection, Iterator, Sequence, Set
@@ -36,11 +36,11 @@ from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, Direction, Firmware, Phase, VmT
 from gmemcore.units import format_size
 
 DEFAULT_MEMORY: Final = 256 << 20
-"""Default size of guest memory where caches are small; see `gmemcore.benchmark.memory.default_memory`."""
+"""Default guest memory where caches are small; see `gmemcore.benchmark.memory.default_memory`."""
 SMALL_RANGES: Final = (4 << 10, 2 << 20)
-"""Default ranges besides the whole memory: a page and a huge page."""
+"""Default ranges, in addition to the whole memory: a page and a huge page."""
 UNALLOCATED_RANGE: Final = 2 << 20
-"""The range at which conversions of unallocated memory are measured too."""
+"""The range at which conversions of unallocated memory are measured as well."""
 DEFAULT_SELECTION: Final = (
     (DEFAULT_ABI, Firmware.TODAY),
     ("two-caps", Firmware.CIPHER),  # conversions that encrypt and decrypt
@@ -54,7 +54,7 @@ BYTES: Final = {
     ByteOperation.XOR: "xor",
     ByteOperation.SCRAMBLE: "random",
 }
-"""What a conversion writes, in one word."""
+"""Byte operation of a conversion, in one word."""
 PRIMITIVE_OF: Final = {"none": "bitmap", "zero": "memset", "xor": "xor", "random": "xor"}
 """The memory primitive of the same kind; for attributes alone, setting bits of a plain bitmap."""
 DOES: Final = {
@@ -66,7 +66,7 @@ DOES: Final = {
 
 
 class Stage(StrEnum):
-    """A step of a case that is timed by itself."""
+    """A separately timed step of a case."""
 
     CONVERT = "convert"
     POPULATE = "populate"
@@ -76,7 +76,7 @@ class Stage(StrEnum):
 
 
 class Transfer(StrEnum):
-    """How contents reach the new side if the conversion alone does not bring them there."""
+    """How contents reach the new side if the conversion alone doesn't bring them there."""
 
     IN_PLACE = "in place"
     FROM_SOURCE = "from a source"
@@ -100,7 +100,7 @@ class Case:
     pages_allocated_before : int
         Allocated pages of a range before its conversion.
     fragmentation : Fragmentation
-        Which pages are in which state.
+        How the state of pages alternates.
     setting : Setting
         Memory and threads.
     """
@@ -115,7 +115,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Return a name, unique in the table of one setting."""
+        """Return a name that is unique within one setting."""
         key = self.key
         holes = "" if self.pages_allocated_before else "-unallocated"
         holes += "" if self.uniform else f"-{self.fragmentation}"
@@ -342,7 +342,7 @@ def table(
     ranges : sequence of int or None
         Bytes of one conversion; None: `SMALL_RANGES` where they fit, and the whole memory.
     fragmentations : sequence of Fragmentation
-        How the state of pages alternates; those that a case can't start from are left out (`Case.fits`).
+        How the state of pages alternates; patterns that a case can't start in are left out (`Case.fits`).
     settings : sequence of Setting
         Memory and threads; all cases of one before those of the next.
     phases, directions, flags : collection of str or None
@@ -359,7 +359,7 @@ def table(
     Raises
     ------
     InvalidArgumentError
-        EINVAL: an unknown name; a range larger than the memory.
+        EINVAL: an unknown name, or a range larger than the memory.
     """
     sizes = _ranges(memory, ranges)
     return [

@@ -1,4 +1,4 @@
-"""What every byte must be, in plain NumPy: independent of the engine, sharing nothing with its kernels.
+"""Expected contents of every byte, in plain NumPy, sharing nothing with the engine's kernels.
 
 Contents are symbolic (a value, and whether the guest's key is applied to it). So 1 GiB is checked in pieces
 that stay in the cache, and the key stream is computed only where it matters.
@@ -31,14 +31,14 @@ _STEPS: Final = (
 
 
 class WrongContentsError(Exception):
-    """A byte, an attribute or a counter that is wrong: a conversion or its model is broken."""
+    """A byte, an attribute or a counter is wrong: a conversion or its model is broken."""
 
     def __str__(self) -> str:
         return f"wrong contents: {super().__str__()}"
 
 
 def pieces(start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of each part of a byte range that is cut at multiples of `PIECE`."""
+    """Yield (start, end) of each part of a byte range, cut at multiples of `PIECE`."""
     while start < end:
         stop = min(end, (start // PIECE + 1) * PIECE)
         yield start, stop
@@ -119,7 +119,7 @@ _AFTER: Final[dict[ByteOperation, Callable[[Contents], Contents]]] = {
     ByteOperation.XOR: Contents.under_key,
     ByteOperation.SCRAMBLE: lambda _: Contents(RANDOM),
 }
-"""What each byte operation makes of contents."""
+"""Contents after each byte operation."""
 
 
 def contents_before(case: Case, rank: Rank | None = None) -> Contents:
@@ -233,16 +233,16 @@ class Reference:
     def _check_random(
         self, found: Words, before: Words, start: int, where: str, chosen: NDArray[np.int64] | None
     ) -> None:
-        """Make sure that every word changed, half of the bits are set, and no two pages are equal."""
+        """Check that every word changed, that half of the bits are set, and that no two pages are equal."""
         if chosen is not None:
             found, before = found[chosen], before[chosen]
         same = np.flatnonzero(found == before)
         if len(same):
             at = int(same[0] if chosen is None else chosen[same[0]])
-            raise WrongContentsError(f"{where}, offset {start + at * 8:#x}: the word wasn't scrambled")
+            raise WrongContentsError(f"{where}, offset {start + at * 8:#x}: the word did not change")
         ones, n_bits = int(np.bitwise_count(found).sum()), found.size * 64
         if abs(ones - n_bits / 2) > 5 * n_bits**0.5:  # ten standard deviations
             raise WrongContentsError(f"{where}, offset {start:#x}: {ones} of {n_bits} bits are set")
         first_words = found[:: PAGE_SIZE // 8]
         if len(np.unique(first_words)) != len(first_words):
-            raise WrongContentsError(f"{where}, offset {start:#x}: two pages were scrambled alike")
+            raise WrongContentsError(f"{where}, offset {start:#x}: two pages have the same first word")

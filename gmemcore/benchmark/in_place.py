@@ -1,12 +1,12 @@
-"""One backing or two: what the same work takes in time and in memory.
+"""One backing and two: time and memory of the same work.
 
 A guest's memory holds what the old side wrote, goes to the new side range by range, and must be there when
 the new side reads it. In place that is a conversion that preserves contents. With two backings (`legacy`) the
 attribute flips, contents are copied across, and the old side is discarded, to be allocated again the next
 time, or kept, which takes twice the memory.
 
-Each way runs in a process of its own (``python -m gmemcore.benchmark.in_place JOB``). So its peak is the
-kernel's own figure (VmHWM), and includes nothing that another way left behind.
+Each way runs in its own process (``python -m gmemcore.benchmark.in_place JOB``). Its peak memory is the
+kernel's figure (VmHWM), so nothing that another way left behind is in it.
 """
 
 import json
@@ -45,11 +45,11 @@ PUNCH_HOLE: Final = FallocateMode.KEEP_SIZE | FallocateMode.PUNCH_HOLE
 MOST_POINTS: Final = 200
 """Measurements of memory in one run: enough for a line."""
 WAYS: Final = ("in place", "legacy, discarding", "legacy, keeping both")
-"""Ways to bring a guest's memory to the other side."""
+"""Ways to bring guest memory to the other side."""
 WORKS: Final = ("launch", "round trip")
 """The initial image, from the host to the guest; or everything to private and back, repeatedly."""
 PREFERRED: Final = (("v5", Firmware.TODAY), ("two-caps", Firmware.CIPHER))
-"""Revisions to try in turn for a conversion that preserves contents."""
+"""Revisions to try, in this order, for a conversion that preserves contents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def jobs(
     UnsupportedOperationError
         EOPNOTSUPP: no revision preserves contents of this VM type both ways.
     InvalidArgumentError
-        EINVAL: an unknown VM type; memory that is no multiple of the range.
+        EINVAL: an unknown VM type, or memory that isn't a multiple of the range.
     """
     if memory % range_:
         raise InvalidArgumentError(

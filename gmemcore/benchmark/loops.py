@@ -1,8 +1,8 @@
 """The memory primitives as plain loops over ranges, compiled by Numba when `primitives` loads them.
 
 Each takes a target and a source (arrays of uint64), the first word of each range, and the words of a range,
-so one compiled call does what a batch of conversions does. They belong to the benchmark and share nothing
-with the engine's kernels.
+so one compiled call covers the same ranges as a batch of conversions. They share nothing with the engine's
+kernels.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ def fill(target: Array, source: Array, starts: Array, size: Any, constant: Any) 
 
 
 def copy(target: Array, source: Array, starts: Array, size: Any, constant: Any) -> None:
-    """Copy every word, from the same place of a source that begins anew where it ends."""
+    """Copy every word from the same place in the source, which repeats if it is shorter."""
     length = np.uint64(source.shape[0])
     for i in range(starts.shape[0]):
         at, end = starts[i], starts[i] + size

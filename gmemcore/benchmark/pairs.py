@@ -1,8 +1,8 @@
-"""Comparisons that hold on a busy machine: runs in turn, ratios pair by pair, and intervals of their median.
+"""Comparisons that hold on a busy machine: interleaved runs, paired ratios, intervals of their median.
 
-A round runs every contestant once, in an order drawn anew, so none always meets the caches and the clock that
-the same other one left behind. The times of one round are compared: a machine that changes its speed half-way
-changes every time and no ratio.
+A round runs every contestant once, in random order, so none always finds the caches and the clock as the same
+other one left them. Ratios are taken within a round: if the machine changes its speed half-way, all times
+change and no ratio does.
 
 >>> seconds = {"engine": [2.0, 4.0, 2.0], "memset": [1.0, 2.0, 1.0]}
 >>> ratio(seconds, "engine", "memset")
@@ -24,7 +24,7 @@ from gmemcore.results.statistics import Interval
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """Return the seconds of one call: makes a contestant of a plain call."""
+    """Return the seconds of one call."""
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
@@ -33,16 +33,16 @@ def seconds_of(call: Callable[[], Any]) -> float:
 def paired(
     runs: Mapping[str, Callable[[], float]], pairs: int, warmup: int = 1, seed: int = 1
 ) -> dict[str, list[float]]:
-    """Run every contestant once per round, in changing order, with the garbage collector off.
+    """Run every contestant once per round, in random order, with the garbage collector off.
 
     Parameters
     ----------
     runs : mapping of str to callable
-        Each does its work and returns the seconds that count, without its preparation.
+        Each does its work and returns its seconds, without preparation.
     pairs : int
-        Rounds whose times are kept, at least one.
+        Rounds that count, at least one.
     warmup : int
-        Rounds before them, whose times are dropped.
+        Rounds before them, dropped.
     seed : int
         Of the order.
 
@@ -63,9 +63,9 @@ def paired(
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], of: str, to: str) -> Interval:
-    """Return the time of one contestant over the time of another, pair by pair.
+    """Return the paired ratio of the times of two contestants.
 
-    How many times as *fast* `a` is as `b` is the reverse question: ``ratio(seconds, b, a)``.
+    The *speed* of `a` relative to `b` is ``ratio(seconds, b, a)``.
 
     Parameters
     ----------
@@ -85,18 +85,18 @@ def verdict(
     least_low: float | None = None,
     most: float | None = None,
 ) -> bool:
-    """Print a ratio and its bar on one line; return whether it is met, true if there is no bar.
+    """Print a ratio and its bar on one line; return whether it is met (true without a bar).
 
     Parameters
     ----------
     what : str
-        What is compared with what, and the times behind it if they matter.
+        What is compared, with the times if they matter.
     figure : Ratio
         The ratio.
     least, most : float or None
-        What the median must reach, what it must not exceed.
+        Bounds of the median.
     least_low : float or None
-        What the lower bound must reach.
+        Least lower bound of the interval.
     """
     bars = (
         (least, "at least {:g}", figure.median, 1),
@@ -115,7 +115,7 @@ def verdict(
 
 @contextmanager
 def collector_off() -> Iterator[None]:
-    """Keep the garbage collector out of the samples."""
+    """Switch the garbage collector off."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -1,7 +1,7 @@
-"""The yardsticks: memcpy, memset, in-place XOR by a constant, and setting bits of a plain bitmap.
+"""The memory primitives: memcpy, memset, in-place XOR with a constant, and setting bits of a plain bitmap.
 
 Each runs in the guest's own memory, over the same ranges in the same order as the conversion that it is
-compared with, in one compiled call. Of NumPy, Numba and libc the fastest way at that size counts.
+compared with, in one compiled call. The fastest of NumPy, Numba and libc at each size is used.
 """
 
 import os
@@ -22,10 +22,10 @@ from gmemcore.results.statistics import median
 from gmemcore.uapi import PAGE_SIZE
 
 Way = Callable[[Words, Words, NDArray[np.uint64], Any, Any], Any]
-"""Runs a primitive once: target, source, first word of each range, words of a range, constant."""
+"""Run a primitive once: target, source, first word of each range, words per range, constant."""
 
 SOURCE: Final = 128 << 20
-"""Bytes of the buffer that memcpy reads: more than caches hold."""
+"""Bytes of the buffer that memcpy reads: larger than the caches."""
 CONSTANTS: Final = {
     "memcpy": np.uint64(0),
     "memset": np.uint64(0),
@@ -35,15 +35,15 @@ CONSTANTS: Final = {
 """What each primitive writes or XORs with."""
 _ROUNDS: Final = 3
 LARGE_RANGE: Final = 1 << 20
-"""Bytes of a range from which NumPy takes part (of smaller ones Python would be timed), and memset past the
-caches: of a smaller range a conversion, too, leaves in the cache what it wrote."""
+"""Smallest range in bytes for NumPy (with smaller ones Python would be timed) and for memset with
+non-temporal stores (conversions of smaller ranges leave what they wrote in the caches, too)."""
 _LARGE_ONLY: Final = ("numpy", "streaming stores")
 _LEAST_PART: Final = 4 << 20
 
 
 @cache
 def candidates() -> dict[str, dict[str, Way]]:
-    """Return the ways to do each primitive, by primitive and implementation; compiles the loops."""
+    """Return every implementation, by primitive and name; compiles the loops."""
     found: dict[str, dict[str, Way]] = {
         "memcpy": {"numpy": _numpy_copy},
         "memset": {"numpy": _numpy_fill},
@@ -121,23 +121,23 @@ def _numpy_xor(target: Words, source: Words, starts: NDArray[np.uint64], size: A
 
 
 class Primitives:
-    """The fastest way to do each primitive at each size, in given memory.
+    """The fastest implementation of each primitive at each size, in the given memory.
 
     Parameters
     ----------
     target : ndarray of uint64
         The guest's memory, warm.
     source : ndarray of uint64
-        What memcpy reads: memory of the same kind, not larger.
+        What memcpy reads: the same kind of memory, at most as large.
     ways : mapping or None
         As `candidates` returns; None: those.
     threads : int
-        Threads that share a range, as those of a conversion do.
+        Threads that share each range, as in a conversion.
 
     Attributes
     ----------
     names : dict of (str, int) to str
-        The implementation that was fastest, by primitive and range.
+        The fastest implementation, by primitive and range.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class Primitives:
         return time.perf_counter() - began
 
     def _fastest(self, primitive: str, size: int, range_: int) -> str:
-        """Return the implementation that is fastest there; the first run of each compiles it."""
+        """Return the fastest implementation; the first run of each compiles it."""
         ways = self._ways[primitive]
         names = [name for name in ways if name not in _LARGE_ONLY or range_ >= LARGE_RANGE] or [*ways]
         seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -216,7 +216,7 @@ class Primitives:
         return time.perf_counter() - began
 
     def close(self) -> None:
-        """Let go of the memory and the threads."""
+        """Release memory and threads."""
         self._target = self._source = np.zeros(0, np.uint64)
         if self._pool is not None:
             self._pool.shutdown()

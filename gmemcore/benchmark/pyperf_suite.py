@@ -1,7 +1,7 @@
-"""A bench run as a pyperf suite, for pyperf's own compare_to, hist and stats.
+"""Convert a bench run to a pyperf suite, for pyperf's compare_to, hist and stats.
 
-pyperf keeps one series of values per benchmark. Here it is the seconds of one range, batched. Each work is
-one benchmark, whatever the number of cells that share it.
+A pyperf benchmark is one series of values: here the seconds of one range, batched. Cells that do the same
+work share one benchmark.
 """
 
 import io

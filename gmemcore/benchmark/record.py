@@ -1,4 +1,4 @@
-"""Results as records: what `gmemcore.results.bench` holds, computed from samples."""
+"""Compute the records of `gmemcore.results.bench` from samples."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Run cases: verify every byte of each, sample what is new in them, and put figures together."""
+"""Run cases: verify every byte of each, sample each distinct work once, and collect the results."""
 
 import random
 import time
@@ -20,23 +20,23 @@ from gmemcore.errors import GmemError
 from gmemcore.uapi import PAGE_SIZE
 
 Progress = Callable[[float, str], None]
-"""Told how much of a run is done, 0 to 1, and what is done now."""
+"""Called with the share of the run that is done, 0 to 1, and with what runs next."""
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is done.
+    """How much work a run does.
 
     Attributes
     ----------
     seconds : float
-        Time for a run, verification included.
+        Time of a run, including verification.
     samples : tuple of int
-        Samples of each stage, at least and at most.
+        Least and most samples per stage.
     region : int
-        Bytes of neighbouring small ranges that one sample converts.
+        Bytes of adjacent small ranges that one sample converts.
     checked : int
-        Bytes that are verified of a case whose work another case has, verified in full.
+        Bytes to verify of a case whose work was verified in full for another case.
     """
 
     seconds: float
@@ -46,22 +46,22 @@ class Effort:
 
 
 USUAL: Final = Effort(seconds=45.0, samples=(5, 30), region=64 << 20, checked=4 << 20)
-"""Under a minute for the default selection; 64 MiB are more than caches hold."""
+"""Under a minute for the default selection. 64 MiB are larger than most caches."""
 QUICK: Final = Effort(seconds=0.0, samples=(2, 2), region=16 << 20, checked=4 << 20)
-"""Every case runs and is verified; the figures mean little."""
+"""Run and verify every case; the figures mean little."""
 QUICK_MEMORY: Final = 64 << 20
 """Default guest memory of a quick run."""
 LEGACY_RANGES: Final = 64
 """Ranges of a sample of `legacy`, which are converted call by call."""
 ATTRIBUTE_RANGES: Final = (256, 16384)
-"""Ranges of a sample that moves no byte, at least and at most."""
+"""Least and most ranges of a sample that moves no byte."""
 EFFECTS: Final = ("KEEP", "ZERO", "SCRAMBLE", "ENCRYPT", "DECRYPT", "populate", "copy")
 """Lines of the verdict."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Result of one case.
+    """The result of one case.
 
     Attributes
     ----------
@@ -72,9 +72,9 @@ class Result:
     counters : Counters
         Events of one range: its conversion and all that followed it.
     verified_bytes : int
-        Bytes that were compared after their conversion.
+        Bytes compared after their conversion.
     timed_as : str or None
-        Name of the case whose conversion was sampled: the first one that executes the same.
+        Name of the case that was sampled: the first one with the same work.
     """
 
     case: Case
@@ -85,18 +85,18 @@ class Result:
 
 
 class Bench:
-    """Memory, yardsticks and reference, made once; then any number of cases.
+    """Runs any number of cases in the same memory, with the same primitives.
 
     Parameters
     ----------
     memory : Memory
-        The guests' bytes.
+        Memory of the guests.
     effort : Effort
-        How much is done for each case.
+        How much work the run does.
     threads : int
-        Threads of the yardsticks.
+        Threads of the primitives.
     primitives : Primitives or None
-        The yardsticks; None: in `memory`.
+        The primitives; None: new ones in `memory`.
     """
 
     def __init__(
@@ -132,19 +132,19 @@ class Bench:
         yield from self.results(cases)
 
     def verify(self, cases: Sequence[Case], progress: Progress = lambda *_: None) -> None:
-        """Execute every case that was not yet, and verify it byte by byte; refused ones are refused.
+        """Execute each case once and verify it byte by byte; check that refused cases are refused.
 
         Parameters
         ----------
         cases : sequence of Case
             Of one setting.
         progress : callable
-            Told the share that is done, up to a half.
+            Called with the share that is done, up to one half.
 
         Raises
         ------
         WrongContentsError
-            A byte, an attribute, a counter or an answer isn't what policy says: no figure can be trusted.
+            A byte, an attribute, a counter or an answer differs from policy: no figure can be trusted.
         """
         with collector_off():
             for place, case in enumerate(cases):
@@ -180,15 +180,15 @@ class Bench:
         Parameters
         ----------
         cases : sequence of Case
-            Any cases; refused ones are passed over.
+            Any cases; refused ones are skipped.
         seconds : float
-            Time for it.
+            Time to spend.
         progress : callable
-            Told the share that is done, from a half on.
+            Called with the share that is done, from one half on.
         also : sequence of PrimitiveJob
-            Primitives to sample in turn with them.
+            Primitives to sample, interleaved with the cases.
         memcpy : bool
-            Compare what moves bytes with memcpy, too.
+            Also compare stages that move bytes with memcpy.
         """
         new: list[AnyJob] = list(also)
         for case in cases:
@@ -223,7 +223,7 @@ class Bench:
     # ---- one case ------------------------------------------------------------------------------
 
     def _refuse(self, case: Case) -> tuple[Counters, int]:
-        """Make sure that a refused conversion is refused and changes nothing."""
+        """Check that a refused conversion is refused and changes nothing."""
         scene = new_scene(case, self.memory, self.reference)
         scene.prepare()
         try:
@@ -323,10 +323,10 @@ def _place(case: Case) -> str:
 
 
 def headline(cases: Sequence[Case]) -> dict[str, Case]:
-    """Return the case that stands for each line of the verdict, by effect, in the order of `EFFECTS`.
+    """Return the case behind each line of the verdict, by effect, in the order of `EFFECTS`.
 
-    Uniform allocated memory of the first setting at the largest range; for KEEP, whose cost is that of
-    attributes, at the smallest.
+    It has uniform allocated memory, the first setting and the largest range; for KEEP, which changes
+    attributes alone, the smallest.
     """
     able = [
         case
@@ -346,14 +346,14 @@ def headline(cases: Sequence[Case]) -> dict[str, Case]:
 
 
 def _line_of(case: Case) -> str | None:
-    """Return the line of the verdict that a case is an example of."""
+    """Return the line of the verdict that a case belongs to."""
     if case.judged == Stage.CONVERT:
         return None if case.abi.legacy or not case.platform.private_memory else case.does
     return "copy" if case.abi.legacy else ("populate" if case.primitive == "xor" else None)
 
 
 def benches(cases: Sequence[Case], effort: Effort = USUAL) -> Iterator[tuple[Bench, list[Case]]]:
-    """Yield a `Bench` for each setting of the cases in turn, with its cases; only one holds memory at a time.
+    """Yield a `Bench` per setting, with its cases; only one holds memory at a time.
 
     Raises
     ------

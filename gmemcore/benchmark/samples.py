@@ -1,8 +1,8 @@
-"""Samples: each stage and its yardsticks timed in turn, the stages of a run spread over its whole duration.
+"""Sampling: each stage interleaved with its primitives, and all stages interleaved with each other.
 
-A disturbance of a shared machine lasts from milliseconds to minutes. Within a sample a stage and its
-yardsticks run in turn, in an order drawn anew, so a slow second slows both. Between samples of one stage all
-the others are sampled, so a slow minute is in a few samples of every stage and not in all samples of one.
+Disturbances of a shared machine last from milliseconds to minutes. Within a sample a stage and its primitives
+run next to each other, in random order, so a slow second slows both. Between two samples of a stage all other
+stages are sampled, so a slow minute affects a few samples of every stage and not all samples of one.
 """
 
 import random
@@ -21,7 +21,7 @@ _LONG: Final = 0.5  # seconds of a sample that is not taken twice to learn its t
 
 @dataclass(slots=True)
 class Series:
-    """Samples of one stage, and of what was timed in turn with it.
+    """Samples of one stage and of the primitives interleaved with it.
 
     Attributes
     ----------
@@ -47,14 +47,14 @@ class Series:
     calls: list[float] = field(default_factory=list)
 
     def trim(self) -> None:
-        """Drop what an interruption left of its last sample."""
+        """Drop an incomplete last sample."""
         whole = min(map(len, (self.own, *self.others.values())))
         for samples in (self.own, *self.others.values()):
             del samples[whole:]
 
 
 class Job:
-    """One stage of one case, and its yardsticks: what is sampled.
+    """One stage of one case with its primitives: a unit of sampling.
 
     Parameters
     ----------
@@ -65,9 +65,9 @@ class Job:
     scene : Scene
         The case, over all ranges of a sample.
     primitives : Primitives
-        The yardsticks.
+        The primitives.
     yardsticks : sequence of str
-        Primitives to time in turn with it.
+        Primitives to interleave with it.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class Job:
         self.cost = 0.0
 
     def add_yardstick(self, name: str) -> None:
-        """Time another primitive too; before the first sample only."""
+        """Interleave another primitive; only before the first sample."""
         assert not self.series.own
         self.series.others.setdefault(name, [])
 
     def warm_up(self, draw: random.Random) -> None:
-        """Take a sample that doesn't count, and learn what one takes."""
+        """Take a sample that doesn't count, and learn its time."""
         try:
             began = time.perf_counter()
             self.sample(draw)  # compiles, and finds the fastest primitives
@@ -119,7 +119,7 @@ class Job:
 
 
 class PrimitiveJob:
-    """One primitive at one range, by itself: a point of its curve."""
+    """One primitive at one range, by itself: a point on its curve."""
 
     def __init__(self, primitive: str, range_: int, size: int, primitives: Primitives) -> None:
         self.primitive, self.range = primitive, range_
@@ -154,14 +154,14 @@ AnyJob = Job | PrimitiveJob
 def take_samples(
     jobs: Sequence[AnyJob], seconds: float, least: int, most: int, draw: random.Random
 ) -> Iterator[AnyJob]:
-    """Sample jobs in turn; yields each job after each of its samples.
+    """Sample jobs, interleaved; yield each job after each of its samples.
 
     Parameters
     ----------
     jobs : sequence of Job or PrimitiveJob
         Jobs without samples.
     seconds : float
-        Time for all of them. It may be exceeded for the least number of samples.
+        Time for all of them. The least number of samples can exceed it.
     least, most : int
         Samples per job.
     draw : random.Random
@@ -183,7 +183,7 @@ def take_samples(
 
 
 def _counts(costs: Sequence[float], seconds: float, least: int, most: int) -> list[int]:
-    """Return samples per job: as much time for each as fits, within the bounds."""
+    """Return the samples per job that fill the time, giving each job the same share, within the bounds."""
     low, high = 0.0, max(most * max(costs, default=0.0), 1e-9)
 
     def counts(share: float) -> list[int]:

@@ -8,7 +8,7 @@
     check      the new side accepts where it must and reads everything; every byte is compared with `expected`
 
 Ranges are neighbours, from the start of the file, so a primitive over the same ranges walks memory in the
-same order, and what a small range costs is the cost of being small. A stage is one call for all ranges.
+same order, and a small range costs more only because it is small. A stage is one call for all ranges.
 """
 
 import time
@@ -48,7 +48,7 @@ R = TypeVar("R")
 
 
 class Stopwatch:
-    """Seconds of the calls that go through it."""
+    """Adds up the seconds of calls."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -62,7 +62,7 @@ class Stopwatch:
 
 
 class Scene:
-    """One case, ready to be run again and again.
+    """One case, to be run any number of times.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class Scene:
     memory : Memory or AttributesOnly
         Its bytes; without any, only stages that move no byte can be timed.
     reference : Reference
-        What the bytes must be.
+        The expected contents.
     count : int
         Ranges of one run; they must fit the memory.
 
@@ -138,7 +138,7 @@ class Scene:
 
     @property
     def _starts_shared(self) -> bool:
-        """Whether the host is the first to write."""
+        """Whether the host writes first."""
         case = self.case
         return case.to_private or not case.platform.private_memory or self._hidden or self._accepted_apart
 

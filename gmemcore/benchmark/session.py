@@ -1,4 +1,4 @@
-"""One run of the benchmark, from cases to records: the verdict first, then a block per revision."""
+"""Run the benchmark and yield its records: the verdict first, then a block per revision."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +14,10 @@ from gmemcore.results.bench import BenchCell, BenchFirst
 from gmemcore.results.environment import environment
 
 HEADLINE_SHARE: Final = 0.25
-"""Share of a setting's time that the verdict's figures get."""
+"""Share of the time of a setting that goes to the verdict."""
 HUGE_PAGE: Final = 2 << 20
 HUGE_ENOUGH: Final = 0.9
-"""Share of memory in huge pages below which a run says so."""
+"""A smaller share of memory in huge pages is reported."""
 
 
 def records(
@@ -29,21 +29,21 @@ def records(
 ) -> Iterator[BenchFirst | BenchCell]:
     """Run cases and yield the records of the run: the first line, then one per case.
 
-    If the run is interrupted while stages are being sampled, the cases of that block follow with the samples
-    that there are, and then the interruption.
+    If the run is interrupted while it samples, it yields the cases of the current block with the samples so
+    far, and then raises.
 
     Parameters
     ----------
     cases : sequence of Case
         Grouped by setting.
     effort : Effort
-        How much is done; its time is that of each setting.
+        How much work the run does, per setting.
     settings : dict or None
-        What was asked for, for the first record.
+        Settings for the first record.
     progress : callable
-        Told the share that is done.
+        Called with the share that is done, and with what runs next.
     note : callable
-        Told what makes figures differ from what was asked for.
+        Called with each difference from what was asked for.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def _weight(cases: Sequence[Case]) -> float:
 
 
 class _Clock:
-    """Shares the time of a setting among its blocks, the first of which has the headline."""
+    """Shares the time of a setting among its blocks; the first has the headline cases."""
 
     def __init__(self, seconds: float, weights: Sequence[float]) -> None:
         total = sum(weights[1:]) or 1.0
@@ -125,11 +125,11 @@ class _Clock:
         self._seconds, self._began, self._place = seconds, time.perf_counter(), 0
 
     def seconds(self) -> float:
-        """Return the time that is left for the block at hand."""
+        """Return the time left for the current block."""
         return max(self._began + self._seconds * self._ends[self._place] - time.perf_counter(), 0.0)
 
     def share(self, done: float) -> float:
-        """Return how much of the setting is done, from the share of the block at hand."""
+        """Return the share of the setting that is done, given that of the current block."""
         before = self._ends[self._place - 1] if self._place else 0.0
         return before + (self._ends[self._place] - before) * done
 

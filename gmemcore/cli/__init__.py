@@ -18,7 +18,7 @@ COMMANDS: Final = {
     "behaviours": ("gmemcore.cli.behaviours:behaviours", "What guests do, and what that consists of."),
     "trace": ("gmemcore.cli.trace:app", "Workloads as files: recorded, imported, converted, described."),
     "replay": ("gmemcore.cli.replay:replay", "What a workload costs, and where it is refused."),
-    "bench": ("gmemcore.cli.bench:app", "What conversions cost here, next to memcpy, memset and XOR."),
+    "bench": ("gmemcore.cli.bench:app", "Cost of conversions, next to memcpy, memset and XOR."),
     "backings": ("gmemcore.cli.backings:backings", "Memory and time with one backing, and with two."),
     "cost": ("gmemcore.cli.cost:app", "Predicted time on other hardware, by your figures."),
     "snapshot": ("gmemcore.cli.snapshot:app", "Page states of snapshots: figures, differences, pictures."),

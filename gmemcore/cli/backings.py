@@ -1,4 +1,4 @@
-"""``gmemcore backings``: time and memory of one backing, converted in place, and of two."""
+"""``gmemcore backings``: memory and time with one backing, converted in place, and with two."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -37,10 +37,10 @@ def backings(
     plot: Annotated[Path | None, Parameter(help="Draw memory over time here.")] = None,
     force: ForceSwitch = False,
 ) -> int:
-    """Measure the same work with one backing, converted in place, and with two: memory first, then time.
+    """Measure the same work with one backing, converted in place, and with two.
 
-    A guest's memory is brought to the other side range by range, and every byte is verified there. Each way
-    runs in processes of its own, in turn.
+    Guest memory is brought to the other side range by range, and every byte is verified there. Each way runs
+    in its own processes, interleaved.
 
     Exit status: 0 measured; 1 the new side didn't read what was written; 2 options that can't be used.
     """
@@ -59,7 +59,7 @@ def backings(
 
 
 def _jobs(vm_type: str | None, memory: int, range_: int, rounds: int, backing: str) -> "list[list[Job]]":
-    """Return the works, each as its ways; refused where this host can't do them."""
+    """Return the ways of each work; raise if this host can't do them."""
     from gmemcore.benchmark.axes import settings
     from gmemcore.benchmark.in_place import WORKS, jobs
     from gmemcore.benchmark.memory import check_host
@@ -83,7 +83,7 @@ def _jobs(vm_type: str | None, memory: int, range_: int, rounds: int, backing: s
 
 
 def _run(listed: "list[list[Job]]", pairs: int, sinks: Sequence[Sink]) -> "list[list[BackingsRun]]":
-    """Run every way of every work in turn; each record goes to the sinks as soon as it is there."""
+    """Run every way of every work, interleaved, and pass each record on at once."""
     from gmemcore.benchmark.in_place import run_apart
     from gmemcore.results.backings import BackingsFirst, BackingsRun
     from gmemcore.results.environment import as_object, environment

@@ -1,4 +1,4 @@
-"""``gmemcore bench``: what conversions cost here, next to the memory primitives of the same run."""
+"""``gmemcore bench``: the cost of conversions, next to the memory primitives of the same run."""
 
 import sys
 import time
@@ -41,7 +41,7 @@ else:
     )
     Fragmentations = names_option(
         *("uniform", "alternating-allocated", "alternating-accepted", "random-half", "2m-with-holes"),
-        help="How page state alternates, see gmemcore template axes. [default: uniform]",
+        help="How page state alternates; see gmemcore template axes. [default: uniform]",
     )
     Switches = names_option("on", "off", help="")
 
@@ -51,7 +51,7 @@ app.command("gmemcore.cli.bench_compare:compare", name="compare")
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Cells of policy; what is left out selects all."""
+    """Filters of policy cells; an omitted one selects all."""
 
     abi: Abis = None
     vm_type: VmTypes = None
@@ -64,7 +64,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What the cells are measured under."""
+    """Measurement conditions."""
 
     memory: Annotated[
         str | None,
@@ -82,14 +82,14 @@ class Conditions:
     threads: Annotated[str | None, Parameter(help="Threads of one conversion. [default: 1]")] = None
     enforce: Annotated[
         Switches,
-        Parameter(help="Make private pages fault in the host's mapping of a memfd. [default: off]"),
+        Parameter(help="Make host accesses to private pages fault (memfd only). [default: off]"),
     ] = None
     axes: Annotated[Path | None, Parameter(help="TOML file with any of these options.")] = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Where results go."""
+    """Outputs."""
 
     as_json: JsonSwitch = False
     output: Annotated[Path | None, Parameter(name=("--output", "-o"), help="Write JSON Lines here.")] = None
@@ -108,7 +108,10 @@ def bench(
     cost: CostOption = None,
     seconds: Annotated[float | None, Parameter(help="Time to spend per setting. [default: 45]")] = None,
     quick: Annotated[
-        bool, Parameter(help="Run and verify every cell, in 64m, with two samples: no measurement.")
+        bool,
+        Parameter(
+            help="Run and verify every cell with two samples, in 64m: a quick check, not for publication."
+        ),
     ] = False,
 ) -> int:
     """Measure conversions by VM type, launch phase, direction and flag, and verify every byte.
@@ -146,7 +149,7 @@ def bench(
 
 
 def _as_in_file(asked: Selection, under: Conditions) -> dict[str, Any]:
-    """Return options as a file of axes would have them."""
+    """Return the options as keys and values of a file of axes."""
     found: dict[str, Any] = {name: getattr(asked, name) for name in Selection.__dataclass_fields__}
     found |= {"fragmentation": under.fragmentation, "backing": under.backing, "memory": under.memory}
     for name, switches in (("huge_pages", under.huge_pages), ("enforce", under.enforce)):
@@ -181,12 +184,12 @@ def _fitting(cases: "list[Case]", *, named: bool) -> "list[Case]":
     return cases
 
 
-# ---- where records go --------------------------------------------------------------------------------------
+# ---- consumers of records ----------------------------------------------------------------------------------
 Sink = Callable[[Any], None]
 
 
 def _sinks(to: Outputs, stack: ExitStack) -> list[Sink]:
-    """Return what takes each record as it comes; whether files can be written is checked at once."""
+    """Return the consumers of records, after checking that files can be written."""
     sinks = record_sinks(to.output, as_json=to.as_json, force=to.force, stack=stack)
     if to.pyperf is not None:
         sinks.append(_pyperf_sink(to.pyperf, to.force, stack))
@@ -196,7 +199,7 @@ def _sinks(to: Outputs, stack: ExitStack) -> list[Sink]:
 
 
 def record_sinks(output: Path | None, *, as_json: bool, force: bool, stack: ExitStack) -> list[Sink]:
-    """Return what writes each record to a file and prints it, as far as that is wanted."""
+    """Return the consumers that write records to a file and print them, as requested."""
     from gmemcore.files.records import RecordFile
 
     sinks: list[Sink] = []
@@ -240,7 +243,7 @@ def _pyperf_sink(path: Path, force: bool, stack: ExitStack) -> Sink:
 
 
 def collected(stack: ExitStack, use: Callable[[list[Any]], None]) -> Sink:
-    """Return what collects records, to be used when the block ends without an exception."""
+    """Return a consumer that collects records and passes them on if the block ends without an exception."""
     records: list[Any] = []
 
     def leave(kind: type[BaseException] | None, *_: object) -> None:
@@ -279,7 +282,7 @@ def _draw(file: "PictureFile", records: list[Any]) -> None:
 def _run(
     cases: "Sequence[Case]", quick: bool, seconds: float | None, sinks: Sequence[Sink]
 ) -> "tuple[BenchFirst, list[BenchCell]]":
-    """Run all cases; each record goes to the sinks as soon as it is there."""
+    """Run all cases and pass each record on at once."""
     from dataclasses import replace
 
     from gmemcore.benchmark.run import QUICK, USUAL

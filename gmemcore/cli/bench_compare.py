@@ -1,4 +1,4 @@
-"""``gmemcore bench compare``: what became slower or faster between runs."""
+"""``gmemcore bench compare``: changes between runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -27,17 +27,17 @@ def compare(
         ),
     ] = None,
     fail_over: Annotated[
-        str | None, Parameter(help="Exit status 1 if a cell became slower by more than this, as 5%%.")
+        str | None, Parameter(help="Exit with status 1 if a cell is slower by more than this, such as 5%%.")
     ] = None,
-    full: Annotated[bool, Parameter(help="Show cells without a difference, too.")] = False,
+    full: Annotated[bool, Parameter(help="Also show cells without a difference.")] = False,
     form: FormOption = None,
     output: OutputOption = None,
     force: ForceSwitch = False,
 ) -> int:
-    """Compare runs cell by cell with the first: what changed, with a 99 % interval, and the mean per effect.
+    """Compare each run with the first: cells that changed, with a 99 % interval, and the mean per effect.
 
-    A cell counts as different if its whole interval lies more than 3 % from no change. Cells that do the same
-    work share a line. Without --format the name of the output decides.
+    A cell has changed if its whole interval is more than 3 % from no change. Cells that do the same work
+    share a line. The default format depends on the name of the output: .md, .html, otherwise text.
 
     Exit status: 0 compared; 1 a cell became slower by more than --fail-over; 2 files that can't be compared.
     """
@@ -65,12 +65,12 @@ def _share(text: str) -> float:
     except ValueError:
         percent = -1.0
     if not 0 <= percent < 1e6:
-        raise InputError(f"--fail-over must be a percentage, as 5%, not {text!r}")
+        raise InputError(f"--fail-over must be a percentage such as 5%, not {text!r}")
     return percent / 100
 
 
 def _judged(found: "list[Comparison]", most: float) -> int:
-    """Say which runs became too slow; return the exit status."""
+    """Report runs that are too slow; return the exit status."""
     status = 0
     for each in found:
         worst = each.worst() - 1

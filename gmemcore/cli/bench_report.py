@@ -1,4 +1,4 @@
-"""What ``gmemcore bench`` prints: the verdict in at most 15 lines, and on request every cell."""
+"""Output of ``gmemcore bench``: the verdict in at most 15 lines, and with --full every cell."""
 
 from collections.abc import Sequence
 from textwrap import wrap
@@ -39,7 +39,7 @@ def print_verdict(first: "BenchFirst", cells: "Sequence[BenchCell]", seconds: fl
 
 
 def summary_words(cells: "Sequence[BenchCell]", seconds: float) -> str:
-    """Return how much was done, and how much of it can't be judged."""
+    """Return how much was measured and verified, and how much is unstable."""
     measured = [cell for cell in cells if cell.outcome == "OK"]
     verified = format_number(sum(cell.verified_bytes for cell in cells) / 1e9)
     unstable = sum(not cell.stable for cell in measured)
@@ -51,7 +51,7 @@ def summary_words(cells: "Sequence[BenchCell]", seconds: float) -> str:
 
 
 def _say(text: str) -> None:
-    """Print a text in lines as wide as the output."""
+    """Print a text, wrapped to the width of the output."""
     width = width_of_output()
     for line in [text] if width is None else wrap(text, width, subsequent_indent="  "):
         say(line)
@@ -82,7 +82,7 @@ def _predicted(cell: "BenchCell", cost: "CostFile") -> str:
 
 
 def _legend_of_cost(cells: "Sequence[BenchCell]", cost: "CostFile") -> str:
-    """Return what the predicted times are, and which events have no figure."""
+    """Return the meaning of predicted times, and the events without a figure."""
     from collections import Counter
 
     from gmemcore.workload.cost import predict

@@ -1,4 +1,4 @@
-"""Runs of one backing and of two as tables of text, for the terminal and for pages."""
+"""Tables of runs with one backing and with two, for the terminal and for pages."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -12,10 +12,10 @@ FIGURES: Final = (2, 4, 6, 7)
 LEGEND: Final = """\
 discarding    legacy: the old side is discarded after each copy
 keeping both  legacy: the old side is kept
-time          of all memory to that side; first: the first time in a run
+time          to bring all memory to that side; first: the first time in a run
 x in place    time relative to the same direction in place, run by run
 memory        peak resident memory, in guests, over the process before the guest
-faults        page faults during the work: memory allocated for the first time, or again"""
+faults        page faults during the work"""
 
 _IN_PLACE: Final = "in place"
 
@@ -27,7 +27,7 @@ def work_words(runs: Sequence[BackingsRun]) -> str:
 
 
 def memory_words(runs: Sequence[BackingsRun]) -> str:
-    """Return what in place saves in memory, in a sentence."""
+    """Return the memory of each way, in a sentence."""
     peaks = {way: median([run.measured.peak_bytes / run.memory for run in own]) for way, own in _ways(runs)}
     parts = [f"{_short(way)} {format_ratio(peak)}" for way, peak in peaks.items()]
     return f"{runs[0].work}, {runs[0].vm_type}: memory, in guests: {', '.join(parts)}"

@@ -59,9 +59,9 @@ class Primitive(msgspec.Struct, frozen=True):
     primitive : str
         ``memcpy``, ``memset``, ``xor`` or ``bitmap``.
     by : str
-        The implementation that was fastest.
+        The fastest implementation.
     range : int
-        Bytes that one call is about.
+        Bytes per range.
     ns_per_page : Spread
         Nanoseconds per 4 KiB page.
     gbps : float or None
@@ -76,7 +76,7 @@ class Primitive(msgspec.Struct, frozen=True):
 
 
 class EffectFigure(msgspec.Struct, frozen=True):
-    """One line of the verdict: what an effect costs at the largest range.
+    """One line of the verdict: the cost of an effect at the largest range.
 
     Attributes
     ----------
@@ -101,8 +101,8 @@ class EffectFigure(msgspec.Struct, frozen=True):
     primitive_ns_per_page : Spread or None
         Nanoseconds per 4 KiB page of the primitive; null in files of earlier versions.
     samples, primitive_samples, memcpy_samples : list of float
-        Seconds per range of the effect, of its primitive and of memcpy, timed in turn. Each ratio is the
-        median of the latter over the former, place by place.
+        Seconds per range of the effect, and of its primitive and memcpy interleaved with it. A ratio is the
+        median of the primitive's seconds over the effect's, sample by sample.
     """
 
     effect: Name
@@ -121,7 +121,7 @@ class EffectFigure(msgspec.Struct, frozen=True):
 
 
 class RefusedFlags(msgspec.Struct, frozen=True):
-    """Where one revision refuses its flags, in words."""
+    """Where one revision refuses flags, in words."""
 
     abi: Name
     firmware: Name
@@ -129,14 +129,14 @@ class RefusedFlags(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """The answer in a few figures: the first thing a run prints and writes.
+    """The result in a few figures: the first thing that a run prints and writes.
 
     Attributes
     ----------
     effects : list of EffectFigure
         One per effect that was measured.
     call_overhead_seconds : float or None
-        What one `set_memory_attributes` call from Python takes beyond the conversion of its page.
+        Overhead of one `set_memory_attributes` call from Python, beyond the conversion of its page.
     refused : list of RefusedFlags
         One per revision and firmware.
     """
@@ -156,7 +156,7 @@ class BenchFirst(msgspec.Struct, frozen=True):
     environment : object
         As `gmemcore.results.environment.Environment`.
     settings : object
-        What was asked for: memory, backing, seconds and the like.
+        Memory, backing, seconds and other settings.
     primitives : object
         GB/s of memcpy, memset and xor at the largest range.
     verdict : Verdict
@@ -198,17 +198,17 @@ class BenchCell(msgspec.Struct, frozen=True):
     counters : object
         Events of one range.
     verified_bytes : int
-        Bytes compared with what they must be.
+        Bytes compared with their expected contents.
     fragmentation, backing, huge_pages, threads, enforce
         The setting.
     primitive : str or None
         The primitive that the judged step is compared with.
     primitive_gbps : float or None
-        Its GB/s, in the same memory, at the same range, in turn with the step.
+        Its GB/s, interleaved with the step, in the same memory and at the same range.
     samples : list of float
         Seconds of one range's conversion, one per sample, warm-up dropped.
     timed_as : str or None
-        Name of the case whose samples these are: the first that executes the same.
+        Name of the case that was sampled: the first one with the same work.
     does : str or None
         What happens to the bytes, by the flag or by the platform itself: KEEP, ZERO, SCRAMBLE, ENCRYPT or
         DECRYPT; null if refused.
@@ -225,14 +225,14 @@ class BenchCell(msgspec.Struct, frozen=True):
     ratio_low, ratio_high : float or None
         Interval of `ratio`.
     stable : bool
-        Whether `ratio` is known well enough to be judged.
+        Whether the interval of `ratio` is narrow enough to be judged.
     primitive_ns_per_page : float or None
         Of the primitive.
     populate_samples, primitive_samples : list of float
         Seconds per range of the populate or copy, and of the primitive for the same bytes. The ratio is the
         median of `primitive_samples` over the judged step's samples, place by place.
     why : str
-        Why there is no figure, where that isn't policy's refusal.
+        Why there is no figure, if policy doesn't refuse the cell.
     """
 
     abi: Name

@@ -1,4 +1,4 @@
-"""A bench run as tables of text: the verdict, and every cell. Terminal, Markdown and HTML share them."""
+"""Tables of a bench run: the verdict and every cell, for the terminal, Markdown and HTML."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ _EVENTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The cells that one set of figures is about, and those figures, one row per range.
+    """Cells that share their figures, one row per range.
 
     Attributes
     ----------
@@ -109,7 +109,7 @@ def _yardstick_words(line: EffectFigure) -> str:
 
 # ---- every cell --------------------------------------------------------------------------------
 def matrix_heads(cells: Sequence[BenchCell]) -> tuple[str, ...]:
-    """Return the names of the columns that the cells of a run need."""
+    """Return the heads of the columns that these cells need."""
     return tuple(name for name, needed in _COLUMNS.items() if needed(cells))
 
 
@@ -148,7 +148,7 @@ def direction_words(cell: BenchCell) -> str:
 
 
 def does_words(cell: BenchCell) -> str:
-    """Return what happens to the bytes of a cell, and by whom if it isn't the flag's effect."""
+    """Return what happens to the bytes of a cell, and whether the platform does it."""
     does = cell.does or cell.effect or cell.outcome
     return does if does == cell.effect or not cell.pages_allocated_before else f"{does} by the platform"
 
@@ -194,8 +194,8 @@ MATRIX_LEGEND: Final = """\
 range      of one conversion; (new): unallocated memory
 ns/page    conversion, batched (one compiled call for many ranges), per 4 KiB page
 populate   launch update (in place after PRESERVE, else from a source) or copy (legacy), ns/page
-access     the new side's first access: accept where it must, one access per page, ns/page
-primitive  memory primitive of the step that moves bytes, ns/page in the same memory, timed in turn
+access     first access by the new side: accept if needed, then one access per page, ns/page
+primitive  memory primitive of the step that moves bytes, ns/page, interleaved in the same memory
 ratio      speed of that step relative to its primitive; 95 %: interval of the ratio"""
 
 _COLUMNS: Final[dict[str, Callable[[Sequence[BenchCell]], bool]]] = {

@@ -1,4 +1,4 @@
-"""The machine, the program and the moment: what every figure depends on, first in every run file."""
+"""The environment of a run: machine, program and time, in the first line of every run file."""
 
 import hashlib
 import os
