@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 CONFIDENCE: Final = 0.95
 """Default confidence level of intervals."""
 RESAMPLES: Final = 2000
-"""Bootstrap resamples. With so many, only the third digit of a bound is random."""
+"""Bootstrap resamples; only the third digit of a bound is then random."""
 P95_SAMPLES: Final = 20
 """Samples needed for a 95th percentile."""
 STABLE_WIDTH: Final = 0.10
