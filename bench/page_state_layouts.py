@@ -1,4 +1,4 @@
-"""Which layout should page state have?  The measurement behind DESIGN.md's answer.
+"""Which layout should page state have?  The measurement behind the answer of docs/engine.md.
 
 Converts random ranges of 1 to 64 pages to private and back, attributes only, over five layouts:
 

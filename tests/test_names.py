@@ -212,7 +212,7 @@ UNKNOWN = [
     (lambda: guest()[1].set_memory_attributes(0, PAGE, 8, "keep"), "unknown content mode 'keep'"),
     (lambda: guest()[1].fallocate("collapse", 0, PAGE), "unknown fallocate mode 'collapse'"),
     (lambda: guest()[1].apply_many("fly", [0], [PAGE]), "unknown step 'fly'; known: CONVERT"),
-    (lambda: guest()[1].plane("dirty"), "no plane 'dirty'; known: private"),
+    (lambda: guest()[1].plane("dirty"), "unknown plane 'dirty'; known: private"),
     (lambda: guest()[0].launch_update(0, PAGE, page_type="S"), "unknown page type 'S'; known: NORMAL"),
     (lambda: guest()[0].check_cap("WINGS"), "unknown capability 'WINGS'; known: GUEST_MEMFD"),
     (lambda: get_behaviour("sleep"), "no behaviour 'sleep'; there are snp-boot"),

@@ -294,7 +294,7 @@ def popcount(x):
 
 @inlined
 def lowest_bit(x):
-    """Return the index of the lowest set bit; 64 if there is none."""
+    """Return the index of the lowest set bit; 64 if no bit is set."""
     return popcount(~x & (x - U1))
 
 
@@ -1222,7 +1222,7 @@ def takes_allocations(address, start, end, to_private, allocates):
 
 @inlined
 def first_pinned(file, start, end):
-    """Return the first pinned page of [start, end), end if there is none; mostly reads the words alone."""
+    """Return the first pinned page of [start, end), or end; mostly reads only the words."""
     blocks = file.words[start >> BLOCK_SHIFT : ((end - U1) >> BLOCK_SHIFT) + U1]
     union = U0
     for b in range(blocks.shape[0]):

@@ -555,8 +555,8 @@ class Vm:
         Raises
         ------
         InvalidArgumentError
-            EINVAL: flags, an unknown attribute (in place there is none), an empty, wrapping or unaligned
-            range.
+            EINVAL: nonzero flags; an unknown attribute (in place: any attribute); an empty, wrapping or
+            unaligned range.
 
         References
         ----------
