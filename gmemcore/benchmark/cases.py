@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from gmemcore.benchmark.axes import DEFAULT_SETTING, Fragmentation, Mask, Setting
+from gmemcore.engine.byte_operations import BYTE_OPERATIONS
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.policy import (
     ABIS,
@@ -48,15 +49,6 @@ DEFAULT_SELECTION: Final = (
 )
 """Default revisions, each with its firmware."""
 
-BYTES: Final = {
-    ByteOperation.NONE: "none",
-    ByteOperation.ZERO: "zero",
-    ByteOperation.XOR: "xor",
-    ByteOperation.SCRAMBLE: "random",
-}
-"""Byte operation of a conversion, in one word."""
-PRIMITIVE_OF: Final = {"none": "bitmap", "zero": "memset", "xor": "xor", "random": "xor"}
-"""The memory primitive of the same kind; for attributes alone, setting bits of a plain bitmap."""
 DOES: Final = {
     ByteOperation.NONE: "KEEP",
     ByteOperation.ZERO: "ZERO",
@@ -227,8 +219,8 @@ class Case:
 
     @property
     def bytes(self) -> str:
-        """Return what the conversion does to the bytes of the range, a value of `BYTES`."""
-        return BYTES[self.operation]
+        """Return what the conversion does to the bytes of the range, in one word."""
+        return BYTE_OPERATIONS[self.operation].word
 
     @property
     def does(self) -> str | None:
@@ -310,7 +302,7 @@ class Case:
     def primitive_of(self, stage: Stage) -> str:
         """Return the primitive that a stage other than ACCESS is compared with."""
         if stage == Stage.CONVERT:
-            return PRIMITIVE_OF[self.bytes]
+            return BYTE_OPERATIONS[self.operation].primitive
         return "xor" if self.transfer == Transfer.IN_PLACE else "memcpy"
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gmemcore.benchmark.axes import Mask
 from gmemcore.benchmark.cases import Case, Transfer
+from gmemcore.engine.byte_operations import BYTE_OPERATIONS, Leaves
 from gmemcore.policy import Accept, ByteOperation, Rank, byte_operations, cells
 from gmemcore.uapi import PAGE_SIZE, ContentMode, Direction
 
@@ -113,13 +114,16 @@ class Contents:
         return replace(self, keyed=not self.keyed)
 
 
-_AFTER: Final[dict[ByteOperation, Callable[[Contents], Contents]]] = {
-    ByteOperation.NONE: lambda before: before,
-    ByteOperation.ZERO: lambda _: Contents(ZEROS),
-    ByteOperation.XOR: Contents.under_key,
-    ByteOperation.SCRAMBLE: lambda _: Contents(RANDOM),
+_LEFT: Final[dict[Leaves, Callable[[Contents], Contents]]] = {
+    Leaves.UNCHANGED: lambda before: before,
+    Leaves.ZEROS: lambda _: Contents(ZEROS),
+    Leaves.KEYED: Contents.under_key,
+    Leaves.RANDOM: lambda _: Contents(RANDOM),
 }
-"""Contents after each byte operation."""
+
+
+def _after(operation: ByteOperation, before: Contents) -> Contents:
+    return _LEFT[BYTE_OPERATIONS[operation].leaves](before)
 
 
 def contents_before(case: Case, rank: Rank | None = None) -> Contents:
@@ -139,7 +143,7 @@ def contents_before(case: Case, rank: Rank | None = None) -> Contents:
     if case.to_private or rank == Rank.ACCEPTED or not case.platform.coco:
         return written
     # The host wrote it, and a conversion to private hid it from the host.
-    return _AFTER[_operation_to_private(case)](written)
+    return _after(_operation_to_private(case), written)
 
 
 def _operation_to_private(case: Case) -> ByteOperation:
@@ -158,7 +162,7 @@ def contents_after(case: Case, rank: Rank | None = None) -> Contents:
     rank = case.rank if rank is None else rank
     if case.abi.legacy:  # each side has its own bytes; the copy brought them to the other one
         return Contents(WRITTEN, keyed=case.to_private and case.platform.coco)
-    dram = _AFTER[case.operation_of(rank)](contents_before(case, rank))
+    dram = _after(case.operation_of(rank), contents_before(case, rank))
     if case.transfer == Transfer.FROM_SOURCE:
         dram = Contents(SOURCE)
     if case.transfer is not None:

@@ -33,9 +33,10 @@ from gmemcore.benchmark.expected import (
 from gmemcore.benchmark.memory import AttributesOnly, Memory
 from gmemcore.engine import Counters
 from gmemcore.engine.backing import discard
+from gmemcore.engine.byte_operations import COUNTED
 from gmemcore.engine.steps import ACCESS_KINDS, Step
 from gmemcore.machine import GuestMemfd, LegacyVm, VmFace, create_vm
-from gmemcore.policy import ByteOperation, Rank
+from gmemcore.policy import Rank
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, FallocateMode, GuestMemfdFlag, MemoryAttribute, Phase
 
 CALLS = 64
@@ -265,11 +266,7 @@ class Scene:
 
     def _check_counters(self, converted: Counters) -> None:
         """Make sure that the conversion did to bytes what policy says, to all of them and no others."""
-        found = {
-            ByteOperation.ZERO: converted.bytes_zeroed,
-            ByteOperation.XOR: converted.bytes_xored,
-            ByteOperation.SCRAMBLE: converted.bytes_scrambled,
-        }
+        found = {operation: getattr(converted, counter) for operation, counter in COUNTED.items()}
         by_operation = self.case.bytes_by_operation(self.size)
         expected = {kind: by_operation[kind] for kind in found}
         if found != expected:

@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmemcore.engine import kernels as layout
+from gmemcore.engine.byte_operations import BYTE_OPERATIONS
 from gmemcore.engine.state import Plane, fields_of
 from gmemcore.engine.steps import UNMAPPED, compile_steps, reason_of
 from gmemcore.policy import (
     EFFECTS,
     PLATFORMS,
     Abi,
-    ByteOperation,
     Cell,
     Operations,
     Rank,
@@ -23,14 +23,6 @@ from gmemcore.policy import (
     cell,
 )
 from gmemcore.uapi import Capability, ContentMode, Direction, Firmware, MemoryAttribute, Phase, VmType
-
-# Numbers of byte operations in kernels.
-OPERATION_NUMBERS = {
-    ByteOperation.NONE: layout.NO_OPERATION,
-    ByteOperation.ZERO: layout.ZERO,
-    ByteOperation.XOR: layout.XOR,
-    ByteOperation.SCRAMBLE: layout.SCRAMBLE,
-}
 
 # Planes of a page, by its rank.
 RANK_PLANES = {
@@ -134,7 +126,7 @@ def pack_operations(operations: Operations) -> int:
     """Pack byte operations by rank, four bits each."""
     packed = 0
     for rank, operation in enumerate(operations):
-        packed |= int(OPERATION_NUMBERS[operation]) << rank * int(layout.OPERATION_BITS)
+        packed |= BYTE_OPERATIONS[operation].number << rank * int(layout.OPERATION_BITS)
     return packed
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
+from gmemcore.engine.byte_operations import BYTE_OPERATIONS
 from gmemcore.engine.counters import COUNTER_NAMES, Counters
 from gmemcore.errors import InputError, InvalidArgumentError
 from gmemcore.files.reading import decode_toml, read_file
@@ -29,9 +30,7 @@ CALL: Final = "call"
 
 EVENTS: Final[dict[str, str]] = {
     "pages_changed": "a page whose attribute changed; KVM keeps ranges, so most may be in the call",
-    "bytes_zeroed": "a byte that a conversion set to zero",
-    "bytes_xored": "a byte encrypted or decrypted in place, by conversion or populate",
-    "bytes_scrambled": "a byte overwritten with random ones",
+    **{row.counter: row.counts for row in BYTE_OPERATIONS.values() if row.counter},
     "pages_allocated": "a page allocated, and touched for the first time",
     "rmp_updates": "an SNP page that became assigned or ceased to be: RMPUPDATE",
     "sept_changes": "a TDX page added to the S-EPT or removed: TDH.MEM.PAGE.AUG, .REMOVE",
