@@ -34,6 +34,16 @@ def test_files_wrong_on_purpose_are_found(path, capsys):
     assert "found" in out
 
 
+def test_json_has_every_case(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["conform", "--json", str(VECTORS / "self-check")])
+    record = json.loads(capsys.readouterr().out)
+    assert stopped.value.code == 1
+    assert record["cases"] == len(record["results"]) > 0
+    assert record["wrong"] == sum(row["difference"] is not None for row in record["results"]) > 0
+    assert record["steps"] > record["unreadable"] == 0
+
+
 def test_a_folder_means_its_files(capsys):
     status, out, _ = conform(capsys, VECTORS / "self-check")
     assert status == 1

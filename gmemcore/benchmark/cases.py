@@ -14,7 +14,6 @@ from gmemcore.benchmark.axes import DEFAULT_SETTING, Fragmentation, Mask, Settin
 from gmemcore.engine.byte_operations import BYTE_OPERATIONS
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.policy import (
-    ABIS,
     ALIASES,
     ASSIGNED,
     DEFAULT_ABI,
@@ -32,6 +31,7 @@ from gmemcore.policy import (
     cells,
     content_flags,
     flag_name,
+    get_abi,
 )
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, Direction, Firmware, Phase, VmType
 from gmemcore.units import format_size
@@ -140,7 +140,7 @@ class Case:
     @property
     def abi(self) -> Abi:
         """Return the revision's row block."""
-        return ABIS[self.key.abi]
+        return get_abi(self.key.abi)
 
     @property
     def platform(self) -> Platform:

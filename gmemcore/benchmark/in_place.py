@@ -28,7 +28,7 @@ from gmemcore.engine import warmup
 from gmemcore.engine.host import keep_freed_memory
 from gmemcore.errors import GmemError, InvalidArgumentError, UnsupportedOperationError
 from gmemcore.machine import GuestMemfd, VmFace, create_vm
-from gmemcore.policy import ABIS, OK, PLATFORMS, cells, content_flags
+from gmemcore.policy import ABIS, OK, PLATFORMS, cells, content_flags, get_abi
 from gmemcore.results.backings import Measured
 from gmemcore.uapi import (
     Direction,
@@ -168,7 +168,7 @@ class Guest:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._legacy = ABIS[job.abi].legacy
+        self._legacy = get_abi(job.abi).legacy
         self._coco = PLATFORMS[VmType(job.vm_type)].coco
         self._loads = job.work == "launch"
         self._discards = job.way == WAYS[1]

@@ -4,36 +4,54 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from gmemcore.cli.bench import Sink, collected, record_sinks
 from gmemcore.cli.console import note, progress, reporting, say
-from gmemcore.cli.options import ForceSwitch, JsonSwitch
+from gmemcore.cli.options import (
+    ForceSwitch,
+    JsonSwitch,
+    LinesOutput,
+    SizeOption,
+    VmTypeOption,
+    choice,
+    one,
+)
 from gmemcore.cli.tables import Heading, print_table
 from gmemcore.errors import UnsupportedOperationError
-from gmemcore.units import parse_size, size_words
+from gmemcore.units import size_words
 
 if TYPE_CHECKING:
     from gmemcore.benchmark.in_place import Job
     from gmemcore.cli.pictures import PictureFile
     from gmemcore.results.backings import BackingsRun
 
+_BACKINGS: Final = ("anonymous", "memfd", "guest_memfd")
+if TYPE_CHECKING:
+    _Backing = str
+else:  # choices, for help and completion
+    _Backing = Literal[_BACKINGS]
 _USUAL: "tuple[tuple[str, str], ...]" = (("launch", "SNP"), ("round trip", "SNP"), ("round trip", "PKVM"))
 
 
 def backings(
     *,
-    vm_type: Annotated[str | None, Parameter(help="One VM type, both works. [default: SNP and PKVM]")] = None,
-    memory: Annotated[str, Parameter(help="Guest memory.")] = "512m",
-    range_: Annotated[str, Parameter(name="--range", help="Bytes of one conversion.")] = "2m",
+    vm_type: Annotated[
+        VmTypeOption, Parameter(help="One VM type, both works. [default: SNP and PKVM]")
+    ] = None,
+    memory: Annotated[SizeOption, Parameter(help="Guest memory.")] = 512 << 20,
+    range_: Annotated[SizeOption, Parameter(name="--range", help="Bytes of one conversion.")] = 2 << 20,
     rounds: Annotated[PositiveInt, Parameter(help="Round trips per run.")] = 2,
     pairs: Annotated[PositiveInt, Parameter(help="Runs of each way.")] = 3,
-    backing: Annotated[str, Parameter(help="anonymous (huge pages), memfd or guest_memfd.")] = "anonymous",
+    backing: Annotated[
+        _Backing,
+        Parameter(help="Where the bytes live; anonymous has huge pages.", converter=one(choice(_BACKINGS))),
+    ] = "anonymous",
     as_json: JsonSwitch = False,
-    output: Annotated[Path | None, Parameter(name=("--output", "-o"), help="Write JSON Lines here.")] = None,
+    output: LinesOutput = None,
     plot: Annotated[Path | None, Parameter(help="Draw memory over time here.")] = None,
     force: ForceSwitch = False,
 ) -> int:
@@ -47,7 +65,7 @@ def backings(
     from gmemcore.benchmark.expected import WrongContentsError
 
     with reporting("backings", wrong=(WrongContentsError,)):
-        listed = _jobs(vm_type, parse_size(memory), parse_size(range_), rounds, backing)
+        listed = _jobs(vm_type, memory, range_, rounds, backing)
         with ExitStack() as stack:
             sinks = record_sinks(output, as_json=as_json, force=force, stack=stack)
             if plot is not None:

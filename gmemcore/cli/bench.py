@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import cyclopts
 from cyclopts import Parameter
 
+from gmemcore.cli.bench_compare import compare
 from gmemcore.cli.bench_options import (
     Abis,
     Directions,
@@ -46,7 +47,7 @@ else:
     Switches = names_option("on", "off", help="")
 
 app = cyclopts.App(name="bench", help="Measure what conversions cost on this machine.")
-app.command("gmemcore.cli.bench_compare:compare", name="compare")
+app.command(compare)
 
 
 @dataclass(frozen=True, slots=True)

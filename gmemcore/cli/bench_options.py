@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from gmemcore.cli.options import choice, several
-from gmemcore.policy import ABIS, ALIASES, EFFECTS, content_flags
+from gmemcore.policy import EFFECTS, content_flags
+from gmemcore.policy.lookup import abi_names
 from gmemcore.uapi import Direction, Firmware, Phase, VmType
 
 Names = tuple[str, ...] | None
@@ -13,7 +14,8 @@ Names = tuple[str, ...] | None
 
 def names_option(*names: str, help: str) -> Any:
     """Return the annotation of an option that takes several of these names."""
-    kind: Any = tuple[Literal[names], ...] | None  # type: ignore[valid-type]
+    literal: Any = Literal.__getitem__(tuple(map(str, names)))
+    kind: Any = tuple[literal, ...] | None
     return Annotated[kind, Parameter(converter=several(choice(names)), n_tokens=1, negative="", help=help)]
 
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     Flags = Names
     Effects = Names
 else:
-    Abis = names_option(*ABIS, *ALIASES, help="Revisions or proposals.")
+    Abis = names_option(*abi_names(), help="Revisions or proposals.")
     VmTypes = names_option(*VmType, help="VM types.")
     Firmwares = names_option(*Firmware, help="Firmware.")
     Phases = names_option(*Phase, help="Launch phases.")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import Parameter
 
-from gmemcore.cli.console import complain, is_quiet, progress, say
-from gmemcore.cli.options import choice, one
+from gmemcore.cli.console import complain, is_quiet, progress, say, say_json
+from gmemcore.cli.options import JsonSwitch, choice, one
 from gmemcore.errors import InputError
 
 _BACKINGS: Final = ("anonymous", "memfd", "guest_memfd")
@@ -31,6 +31,7 @@ def conform(
     backing: Annotated[
         _Backing, Parameter(help="Memory of the guests.", converter=one(choice(_BACKINGS)))
     ] = "anonymous",
+    as_json: JsonSwitch = False,
 ) -> int:
     """Run behaviour vectors and compare each step with what a kernel does.
 
@@ -39,6 +40,7 @@ def conform(
     from gmemcore.conformance import VectorError, read_vectors, run_vectors
 
     cases = wrong = unreadable = steps = 0
+    records: list[dict[str, object]] = []
     found = vector_files(paths)
     with progress("conform", len(found), "files") as done:
         for number, path in enumerate(found):
@@ -48,13 +50,19 @@ def conform(
                     cases += 1
                     steps += len(case.steps)
                     wrong += first is not None
-                    if first is not None or not is_quiet():
+                    records.append({"file": str(path), "case": case.name, "difference": first and str(first)})
+                    if not as_json and (first is not None or not is_quiet()):
                         verdict = "FAIL" if first else "ok  "
                         say(f"{verdict} {path.name}: {case.name}{f': {first}' if first else ''}")
             except VectorError as error:
                 unreadable += 1
                 complain("conform", error)
-    say(f"{cases - wrong} of {cases} cases as written, {steps} steps, {unreadable} files unreadable")
+    if as_json:
+        say_json(
+            {"cases": cases, "wrong": wrong, "steps": steps, "unreadable": unreadable, "results": records}
+        )
+    else:
+        say(f"{cases - wrong} of {cases} cases as written, {steps} steps, {unreadable} files unreadable")
     return 2 if unreadable or not cases else int(wrong > 0)
 
 

@@ -14,6 +14,7 @@ from cyclopts import Parameter, Token
 from gmemcore.errors import GmemError, InputError, InvalidArgumentError
 from gmemcore.names import member, plain
 from gmemcore.policy import ABIS, DEFAULT_ABI, Abi, content_flags, get_abi
+from gmemcore.policy.lookup import abi_names
 from gmemcore.policy.proposal import read_proposals, shipped_proposals
 from gmemcore.uapi import Direction, Firmware, Phase, VmType
 from gmemcore.units import format_size, parse_size
@@ -90,7 +91,7 @@ def whole(least: int, most: int | None = None) -> Reader[int]:
 
 def _revision(text: str) -> str:
     """Return the name of a revision as policy has it; any other name, perhaps a proposal's, as it is."""
-    return {plain(name): name for name in ABIS}.get(plain(text), text)
+    return {plain(name): name for name in abi_names()}.get(plain(text), text)
 
 
 def _flag(text: str) -> str:
@@ -194,8 +195,9 @@ def revision_of(name: str, known: "Mapping[str, Abi]") -> "Abi":
     InputError
         A name that doesn't exist.
     """
-    if name in known:
-        return known[name]
+    found = known.get(name) or {plain(each): row for each, row in known.items()}.get(plain(name))
+    if found is not None:
+        return found
     try:
         return get_abi(name)
     except InvalidArgumentError:

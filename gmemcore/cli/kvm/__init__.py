@@ -2,6 +2,12 @@
 
 from cyclopts import App
 
+from gmemcore.cli.kvm.bench import bench
+from gmemcore.cli.kvm.conform import conform
+from gmemcore.cli.kvm.fuzz import fuzz
+from gmemcore.cli.kvm.probe import probe
+from gmemcore.cli.kvm.table import table
+
 app = App(name="kvm", help="Ask the host's kernel (/dev/kvm), and hold it to the model.")
-for _command in ("probe", "conform", "fuzz", "table", "bench"):
-    app.command(f"gmemcore.cli.kvm.{_command}:{_command}", name=_command)
+for _command in (probe, conform, fuzz, table, bench):
+    app.command(_command)

@@ -1,32 +1,33 @@
 """``gmemcore kvm bench``: what operations of the host's kernel take."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from gmemcore.cli.console import note, say, say_lines
 from gmemcore.cli.kvm.common import hanging
-from gmemcore.cli.options import ForceSwitch
+from gmemcore.cli.options import ForceSwitch, JsonSwitch, LinesOutput, SizeOption, VmTypeOption
 from gmemcore.cli.tables import print_table
 from gmemcore.errors import InvalidArgumentError
-from gmemcore.units import format_number, format_time, parse_size, size_words
+from gmemcore.units import format_number, format_size, format_time, size_words
 
 if TYPE_CHECKING:
     from gmemcore.results.bench import BenchCell
+    from gmemcore.uapi import VmType
 
 MOST_MEMORY = 1 << 30
 
 
 def bench(
     *,
-    memory: Annotated[str, Parameter(help="Bytes that operations work on, up to 1g.")] = "256m",
+    memory: Annotated[SizeOption, Parameter(help="Bytes that operations work on, up to 1g.")] = 256 << 20,
     seconds: Annotated[float, Parameter(help="Seconds for each operation.")] = 0.5,
     vm_type: Annotated[
-        str | None, Parameter(help="Measure this VM type. [default: all that the host offers]")
+        VmTypeOption, Parameter(help="Measure this VM type. [default: all that the host offers]")
     ] = None,
-    json: Annotated[Path | None, Parameter(help="Write JSON Lines here, as bench does.")] = None,
+    as_json: Annotated[JsonSwitch, Parameter(help="Print JSON Lines, as bench does.")] = False,
+    output: LinesOutput = None,
     force: ForceSwitch = False,
 ) -> None:
     """Measure what this host's kernel takes for each operation of guest_memfd.
@@ -43,37 +44,39 @@ def bench(
     from gmemcore.files.writing import check_output, replace_file
     from gmemcore.kvm import KernelTransport, probe
 
-    size = parse_size(memory)
-    if not 0 < size <= MOST_MEMORY or size % 4096:
-        raise InvalidArgumentError(f"--memory must be a multiple of 4k up to 1g, not {memory}")
+    if memory > MOST_MEMORY:
+        raise InvalidArgumentError(f"--memory must be at most 1g, not {format_size(memory)}")
     if seconds <= 0:
         raise InvalidArgumentError(f"--seconds must be more than 0, not {seconds}")
-    if json is not None:
-        check_output(json, force=force)
-    check_available(4 * size)
+    if output is not None:
+        check_output(output, force=force)
+    check_available(4 * memory)
     with KernelTransport() as transport:
         host = probe(transport)
         found: list[BenchCell] = []
         for kind in _vm_types(host, vm_type):
-            stage = Bench(transport, host, kind, size)
+            stage = Bench(transport, host, kind, memory)
             actions = stage.actions()
             measure(actions, seconds=seconds, say=lambda action: note("kvm bench", action.operation))
             found += cells(stage, actions)
-    say(f"Linux {host.release}, {size_words(size)}")
+    lines = [*lines_of(first_line(host, memory, seconds, found), found)]
+    if output is not None:
+        replace_file(output, lines)
+    if as_json:
+        for line in lines:
+            print(line.decode(), end="")
+        return
+    say(f"Linux {host.release}, {size_words(memory)}")
     for kind in dict.fromkeys(cell.vm_type for cell in found):
         _print([cell for cell in found if cell.vm_type == kind])
-    if json is not None:
-        replace_file(json, lines_of(first_line(host, size, seconds, found), found))
 
 
-def _vm_types(host: Any, name: str | None) -> list[Any]:
+def _vm_types(host: Any, vm_type: "VmType | None") -> list[Any]:
     from gmemcore.fuzz import fuzzable, terrain_of
-    from gmemcore.names import member
-    from gmemcore.uapi import VmType
 
-    wanted = fuzzable(host) if name is None else [member(VmType, name)]
-    for vm_type in wanted:
-        terrain_of(host, vm_type)  # refuses what isn't offered
+    wanted = fuzzable(host) if vm_type is None else [vm_type]
+    for each in wanted:
+        terrain_of(host, each)  # refuses what isn't offered
     return wanted
 
 

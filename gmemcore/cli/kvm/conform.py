@@ -4,11 +4,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
-
-from gmemcore.cli.console import complain, is_quiet, say, say_json, say_lines
+from gmemcore.cli.conform import VectorPaths, vector_files
+from gmemcore.cli.console import complain, is_quiet, progress, say, say_json, say_lines
 from gmemcore.cli.kvm.common import counted_lines
 from gmemcore.cli.options import JsonSwitch
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def conform(
-    paths: Annotated[list[Path], Parameter(help="Vector files, or folders of them (*.json).")],
+    paths: VectorPaths = (),
     /,
     *,
     as_json: JsonSwitch = False,
@@ -32,15 +31,16 @@ def conform(
     Exit status 0: every step that was run came out as written, or as is known; 1: one did not; 2: a file that
     can't be read, no KVM, or nothing that could be run.
     """
-    from gmemcore.cli.conform import vector_files
     from gmemcore.conformance import VectorError
     from gmemcore.kvm import KernelTransport
     from gmemcore.kvm import probe as probe_host
 
     tally = Tally()
-    with KernelTransport() as transport:
+    with KernelTransport() as transport, progress("kvm conform", None, "files") as done:
         host = probe_host(transport)
-        for path in vector_files(paths):
+        files = vector_files(paths)
+        for number, path in enumerate(files):
+            done(number)
             try:
                 for vectors, case, result in _run(path, transport, host):
                     tally.add(path, vectors, case, result)

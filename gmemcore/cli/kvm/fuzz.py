@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from gmemcore.cli.console import progress, say, say_json, say_lines
 from gmemcore.cli.kvm.common import counted_lines
-from gmemcore.cli.options import JsonSwitch
+from gmemcore.cli.options import JsonSwitch, Seed, VmTypeOption
 from gmemcore.cli.tables import print_table
 from gmemcore.errors import InvalidArgumentError
 
@@ -28,9 +28,9 @@ def fuzz(
     seconds: Annotated[
         float | None, Parameter(help="Run for this long. [default: 60, without --steps]")
     ] = None,
-    seed: Annotated[int, Parameter(help="Seed of the walks, from 0 on.")] = 0,
+    seed: Annotated[Seed, Parameter(help="Seed of the walks.")] = 0,
     vm_type: Annotated[
-        str | None, Parameter(help="Walk on this VM type. [default: all that the host offers, in turn]")
+        VmTypeOption, Parameter(help="Walk on this VM type. [default: all that the host offers, in turn]")
     ] = None,
     folder: Annotated[
         Path, Parameter(help="Folder for the running walk, and for one that shows a difference.")
@@ -53,8 +53,8 @@ def fuzz(
 
     if steps is None and seconds is None:
         seconds = SECONDS
-    if seed < 0 or any(limit is not None and limit <= 0 for limit in (steps, seconds)):
-        raise InvalidArgumentError("--steps and --seconds must be more than 0, --seed 0 or more")
+    if any(limit is not None and limit <= 0 for limit in (steps, seconds)):
+        raise InvalidArgumentError("--steps and --seconds must be more than 0")
     with KernelTransport() as transport, progress("kvm fuzz", steps, "steps") as show:
         host = probe_host(transport)
         report = fuzz_host(
@@ -72,16 +72,14 @@ def fuzz(
     return int(report.finding is not None)
 
 
-def _vm_types(host: "Host", name: str | None) -> "list[VmType]":
+def _vm_types(host: "Host", vm_type: "VmType | None") -> "list[VmType]":
     from gmemcore.fuzz import fuzzable, terrain_of
-    from gmemcore.names import member
-    from gmemcore.uapi import VmType
 
-    wanted = fuzzable(host) if name is None else [member(VmType, name)]
+    wanted = fuzzable(host) if vm_type is None else [vm_type]
     if not wanted:
         raise InvalidArgumentError("this host offers no VM type with guest_memfd")
-    for vm_type in wanted:
-        terrain_of(host, vm_type)  # refuses what isn't offered
+    for each in wanted:
+        terrain_of(host, each)  # refuses what isn't offered
     return wanted
 
 
