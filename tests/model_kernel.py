@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 
 import gmemcore
@@ -173,7 +174,7 @@ class ModelTransport:
         """The child has the parent's files and mappings, and isn't the process of its VMs."""
         self.child = True
         try:
-            return call()
+            return json.loads(json.dumps(call()))  # as it comes through a pipe
         finally:
             self.child = False
 

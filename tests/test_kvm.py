@@ -31,6 +31,7 @@ from gmemcore.errors import GmemError, HostAccessError
 from gmemcore.kvm import KernelTransport, KvmMachine, KvmUnavailableError, KvmVm, probe
 from gmemcore.kvm import structs as kvm
 from gmemcore.kvm.addresses import fit
+from gmemcore.kvm.child import in_child
 from gmemcore.kvm.differences import DIFFERENCES, known_difference, version_of
 from gmemcore.kvm.own_memory import place
 from gmemcore.uapi import (
@@ -828,6 +829,15 @@ def test_no_file_is_inherited(vm):
     gmem = vm.create_guest_memfd(P, BOTH)
     assert not os.get_inheritable(gmem.fd)
     assert not os.get_inheritable(vm.fd)
+
+
+def test_a_child_answers_through_its_pipe():
+    """Without a kernel: what it saw comes back, and what it raises is no answer."""
+    assert in_child(lambda: ("OK", {"value": 3}, "00" * 100_000)) == ["OK", {"value": 3}, "00" * 100_000]
+    with pytest.raises(ChildProcessError, match="no answer"):
+        in_child(lambda: b"no JSON")
+    with pytest.raises(ChildProcessError, match="no answer"):
+        in_child(lambda: os._exit(3))
 
 
 @has_kvm

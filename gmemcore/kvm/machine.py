@@ -81,7 +81,8 @@ class KvmMachine:
         plain = {name: value for name, value in step.items() if name != "child"}
         if step.get("other_vm", False):
             _ = self.other_vm  # a VM of the child's own would be another one
-        return Answer(*self.transport.in_child(lambda: perform(self, plain)))
+        outcome, seen, data = self.transport.in_child(lambda: _without_bytes(perform(self, plain)))
+        return Answer(outcome, seen if data is None else seen | {"bytes": bytes.fromhex(data)})
 
     def skips(self, step: Step) -> str | None:
         """Return why a step can't be done here, or None if it can. Asked once about every step, in order."""
@@ -178,3 +179,10 @@ class KvmMachine:
         if changes:
             everything = coco and op in GUEST_OPS
             self._missed.add(self._number, step, self.ranges(step), everything=everything)
+
+
+def _without_bytes(answer: Answer) -> tuple[str, dict[str, Any], str | None]:
+    """An answer as JSON can have it: outcome, what was seen, and bytes as hex."""
+    seen = {name: value for name, value in answer.seen.items() if name != "bytes"}
+    data = answer.seen.get("bytes")
+    return answer.outcome, seen, None if data is None else data.hex()
