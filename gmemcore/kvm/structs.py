@@ -142,6 +142,15 @@ MOVED_CAPABILITIES = {
 
 What they would say is found by calling the ioctl instead.
 """
+TAKEN_NUMBERS = {
+    245: "ARM_SEA_TO_USER",
+    246: "S390_USER_OPEREXEC",
+    248: "S390_VSIE_ESAMODE",
+    249: "S390_HPAGE_2G",
+    250: "PPC_COMPAT_CAPS",
+    251: "ARM_PMU_V3_STRICT",
+}
+"""Whose these numbers, and the next one, are in Linux 7.3."""
 
 SWITCHES = ("gmem_in_place_conversion", "vm_memory_attributes")
 """Names of the module parameter of conversion in place: since v8, and (with the inverse sense) before."""

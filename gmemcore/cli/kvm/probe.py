@@ -29,7 +29,8 @@ def probe(*, as_json: JsonSwitch = False) -> int:
 
 
 def _host_lines(host: "Host") -> Iterator[str]:
-    from gmemcore.kvm.structs import MOVED_CAPABILITIES
+    from gmemcore.cli.kvm.common import hanging
+    from gmemcore.kvm.structs import MOVED_CAPABILITIES, TAKEN_NUMBERS
 
     modules = ", ".join(host.modules) or "no module"
     yield f"kernel          {host.release}, KVM API {host.api_version}, {modules}"
@@ -41,6 +42,9 @@ def _host_lines(host: "Host") -> Iterator[str]:
         yield f"  {name:32} {value:6}   {answers}"
     for name, numbers in MOVED_CAPABILITIES.items():
         yield f"  {name:32} not asked: its number was {', '.join(map(str, numbers))}"
+    others = ", ".join(f"{number} {name}" for number, name in TAKEN_NUMBERS.items())
+    text = f"are others' in Linux 7.3 ({others}), so the interface is found by calling it."
+    yield from hanging("  These numbers ", text)
     for offer in host.offers.values():
         yield f"{offer.vm_type}"
         flags = "no guest_memfd" if offer.creation_flags is None else _flags(offer.creation_flags)
