@@ -160,9 +160,9 @@ class VmWithOrdinary:
         check_memory_region_flags, kvm_set_memory_region.
         """
         with_file = bool(flags & MemslotFlag.GUEST_MEMFD)
-        known = int(
-            MemslotFlag.GUEST_MEMFD if with_file else MemslotFlag.LOG_DIRTY_PAGES | MemslotFlag.READONLY
-        )
+        files = self.model.abi.shared_files or self.model.platform.private_memory
+        file_flags = MemslotFlag.GUEST_MEMFD if files else 0
+        known = int(file_flags if with_file else MemslotFlag.LOG_DIRTY_PAGES | MemslotFlag.READONLY)
         if flags & ~known:
             raise InvalidArgumentError(f"memslot flags must be bits of {known:#x}, not {flags:#x}")
         address = userspace_address or 0

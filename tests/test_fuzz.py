@@ -4,6 +4,7 @@ import errno
 import os
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 import pytest
 from model_kernel import ModelTransport
@@ -20,8 +21,10 @@ from gmemcore.errors import (
 from gmemcore.fuzz import Limits, fuzz, fuzzable, terrain_of
 from gmemcore.fuzz.lockstep import Arena, difference, model_machine, run
 from gmemcore.fuzz.run import _made
+from gmemcore.fuzz.table import kernel_table, read_outcome
 from gmemcore.fuzz.walk import LENGTH, _weights
 from gmemcore.kvm import KernelTransport, probe
+from gmemcore.kvm.differences import DIFFERENCES, version_of
 from gmemcore.machine import GuestMemfd
 from gmemcore.uapi import PAGE_SIZE, VmType
 
@@ -335,6 +338,33 @@ def test_a_difference_names_the_byte():
     refused = difference(4, step, Answer("OK", {"bytes": b"\0"}), Answer("SIGBUS", {}))
     assert (refused.what, refused.model, refused.kernel) == ("outcome", "OK", "SIGBUS")
     assert difference(4, step, Answer("ENOTSUP", {}), Answer("EOPNOTSUPP", {})) is None
+
+
+# ---- the table of kernels ----------------------------------------------------------------------------------
+
+RESULTS = sorted((Path(__file__).parents[1] / "docs" / "kernels").glob("*.json"))
+
+
+def test_the_page_of_kernels_is_that_of_its_results():
+    page = (Path(__file__).parents[1] / "docs" / "kernels.md").read_text()
+    table = "\n".join(kernel_table(read_outcome(path) for path in RESULTS))
+    assert page.endswith(f"-->\n{table}\n")
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_result_of_a_kernel_explains_each_difference(path):
+    """By a row that is still there, for that release."""
+    result = read_outcome(path)
+    assert result.difference is None
+    assert result.steps == sum(seen.count for seen in result.coverage)
+    version = version_of(result.kernel)
+    for known in result.known:
+        assert any(
+            (row.op, row.written, row.found, row.why) == (known.op, known.model, known.kernel, known.why)
+            and row.since <= version
+            and (row.before is None or version < row.before)
+            for row in DIFFERENCES
+        ), known
 
 
 # ---- this host's kernel ----------------------------------------------------------------------------------
