@@ -26,6 +26,7 @@ from gmemcore.uapi import PAGE_SIZE, FallocateMode, MemoryAttribute, MemslotFlag
 USER_END: Final = (1 << 47) - PAGE_SIZE
 """End of a process's addresses (x86-64, four levels of page tables)."""
 _U64: Final = 1 << 64
+_ZEROS: Final = bytes(PAGE_SIZE)
 
 FILE_CALLS: Final[dict[str, type[GmemError]]] = {
     "read": InvalidArgumentError,
@@ -90,6 +91,34 @@ def check_interrupted(mode: int, offset: int, size: int, file_size: int) -> None
         raise InterruptedCallError("a signal is pending; call again")
 
 
+class _Memory:
+    """Bytes that are zero until they are written. A memslot can be larger than this process may be."""
+
+    def __init__(self) -> None:
+        self._pages: dict[int, bytearray] = {}
+
+    def read(self, at: int, size: int) -> bytes:
+        """Return bytes from an offset on."""
+        pieces = _page_pieces(at, size)
+        return b"".join(bytes(self._pages.get(page, _ZEROS)[low:high]) for page, low, high in pieces)
+
+    def write(self, at: int, data: bytes) -> None:
+        """Write bytes from an offset on."""
+        for page, low, high in _page_pieces(at, len(data)):
+            part, data = data[: high - low], data[high - low :]
+            self._pages.setdefault(page, bytearray(_ZEROS))[low:high] = part
+
+
+def _page_pieces(at: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Tile a byte range by pages: number of the page, start and end within it."""
+    end = at + size
+    while at < end:
+        page, low = divmod(at, PAGE_SIZE)
+        high = min(PAGE_SIZE, low + end - at)
+        yield page, low, high
+        at += high - low
+
+
 @dataclass(frozen=True, slots=True)
 class OrdinaryMemslot:
     """A memslot of ordinary memory; bytes throughout.
@@ -105,7 +134,7 @@ class OrdinaryMemslot:
     size: int
     flags: int
     userspace_address: int | None
-    memory: bytearray
+    memory: _Memory
 
 
 class VmWithOrdinary:
@@ -183,7 +212,7 @@ class VmWithOrdinary:
         if old is None or gpa != old.gpa:
             self._check_free(slot, gpa, size, old)
         if old is None:
-            old = OrdinaryMemslot(slot, gpa, size, flags, userspace_address, bytearray(size))
+            old = OrdinaryMemslot(slot, gpa, size, flags, userspace_address, _Memory())
         self._ordinary[slot] = replace(old, gpa=gpa, flags=flags)
 
     def all_memslots(self) -> list[Any]:
@@ -223,7 +252,7 @@ class VmWithOrdinary:
             if slot is None:
                 parts.append(self.model.guest_read(start, length, private))
             else:
-                parts.append(bytes(slot.memory[start - slot.gpa :][:length]))
+                parts.append(slot.memory.read(start - slot.gpa, length))
         return b"".join(parts)
 
     def guest_write(self, gpa: int, data: bytes, private: bool | None = None) -> None:
@@ -241,7 +270,7 @@ class VmWithOrdinary:
                 page = start & -PAGE_SIZE
                 raise MmioExit(f"the memslot at gpa {page:#x} is read-only", page, PAGE_SIZE)
             else:
-                slot.memory[start - slot.gpa : start - slot.gpa + length] = part
+                slot.memory.write(start - slot.gpa, part)
 
     def _pieces(self, gpa: int, size: int) -> Iterator[tuple[int, int, OrdinaryMemslot | None]]:
         """Tile a range by ordinary memslots and what lies between them."""

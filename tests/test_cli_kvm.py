@@ -199,8 +199,7 @@ def test_a_table_refuses_what_is_no_result(run, tmp_path):
 
 @has_kvm
 def test_fuzz_that_finds_something_ends_with_1(run, mappable, tmp_path, monkeypatch):
-    monkeypatch.setattr("gmemcore.machine.memslots.MOST_SLOTS", 10**6, raising=False)
-    monkeypatch.setattr("gmemcore.machine.vm.VmFace.delete_memslot", lambda vm, slot: None)
+    monkeypatch.setattr("gmemcore.ordinary.VmWithOrdinary.delete_memslot", lambda vm, slot: None)
     result = run("fuzz", "--steps", 5000, "--folder", tmp_path)
     assert result.status == 1
     assert "the model's outcome is" in result.out

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import JIT_DISABLED, VECTORS
 
+from gmemcore import conformance
 from gmemcore.cli import main
 
 SMALL = {"launch-v5-snp.json", "launch-v5-tdx.json", "raw-v13.json", "arguments-v13.json"}
@@ -200,3 +201,15 @@ def test_a_backing_without_bytes_is_refused(tmp_path, capsys):
     assert err == (
         "gmemcore conform: Invalid value for --backing: must be anonymous, memfd or guest_memfd, not 'none'\n"
     )
+
+
+def test_a_memslot_of_ordinary_memory_takes_no_memory(tmp_path):
+    """Of this process: 8 TiB are one memslot."""
+    most = ((1 << 31) - 1) * 4096
+    add = {"op": "slot_add", "slot": 0, "gpa": 4096, "size": most, "flags": 0}
+    write = {"op": "guest_write", "gpa": 4095 + (1 << 42), "data": "010203"}
+    read = {"op": "guest_read", "gpa": 4094 + (1 << 42), "data": "0001020300"}
+    path = tmp_path / "large.json"
+    path.write_text(json.dumps(GOOD | steps(add, write, read, {**read, "gpa": 4096, "data": "00" * 9000})))
+    ((_, wrong),) = conformance.run_vectors(conformance.read_vectors(path))
+    assert wrong is None
