@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
@@ -513,3 +514,49 @@ def test_unusable_input_is_exit_status_2_and_one_line(capsys, tmp_path):
         assert (status, out) == (2, "")
         assert err.startswith("gmemcore audit: ")
         assert err.count("\n") == 1
+
+
+def test_the_answer_stands_above_the_table(capsys):
+    """Each revision is named as often as its figures say, and the examples are requests that were run."""
+    records = json.loads(run(["--json"], capsys)[1])
+    _, out, _ = run([], capsys)
+    answer, *examples = out.split("\nrevision ")[0].strip().split("\n\n")
+    sentences = " ".join(answer.split()).split(". ")
+    for kind, attribute in (
+        ("Contents lost", "broken"),
+        ("Over-promised", "lies"),
+        ("Under-promised", "hidden"),
+    ):
+        (sentence,) = [each for each in sentences if each.startswith(kind)]
+        wrong = {row["abi"]: row[attribute] for row in records if row[attribute]}
+        assert dict(re.findall(r"([a-z0-9-]+) \((\d+)\)", sentence)) == {
+            abi: str(count) for abi, count in wrong.items()
+        }
+    names = ("lies", "hidden", "broken", "vm_type_checks")
+    good = [row["abi"] for row in records if not any(row[name] for name in names)]
+    assert re.findall(r"[a-z0-9-]+", sentences[0].split("misled by ")[1].replace(" and ", " ")) == good
+    assert len(examples) == 2
+    cells = {
+        (
+            *(row["abi"], f"{cell['vm_type']} ({cell['firmware']} firmware)", cell["phase"]),
+            *(cell["direction"].replace("_", " "), cell["flag"]),
+        ): cell
+        for row in records
+        for cell in row["cells"]
+    }
+    for text in examples:
+        kind, place, meaning = " ".join(text.split()).removeprefix("Example, ").split(": ")
+        cell = cells[tuple(place.split(", "))]
+        if kind == "over-promised":
+            assert cell["believed"]
+            assert meaning == f"capabilities say yes, and the call is refused with {cell['answered']}."
+        else:
+            assert (kind, cell["answered"], cell["kept"]) == ("contents lost", "OK", False)
+
+
+@pytest.mark.parametrize("abi", ["v13", "v5", "by-direction", "after-launch"])
+def test_the_answer_about_one_revision_is_about_it(capsys, abi):
+    _, out, _ = run(["--abi", abi], capsys)
+    above = out.split("\nrevision ")[0]
+    assert abi in above
+    assert not any(other in above.replace(abi, "") for other in EXPECTED if other not in (abi, "v4"))

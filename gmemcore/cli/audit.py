@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter
 
-from gmemcore.cli.console import progress, say, say_json_rows
+from gmemcore.cli.console import listed, progress, say, say_json_rows, say_paragraphs
 from gmemcore.cli.options import AbiOption, JsonSwitch, MarkdownSwitch, chosen_revisions
 from gmemcore.cli.tables import print_legend, print_markdown, print_table
+from gmemcore.policy import DEFAULT_ABI
 
 if TYPE_CHECKING:
     from gmemcore.vmm.audit import AuditCell, AuditRow
@@ -17,7 +18,9 @@ _COLUMNS: Final = (
     *("phase checks", "direction checks", "kept", "caps", "bits"),
 )
 _WRONG_COLUMNS: Final = ("flag", "launch phase", "direction", "what", "VMs")
+_COUNTS: Final = {"contents lost": "broken", "over-promised": "lies", "under-promised": "hidden"}
 _KINDS: Final = {"over-promised": "lie", "under-promised": "hidden", "contents lost": "broken"}
+_EXAMPLES: Final = ("over-promised", "contents lost", "under-promised")
 _MEANINGS: Final = {
     "over-promised": "capabilities say yes, and the call is refused",
     "under-promised": "capabilities say no, and the call succeeds",
@@ -61,9 +64,11 @@ def audit(
     elif cells:
         _print_cells(rows, markdown=markdown)
     elif markdown:
+        say("\n\n".join(_answer(rows)), "")
         print_markdown(_COLUMNS, map(_as_row, rows), figures=range(1, len(_COLUMNS)))
         print_legend(_LEGEND, markdown=True)
     else:
+        say_paragraphs(_answer(rows))
         print_table(_COLUMNS, [*map(_as_row, rows)], figures=range(1, len(_COLUMNS)))
         print_legend(_LEGEND)
 
@@ -96,6 +101,53 @@ def _as_cell(cell: "AuditCell") -> dict[str, Any]:
         "answered": cell.answered,
         "kept": cell.kept,
     }
+
+
+# --- the answer ---------------------------------------------------------------------------------------------
+def _answer(rows: "list[AuditRow]") -> list[str]:
+    """Return the answer in a paragraph, and a request of each of the first two kinds as an example."""
+    lines = []
+    good = [row for row in rows if not row.misleads]
+    if good:
+        names = listed([row.abi for row in good])
+        best = max(good, key=lambda row: row.kept)
+        places = len({(cell.vm_type, cell.firmware, cell.phase, cell.direction) for cell in best.cells})
+        lines.append(f"A VMM that knows only flags and capabilities is never misled by {names}.")
+        if best.kept:
+            which = f"Of these, {best.abi}" if len(good) > 1 else "It"
+            lines.append(
+                f"{which} keeps contents in {best.kept} of {places} combinations of VM, launch phase and "
+                "direction."
+            )
+        else:
+            lines.append(f"{'None of these keeps' if len(good) > 1 else 'It never keeps'} contents.")
+    for kind, attribute in _COUNTS.items():
+        wrong = {row.abi: getattr(row, attribute) for row in rows if getattr(row, attribute)}
+        if wrong:
+            names = listed([f"{abi} ({count})" for abi, count in wrong.items()])
+            lines.append(f"{kind[0].upper()}{kind[1:]}, in requests: {names}.")
+    return [" ".join(lines), *_examples(rows)]
+
+
+def _examples(rows: "list[AuditRow]") -> list[str]:
+    """Return one request of each of the first two kinds that there are, in words."""
+    found = {}
+    for kind in _EXAMPLES:
+        for row in sorted(rows, key=lambda row: row.abi != DEFAULT_ABI):
+            for cell in row.cells:
+                if kind not in found and getattr(cell, _KINDS[kind]):
+                    found[kind] = f"Example, {kind}: {_request(row.abi, cell)}: {_came_of_it(kind, cell)}."
+    return [*found.values()][:2]
+
+
+def _request(abi: str, cell: "AuditCell") -> str:
+    direction = cell.direction.replace("_", " ")
+    return f"{abi}, {cell.vm_type} ({cell.firmware} firmware), {cell.phase}, {direction}, {cell.flag}"
+
+
+def _came_of_it(kind: str, cell: "AuditCell") -> str:
+    answer = "" if cell.ok else f" with {cell.answered}"
+    return f"{_MEANINGS[kind]}{answer}"
 
 
 # --- tables -------------------------------------------------------------------------------------------------

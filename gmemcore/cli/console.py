@@ -7,13 +7,15 @@ kind become one line and an exit status in one place, `reporting`.
 import json
 import logging
 import sys
+import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
 from gmemcore.cli.process import CANNOT, INTERRUPTED, StdoutError
+from gmemcore.cli.tables import width_of_output
 from gmemcore.errors import GmemError, InputError, MissingExtraError
 from gmemcore.files.text import printable
 
@@ -50,6 +52,19 @@ def say_lines(lines: Iterable[object]) -> None:
         say(line)
 
 
+def say_paragraphs(texts: Iterable[str]) -> None:
+    """Print texts to standard output as paragraphs, wrapped at the width that there is."""
+    width = min(width_of_output() or _PARAGRAPH, _PARAGRAPH)
+    for text in texts:
+        say("\n".join(textwrap.wrap(printable(text, most=_MUCH), width, break_on_hyphens=False)), "")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a sentence has them."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def say_json(value: Any, *, indent: int | None = 1) -> None:
     """Print a value as JSON to standard output, in ASCII."""
     print(json.dumps(value, indent=indent))
@@ -61,6 +76,7 @@ def say_json_rows(rows: Iterable[Any]) -> None:
     print(f"[\n{lines}\n]" if lines else "[]")
 
 
+_PARAGRAPH: Final = 100  # columns that a paragraph has at most
 _MUCH: Final = 1 << 20  # characters of one text; longer ones are nobody's to read
 
 

@@ -122,6 +122,11 @@ class AuditRow:
         )
 
     @property
+    def misleads(self) -> bool:
+        """Whether a request comes out against the capabilities, or as the VM type alone decides."""
+        return bool(self.lies or self.hidden or self.broken or self.vm_type_checks)
+
+    @property
     def rank(self) -> tuple[int, ...]:
         """Sort key: VM-type checks, contents lost, wrong beliefs, other checks, contents kept, cost."""
         checks = (self.vm_type_checks, self.broken, self.lies, self.hidden)
