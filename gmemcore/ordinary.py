@@ -300,13 +300,12 @@ class VmWithOrdinary:
     def _check_page(self, gpa: int, size: int, slot: OrdinaryMemslot, private: bool | None) -> None:
         first = gpa & -PAGE_SIZE
         chosen = private if self.model.platform.coco else None
-        attribute = self._first_private(gpa, size)
-        page = first if chosen else attribute
+        page = first if chosen else self._first_private(gpa, size)
+        if slot.userspace_address is not None and page != first:  # pages are accessed in order
+            raise BadAddressError(f"nothing is mapped at {slot.userspace_address:#x}, for gpa {first:#x}")
         if page is not None:
             kind = MemoryAttribute.PRIVATE if chosen is None or chosen else 0
             raise MemoryFaultExit(f"gpa {page:#x} is private, or taken for it", page, PAGE_SIZE, int(kind))
-        if slot.userspace_address is not None:
-            raise BadAddressError(f"nothing is mapped at {slot.userspace_address:#x}, for gpa {first:#x}")
 
     def _first_private(self, gpa: int, size: int) -> int | None:
         """The first page of a range that the Vm's own attributes make private, or None."""

@@ -213,3 +213,21 @@ def test_a_memslot_of_ordinary_memory_takes_no_memory(tmp_path):
     path.write_text(json.dumps(GOOD | steps(add, write, read, {**read, "gpa": 4096, "data": "00" * 9000})))
     ((_, wrong),) = conformance.run_vectors(conformance.read_vectors(path))
     assert wrong is None
+
+
+@pytest.mark.parametrize(
+    ("private", "answer"),
+    [([0], {"expect": "MEMORY_FAULT", "fault_gpa": 4096, "fault_flags": 8}), ([1], {"expect": "EFAULT"})],
+)
+def test_the_first_page_that_refuses_answers(tmp_path, private, answer):
+    """As Linux 7.3.4 does, where nothing is mapped for the memslot."""
+    add = {"op": "slot_add", "slot": 0, "gpa": 4096, "size": 8192, "flags": 0, "userspace_addr": 8192}
+    pages = [
+        {"op": "vm_set", "address": 4096 * (1 + page), "size": 4096, "attributes": 8} for page in private
+    ]
+    write = {"op": "guest_write", "gpa": 8190, "data": "01020304"} | answer
+    path = tmp_path / "order.json"
+    about = {"abi": "linux-7.3", "vm_type": "SW_PROTECTED"}
+    path.write_text(json.dumps(GOOD | about | steps(add, *pages, write)))
+    ((_, wrong),) = conformance.run_vectors(conformance.read_vectors(path))
+    assert wrong is None
