@@ -169,7 +169,7 @@ def test_page_state_is_looked_at_where_it_was_asked_for(every, looks):
     empty = []
     replay(trace_of(), Target("v5", VmType.SNP), watch=lambda _, at: empty.append(at), every=every)
     assert empty == [0]
-    with pytest.raises(errors.InvalidArgumentError, match="every 0 operations; 1 or more"):
+    with pytest.raises(errors.InvalidArgumentError, match="every must be 1 or more operations, not 0"):
         replay(trace, Target("v5", VmType.SNP), every=0)
 
 

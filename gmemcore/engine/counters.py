@@ -1,6 +1,6 @@
 """Counters: exact numbers of events (docs/spec.md, Counters)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from operator import add, attrgetter, sub
 from typing import Any
@@ -71,8 +71,3 @@ _values: Callable[[Any], tuple[int, ...]] = attrgetter(*COUNTER_NAMES)
 
 ENGINE_COUNTERS = COUNTER_NAMES[:10]
 """Counters of kernels, in the order of a result; the rest are counted by the machine and the VMM."""
-
-
-def counters_of_row(row: Sequence[int]) -> Counters:
-    """Return the counters of one result of a kernel (reason, error_offset, counters)."""
-    return Counters(*row[2:])

@@ -32,6 +32,7 @@ _PHASES: Final = (Phase.LAUNCHING, Phase.RUNNING)
 _REQUEST: Final = struct.Struct("=12Q")
 """Words 2 to 13 of a call: offset, size, attributes, flags, error_offset, reserved, step, data, owner, slots,
 their number, more."""
+_REQUEST_AT: Final = 8 * int(layout.OFFSET)
 _DIGEST: Final = struct.Struct("=6Q")
 
 
@@ -166,14 +167,21 @@ class Owner:
         """Whether the owner itself was closed."""
         return bool(self.header[layout.OWNER_IS_CLOSED])
 
-    def _call(self, slots: Slots, *words: int) -> Call:
-        """Prepare a call with memslots, and offset, size, attributes, flags, step, data and more."""
-        offset, size, attributes, flags, step, data, more = words
+    def _call(
+        self,
+        slots: Slots = NO_SLOTS,
+        offset: int = 0,
+        size: int = 0,
+        attributes: int = 0,
+        flags: int = 0,
+        step: int = 0,
+        data: int = 0,
+        more: int = 0,
+    ) -> Call:
         call = take_call()
-        _REQUEST.pack_into(
-            *(call.raw, 16, offset, size, attributes, flags, 0, 0, step, data),
-            *(self.header.address, slots.address, len(slots.rows), more),
-        )
+        request = offset, size, attributes, flags, 0, 0, step, data
+        guest = self.header.address, slots.address, len(slots.rows), more
+        _REQUEST.pack_into(call.raw, _REQUEST_AT, *request, *guest)
         return call
 
     # ---- the guest's view ----------------------------------------------------------------------
@@ -193,7 +201,7 @@ class Owner:
         GmemError
             The refusal, or the guest's exit.
         """
-        call = self._call(slots, gpa, size, 0, variant, step, 0, 0)
+        call = self._call(slots, gpa, size, flags=variant, step=step)
         self._taken(call, step, gpa, size, variant)
         counters = counters_of(call.raw[RESULT])
         idle.append(call)
@@ -201,7 +209,7 @@ class Owner:
 
     def read(self, slots: Slots, gpa: int, size: int, variant: int) -> bytes:
         """Read as the guest does; see `take`."""
-        call = self._call(slots, gpa, size, 0, variant, Step.GUEST_READ, 0, 0)
+        call = self._call(slots, gpa, size, flags=variant, step=Step.GUEST_READ)
         data, call.words[layout.DATA] = b"", call.data
         if SHORT < size <= slots.n_bytes:
             data, call.words[layout.DATA] = new_bytes(size)
@@ -213,7 +221,7 @@ class Owner:
     def write(self, slots: Slots, gpa: int, data: NDArray[np.uint8], variant: int) -> None:
         """Write as the guest does; see `take`."""
         size = len(data)
-        call = self._call(slots, gpa, size, 0, variant, Step.GUEST_WRITE, 0, 0)
+        call = self._call(slots, gpa, size, flags=variant, step=Step.GUEST_WRITE)
         call.words[layout.DATA] = call.put_data(data) if size <= SHORT else address_of(data)
         self._taken(call, Step.GUEST_WRITE, gpa, size, variant)
         idle.append(call)
@@ -234,14 +242,14 @@ class Owner:
 
     def start_measurement(self) -> bool:
         """Start keeping a launch digest; False if one is kept already, or the launch has begun."""
-        call = self._call(NO_SLOTS, *_NOTHING)
+        call = self._call()
         reason = layout.start_measurement(call.words)
         idle.append(call)
         return not reason
 
     def digest(self) -> bytes:
         """Return the launch digest, 48 bytes."""
-        call = self._call(NO_SLOTS, *_NOTHING)
+        call = self._call()
         layout.copy_digest(call.words)
         digest = bytes(call.raw[_DIGEST_BEFORE])
         idle.append(call)
@@ -250,7 +258,8 @@ class Owner:
     def plan(self, slots: Slots, gpa: int, size: int, load: Load, contents: int = 0) -> int:
         """Return how many pages a launch update would do; copy their contents to an address (0: don't)."""
         flags = load | int(layout.PLAN_ONLY)
-        return self._populate(self._call(slots, gpa, size, 0, flags, Step.POPULATE, 0, contents)).pages
+        call = self._call(slots, gpa, size, flags=flags, step=Step.POPULATE, more=contents)
+        return self._populate(call).pages
 
     def populate(
         self, slots: Slots, gpa: int, size: int, load: Load, source: int, hashed: Hashed | None = None
@@ -265,7 +274,7 @@ class Owner:
             In a measured launch, what was hashed.
         """
         contents = 0 if hashed is None else hashed.contents
-        call = self._call(slots, gpa, size, 0, load, Step.POPULATE, source, contents)
+        call = self._call(slots, gpa, size, flags=load, step=Step.POPULATE, data=source, more=contents)
         _put_hashed(call, hashed)
         return self._populate(call)
 
@@ -280,7 +289,7 @@ class Owner:
 
     def finish(self, hashed: Hashed | None = None, *, without_vcpus: bool = False) -> str:
         """End the launch phase; return OK, the name of an errno, or CHANGED."""
-        call = self._call(NO_SLOTS, 0, 0, 0, int(without_vcpus), 0, 0, 0)
+        call = self._call(flags=int(without_vcpus))
         _put_hashed(call, hashed)
         reason = layout.finish_launch(call.words)
         idle.append(call)
@@ -289,7 +298,7 @@ class Owner:
     def correct_cpuid(self, corrected: NDArray[np.uint8]) -> None:
         """Set the bytes with which the firmware corrects the next CPUID page; none: it accepts the page."""
         address = corrected.ctypes.data if len(corrected) else 0
-        call = self._call(NO_SLOTS, 0, len(corrected), 0, 0, 0, address, 0)
+        call = self._call(size=len(corrected), data=address)
         layout.set_correction(call.words)
         idle.append(call)
 
@@ -305,7 +314,7 @@ class Owner:
         """
         more, room = 0, 0
         while True:
-            call = self._call(NO_SLOTS, address, size, attributes, flags, 0, 0, more)
+            call = self._call(NO_SLOTS, address, size, attributes, flags, more=more)
             call.words[layout.MOST] = room
             reason = layout.set_attributes(call.words)
             if reason != layout.NO_ROOM:
@@ -321,7 +330,7 @@ class Owner:
     @property
     def counters(self) -> Counters:
         """Events that belong to no file: exits, and changes of attributes by frame."""
-        call = self._call(NO_SLOTS, *_NOTHING)
+        call = self._call()
         layout.count_owner(call.words)
         counters = counters_of(call.raw[RESULT]) + Counters(memory_faults=call[layout.FAULTS_SEEN])
         idle.append(call)
@@ -329,7 +338,7 @@ class Owner:
 
     def private_frames(self) -> list[tuple[int, int]]:
         """List the runs of private guest frames, half-open."""
-        call = self._call(NO_SLOTS, *_NOTHING)
+        call = self._call()
         edges = np.empty(self.header[layout.N_EDGES], np.uint64)
         while (n := layout.copy_edges(call.words, edges)) > len(edges):
             edges = np.empty(n, np.uint64)
@@ -349,7 +358,7 @@ class Owner:
             for row, i in enumerate(order):
                 room = stores[i].address, words[i].ctypes.data, lines[i].ctypes.data, len(lines[i])
                 rows[row, :4] = room
-            call = self._call(NO_SLOTS, 0, 0, 0, 0, 0, edges.ctypes.data, 0)
+            call = self._call(data=edges.ctypes.data)
             call.words[layout.MOST] = len(edges)
             reason = layout.freeze(call.words, rows)
             needed = rows[:, layout.FROZEN_NEEDED].tolist()
@@ -372,7 +381,7 @@ class Owner:
 
     def delete_memslot(self, store: "Store", start: int, end: int, deleted: int) -> bool:
         """Unmap pages of a file from the guest, and set the flag at an address; False if it was set."""
-        call = self._call(NO_SLOTS, start, end - start, 0, 0, 0, deleted, 0)
+        call = self._call(offset=start, size=end - start, data=deleted)
         call.words[layout.FILE] = store.address
         reason = layout.unmap_slot(call.words)
         idle.append(call)
@@ -381,7 +390,7 @@ class Owner:
     def close(self, stores: Iterable["Store"], *, all_of_it: bool) -> None:
         """Close files, and with all_of_it the owner; the caller drops their memory afterwards."""
         addresses = np.array(sorted({store.address for store in stores}), np.uint64)
-        call = self._call(NO_SLOTS, 0, 0, 0, int(all_of_it), 0, 0, 0)
+        call = self._call(flags=int(all_of_it))
         layout.close_files(call.words, addresses)
         idle.append(call)
 
@@ -405,9 +414,6 @@ class Moment(NamedTuple):
     phase: Phase
     counters: Counters
     frames: NDArray[np.uint64]
-
-
-_NOTHING: Final = (0,) * 7
 
 
 _POPULATE_OUTCOMES: Final = {int(layout.CHANGED): "CHANGED", int(layout.NO_SLOT): "EINVAL"}

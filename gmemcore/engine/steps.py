@@ -201,8 +201,11 @@ class StepRow:
             word
             for wanted, unwanted, refusal, mark, copied, _ in self.terms
             for word in (
-                *(fields_of(wanted), fields_of(unwanted), int(REASONS[refusal])),
-                *(fields_of(mark), int(copied)),
+                fields_of(wanted),
+                fields_of(unwanted),
+                int(REASONS[refusal]),
+                fields_of(mark),
+                int(copied),
             )
         ]
         missing = layout.TERM_COUNT * int(layout.TERM_WORDS) - len(terms)

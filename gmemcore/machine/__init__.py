@@ -72,7 +72,11 @@ def create_vm(
     """
     kind = LegacyVm if get_abi(abi).legacy else Vm
     return kind(
-        *(vm_type, abi, firmware, seed, backing),
+        vm_type,
+        abi,
+        firmware,
+        seed,
+        backing,
         huge_pages=huge_pages,
         prefault=prefault,
         enforce=enforce,
