@@ -345,7 +345,7 @@ from gmemcore.engine import kernel_cache
 made = kernel_cache.KernelCache.__init__
 def made_and_gone(*arguments):
     made(*arguments)
-    shutil.rmtree({str(tmp_path / "gmemcore")!r})
+    shutil.rmtree({str(tmp_path / "gmemcore")!r}, ignore_errors=True)
 kernel_cache.KernelCache.__init__ = made_and_gone
 import sys
 del sys.modules["numba"]
