@@ -248,30 +248,42 @@ def backings_that(has: str) -> tuple[str, ...]:
     return tuple(name for name, kind in BACKINGS.items() if hasattr(kind, has))
 
 
-def backing_factory(name: str, **options: bool) -> BackingFactory:
+def backing_factory(name: str, **options: object) -> BackingFactory:
     """Return a function that makes a backing of a given size.
 
     Parameters
     ----------
     name : str
         A key of ``BACKINGS``.
-    options : bool
-        Those that are set are passed to the backing, which must have a parameter of that name.
+    options : object
+        Parameters of the backing; False stands for the default.
 
     Raises
     ------
     InvalidArgumentError
-        EINVAL: an unknown name, or an option that the backing doesn't have.
+        EINVAL: an unknown name, an option that the backing doesn't have, or the lack of one that it needs.
+    TypeError
+        An option that no backing has.
     """
     if name not in BACKINGS:
         raise InvalidArgumentError(f"unknown backing {name!r}; known: {', '.join(BACKINGS)}")
     kind = BACKINGS[name]
-    chosen = {option: value for option, value in options.items() if value}
-    for option in chosen:
-        if option not in inspect.signature(kind).parameters:
-            able = [other for other, row in BACKINGS.items() if option in inspect.signature(row).parameters]
-            raise InvalidArgumentError(f"{option} needs backing {' or '.join(able)}, not {name}")
+    chosen = {option: value for option, value in options.items() if value is not False}
+    parameters = _options_of(kind)
+    for option in (each for each in chosen if each not in parameters):
+        able = [other for other, row in BACKINGS.items() if option in _options_of(row)]
+        if not able:
+            raise TypeError(f"no backing has an option {option!r}")
+        raise InvalidArgumentError(f"{option} needs backing {' or '.join(able)}, not {name}")
+    needed = [option for option, each in parameters.items() if each.default is each.empty]
+    if not chosen.keys() >= set(needed):
+        raise InvalidArgumentError(f"backing {name} needs {' and '.join(needed)}")
     return lambda size: kind(size, **chosen)
+
+
+def _options_of(kind: Callable[..., Backing]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a backing after its size."""
+    return dict(list(inspect.signature(kind).parameters.items())[1:])
 
 
 def open_memfd(size: int) -> int:

@@ -1,6 +1,7 @@
 """The machine: guests, their files and memslots, what host and guest see, launch, and the raw ioctls."""
 
 from collections.abc import Callable
+from typing import Any
 
 from gmemcore.engine.backing import Backing
 from gmemcore.machine.guest_memfd import GuestMemfd, HostMapping
@@ -36,6 +37,7 @@ def create_vm(
     prefault: bool = False,
     enforce: str | None = None,
     threads: int = 1,
+    **options: Any,
 ) -> Vm:
     """Create a guest: a `Vm`, or a `LegacyVm` for the abi ``legacy``.
 
@@ -60,6 +62,8 @@ def create_vm(
         memfd and guest_memfd.
     threads : int
         Number of threads for conversions of long ranges; affects time only.
+    **options : Any
+        Further options of the backing.
 
     Returns
     -------
@@ -81,4 +85,5 @@ def create_vm(
         prefault=prefault,
         enforce=enforce,
         threads=threads,
+        **options,
     )

@@ -108,6 +108,8 @@ class Vm:
         memfd and guest_memfd.
     threads : int
         Number of threads for conversions of long ranges, 1 to 1024; affects time only.
+    **options : Any
+        Further options of the backing.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class Vm:
         prefault: bool = False,
         enforce: str | None = None,
         threads: int = 1,
+        **options: Any,
     ) -> None:
         self.vm_type = member(VmType, vm_type)
         self.firmware = member(Firmware, firmware)
@@ -129,7 +132,7 @@ class Vm:
         self.platform: Platform = PLATFORMS[self.vm_type]
         self.seed = as_u64(seed, "seed")
         self._threads = _thread_count(threads)
-        self._new_backing = _backing_factory(backing, huge_pages=huge_pages, prefault=prefault)
+        self._new_backing = _backing_factory(backing, huge_pages=huge_pages, prefault=prefault, **options)
         self.enforce = _enforcement(enforce, backing)
         self._layout = layout_of(self.abi)
         rules = {phase: compile_rules(self.abi, self.vm_type, self.firmware, phase) for phase in Phase}
@@ -649,5 +652,10 @@ def _enforcement(enforce: str | None, backing: str | Callable[..., Backing]) -> 
     return "mprotect"
 
 
-def _backing_factory(backing: str | Callable[..., Backing], **options: bool) -> BackingFactory:
-    return backing if callable(backing) else backing_factory(_text(backing, "backing").lower(), **options)
+def _backing_factory(backing: str | Callable[..., Backing], **options: object) -> BackingFactory:
+    if not callable(backing):
+        return backing_factory(_text(backing, "backing").lower(), **options)
+    for option, value in options.items():
+        if value is not False:
+            raise InvalidArgumentError(f"{option} needs a backing by name")
+    return backing
