@@ -39,6 +39,16 @@ def outcome(call, *arguments, **options):
     except gm.GmemError as error:
         return error.outcome
     return "OK"
+
+def verify(*selection):
+    """Run every cell of (abi, VM type, firmware); verify bytes and counters as `gmemcore bench` does."""
+    from gmemcore.benchmark.cases import table
+    from gmemcore.benchmark.run import QUICK, benches
+
+    cases = table(*selection, memory=16384, ranges=[4096, 16384])
+    for bench, own in benches(cases, QUICK):
+        bench.verify(own)
+    return {case.does for case in cases}
 '''
 
 
@@ -110,8 +120,7 @@ assert outcome(other.set_memory_attributes, 0, 4096, 8, 32) == "EINVAL"
 assert "SEAL" in run("policy", "--abi", "sealed")
 assert audit_abi("sealed").cells[-1].flag == "SEAL"
 assert "sealed" in run("flows", "--abi", "sealed")
-SEALED = ("--abi", "sealed", "--firmware", "cipher", "--vm-type", "SNP")
-assert "SEAL" in run("bench", "--quick", "--memory", "16k", *SEALED)
+assert {"ENCRYPT", "DECRYPT"} <= verify("sealed", "SNP", "cipher")
 """,
 )
 
@@ -172,8 +181,111 @@ assert "CCA" in run("replay", "churn.trace", "--vm-type", "CCA", "--abi", "v5,le
 run("flows", "--vm-type", "CCA", "--abi", "v13")
 from gmemcore.vmm.audit import audit_abi
 assert "CCA" in {cell.vm_type for cell in audit_abi("v5").cells}
-for abi in ("v5", "v13", "legacy"):
-    run("bench", "--quick", "--memory", "16k", "--abi", abi, "--vm-type", "CCA")
+assert [sorted(verify(abi, "CCA") - {None}) for abi in ("v5", "legacy")] == [["KEEP", "ZERO"], ["KEEP"]]
+""",
+)
+
+READING_EFFECT = Exercise(
+    rows=("an effect on bytes", "a revision, a proposal, a flag"),
+    files=4,
+    edits=(
+        ("policy/ranks.py", '    PLATFORM = "platform"', '    CHECK = "check"\n'),
+        (
+            "policy/ranks.py",
+            ")\n\nTREATMENTS: Final",
+            '    Treatment(ByteOperation.CHECK, Leaves.AS_BEFORE, None, "memcpy", "check", "CHECK"),\n',
+        ),
+        (
+            "policy/effects.py",
+            ")\n\nEFFECTS: Final",
+            '    Effect("CHECK", (_NONE, *(ByteOperation.CHECK,) * 3), None, "reads allocated pages"),\n',
+        ),
+        ("engine/kernels.py", "OPERATION_BITS, OPERATION = ", "CHECK = np.uint64(5)\n"),
+        (
+            "engine/kernels.py",
+            "    elif operation == KEYSTREAM:\n        keystream_words",
+            """    elif operation == CHECK:
+        for word in range(0, view.shape[0], 8):
+            prefetch(view, word)
+""",
+        ),
+        (
+            "policy/revisions.py",
+            ")\n\nABIS: Final",
+            """    Abi(
+        name="checked",
+        title="a flag CHECK",
+        source="an exercise",
+        flags=(ZERO, PRESERVE, Flag("CHECK", ContentMode(64), "read the bytes", preserves=True)),
+        capabilities=(ALL_FLAGS_CAPABILITY,),
+        rules=(*WITH_FLAGS, Rule(IN_CLEAR, ContentMode(64), "CHECK", "Reading keeps bytes.", "an exercise")),
+    ),
+""",
+        ),
+    ),
+    script="""
+import gmemcore.engine.kernels as kernels
+read = []
+prefetch = kernels.prefetch
+def watched(view, word):
+    read.append(word)
+    prefetch(view, word)
+vm = gm.create_vm("PKVM", "checked")
+gmem = vm.create_guest_memfd(4 * 4096, 3)
+vm.add_memslot(0, 0, 4 * 4096, gmem)
+gmem.host_write(4096, b"here" * 1024)
+kernels.prefetch = watched
+gmem.set_memory_attributes(0, 4 * 4096, 8, 64)
+kernels.prefetch = prefetch
+assert len(read) == 64, read
+assert vm.guest_read(4096, 4096) == b"here" * 1024
+assert vm.counters.bytes_zeroed == vm.counters.bytes_xored == vm.counters.bytes_scrambled == 0
+assert "CHECK" in run("policy", "--abi", "checked")
+assert "CHECK" in verify("checked", "PKVM")
+""",
+)
+
+BACKING = Exercise(
+    rows=("a backing",),
+    files=1,
+    edits=(
+        (
+            "engine/backing.py",
+            "class NoBacking:",
+            '''class FileBacking(MemfdBacking):
+    """A file of a file system."""
+
+    kind = "file"
+
+    def __init__(self, size: int, *, path: str) -> None:
+        self._path = path
+        super().__init__(size)
+
+    def open_file(self, size: int) -> int:
+        """Return the descriptor of the file."""
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        os.ftruncate(fd, size)
+        return fd
+
+
+''',
+        ),
+        ("engine/backing.py", '    "none": NoBacking,', '    "file": FileBacking,\n'),
+    ),
+    script="""
+vm = gm.create_vm("SNP", "two-caps", "cipher", backing="file", path="guest.mem", enforce="mprotect")
+gmem = vm.create_guest_memfd(16384, 3)
+vm.add_memslot(0, 0, 16384, gmem)
+vm.launch_finish()
+gmem.host_write(4096, b"in a file")
+assert open("guest.mem", "rb").read()[4096:4105] == b"in a file"
+gmem.set_memory_attributes(0, 16384, 8, 2)
+assert vm.guest_read(4096, 9) == b"in a file"
+assert open("guest.mem", "rb").read()[4096:4105] != b"in a file"
+gmem.fallocate(3, 0, 16384)
+assert not any(gmem.memory)
+assert outcome(gm.create_vm, "SNP", backing="file") == "EINVAL"
+assert outcome(gm.create_vm, "SNP", backing="memfd", path="guest.mem") == "EINVAL"
 """,
 )
 
@@ -278,6 +390,8 @@ run("stress", "fleet.toml")
 EXERCISES = {
     "a proposal with a new flag": NEW_FLAG,
     "a VM type whose conversion to private destroys contents": NEW_VM_TYPE,
+    "an effect that only reads": READING_EFFECT,
+    "a backing with a path": BACKING,
     "a distribution with its picture": DISTRIBUTION_AND_PICTURE,
     "a behaviour": BEHAVIOUR,
 }
