@@ -186,19 +186,22 @@ assert [sorted(verify(abi, "CCA") - {None}) for abi in ("v5", "legacy")] == [["K
 )
 
 READING_EFFECT = Exercise(
-    rows=("an effect on bytes", "a revision, a proposal, a flag"),
+    rows=("an effect on bytes",),
     files=4,
     edits=(
         ("policy/ranks.py", '    PLATFORM = "platform"', '    CHECK = "check"\n'),
         (
-            "policy/ranks.py",
-            ")\n\nTREATMENTS: Final",
-            '    Treatment(ByteOperation.CHECK, Leaves.AS_BEFORE, None, "memcpy", "check", "CHECK"),\n',
-        ),
-        (
             "policy/effects.py",
             ")\n\nEFFECTS: Final",
             '    Effect("CHECK", (_NONE, *(ByteOperation.CHECK,) * 3), None, "reads allocated pages"),\n',
+        ),
+        (
+            "engine/byte_operations.py",
+            '}\n"""Every operation that a kernel has',
+            """    ByteOperation.CHECK: ByteRow(
+        int(layout.CHECK), "check", None, "", "memcpy", Leaves.UNCHANGED, "CHECK"
+    ),
+""",
         ),
         ("engine/kernels.py", "OPERATION_BITS, OPERATION = ", "CHECK = np.uint64(5)\n"),
         (
@@ -209,19 +212,6 @@ READING_EFFECT = Exercise(
             prefetch(view, word)
 """,
         ),
-        (
-            "policy/revisions.py",
-            ")\n\nABIS: Final",
-            """    Abi(
-        name="checked",
-        title="a flag CHECK",
-        source="an exercise",
-        flags=(ZERO, PRESERVE, Flag("CHECK", ContentMode(64), "read the bytes", preserves=True)),
-        capabilities=(ALL_FLAGS_CAPABILITY,),
-        rules=(*WITH_FLAGS, Rule(IN_CLEAR, ContentMode(64), "CHECK", "Reading keeps bytes.", "an exercise")),
-    ),
-""",
-        ),
     ),
     script="""
 import gmemcore.engine.kernels as kernels
@@ -230,18 +220,25 @@ prefetch = kernels.prefetch
 def watched(view, word):
     read.append(word)
     prefetch(view, word)
-vm = gm.create_vm("PKVM", "checked")
+from pathlib import Path
+shipped = Path(gm.__file__).parent / "policy" / "proposals" / "by-direction.toml"
+proposal = shipped.read_text().replace("by-direction", "checked")
+open("checked.toml", "w").write(proposal.replace('effect = "SCRAMBLE"', 'effect = "CHECK"'))
+from gmemcore.policy.proposal import read_proposal
+checked = read_proposal(Path("checked.toml"))
+vm = gm.create_vm("SW_PROTECTED", checked)
 gmem = vm.create_guest_memfd(4 * 4096, 3)
 vm.add_memslot(0, 0, 4 * 4096, gmem)
 gmem.host_write(4096, b"here" * 1024)
 kernels.prefetch = watched
-gmem.set_memory_attributes(0, 4 * 4096, 8, 64)
+gmem.set_memory_attributes(0, 4 * 4096, 8)
 kernels.prefetch = prefetch
 assert len(read) == 64, read
 assert vm.guest_read(4096, 4096) == b"here" * 1024
 assert vm.counters.bytes_zeroed == vm.counters.bytes_xored == vm.counters.bytes_scrambled == 0
-assert "CHECK" in run("policy", "--abi", "checked")
-assert "CHECK" in verify("checked", "PKVM")
+assert "checked" in run("audit", "checked.toml")
+gm.policy.ABIS["checked"] = checked
+assert "CHECK" in verify("checked", "SW_PROTECTED")
 """,
 )
 

@@ -49,13 +49,6 @@ DEFAULT_SELECTION: Final = (
 )
 """Default revisions, each with its firmware."""
 
-DOES: Final = {
-    ByteOperation.NONE: "KEEP",
-    ByteOperation.ZERO: "ZERO",
-    ByteOperation.SCRAMBLE: "SCRAMBLE",
-}
-"""Effect that a byte operation amounts to; XOR is ENCRYPT or DECRYPT, by direction."""
-
 
 class Stage(StrEnum):
     """A separately timed step of a case."""
@@ -230,7 +223,7 @@ class Case:
         """
         if self.refused:
             return None
-        return DOES.get(self.operation, "ENCRYPT" if self.to_private else "DECRYPT")
+        return BYTE_OPERATIONS[self.operation].effect or ("ENCRYPT" if self.to_private else "DECRYPT")
 
     @property
     def accepted_by_conversion(self) -> bool:

@@ -15,6 +15,7 @@ from gmemcore.benchmark.primitives import SOURCE, Primitives
 from gmemcore.benchmark.samples import AnyJob, Job, PrimitiveJob, Series, take_samples
 from gmemcore.benchmark.scene import Scene, new_scene
 from gmemcore.engine import Counters
+from gmemcore.engine.byte_operations import BYTE_OPERATIONS
 from gmemcore.engine.host import check_available, keep_freed_memory
 from gmemcore.errors import GmemError
 from gmemcore.uapi import PAGE_SIZE
@@ -55,7 +56,10 @@ LEGACY_RANGES: Final = 64
 """Ranges of a sample of `legacy`, which are converted call by call."""
 ATTRIBUTE_RANGES: Final = (256, 16384)
 """Least and most ranges of a sample that moves no byte."""
-EFFECTS: Final = ("KEEP", "ZERO", "SCRAMBLE", "ENCRYPT", "DECRYPT", "populate", "copy")
+EFFECTS: Final = (
+    *(row.effect for row in BYTE_OPERATIONS.values() if row.effect),
+    *("ENCRYPT", "DECRYPT", "populate", "copy"),
+)
 """Lines of the verdict."""
 
 

@@ -33,6 +33,8 @@ class ByteRow(NamedTuple):
         The memory primitive of the same kind; for no operation, setting bits of a plain bitmap.
     leaves : Leaves
         What the bytes are afterwards.
+    effect : str or None
+        The effect that it amounts to; None: ENCRYPT or DECRYPT, by direction.
     """
 
     number: int
@@ -41,17 +43,22 @@ class ByteRow(NamedTuple):
     counts: str
     primitive: str
     leaves: Leaves
+    effect: str | None
 
 
 _ZEROED = "a byte that a conversion set to zero"
 _XORED = "a byte encrypted or decrypted in place, by conversion or populate"
 _SCRAMBLED = "a byte overwritten with random ones"
 BYTE_OPERATIONS: Final = {
-    ByteOperation.NONE: ByteRow(int(layout.NO_OPERATION), "none", None, "", "bitmap", Leaves.UNCHANGED),
-    ByteOperation.ZERO: ByteRow(int(layout.ZERO), "zero", "bytes_zeroed", _ZEROED, "memset", Leaves.ZEROS),
-    ByteOperation.XOR: ByteRow(int(layout.XOR), "xor", "bytes_xored", _XORED, "xor", Leaves.KEYED),
+    ByteOperation.NONE: ByteRow(
+        int(layout.NO_OPERATION), "none", None, "", "bitmap", Leaves.UNCHANGED, "KEEP"
+    ),
+    ByteOperation.ZERO: ByteRow(
+        int(layout.ZERO), "zero", "bytes_zeroed", _ZEROED, "memset", Leaves.ZEROS, "ZERO"
+    ),
+    ByteOperation.XOR: ByteRow(int(layout.XOR), "xor", "bytes_xored", _XORED, "xor", Leaves.KEYED, None),
     ByteOperation.SCRAMBLE: ByteRow(
-        int(layout.SCRAMBLE), "random", "bytes_scrambled", _SCRAMBLED, "xor", Leaves.RANDOM
+        int(layout.SCRAMBLE), "random", "bytes_scrambled", _SCRAMBLED, "xor", Leaves.RANDOM, "SCRAMBLE"
     ),
 }
 """Every operation that a kernel has; PLATFORM stands for one of them."""
