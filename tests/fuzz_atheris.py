@@ -2,7 +2,7 @@
 
     python tests/fuzz_atheris.py [--calls 200000] [--seed 1] [INPUT to replay]
 
-libFuzzer, through atheris, mutates the bytes that Hypothesis makes the calls of test_bad_input.py from; what
+libFuzzer, through atheris, mutates the bytes that Hypothesis makes the calls of bad_calls.py from; what
 leads to new lines of the package (kernels too, as plain Python) is kept and mutated further. Each call must
 end well or with a typed error that leaves state, bytes and the canaries beside them as they were. Prints how
 many calls were made and how they ended; what fails is printed, kept as a file that replays it, and the exit
@@ -24,7 +24,8 @@ import atheris
 
 with atheris.instrument_imports(include=["gmemcore"]), warnings.catch_warnings():
     warnings.simplefilter("ignore")  # instrumented code has docstrings where Python doesn't expect any
-    import test_bad_input as bad_input
+    import bad_calls
+    import kinds
 
     import gmemcore.engine.kernels
     import gmemcore.machine.ioctl  # noqa: F401  imported by the calls themselves, and then too late
@@ -34,7 +35,7 @@ from hypothesis import strategies as st
 
 KINDS = [
     (vm_type, abi)
-    for vm_type in ("SNP", "TDX", "SW_PROTECTED", "PKVM", "DEFAULT")
+    for vm_type in kinds.VM_TYPES
     for abi in ("v4", "v5", "v13", "two-caps", "tracking", "legacy")
 ]
 CALLS_AN_INPUT = 8
@@ -42,10 +43,10 @@ MOST_BYTES = 2048
 outcomes: Counter = Counter()
 
 
-@given(kind=st.sampled_from(KINDS), calls=st.lists(bad_input.a_call(), min_size=1, max_size=CALLS_AN_INPUT))
+@given(kind=st.sampled_from(KINDS), calls=st.lists(bad_calls.a_call(), min_size=1, max_size=CALLS_AN_INPUT))
 @settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
 def an_input(kind, calls):
-    outcomes.update(bad_input.make_calls(*kind, calls))
+    outcomes.update(bad_calls.make_calls(*kind, calls))
 
 
 def fuzz(wanted):

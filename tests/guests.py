@@ -1,6 +1,9 @@
 """Guests in random states, through the public interface alone; what calls on them come to."""
 
+import zlib
+
 import numpy as np
+from kinds import PLANES, VM_TYPES
 
 import gmemcore
 from gmemcore.analysis import Series, take
@@ -134,3 +137,39 @@ def page_planes(vm):
 def gpa_of(position):
     """The address of a page of that guest."""
     return position * PAGE if position < 600 else (1 << 32) + (position - 600) * PAGE
+
+
+KINDS = [
+    *[(vm_type, "v5") for vm_type in VM_TYPES],
+    *[(vm_type, "legacy") for vm_type in ("DEFAULT", "SW_PROTECTED", "SNP")],
+]
+
+
+def naive_planes(vm, gmem):
+    """Planes of a file page by page; in `legacy` through memslots and frames, side by side."""
+    own = {name: gmem.plane(name) for name in PLANE_NAMES}
+    if not vm.abi.legacy:
+        return own
+    private = np.zeros(gmem.n_pages, bool)
+    for slot in vm.memslots:
+        if slot.gmem is gmem:
+            for low, high in vm.private_frames():
+                for frame in range(max(low, slot.gpa // PAGE), min(high, (slot.gpa + slot.size) // PAGE)):
+                    private[frame - slot.gpa // PAGE + slot.gmem_offset // PAGE] = True
+    host = {name: gmem._shared.plane(name) for name in PLANE_NAMES}
+    return {
+        "private": private,
+        "allocated": np.where(private, own["allocated"], host["allocated"]),
+        "assigned": private & own["assigned"],
+        "accepted": private & own["accepted"],
+        "pinned": host["pinned"],
+        "poisoned": own["poisoned"],
+    }
+
+
+def digest(vm):
+    """Bytes, page state and counters of every file."""
+    sums = [vm.counters, vm.phase]
+    for gmem in vm.files:
+        sums += [zlib.crc32(gmem.memory)] + [gmem.plane(name).tobytes() for name in PLANES]
+    return sums

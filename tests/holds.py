@@ -1,6 +1,7 @@
 """What the tests of faults and load share: long forms, processes of their own, mount namespaces."""
 
 import os
+import resource
 import subprocess
 import sys
 
@@ -45,3 +46,9 @@ def _namespaces_are_permitted():
 needs_namespaces = pytest.mark.skipif(
     not _namespaces_are_permitted(), reason="mount namespaces are not permitted here"
 )
+
+
+def resident():
+    """Bytes of memory that this process holds."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()

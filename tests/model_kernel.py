@@ -5,15 +5,14 @@ import errno
 import json
 import os
 
+from kinds import P
+
 import gmemcore
 from gmemcore.conformance import sparse
 from gmemcore.errors import GmemError
 from gmemcore.kvm import structs as kvm
 from gmemcore.ordinary import VmWithOrdinary, check_executable, file_call
 from gmemcore.policy import get_abi
-from gmemcore.uapi import PAGE_SIZE
-
-P = PAGE_SIZE
 
 
 class ModelVcpu:

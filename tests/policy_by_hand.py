@@ -4,6 +4,8 @@ Nothing here reads the package: the tests hold the package's tables against thes
 them. Everything is a plain string or int, so that a row can be checked against the printed table by eye.
 """
 
+from itertools import product
+
 VM_TYPES = ("DEFAULT", "SW_PROTECTED", "SNP", "TDX", "PKVM")
 COCO = ("SNP", "TDX")
 FIRMWARES = ("today", "cipher")
@@ -167,3 +169,12 @@ def capability(abi, name, vm_type, firmware):
     if name == "GUEST_MEMFD_MEMORY_ATTRIBUTES":
         return 8 if abi != "legacy" and has_private else 0
     return _flags_capability(abi, name, vm_type, firmware)
+
+
+def requests(abi):
+    """Every request with flags that the abi knows: VM type, firmware, phase, attributes, flag."""
+    for vm_type, firmware, phase, attributes in product(VM_TYPES, FIRMWARES, PHASES, (8, 0)):
+        if vm_type == "DEFAULT" and (attributes or phase == "running"):
+            continue
+        for flag in ("NONE", *KNOWN_FLAGS[abi]):
+            yield vm_type, firmware, phase, attributes, FLAGS[flag]

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 from conftest import JIT_DISABLED
+from kinds import PRIVATE_VM_TYPES
 
 from gmemcore.benchmark import in_place
 from gmemcore.benchmark.expected import WrongContentsError
@@ -23,7 +24,7 @@ MEMORY, RANGE = (32 << 10, 8 << 10) if JIT_DISABLED else (1 << 20, 64 << 10)
 WORKS = [
     ("launch", "SNP"),
     ("launch", "TDX"),
-    *(("round trip", vm) for vm in ("SNP", "TDX", "PKVM", "SW_PROTECTED")),
+    *(("round trip", vm) for vm in PRIVATE_VM_TYPES),
 ]
 
 

@@ -7,6 +7,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from kinds import PRIVATE_VM_TYPES
 from single_calls import SingleCalls
 
 import gmemcore
@@ -37,7 +38,6 @@ SMALL = {
     "conversion-walk": {"vcpus": 2},
     "balloon": {"target": 0.01},
 }
-PRIVATE_VM_TYPES = ("SW_PROTECTED", "SNP", "TDX", "PKVM")
 
 
 def take(name, n=4000, seed=7, layout=LAYOUT, chunk=1000, **parameters):

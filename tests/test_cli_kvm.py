@@ -6,10 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import VECTORS
+from kinds import P
 
 from gmemcore.cli import main
-
-P = 4096
 
 has_kvm = pytest.mark.skipif(
     not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="needs /dev/kvm, and a user who may use it"

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 from guests import random_guest
-from test_pictures import cell
+from runs import cell
 
 import gmemcore
 from gmemcore import analysis

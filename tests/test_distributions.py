@@ -6,8 +6,7 @@ from itertools import groupby
 
 import numpy as np
 import pytest
-from guests import PAGE, random_guest
-from test_snapshot import KINDS, naive_planes
+from guests import KINDS, PAGE, naive_planes, random_guest
 
 import gmemcore
 from gmemcore import analysis

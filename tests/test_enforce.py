@@ -6,68 +6,26 @@ What a touch does is seen in a child, where SIGSEGV is a result; what every page
 
 import gc
 import os
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import JIT_DISABLED
-from guests import outcome
-from holds import run_python
+from guests import digest, outcome
+from holds import resident, run_python
+from host_views import GPA, MAPPED_TWICE, inaccessible, machine, raw, state
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kinds import P
+from policy_by_hand import requests
 
 import gmemcore
 from gmemcore.engine import kernels as layout
-from gmemcore.engine.backing import GuestMemfdBacking
 from gmemcore.engine.steps import Step
 from gmemcore.errors import GmemError
 from gmemcore.uapi import KVM_SET_MEMORY_ATTRIBUTES2, MEMORY_ATTRIBUTES2_STRUCT
 
-P = 4096
 MIB = 1 << 20
-GPA = 1 << 32
-PLANES = ("private", "allocated", "assigned", "accepted", "pinned", "poisoned")
-
-
-def host_has_guest_memfd():
-    try:
-        GuestMemfdBacking(P).close()
-    except GmemError:
-        return False
-    return True
-
-
-BACKINGS = ["memfd"] + ["guest_memfd"] * host_has_guest_memfd()
-
-
-def machine(pages=64, flags=3, vm_type="SNP", abi="two-caps", firmware="cipher", backing="memfd", **more):
-    vm = gmemcore.create_vm(vm_type, abi, firmware, backing=backing, enforce="mprotect", **more)
-    gmem = vm.create_guest_memfd(pages * P, flags)
-    vm.add_memslot(0, GPA, pages * P, gmem)
-    return vm, gmem
-
-
-def raw(gmem):
-    return gmem.mmap(0, gmem.size).array
-
-
-def inaccessible(array):
-    """Which pages of an array can't be touched, by the process's own list of mappings."""
-    first = array.ctypes.data
-    found = np.zeros(array.nbytes // P, bool)
-    covered = 0
-    with open("/proc/self/maps") as maps:
-        for line in maps:
-            where, permissions = line.split()[:2]
-            low, high = (int(text, 16) - first for text in where.split("-"))
-            low, high = max(low, 0), min(high, array.nbytes)
-            if low < high:
-                assert permissions in ("rw-s", "---s")
-                found[low // P : high // P] = permissions == "---s"
-                covered += high - low
-    assert covered == array.nbytes
-    return found
 
 
 def mappings_of(array):
@@ -125,7 +83,7 @@ def held(gmem, array, pages):
 """
 
 
-@pytest.mark.parametrize("backing", BACKINGS)
+@pytest.mark.parametrize("backing", MAPPED_TWICE)
 def test_touches_of_private_pages_are_signals_and_others_are_not(backing):
     script = """
 every = range(16)
@@ -169,7 +127,7 @@ print("held")
     assert run_python(TOUCHING.format(backing=backing) + script) == ["held"]
 
 
-@pytest.mark.parametrize("backing", BACKINGS)
+@pytest.mark.parametrize("backing", MAPPED_TWICE)
 def test_legacys_host_sees_its_side_whatever_the_attributes_are(backing):
     script = """
 vm, gmem, array = machine("SNP", "legacy", flags=1)
@@ -247,10 +205,6 @@ def touch(gmem, array, start, n, write):
             assert array[at : at + P].tobytes() == gmem.host_read(at, P)
 
 
-def state(vm, gmem):
-    return vm.counters, zlib.crc32(gmem.memory), *(gmem.plane(name).tobytes() for name in PLANES)
-
-
 def twins(calls, vm_type, abi, firmware, running):
     """The same calls with enforcement and, touches being checked, without: nothing else may differ."""
     vm, gmem = machine(64, 3, vm_type, abi, firmware)
@@ -285,7 +239,7 @@ def test_the_same_where_conversions_encrypt(calls):
 
 INTERPRETED = """
 from gmemcore.engine import kernels
-import test_enforce as t
+import host_views as t
 {script}
 """
 
@@ -333,10 +287,8 @@ print(seen, t.inaccessible(array).any())
 @pytest.mark.parametrize("abi", ["v4", "v5", "v13", "after-launch", "two-caps", "tracking"])
 def test_a_split_that_fails_changes_nothing_for_any_flag(abi):
     """The host's step of a conversion, failed for every cell; then the same call succeeds."""
-    from test_holds_atomic import cells, digest
-
     vms = {}
-    for vm_type, firmware, phase, attributes, flag in cells(abi):
+    for vm_type, firmware, phase, attributes, flag in requests(abi):
         if vm_type == "DEFAULT":
             continue
         vm, gmem = machine(16, 3, vm_type, abi, firmware)
@@ -358,7 +310,7 @@ def test_a_split_that_fails_changes_nothing_for_any_flag(abi):
     assert vms["ENOMEM"] > 10
 
 
-@pytest.mark.parametrize("backing", BACKINGS)
+@pytest.mark.parametrize("backing", MAPPED_TWICE)
 def test_what_the_host_wrote_raw_is_there_for_everyone(backing):
     """Also for ZERO, which acts on pages that exist: a raw write allocates its page."""
     vm, gmem = machine(1024, backing=backing)
@@ -422,7 +374,8 @@ LIMIT = """
 import mmap
 import numpy as np
 import gmemcore
-from test_enforce import inaccessible, machine, outcome, raw, state
+from guests import outcome
+from host_views import inaccessible, machine, raw, state
 
 gmemcore.warmup()  # at the limit no compiler can work
 vm, gmem = machine(16)
@@ -478,7 +431,7 @@ def test_a_file_of_more_runs_than_mappings_is_refused_by_the_request():
     script = """
 import numpy as np
 import gmemcore
-from test_enforce import inaccessible, machine, raw
+from host_views import inaccessible, machine, raw
 gmemcore.warmup()
 vm, gmem = machine(70_000)
 array = raw(gmem)
@@ -505,7 +458,7 @@ print("held")
 # ---- closing, and what is refused ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backing", BACKINGS)
+@pytest.mark.parametrize("backing", MAPPED_TWICE)
 def test_a_view_outlives_its_file(backing):
     gc.collect()
     descriptors = len(os.listdir("/proc/self/fd"))
@@ -527,8 +480,6 @@ def test_a_view_outlives_its_file(backing):
 
 
 def test_nothing_is_left_of_closed_guests():
-    from test_holds_memory import resident
-
     def cycle():
         vm, gmem = machine(256)
         raw(gmem)[:] = 1

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from kinds import COCO, PRIVATE_VM_TYPES
 
 from gmemcore.cli import main
 from gmemcore.machine import create_vm
@@ -17,7 +18,6 @@ from gmemcore.uapi import ContentMode, Phase, VmType
 from gmemcore.vmm import flows
 from gmemcore.vmm.flows import FLOWS, run_flow, run_flows
 
-COCO = ("SNP", "TDX")
 ALL_ABIS = (*ABIS, "by-direction")
 # PRESERVE is believed after launch on CoCo, and refused with today's firmware: one capability, both phases.
 ONE_CAPABILITY = ("v4-squash", "v5", "after-launch", "cipher")
@@ -173,7 +173,7 @@ def test_an_owner_who_expects_another_image_notices(monkeypatch):
     assert run_flow("snp-launch", "TDX").ok  # not measured here
 
 
-@pytest.mark.parametrize("vm_type", ["SW_PROTECTED", "SNP", "TDX", "PKVM"])
+@pytest.mark.parametrize("vm_type", PRIVATE_VM_TYPES)
 def test_an_image_over_several_memslots_is_populated_in_as_many_calls_as_it_takes(vm_type):
     """SNP ends each call with the memslot; a userspace that doesn't call again would launch half an image."""
     image = flows.pages(9, 1)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from kinds import P
 from model_kernel import ModelTransport
 
 from gmemcore.conformance import Answer, Case, read_vectors, run_case, run_vectors
@@ -26,9 +27,8 @@ from gmemcore.fuzz.walk import LENGTH, _weights
 from gmemcore.kvm import KernelTransport, probe
 from gmemcore.kvm.differences import DIFFERENCES, version_of
 from gmemcore.machine import GuestMemfd
-from gmemcore.uapi import PAGE_SIZE, VmType
+from gmemcore.uapi import VmType
 
-P = PAGE_SIZE
 KINDS = [
     *(("v13", "DEFAULT"), ("v13", "SW_PROTECTED"), ("v5", "SW_PROTECTED"), ("v4", "SW_PROTECTED")),
     *(("linux-7.3", "SW_PROTECTED"), ("linux-7.3", "DEFAULT")),

@@ -5,13 +5,13 @@ The steps are allocations and the check of each page for pins; of an access, the
 """
 
 import os
-import zlib
-from itertools import count, product
+from itertools import count
 
 import numpy as np
 import policy_by_hand as hand
 import pytest
-from guests import outcome
+from guests import digest, outcome
+from kinds import P
 
 import gmemcore
 from gmemcore.engine import kernels as layout
@@ -19,12 +19,10 @@ from gmemcore.engine.backing import MADV_DONTNEED, MADV_POPULATE_WRITE, Anonymou
 from gmemcore.engine.state import Plane
 from gmemcore.engine.steps import Step
 
-P = 4096
 PAGES = 64
 GPA = 1 << 32
 PRIVATE = 8
 INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
-PLANES = ("private", "allocated", "assigned", "accepted", "pinned", "poisoned")
 ABIS = [abi for abi in hand.ABIS if abi != "legacy"]
 
 
@@ -51,25 +49,6 @@ def mixed(abi, vm_type, firmware, phase, backing="anonymous"):
         vm.accept(GPA + 22 * P, 4 * P)
         vm.guest_write(GPA + 23 * P, rng.bytes(2 * P))
     return vm, gmem
-
-
-def digest(vm):
-    """Bytes, page state and counters of every file."""
-    sums = [vm.counters, vm.phase]
-    for gmem in vm.files:
-        sums += [zlib.crc32(gmem.memory)] + [gmem.plane(name).tobytes() for name in PLANES]
-    return sums
-
-
-def cells(abi):
-    """Every request that the abi allows, by the table written by hand being asked of the model."""
-    for vm_type, firmware, phase, attributes in product(
-        hand.VM_TYPES, hand.FIRMWARES, hand.PHASES, (PRIVATE, 0)
-    ):
-        if vm_type == "DEFAULT" and (attributes or phase == "running"):
-            continue
-        for flag in ("NONE", *hand.KNOWN_FLAGS[abi]):
-            yield vm_type, firmware, phase, attributes, hand.FLAGS[flag]
 
 
 def fail_each_step(abi, cell, pins):
@@ -111,7 +90,7 @@ def fail_each_step(abi, cell, pins):
 
 
 def fail_everything(abi, pins):
-    met = sum(fail_each_step(abi, cell, pins) for cell in cells(abi))
+    met = sum(fail_each_step(abi, cell, pins) for cell in hand.requests(abi))
     print(f"{abi}: {met} failures injected, nothing changed")
     return met
 

@@ -10,18 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bad_calls
 import pytest
-import test_bad_input as short
 from holds import skip_unless_slow
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
+from kinds import VM_TYPES
 
 from gmemcore.engine.steps import Step
 
 CALLS = 200_000
-KINDS = [
-    (vm_type, abi) for vm_type in ("SNP", "TDX", "SW_PROTECTED", "DEFAULT") for abi in ("v5", "v13", "legacy")
-]
+KINDS = [(vm_type, abi) for vm_type in VM_TYPES for abi in ("v5", "v13", "legacy")]
 
 
 @pytest.mark.slow
@@ -30,15 +29,14 @@ def test_two_hundred_thousand_calls_get_a_typed_error(vm_type, abi, request):
     skip_unless_slow(request)
     replay = int(os.environ.get("GMEMCORE_SEED") or random.SystemRandom().randrange(1 << 62))
     print(f"GMEMCORE_SEED={replay}")
-    fuzz = short.test_fuzzed_calls_get_a_typed_error_and_leave_everything_alone
-    examples = -(-CALLS // (short.BATCH * len(KINDS)))
-    calls = st.lists(short.a_call(), min_size=short.BATCH, max_size=short.BATCH)
+    examples = -(-CALLS // (bad_calls.BATCH * len(KINDS)))
+    calls = st.lists(bad_calls.a_call(), min_size=bad_calls.BATCH, max_size=bad_calls.BATCH)
 
     @seed(replay)
-    @settings(fuzz._hypothesis_internal_use_settings, max_examples=examples)
+    @settings(bad_calls.DRAWN, max_examples=examples)
     @given(calls=calls)
     def many(calls):
-        fuzz.hypothesis.inner_test(vm_type=vm_type, abi=abi, calls=calls)
+        bad_calls.make_calls(vm_type, abi, calls)
 
     many()
 
@@ -48,9 +46,8 @@ def test_the_short_form_would_see_an_untyped_error(monkeypatch):
     from gmemcore.machine.guest_memfd import GuestMemfd
 
     monkeypatch.setattr(GuestMemfd, "poison", lambda gmem, offset: [][offset])
-    fuzz = short.test_fuzzed_calls_get_a_typed_error_and_leave_everything_alone.hypothesis.inner_test
     with pytest.raises(AssertionError, match=r"poison.*IndexError"):
-        fuzz(vm_type="SNP", abi="v5", calls=[("gmem", "poison", (3,))])
+        bad_calls.make_calls("SNP", "v5", [("gmem", "poison", (3,))])
 
 
 def test_the_short_form_would_see_a_change(monkeypatch):
@@ -58,14 +55,13 @@ def test_the_short_form_would_see_a_change(monkeypatch):
     from gmemcore.machine.guest_memfd import GuestMemfd
 
     pin = GuestMemfd.pin
-    fuzz = short.test_fuzzed_calls_get_a_typed_error_and_leave_everything_alone.hypothesis.inner_test
     for damage in (
         lambda gmem: gmem._store.take(Step.ALLOCATE, 0, 4096),
         lambda gmem: gmem._store.backing.whole.__setitem__(-1, 0),
     ):
         monkeypatch.setattr(GuestMemfd, "pin", lambda gmem, *a, damage=damage: (damage(gmem), pin(gmem, *a)))
         with pytest.raises(AssertionError, match="pin"):
-            fuzz(vm_type="SNP", abi="v5", calls=[("gmem", "pin", (1, 1))])
+            bad_calls.make_calls("SNP", "v5", [("gmem", "pin", (1, 1))])
 
 
 # ---- guided by coverage --------------------------------------------------------------------------

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from conftest import JIT_DISABLED
 from holds import run_python
-from test_enforce import BACKINGS as MAPPED_TWICE
+from host_views import MAPPED_TWICE
+from kinds import PLANES, P
 
 import gmemcore
 from gmemcore.errors import GmemError
@@ -31,9 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-P = 4096
 GPA = 1 << 32
-PLANES = ("private", "allocated", "assigned", "accepted", "pinned", "poisoned")
 PACKAGE = str(Path(gmemcore.__file__).parent)
 PRIVATE, PRESERVE = 8, 2
 LONG = 2 * 1024 + 300  # pages: enough for two threads

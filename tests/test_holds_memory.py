@@ -6,18 +6,16 @@ cgroup limits are out of reach: they end in the OOM killer, which no process can
 import gc
 import mmap
 import os
-import resource
 import sys
 
 import numpy as np
 import pytest
-from holds import needs_namespaces, run_python, skip_unless_slow, unshare
+from holds import needs_namespaces, resident, run_python, skip_unless_slow, unshare
 
 import gmemcore
 from gmemcore.engine import backing as backings
 from gmemcore.engine.backing import AnonymousBacking, MemfdBacking
 
-P = 4096
 MIB = 1 << 20
 
 # Each scenario runs in a process of its own under its limit, after everything was compiled and tried once.
@@ -269,11 +267,6 @@ def test_a_memfd_that_is_refused_closes_nobody_elses_descriptor(step, monkeypatc
 
 
 # ---- leaks ---------------------------------------------------------------------------------------
-
-
-def resident():
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize()
 
 
 def cycle(backing):

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from kinds import P
 
 import gmemcore
 from gmemcore.engine import kernels as layout
 from gmemcore.errors import GmemError
 
-P = 4096
 GPA = 1 << 32
 
 

@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import pytest
 from holds import skip_unless_slow
+from kinds import COCO, PRIVATE_VM_TYPES, P
 
 import gmemcore
 from gmemcore.errors import GmemError, LaunchUpdateError, UnsupportedContentModeError
 from gmemcore.policy import ABIS, get_abi
 
-P = 4096
 PAGES = 12
 GPA = 1 << 32
 PRIVATE = 8
@@ -25,8 +25,6 @@ SEED = int(os.environ.get("GMEMCORE_SEED", "424242"))
 INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 STEPS, LONG_STEPS = 20 if INTERPRETED else 300, 20_000
 
-COCO = ("SNP", "TDX")
-VM_TYPES = ("SW_PROTECTED", "PKVM", *COCO)
 FIRMWARES = ("today", "cipher")
 PRESERVING = {"PRESERVE", "PRESERVE_BEFORE_LAUNCH", "PRESERVE_AFTER_LAUNCH", "CIPHER"}
 
@@ -46,7 +44,7 @@ KINDS = [
     (name, vm_type, firmware)
     for name, abi in ABIS.items()
     if any(flag.name in PRESERVING for flag in abi.flags)
-    for vm_type in VM_TYPES
+    for vm_type in PRIVATE_VM_TYPES
     for firmware in FIRMWARES
 ]
 

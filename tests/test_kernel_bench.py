@@ -5,16 +5,16 @@ import os
 
 import msgspec
 import pytest
+from kinds import P
 from model_kernel import ModelTransport
 
 from gmemcore.benchmark.kernel import LEAST_SAMPLES, Bench, cells, first_line, kernel_costs, measure
 from gmemcore.cli import main
 from gmemcore.kvm import probe
 from gmemcore.results.bench import BenchCell, BenchFirst
-from gmemcore.uapi import PAGE_SIZE, VmType
+from gmemcore.uapi import VmType
 from gmemcore.workload.cost import CALL, CostFile, cost_text, parse_cost
 
-P = PAGE_SIZE
 MEMORY = 64 * P
 
 has_kvm = pytest.mark.skipif(

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import VECTORS
+from kinds import P
 from model_kernel import ModelTransport, ModelVcpu
 
 import gmemcore
@@ -39,11 +40,10 @@ from gmemcore.uapi import (
     KVM_SET_MEMORY_ATTRIBUTES2,
     MEMORY_ATTRIBUTES2_STRUCT,
     MEMORY_ATTRIBUTES_STRUCT,
-    PAGE_SIZE,
+    NUMBERS,
     VmType,
 )
 
-P = PAGE_SIZE
 GPA = 4 << 30
 MMAP, INIT_SHARED = 1, 2
 BOTH = MMAP | INIT_SHARED
@@ -107,7 +107,7 @@ def test_probe_tells_the_revision_by_calling(abi):
     host = probe(ModelTransport(abi))
     assert {offer.abi for offer in host.offers.values()} == {abi}
     assert all(offer.in_place == (abi != "legacy") for offer in host.offers.values())
-    assert host.vm_types == ("DEFAULT", "SW_PROTECTED", "SNP", "TDX")
+    assert host.vm_types == tuple(NUMBERS[VmType].values())
     assert host.offers[VmType.SW_PROTECTED].guest is None
     assert host.offers[VmType.SW_PROTECTED].pins is None
     assert host.offers[VmType.SNP].guest is not None

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kinds import PRIVATE_VM_TYPES
 from logs import DIALECTS, FINISH, QEMU, imported, read, write_log
 
 from gmemcore.engine.steps import Step
@@ -1001,7 +1002,7 @@ def test_bringing_pages_into_their_state_is_not_counted():
     (launch,) = imported("\n".join(rows)).launches
     assert len(launch.trace.start) == 100
     for abi in ("v5", "v13", "legacy"):
-        for vm_type in ("SNP", "TDX", "SW_PROTECTED", "PKVM"):
+        for vm_type in PRIVATE_VM_TYPES:
             done = run(launch, vm_type, abi)
             assert (done.counters.pages_changed, done.refused) == (200, 0), (abi, vm_type)
     assert run(launch, "DEFAULT").refused == 200  # no private memory, no conversions

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from conftest import JIT_DISABLED
+from kinds import P
 from oracle import key_stream_page
 
 import gmemcore
@@ -25,7 +26,6 @@ from gmemcore.engine.backing import (
 from gmemcore.policy import EFFECTS, ByteOperation, Rule, get_abi
 from gmemcore.policy.effects import Effect
 
-P = 4096
 GPA = 1 << 32
 SET2, SET1 = 0xC080AED2, 0x4020AED2
 

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from guests import PAGE
+from kinds import PRIVATE_VM_TYPES
 
 import gmemcore
 from gmemcore import names
@@ -298,7 +299,7 @@ def test_userspace_takes_names_too():
 # ---- attributes on the wrong object ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("vm_type", ["SW_PROTECTED", "SNP", "TDX", "PKVM"])
+@pytest.mark.parametrize("vm_type", PRIVATE_VM_TYPES)
 def test_attributes_that_belong_to_the_file(vm_type):
     vm, gmem = guest(vm_type)
     for call in (

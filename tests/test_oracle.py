@@ -1,7 +1,8 @@
 """The oracle is held by the published behaviour vectors before anything is held by the oracle."""
 
 import pytest
-from conform_oracle import VECTORS, MismatchError, load, run_case
+from conform_oracle import MismatchError, load, run_case
+from conftest import VECTORS
 from oracle import key_stream_page, splitmix64
 
 FILES = sorted(VECTORS.glob("*.json"))

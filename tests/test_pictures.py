@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 from guests import PAGE, random_guest
+from runs import cell
 
 import gmemcore
 
@@ -26,7 +27,7 @@ from gmemcore.analysis.pictures import (
     state_stream,
 )
 from gmemcore.analysis.pictures.maps import cell_size
-from gmemcore.analysis.runs import BenchCell, BenchFirst, Replay, Run, Seconds, StressLast, StressSums
+from gmemcore.analysis.runs import BenchFirst, Replay, Run, Seconds, StressLast, StressSums
 from gmemcore.analysis.speed import bench_axes, bench_cube, bench_effects, cost_by_range
 from gmemcore.analysis.states import state_of_masks, states_of
 from gmemcore.analysis.style import STATE_COLOURS
@@ -399,19 +400,6 @@ def test_what_is_no_run():
 
 
 # ---- what conversions cost -------------------------------------------------------------------------------
-
-
-def cell(flag="NONE", outcome="OK", effect="KEEP", **others):
-    values = {
-        **{"abi": "v5", "vm_type": "SNP", "firmware": "today", "phase": "running", "direction": "to_shared"},
-        **{"memory": 1 << 30, "range": 2 << 20, "pages_allocated_before": 512, "bytes": "none"},
-        **dict.fromkeys(("convert_gbps", "populate_gbps", "first_access_gbps", "ratio")),
-        **{"seconds": Seconds(5.12e-6, 6e-6, 0.1, 3), "counters": {}, "verified_bytes": 0},
-        **others,
-    }
-    if outcome != "OK":
-        values |= {"seconds": Seconds(None, None, None, 0)}
-    return BenchCell(flag=flag, outcome=outcome, effect=effect, **values)
 
 
 SPEEDS = {"memcpy": (10, 12), "memset": (20, 12.1), "xor": (22, 25), "bitmap": (2000, 8000)}

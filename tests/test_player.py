@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from kinds import PLANES, P
 
 import gmemcore
 from gmemcore import errors
@@ -17,10 +18,8 @@ from gmemcore.workload.operations import FROM_SOURCE, OPERATION, Access, check_o
 from gmemcore.workload.outcomes import CODES, NAMES, OUTCOME
 from gmemcore.workload.player import Player, build, play
 
-P = 4096
 LAYOUT = Layout((Region(0x40000, 24 * P), Region(0x10000, 16 * P), Region(0x20000, 20 * P, private=True)))
 """Regions in no order: two that touch, a hole of 12 pages, a third."""
-PLANES = ("private", "allocated", "assigned", "accepted", "pinned", "poisoned")
 
 
 def operations_of(*rows):

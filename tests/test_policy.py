@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
+from kinds import IN_CLEAR
 
 from gmemcore import policy, uapi
 from gmemcore.errors import InvalidArgumentError
@@ -24,8 +25,6 @@ from gmemcore.policy import (
 from gmemcore.policy import revisions as rows
 from gmemcore.uapi import Capability, ContentMode, Direction, Firmware, PageType, Phase, VmType
 
-COCO = ("SNP", "TDX")
-IN_CLEAR = ("SW_PROTECTED", "PKVM")
 WITH_FLAGS = tuple(name for name in ABIS if name not in {"legacy", "v13"})
 BY_PHASE_CAPS = ("two-caps", "pre-cap")
 

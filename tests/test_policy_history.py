@@ -3,14 +3,12 @@
 import json
 
 import pytest
+from kinds import P
 
 import gmemcore
 from gmemcore.cli import main
 from gmemcore.errors import GmemError
 from gmemcore.policy import ABIS, ALIASES, HISTORY, RELEASES, UPSTREAM, Status, abi_names, get_abi, release_of
-from gmemcore.uapi import PAGE_SIZE
-
-P = PAGE_SIZE
 
 
 def test_every_revision_has_its_row():

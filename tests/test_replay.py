@@ -7,6 +7,7 @@ from pathlib import Path
 import logs
 import pytest
 from conftest import JIT_DISABLED
+from kinds import P
 from sevsnpmeasure.gctx import GCTX
 
 import gmemcore
@@ -22,7 +23,6 @@ from gmemcore.workload.operations import FROM_SOURCE, empty_operations
 from gmemcore.workload.replay import FIRST_REFUSALS, Flags, Refusal, Target, replay, targets, with_flags
 from gmemcore.workload.trace import Header, Trace
 
-P = 4096
 LAUNCH_LOG = Path(__file__).parent / "traces" / "qemu-snp-launch.log"
 
 

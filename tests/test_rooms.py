@@ -1,11 +1,13 @@
 """The plan of the house, held by reading the imports."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from kinds import VM_TYPES
 
 PACKAGE = Path(__file__).parent.parent / "gmemcore"
 
@@ -87,7 +89,7 @@ def vm_types_named(tree):
             yield node.lineno
         elif isinstance(node, ast.Compare):
             texts = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)}
-            if texts & {"DEFAULT", "SW_PROTECTED", "SNP", "TDX", "PKVM"}:
+            if texts & set(VM_TYPES):
                 yield node.lineno
 
 
@@ -158,3 +160,33 @@ def test_a_heavy_library_at_the_top_would_be_seen():
     ):
         assert HEAVY & set(imported_at_once(ast.parse(text))), text
     assert not HEAVY & set(imported_at_once(ast.parse("def f():\n import numba")))
+
+
+# --- tests ---------------------------------------------------------------------------------------------
+HELD = sorted(path for path in Path(__file__).parent.rglob("*.py") if path.name != "policy_by_hand.py")
+
+
+def imported_tests(text):
+    """Test modules that a module imports, in code or in a script that it holds."""
+    return set(re.findall(r"^\s*(?:from|import) (test_\w+)", text, re.MULTILINE))
+
+
+def listed_vm_types(tree):
+    """Lines with a literal that lists most VM types, which a new one would be missing from."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Tuple | ast.List | ast.Set):
+            texts = {each.value for each in node.elts if isinstance(each, ast.Constant)}
+            if len(texts & set(VM_TYPES)) >= len(VM_TYPES) - 1:
+                yield node.lineno
+
+
+@pytest.mark.parametrize("path", HELD, ids=lambda path: path.name)
+def test_tests_share_helpers_and_no_lists(path):
+    text = path.read_text()
+    assert not imported_tests(text)
+    assert not list(listed_vm_types(ast.parse(text)))
+
+
+def test_an_imported_test_and_a_list_would_be_seen():
+    assert imported_tests("import os\nfrom test_" + "x import y") == {"test_x"}
+    assert list(listed_vm_types(ast.parse(f"x = {VM_TYPES[1:]}"))) == [1]

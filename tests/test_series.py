@@ -7,6 +7,7 @@ import pandas
 import pytest
 import xarray
 from guests import PAGE, PAGES, gpa_of, page_planes, random_guest, random_operations, recorded, two_ranges
+from kinds import VM_TYPES
 
 import gmemcore
 from gmemcore import analysis
@@ -229,7 +230,7 @@ def test_memory_that_is_not_there_yet():
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("vm_type", ["SNP", "TDX", "SW_PROTECTED", "DEFAULT"])
+@pytest.mark.parametrize("vm_type", VM_TYPES)
 def test_since_when_a_page_is_in_its_state(vm_type, seed):
     """Against the state of every page after every single operation."""
     operations = random_operations(seed, 120)

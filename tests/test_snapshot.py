@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from guests import PAGE, random_guest
+from guests import KINDS, PAGE, naive_planes, random_guest
 
 import gmemcore
 from gmemcore.analysis import Series, Snapshot, diff, state_mix, take, watch
@@ -18,33 +18,6 @@ from gmemcore.workload.container import ContainerError
 from gmemcore.workload.layout import Layout, Region
 from gmemcore.workload.operations import empty_operations
 from gmemcore.workload.player import build
-
-KINDS = [
-    *[(vm_type, "v5") for vm_type in ("DEFAULT", "SW_PROTECTED", "SNP", "TDX", "PKVM")],
-    *[(vm_type, "legacy") for vm_type in ("DEFAULT", "SW_PROTECTED", "SNP")],
-]
-
-
-def naive_planes(vm, gmem):
-    """Planes of a file page by page; in `legacy` through memslots and frames, side by side."""
-    own = {name: gmem.plane(name) for name in PLANE_NAMES}
-    if not vm.abi.legacy:
-        return own
-    private = np.zeros(gmem.n_pages, bool)
-    for slot in vm.memslots:
-        if slot.gmem is gmem:
-            for low, high in vm.private_frames():
-                for frame in range(max(low, slot.gpa // PAGE), min(high, (slot.gpa + slot.size) // PAGE)):
-                    private[frame - slot.gpa // PAGE + slot.gmem_offset // PAGE] = True
-    host = {name: gmem._shared.plane(name) for name in PLANE_NAMES}
-    return {
-        "private": private,
-        "allocated": np.where(private, own["allocated"], host["allocated"]),
-        "assigned": private & own["assigned"],
-        "accepted": private & own["accepted"],
-        "pinned": host["pinned"],
-        "poisoned": own["poisoned"],
-    }
 
 
 @pytest.mark.parametrize("seed", [1, 2])

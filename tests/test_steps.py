@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from conftest import JIT_DISABLED
+from kinds import VM_TYPES, P
 
 import gmemcore
 from gmemcore import errors
@@ -17,14 +18,13 @@ from gmemcore.engine.results import OUTCOMES
 from gmemcore.engine.steps import Step
 from gmemcore.policy import ABIS
 
-P = 4096
 SEEDS, STEPS = (1, 120) if JIT_DISABLED else (3, 400)
 BYTES = "none" if JIT_DISABLED else "anonymous"  # moving megabytes is what the compiler is there for
 PAGES = 1100  # two blocks of 2 MiB and a short one
 KINDS = [
     (abi, vm_type, firmware, running)
     for abi, firmware in (("v5", "today"), ("two-caps", "cipher"), ("v4", "today"), ("v13", "today"))
-    for vm_type in ("DEFAULT", "SW_PROTECTED", "SNP", "TDX", "PKVM")
+    for vm_type in VM_TYPES
     for running in (False, True)
 ]
 PRIVATE = {0: None, 1: False, 2: True}

@@ -18,6 +18,7 @@ import pytest
 from conftest import JIT_DISABLED
 from fleets import FAULTS, fleet, small, write
 from holds import run_python
+from kinds import PLANES
 
 import gmemcore
 from gmemcore import cli
@@ -469,9 +470,6 @@ def test_a_refusal_that_says_another_page_is_found(monkeypatch):
 
     monkeypatch.setattr(GuestRun, "_play_one", astray)
     assert "stopped at page" in run_guest(made, 0).what
-
-
-PLANES = ("private", "allocated", "assigned", "accepted", "pinned", "poisoned")
 
 
 def damaged(gmem, **pages):

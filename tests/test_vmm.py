@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kinds import P
 
 import gmemcore.vmm
-from gmemcore import PAGE_SIZE, create_vm
+from gmemcore import create_vm
 from gmemcore.errors import GmemError, MemoryFaultExit, MmioExit
 from gmemcore.machine import GuestMemfd, Vm
 from gmemcore.uapi import Phase
@@ -27,7 +28,6 @@ from gmemcore.vmm import (
     vm_set_memory_attributes,
 )
 
-P = PAGE_SIZE
 PRIVATE, SHARED = 8, 0
 ZERO, PRESERVE = 1, 2
 GPA = 1 << 32
