@@ -348,31 +348,31 @@ class Owner:
     # ---- several files ---------------------------------------------------------------------------
 
     def freeze(self, stores: Sequence["Store"]) -> "Moment":
-        """Copy the state of files, all at one moment."""
-        order = sorted(range(len(stores)), key=lambda i: stores[i].address)
-        rows = np.zeros((len(stores), int(layout.FROZEN_COLUMNS)), np.uint64)
-        words = [np.empty(-(-store.n_pages // int(layout.BLOCK_PAGES)), np.uint64) for store in stores]
-        lines = [np.empty((0, 8), np.uint64) for _ in stores]
+        """Copy the state of files, all at one moment; a file given twice is copied once."""
+        order = sorted(set(stores), key=lambda store: store.address)  # each is locked once
+        rows = np.zeros((len(order), int(layout.FROZEN_COLUMNS)), np.uint64)
+        words = [np.empty(-(-store.n_pages // int(layout.BLOCK_PAGES)), np.uint64) for store in order]
+        lines = [np.empty((0, 8), np.uint64) for _ in order]
         edges = np.empty(0, np.uint64)
         while True:
-            for row, i in enumerate(order):
-                room = stores[i].address, words[i].ctypes.data, lines[i].ctypes.data, len(lines[i])
-                rows[row, :4] = room
+            for row, store in enumerate(order):
+                rows[row, :4] = store.address, words[row].ctypes.data, lines[row].ctypes.data, len(lines[row])
             call = self._call(data=edges.ctypes.data)
             call.words[layout.MOST] = len(edges)
             reason = layout.freeze(call.words, rows)
             needed = rows[:, layout.FROZEN_NEEDED].tolist()
             if reason != layout.NO_ROOM:
                 break
-            lines = [np.empty((needed[order.index(i)], 8), np.uint64) for i in range(len(stores))]
+            lines = [np.empty((n_lines, 8), np.uint64) for n_lines in needed]
             edges = np.empty(call[layout.MORE], np.uint64)
-        frozen: list[Frozen] = [Frozen(Counters(), None)] * len(stores)
-        for row, i in enumerate(order):
+        by_store = {}
+        for row, store in enumerate(order):
             result = rows[row, int(layout.FROZEN_RESULT) :].tolist()
             state = None
             if not rows[row, layout.FROZEN_CLOSED]:
-                state = PackedState(stores[i].n_pages, words[i], lines[i][: needed[row]])
-            frozen[i] = Frozen(Counters(*result[int(layout.COUNTERS_AT) :]), state)
+                state = PackedState(store.n_pages, words[row], lines[row][: needed[row]])
+            by_store[store] = Frozen(Counters(*result[int(layout.COUNTERS_AT) :]), state)
+        frozen = [by_store[store] for store in stores]
         counters = counters_of(call.raw[RESULT]) + Counters(memory_faults=call[layout.FAULTS_SEEN])
         frames = edges[: call[layout.MORE]].reshape(-1, 2)
         moment = Moment(frozen, _PHASES[call[layout.PHASE_SEEN]], counters, frames)
