@@ -279,7 +279,7 @@ class Case:
         if stage == Stage.CONVERT:
             return self.bytes != "none"
         clears = self.accept and self.platform.accept == Accept.CLEAR
-        return stage == Stage.POPULATE or clears or self.abi.legacy
+        return stage == Stage.POPULATE or clears
 
     @property
     def judged(self) -> Stage:

@@ -38,10 +38,10 @@ class WrongContentsError(Exception):
         return f"wrong contents: {super().__str__()}"
 
 
-def pieces(start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of each part of a byte range, cut at multiples of `PIECE`."""
+def pieces(start: int, end: int, piece: int = PIECE) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of each part of a byte range, cut at multiples of a size."""
     while start < end:
-        stop = min(end, (start // PIECE + 1) * PIECE)
+        stop = min(end, (start // piece + 1) * piece)
         yield start, stop
         start = stop
 

@@ -52,8 +52,8 @@ QUICK: Final = Effort(seconds=0.0, samples=(2, 2), region=16 << 20, checked=4 <<
 """Run and verify every case; the figures mean little."""
 QUICK_MEMORY: Final = 64 << 20
 """Default guest memory of a quick run."""
-LEGACY_RANGES: Final = 64
-"""Ranges of a sample of `legacy`, which are converted call by call."""
+LEGACY_RANGES: Final = 4096
+"""Most ranges of a sample of `legacy`, each of which makes several system calls."""
 ATTRIBUTE_RANGES: Final = (256, 16384)
 """Least and most ranges of a sample that moves no byte."""
 EFFECTS: Final = (

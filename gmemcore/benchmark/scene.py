@@ -20,6 +20,7 @@ import numpy as np
 from gmemcore.benchmark.axes import Fragmentation, Mask, runs_of
 from gmemcore.benchmark.cases import Case, Stage, Transfer
 from gmemcore.benchmark.expected import (
+    PIECE,
     SOURCE,
     WRITTEN,
     Contents,
@@ -31,10 +32,13 @@ from gmemcore.benchmark.expected import (
     pieces,
 )
 from gmemcore.benchmark.memory import AttributesOnly, Memory
+from gmemcore.benchmark.primitives import SOURCE as SOURCE_BYTES
 from gmemcore.engine import Counters
+from gmemcore.engine import kernels as layout
 from gmemcore.engine.backing import discard
 from gmemcore.engine.byte_operations import COUNTED
 from gmemcore.engine.steps import ACCESS_KINDS, Step
+from gmemcore.engine.store import Store
 from gmemcore.machine import GuestMemfd, LegacyVm, VmFace, create_vm
 from gmemcore.policy import Rank
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, FallocateMode, GuestMemfdFlag, MemoryAttribute, Phase
@@ -98,6 +102,7 @@ class Scene:
         self._before = Counters()
         starts = np.arange(count, dtype=np.uint64) * np.uint64(case.range)
         self._ranges = starts, np.full(count, case.range, np.uint64)
+        self._parts: tuple[int, Words] | None = None
         self._mask = case.mask(self.size)
         self.touched_share = case.touched(self.size) / self.size
 
@@ -244,7 +249,7 @@ class Scene:
         """Convert all ranges, and bring contents to the new side where the case needs that."""
         self.convert()
         if self.case.transfer is not None:
-            self._populate()
+            self._populate(expected=True)
 
     @property
     def _attributes(self) -> int:
@@ -272,17 +277,49 @@ class Scene:
         if found != expected:
             raise WrongContentsError(f"{self.case.name}: bytes transformed {found}, not {expected}")
 
-    def _populate(self) -> float:
+    def _populate(self, *, expected: bool = False) -> float:
+        """Populate all ranges; expected: from a source of the expected contents."""
         watch = Stopwatch()
         if self.case.transfer == Transfer.IN_PLACE:
             if watch(self.gmem.apply_many, Step.POPULATE, *self._ranges).errno.any():
                 raise WrongContentsError(f"{self.case.name}: a populate of the batch was refused")
             return watch.seconds
-        for start in range(0, self.size, self.case.range):
-            for low, high in pieces(start, start + self.case.range):
-                source = self._reference.words(Contents(SOURCE), low, high).view(np.uint8)
-                watch(self.vm.launch_update, low, high - low, source)
+        parts, sources = self._sources(expected=expected)
+        self._repeat(watch, layout.CALL_OF_LAUNCH, Step.POPULATE, parts, sources)
         return watch.seconds
+
+    def _sources(self, *, expected: bool) -> tuple[tuple[Words, Words], Words]:
+        """Return the parts of the ranges that a launch update loads each, and the address of each source.
+
+        The expected contents are in a small buffer, which stays in the caches. Timing reads from memory.
+        """
+        assert isinstance(self._memory, Memory)
+        piece = PIECE if expected else SOURCE_BYTES
+        if self._parts is None or self._parts[0] != piece:
+            starts = range(0, self.size, self.case.range)
+            parts = [part for start in starts for part in pieces(start, start + self.case.range, piece)]
+            self._parts = piece, np.array(parts, np.uint64).reshape(-1, 2)
+        lows, highs = self._parts[1][:, 0].copy(), self._parts[1][:, 1]
+        if not expected:
+            source = self._memory.source()
+            return (lows, highs - lows), lows % np.uint64(source.nbytes) + np.uint64(source.ctypes.data)
+        words = (self._reference.words(Contents(SOURCE), *part) for part in self._parts[1].tolist())
+        return (lows, highs - lows), np.array([each.ctypes.data for each in words], np.uint64)
+
+    def _repeat(
+        self,
+        watch: Stopwatch,
+        kind: Any,
+        step: Step,
+        ranges: tuple[Words, Words],
+        data: Words | None = None,
+        attributes: int = 0,
+    ) -> None:
+        """Do one call of the guest, the launch or the VMM per range, batched."""
+        owner, slots = self.vm._owner, self.vm._slots()
+        addresses = np.zeros_like(ranges[0]) if data is None else data
+        if watch(owner.repeat, kind, slots, step, ranges, addresses, attributes=attributes) != len(addresses):
+            raise WrongContentsError(f"{self.case.name}: a call of the batch was refused")
 
     def _access(self) -> float:
         """Let the new side accept where it must, and touch every page."""
@@ -417,66 +454,74 @@ class LegacyScene(Scene):
     def time(self, stage: Stage) -> float:
         """See `Scene.time`."""
         watch = Stopwatch()
-        for start in range(0, self.size, self.case.range):
-            if stage == Stage.CONVERT:
-                watch(self._flip, start)
-                watch(self._discard, start)
-            elif stage == Stage.POPULATE:
-                if self.case.to_private:
-                    self._flip(start)
-                self._copy(start, watch)
-        return watch.seconds if stage != Stage.ACCESS else self._access()
+        if stage == Stage.CONVERT:
+            self._flip(watch)
+            self._discard(watch)
+        elif stage == Stage.POPULATE:
+            if self.case.to_private:
+                self._flip(Stopwatch())
+            self._copy(watch)
+        else:
+            return self._access()
+        return watch.seconds
 
     def call(self) -> float:
         """See `Scene.call`."""
-        starts = self._ranges[0][:CALLS].tolist()
-        watch = Stopwatch()
+        starts, size, attributes = self._ranges[0][:CALLS].tolist(), self.case.range, self._attributes
+        flip = self.vm.set_memory_attributes
+        began = time.perf_counter()
         for start in starts:
-            watch(self._flip, start)
-        return watch.seconds / len(starts)
+            flip(start, size, attributes)
+        return (time.perf_counter() - began) / len(starts)
 
     def run(self) -> None:
         """See `Scene.run`."""
-        for start in range(0, self.size, self.case.range):
-            if self.case.to_private:
-                self._flip(start)
-                self._copy(start, Stopwatch())
-            else:
-                self._copy(start, Stopwatch())
-                self._flip(start)
-            self._discard(start)
-
-    def _flip(self, start: int) -> None:
-        self.vm.set_memory_attributes(start, self.case.range, self._attributes)
-
-    def _discard(self, start: int) -> None:
-        if self.case.transfer is None:
-            return
+        watch = Stopwatch()
         if self.case.to_private:
-            self.gmem.discard_shared(start, self.case.range)
+            self._flip(watch)
+            self._copy(watch)
         else:
-            self.gmem.fallocate(PUNCH_HOLE, start, self.case.range)
+            self._copy(watch)
+            self._flip(watch)
+        self._discard(watch)
 
-    def _copy(self, start: int, watch: Stopwatch) -> None:
+    def _flip(self, watch: Stopwatch) -> None:
+        """Set the attributes of all ranges."""
+        self._repeat(watch, layout.CALL_OF_FRAMES, Step.CONVERT, self._ranges, attributes=self._attributes)
+
+    def _discard(self, watch: Stopwatch) -> None:
+        """Discard the old side of all ranges."""
+        if self.case.transfer is not None:
+            private, shared = self.gmem.sides
+            self._take(watch, shared if self.case.to_private else private, Step.PUNCH_HOLE)
+
+    def _copy(self, watch: Stopwatch) -> None:
+        """Copy all ranges across, once: the new side's writer reads the old side's memory, or the reverse."""
         if self.case.transfer is None:
             return
-        end = start + self.case.range
+        assert isinstance(self._memory, Memory)
+        shared = self._ranges[0] + np.uint64(self._memory.side(1).words.ctypes.data)
         if not self.case.to_private:
-            for low, high in pieces(start, end):
-                watch(self.gmem.host_write, low, watch(self.vm.guest_read, low, high - low))
-            return
-        if not self._loads:
-            watch(self.vm.accept, start, self.case.range)
-        write = self._load if self._loads else self.vm.guest_write
-        for low, high in pieces(start, end):
-            watch(write, low, watch(self.gmem.host_read, low, high - low))
+            self._take(watch, self.gmem.sides.shared, Step.HOST_WRITE)  # allocates it
+            self._repeat(watch, layout.CALL_OF_GUEST, Step.GUEST_READ, self._ranges, shared)
+        elif self._loads:
+            self._repeat(watch, layout.CALL_OF_LAUNCH, Step.POPULATE, self._ranges, shared)
+        else:
+            self._repeat(watch, layout.CALL_OF_GUEST, Step.ACCEPT, self._ranges)
+            self._repeat(watch, layout.CALL_OF_GUEST, Step.GUEST_WRITE, self._ranges, shared)
 
     def _access(self) -> float:
         watch = Stopwatch()
-        read = self.vm.guest_read if self.case.to_private else self.gmem.host_read
-        for low, high in pieces(0, self.size):
-            watch(read, low, high - low)
+        if self.case.to_private:
+            self._repeat(watch, layout.CALL_OF_GUEST, Step.GUEST_READ, self._ranges)
+        else:
+            self._take(watch, self.gmem.sides.shared, Step.HOST_READ)
         return watch.seconds
+
+    def _take(self, watch: Stopwatch, side: Store, step: Step) -> None:
+        """Take a step of one side for each range, batched."""
+        if watch(side.repeat, step, self._ranges) != self.count:
+            raise WrongContentsError(f"{self.case.name}: a call of the batch was refused")
 
     def _private_pages(self) -> Any:
         pages = np.zeros(self.size >> PAGE_SHIFT, np.bool_)

@@ -136,6 +136,7 @@ PHASE_SEEN, FAULTS_SEEN, PLANNED = numbers(3, 16 + 2 * RESULT_ROWS)
 DIGEST_BEFORE, DIGEST_AFTER = np.uint64(44), np.uint64(50)
 CALL_SLOTS = 56
 CALL_BYTES = 4096  # the rest is room for short data
+CALL_OF_FILE, CALL_OF_GUEST, CALL_OF_LAUNCH, CALL_OF_FRAMES = numbers(4)  # what `repeat` does for each range
 RESULT_AT, NOTICED_AT = RESULT * WORD_BYTES, NOTICED * WORD_BYTES  # bytes
 
 PRIVATE_ATTRIBUTE = np.uint64(8)
@@ -2141,6 +2142,28 @@ def set_attributes(call):
             results[REASON, U0] = NO_ROOM
     unlock(call[GUEST])
     return results[REASON, U0]
+
+
+@entry
+def repeat(call, kind, offsets, sizes, data):
+    """Do a call for each range, in order; return how many were done before one was refused.
+
+    data: the address of the data of each, or 0.
+    """
+    for i in range(offsets.shape[0]):
+        call[OFFSET], call[SIZE], call[DATA] = offsets[i], sizes[i], data[i]
+        reason = U0
+        if kind == CALL_OF_FILE:
+            reason = take_one(call)
+        elif kind == CALL_OF_GUEST:
+            reason = take_guest(call)
+        elif kind == CALL_OF_LAUNCH:
+            reason = populate(call)
+        else:
+            reason = set_attributes(call)
+        if reason:
+            return i
+    return offsets.shape[0]
 
 
 @entry

@@ -233,6 +233,38 @@ class Owner:
             at, kind = call[layout.RESULT + layout.ERROR_OFFSET], call[layout.ANSWER]
             raise_guest(self.rules, step, gpa, size, reason, at, variant, kind, call[layout.GONE])
 
+    def repeat(
+        self,
+        kind: int,
+        slots: Slots,
+        step: Step,
+        ranges: tuple[Words, Words],
+        data: Words,
+        *,
+        attributes: int = 0,
+    ) -> int:
+        """Do one call per range, in one kernel call, for benchmarks: nothing is said about a refusal.
+
+        Parameters
+        ----------
+        kind : int
+            A number of `kernels.CALL_OF_GUEST` and those after it.
+        ranges : tuple of ndarray of uint64, shape (n,)
+            Guest physical addresses and sizes in bytes.
+        data : ndarray of uint64, shape (n,)
+            Address of the data that each call reads or writes; 0: none.
+
+        Returns
+        -------
+        int
+            Calls done before one was refused.
+        """
+        call = self._call(slots, 0, 0, attributes, 0, step, 0, 0)
+        _put_hashed(call, None)
+        done = int(layout.repeat(call.words, kind, *ranges, data))
+        idle.append(call)
+        return done
+
     # ---- the launch ----------------------------------------------------------------------------
 
     @property

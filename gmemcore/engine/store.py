@@ -199,6 +199,13 @@ class Store:
         idle.append(call)
         return counters_of(result)
 
+    def repeat(self, step: Step, ranges: tuple[NDArray[np.uint64], NDArray[np.uint64]]) -> int:
+        """Take a step for each range, in one kernel call; see `Owner.repeat`."""
+        call = self._call(step=step)
+        done = int(layout.repeat(call.words, layout.CALL_OF_FILE, *ranges, np.zeros_like(ranges[0])))
+        idle.append(call)
+        return done
+
     def read(self, offset: int, size: int) -> bytes:
         """Read as the host does; see `take`."""
         call = take_call()

@@ -9,6 +9,7 @@ from gmemcore.engine.headers import new_words
 from gmemcore.engine.owner import Load, Owner, Slots
 from gmemcore.engine.rules import compile_rules, tracking_column
 from gmemcore.engine.state import Plane
+from gmemcore.engine.steps import Step
 from gmemcore.engine.store import Requests, Store
 from gmemcore.errors import GmemError
 from gmemcore.policy import get_abi
@@ -50,6 +51,7 @@ def warmup() -> None:
     with suppress(GmemError):
         owner.read(slots, 0, 8, 0)
     store.fail_allocations_after(None)
+    store.repeat(Step.HOST_READ, (number[:0], number[:0]))
     store.find(0, 2, Plane.PRIVATE)
     store.count(Plane.PRIVATE)
     store.survey()
