@@ -23,6 +23,7 @@ from gmemcore.benchmark.record import cell_of
 from gmemcore.benchmark.run import QUICK, Bench, Effort, headline
 from gmemcore.engine import Counters
 from gmemcore.engine.host import check_available
+from gmemcore.engine.steps import Step
 from gmemcore.errors import InvalidArgumentError, OutOfMemoryError
 from gmemcore.policy import ABIS, cells
 from gmemcore.results.environment import environment
@@ -358,6 +359,52 @@ def test_attributes_alone_are_timed_on_a_large_guest_without_bytes(bench):
     assert series.ranges == 256
     assert series.pages == 256 * SMALL >> 12
     assert list(series.others) == ["bitmap"]
+
+
+@pytest.mark.parametrize("ranges", [1, 8])
+@pytest.mark.parametrize(
+    ("abi", "where"),
+    [
+        ("legacy", {"direction": "to_private", "phase": "launching"}),
+        ("legacy", {"direction": "to_private", "phase": "running"}),
+        ("legacy", {"direction": "to_shared", "phase": "running"}),
+        ("v5", {"direction": "to_private", "phase": "launching", "flag_name": "NONE"}),
+        ("v5", {"direction": "to_private", "phase": "launching", "flag_name": "PRESERVE"}),
+        ("v5", {"direction": "to_shared", "phase": "running", "flag_name": "ZERO"}),
+    ],
+)
+def test_every_stage_takes_as_many_calls_whatever_the_ranges(monkeypatch, abi, where, ranges):
+    """A timed stage makes no call from Python per range, so no row is about the interpreter."""
+    size = 8 * SMALL
+    case = find(table(abi, "SNP", "today", memory=size, ranges=[SMALL]), refused=False, **where)
+    own = scene.new_scene(case, Memory(size), Reference(), ranges)
+    calls = []
+    original = scene.Stopwatch.__call__
+    monkeypatch.setattr(
+        scene.Stopwatch,
+        "__call__",
+        lambda watch, call, *more, **named: calls.append(call) or original(watch, call, *more, **named),
+    )
+    for stage in (each for each in Stage if case.work(each) is not None):
+        own.prepare(stage)
+        calls.clear()
+        assert own.time(stage) > 0
+        assert 1 <= len(calls) <= 3
+    own.prepare()
+    own.run()
+    own.check()
+
+
+def test_a_repeated_call_stops_where_it_is_refused():
+    vm = gmemcore.create_vm("SNP", backing="none")
+    gmem = vm.create_guest_memfd(8 * 4096, flags=3)
+    gmem.set_memory_attributes(5 * 4096, 4096, 8)
+    starts = np.arange(8, dtype=np.uint64) * np.uint64(4096)
+    ranges = starts, np.full(8, 4096, np.uint64)
+    assert gmem.sides.shared.repeat(Step.HOST_WRITE, ranges) == 5
+    assert gmem.plane("allocated").tolist() == [True] * 5 + [False] * 3
+    gmem.set_memory_attributes(5 * 4096, 4096, 0)
+    assert gmem.sides.shared.repeat(Step.HOST_WRITE, ranges) == 8
 
 
 def records(monkeypatch, bench, **wanted):

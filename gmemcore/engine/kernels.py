@@ -233,6 +233,7 @@ RESIDENT_PAGES = np.uint64(4096)  # pages per mincore call
 
 GOLDEN = np.uint64(0x9E37_79B9_7F4A_7C15)
 AHEAD = np.uint64(32)  # requests: how far ahead page state is prefetched
+FIRST_LINES = np.uint64(16)  # of a page, to be prefetched: all 64 were as slow as none (docs/benchmark.md)
 NEVER = ONES  # an unlimited budget; no address; no descriptor
 
 
@@ -767,9 +768,9 @@ def stream_state(header, word):
 
 @inlined
 def prefetch_page(memory, page, operation):
-    """Prefetch a page behind a gap, which the hardware prefetcher misses."""
+    """Prefetch the first lines of a page behind a gap, where the hardware prefetcher has to start again."""
     if (operation == XOR or operation == SCRAMBLE) and memory.shape[0]:
-        for line in range(PAGE_WORDS >> U3):
+        for line in range(FIRST_LINES):
             prefetch(memory, page * PAGE_WORDS + (line << U3))
 
 
