@@ -2151,9 +2151,9 @@ def repeat(call, kind, offsets, sizes, data):
 
     data: the address of the data of each, or 0.
     """
-    for i in range(offsets.shape[0]):
-        call[OFFSET], call[SIZE], call[DATA] = offsets[i], sizes[i], data[i]
-        reason = U0
+    done, reason = 0, U0
+    while done < offsets.shape[0] and reason == U0:
+        call[OFFSET], call[SIZE], call[DATA] = offsets[done], sizes[done], data[done]
         if kind == CALL_OF_FILE:
             reason = take_one(call)
         elif kind == CALL_OF_GUEST:
@@ -2162,9 +2162,8 @@ def repeat(call, kind, offsets, sizes, data):
             reason = populate(call)
         else:
             reason = set_attributes(call)
-        if reason:
-            return i
-    return offsets.shape[0]
+        done += 1 if reason == U0 else 0
+    return done
 
 
 @entry
