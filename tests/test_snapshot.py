@@ -442,5 +442,5 @@ def test_a_run_is_watched(as_array):
     series = watch(vm, operations if as_array else iter([operations[:7], operations[7:]]), every=10)
     assert [snapshot.at for snapshot in series] == [0, 10, 20, 25]
     assert [snapshot.planes(0).private.count() for snapshot in series] == [0, 10, 20, 25]
-    with pytest.raises(gmemcore.GmemError, match="chunks of 0 operations"):
+    with pytest.raises(gmemcore.GmemError, match="a chunk must be 1 or more operations, not 0"):
         watch(vm, operations, every=0)

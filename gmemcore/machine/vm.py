@@ -220,13 +220,14 @@ class Vm:
         """
         while True:
             parts = self._parts.get()
-            stores = [store for gmem in parts.files for store in gmem.sides]
+            stores = [*dict.fromkeys(store for gmem in parts.files for store in gmem.sides)]  # in place: one
             moment = self._owner.freeze(stores)
             if parts is self._parts.get():
                 break
         frozen = []
-        for i, gmem in enumerate(parts.files):
-            private, shared = moment.files[2 * i : 2 * i + 2]
+        copies = dict(zip(stores, moment.files, strict=True))
+        for gmem in parts.files:
+            private, shared = copies[gmem.sides.private], copies[gmem.sides.shared]
             same = gmem.sides.private is gmem.sides.shared
             counters = private.counters if same else private.counters + shared.counters
             if private.state is not None:
