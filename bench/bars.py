@@ -151,7 +151,7 @@ def memory_of(size: int) -> Memory:
 
 
 def best(primitive: str, words: np.ndarray, rounds: int = 3) -> tuple[str, Callable[[], float]]:
-    """The fastest way to do a primitive to these words, and what times it."""
+    """The fastest implementation of a primitive for these words, and a function that times it."""
     timed = {name: partial(seconds_of, partial(run, words)) for name, run in ways()[primitive].items()}
     seconds = paired(timed, rounds)
     name = min(seconds, key=lambda way: quantile(seconds[way], 0.5))
@@ -159,7 +159,7 @@ def best(primitive: str, words: np.ndarray, rounds: int = 3) -> tuple[str, Calla
 
 
 def memset_of_32m() -> Callable[[], float]:
-    """What bars about page state alone are judged by."""
+    """The primitive for bars about page state alone."""
     return best("memset", memory_of(32 << 20).side(0).words, 20)[1]
 
 
@@ -201,7 +201,7 @@ def speed(seconds: list[float], size: int) -> str:
 
 
 def judge_bytes(effect: str, effort: Effort) -> bool:
-    """The effect over all memory in one call, by the primitive over the same memory: at least 0.95."""
+    """An effect over all memory in one call, by its primitive: at least 0.95."""
     run, _ = conversion(effect, effort.memory, effort.memory)
     name, primitive = best(PRIMITIVE_OF[effect], memory_of(effort.memory).side(0).words)
     seconds = paired({"own": run, "primitive": primitive}, effort.pairs)
@@ -313,9 +313,9 @@ PINNED = {512: 54 * 512, 64: 4800}
 
 
 class Batch:
-    """A million random ranges of 1 to 64 pages of an attributes-only guest, 1 % of them refused.
+    """A million random ranges of 1 to 64 pages of a guest without bytes, 1 % of them refused.
 
-    Buffers are pinned all over the guest: of 2 MiB, as VFIO pins them in huge pages, or of 64 pages.
+    Pinned buffers are spread over the guest: of 2 MiB, as VFIO pins huge pages, or of 64 pages.
     """
 
     RANGES = 1_000_000
@@ -340,7 +340,7 @@ class Batch:
         return self.gmem.set_memory_attributes_many(self.offsets, self.sizes, self.attributes)
 
     def convert(self) -> float:
-        """Seconds of the whole call and of asking each request's errno."""
+        """Seconds of the call and of reading each errno."""
         return seconds_of(lambda: self._convert().errno)
 
     def bare(self) -> float:
@@ -348,7 +348,7 @@ class Batch:
         return seconds_of(lambda: set_ranges(self.bits, self.starts, self.ends, self.attributes))
 
     def one_by_one(self, n: int = 20_000) -> float:
-        """Seconds of the batch in single calls, from n of them."""
+        """Seconds of the batch in single calls, extrapolated from n."""
         columns = (column[:n].tolist() for column in (self.offsets, self.sizes, self.attributes))
         requests = list(zip(*columns, strict=True))
 
@@ -471,7 +471,7 @@ def questions_of_1t(effort: Effort) -> bool:
 
 @bar
 def page_state_of_16t(effort: Effort) -> bool:
-    """Memory that the page state of a booted 16 TiB guest takes: at most 512 MiB."""
+    """Memory for the page state of a booted 16 TiB guest: at most 512 MiB."""
     from gmemcore.workload.behaviours import BEHAVIOURS
     from gmemcore.workload.layout import Layout
     from gmemcore.workload.player import Player, build
@@ -509,14 +509,14 @@ assert gmem.set_memory_attributes(0, 4096, 8).counters.pages_changed == 1
 
 
 def process(script: str | None, *command: str) -> Callable[[], float]:
-    """What times a process from its start to its end."""
+    """A function that times a process from start to end."""
     line = [sys.executable, *(["-c", script] if script is not None else command)]
     return lambda: seconds_of(lambda: subprocess.run(line, check=True, stdout=subprocess.DEVNULL))
 
 
 @bar
 def start(effort: Effort) -> bool:
-    """Starting up, in seconds beyond NumPy's, Python's and Numba's own."""
+    """Start-up times, against those of NumPy, Python and Numba."""
     runs = {
         "import gmemcore": process("import gmemcore"),
         "gmemcore --help": process(None, "-m", "gmemcore", "--help"),

@@ -1,8 +1,8 @@
-"""What ``enforce="mprotect"`` costs: the same conversions with and without it, in turn.
+"""Cost of ``enforce="mprotect"``: the same conversions with and without it, interleaved.
 
 A range is converted to private and back, in single calls of 4 KiB, of 2 MiB and of the whole memory, over a
-memfd that is faulted in; one guest has no host view to keep true, one has a view that nobody touched, and one
-a view that the host has touched every page of, so that there are page table entries to change. KEEP moves no
+memfd that is faulted in; one guest has no host view, one has a view that nobody touched, and one has a
+view of which the host touched every page, so there are page table entries to change. KEEP moves no
 bytes; ENCRYPT and DECRYPT (``two-caps``, ``cipher`` firmware) move all of them. Each line is microseconds a
 conversion and the median of the paired ratios to the guest without enforcement.
 

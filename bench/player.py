@@ -1,4 +1,4 @@
-"""What a player costs beside the batch that it makes: the same operations, by gpa and as a bare batch.
+"""Cost of a player next to the batch that it makes: the same operations, by gpa and as a bare batch.
 
 Random conversions of 1 to 64 pages on a guest of 64 GiB without bytes, in chunks as streams have them, on one
 memslot and on two; and what guests do besides (behaviours), in nanoseconds an operation. The bar:

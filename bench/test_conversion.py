@@ -1,7 +1,7 @@
-"""The same work done three ways, side by side: naively, with NumPy, and by a conversion.
+"""The same work done naively, with NumPy, and by a conversion.
 
-Contents are compared before anything is timed. Sizes are tiny unless GMEMCORE_BENCH_SIZE (as in ``64m``)
-says otherwise; the naive way makes large ones slow.
+Contents are compared before anything is timed. Sizes are tiny by default, because the naive way is slow;
+GMEMCORE_BENCH_SIZE, such as ``64m``, sets another one.
 """
 
 import os
@@ -38,7 +38,7 @@ def memory():
 
 
 def case_of(effect):
-    """A case of the table whose conversion has the effect on all of the memory."""
+    """A case whose conversion has the effect on all memory."""
     cases = table("two-caps", firmware="cipher", memory=SIZE, ranges=[SIZE])
     return find(cases, effect=effect, refused=False, pages_allocated_before=SIZE // 4096)
 
@@ -115,7 +115,7 @@ class Conversion(Naive):
 
 
 class OnTwoThreads(Conversion):
-    """The same call, its bytes transformed by two threads where the range is long enough for two parts."""
+    """The same call, with two threads where the range is long enough."""
 
     def __init__(self, case):
         super().__init__(replace(case, setting=Setting(threads=2)))
@@ -144,7 +144,7 @@ def test_effect(benchmark, effect, way):
 @pytest.mark.parametrize("way", ["one by one", "in a batch"])
 @pytest.mark.parametrize("effect", ["KEEP", "ZERO"])
 def test_pages(benchmark, effect, way):
-    """Every page a request of its own."""
+    """One request per page."""
     cases = table("v5", "SNP", memory=SIZE, ranges=[4096])
     case = find(cases, effect=effect, direction="to_shared", refused=False)
     scene = Scene(case, memory(), REFERENCE, SIZE // case.range)

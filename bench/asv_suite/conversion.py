@@ -1,6 +1,6 @@
 """Conversions over the history of the project.
 
-asv calls ``setup`` before every timed call, so each one meets a fresh Vm in the state its case starts from.
+asv calls ``setup`` before every timed call, so each gets a fresh Vm in the initial state of its case.
 Cells that policy refuses raise NotImplementedError there and show as n/a.
 """
 
@@ -19,8 +19,8 @@ MEMORY = 64 << 20  # more than the caches of most machines hold
 RANGES = {"4k": 4 << 10, "64m": MEMORY}
 PAIRS = 20
 
-# Revisions with their firmware; of two-caps the VM types whose firmware matters. `legacy` isn't timed: each
-# of its calls would meet memory that has to be faulted in.
+# Revisions with their firmware; of two-caps the VM types whose firmware matters. `legacy` isn't timed: its
+# memory has to be faulted in again each time.
 REVISIONS = (("v5", "today"), ("two-caps", "cipher"))
 
 
@@ -53,7 +53,7 @@ def memory() -> Memory:
 
 
 class Conversion:
-    """One run of a case: all ranges that fit 64 MiB, converted in one batch, neighbours in turn."""
+    """One run of a case: all ranges that fit 64 MiB, in one batch."""
 
     params = tuple(values_of(axis) for axis in range(5))
     param_names = ("vm", "phase", "direction", "flag", "range")
