@@ -135,6 +135,19 @@ def test_cells_of_one_work_are_one_change_and_counted_each(runs, tmp_path):
     assert all("SNP, TDX" in change.cells for change in comparison.changes)
 
 
+@pytest.mark.parametrize(("abi", "name"), [("v5", "populate"), ("legacy", "copy")])
+def test_a_judged_populate_is_named_as_that(tmp_path, abi, name):
+    """A KEEP whose launch update became slower isn't a slower KEEP."""
+    judged = {"abi": abi, "judged": "populate"}
+    own = [
+        msgspec.structs.replace(cell, **judged, populate_samples=cell.samples, samples=[1e-9] * 12)
+        for cell in cells(1)
+        if cell.effect == "KEEP"
+    ]
+    comparison = compare(*(read_run(write(tmp_path / each, own)) for each in ("a", "b")))
+    assert {change.effect for change in comparison.changes} == {name}
+
+
 def test_an_answer_that_changed_is_found(tmp_path):
     own = [*cells(1)]
     refused = {"outcome": "EOPNOTSUPP", "effect": None, "does": None, "samples": [], "timed_as": None}

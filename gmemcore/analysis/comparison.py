@@ -58,7 +58,7 @@ class Change:
     range : str
         Size of one conversion, in words.
     effect : str
-        What happens to the bytes.
+        What the judged step does: the effect on the bytes, ``populate``, or ``copy`` (`legacy`).
     n_cells : int
         How many cells they are.
     ratio : Interval or None
@@ -168,8 +168,14 @@ def _change(pairs: Sequence[tuple[BenchCell, BenchCell]], basis: Basis) -> Chang
     first, other = pairs[0]
     ratio, finding = _judge(_costs(first, basis), _costs(other, basis))
     words = cells_words([cell for cell, _ in pairs])
-    does = first.does or first.effect or first.operation
-    return Change(words, range_words(first), does, len(pairs), ratio, finding, _ns(first), _ns(other))
+    return Change(words, range_words(first), _does(first), len(pairs), ratio, finding, _ns(first), _ns(other))
+
+
+def _does(cell: BenchCell) -> str:
+    """Return what the judged step of a cell does."""
+    if cell.judged == "populate":
+        return "copy" if cell.abi == "legacy" else "populate"
+    return cell.does or cell.effect or cell.operation
 
 
 def _judge(old: Sequence[float], new: Sequence[float]) -> tuple[Interval | None, Finding]:
@@ -235,7 +241,7 @@ def change_rows(comparison: Comparison, *, every: bool = False) -> Iterator[tupl
                 each.range,
                 *(format_number(each.old), format_number(each.new)),
                 "" if ratio is None else f"{ratio.median:.3f}",
-                "" if ratio is None else f"{ratio.low:.2f} to {ratio.high:.2f}",
+                "" if ratio is None else f"{ratio.low:.2f}-{ratio.high:.2f}",
                 each.finding,
                 each.cells,
             )
