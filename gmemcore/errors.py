@@ -270,7 +270,7 @@ def with_known(error: Exception, kind: type) -> str:
     Parameters
     ----------
     error : Exception
-        As msgspec has it: ``… - at `$.guest.vm_types[0]` ``.
+        As msgspec has it, its place at the end in single back quotes, as in ``$.guest.vm_types[0]``.
     kind : type
         The struct that was to be read.
     """

@@ -1,4 +1,4 @@
-"""The worked examples of notebooks/EXAMPLES.md: each command runs again and must print what stands there.
+"""Worked examples, of notebooks/EXAMPLES.md and the tutorial: each command must print what stands there.
 
 ``python tests/examples.py --write`` puts in what the commands print now; prose and commands are by hand.
 Blocks with figures of one machine are marked: of ``console times`` all but times is compared, of
@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 import tempfile
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -22,6 +22,8 @@ from gmemcore.cli import main
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "notebooks" / "EXAMPLES.md"
+TUTORIAL = sorted((ROOT / "docs" / "tutorial").glob("[!i]*.md"))
+"""Lessons: the commands of each work on the files that those before them wrote."""
 COLUMNS = "110"
 
 BLOCK = re.compile(r"^```console(?: (figures|times))?\n\$ (gmemcore [^\n]*)\n(.*?)^```$", re.M | re.S)
@@ -69,17 +71,30 @@ COMPARED = {"": str, "times": without_times, "figures": shape}
 """What is compared of a block, by its mark."""
 
 
-def run(command):
-    """What a command prints, run where nothing but the project's tests can be seen; it must end well."""
-    words = shlex.split(command)[1:]
+@contextmanager
+def workplace():
+    """Run commands where nothing but the project's tests can be seen."""
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, COLUMNS=COLUMNS), chdir(folder):
         for name in ("tests", "notebooks"):
             Path(name).symlink_to(ROOT / name)
-        printed, told = StringIO(), StringIO()
-        with redirect_stdout(printed), redirect_stderr(told), pytest.raises(SystemExit) as stopped:
-            main(words)
+        yield
+
+
+def run(command):
+    """What a command prints; it must end well."""
+    words = shlex.split(command)[1:]
+    printed, told = StringIO(), StringIO()
+    with redirect_stdout(printed), redirect_stderr(told), pytest.raises(SystemExit) as stopped:
+        main(words)
     assert stopped.value.code == 0, f"{command}: exit status {stopped.value.code}: {told.getvalue()}"
-    return "\n".join(line.rstrip() for line in printed.getvalue().splitlines()).strip("\n") + "\n"
+    lines = "\n".join(line.rstrip() for line in printed.getvalue().splitlines()).strip("\n")
+    return f"{lines}\n" if lines else ""
+
+
+def run_alone(command):
+    """What a command prints in a workplace of its own."""
+    with workplace():
+        return run(command)
 
 
 def rewritten(text):
@@ -89,10 +104,12 @@ def rewritten(text):
         mark = f" {block[1]}" if block[1] else ""
         return f"```console{mark}\n$ {block[2]}\n{run(block[2])}```"
 
-    return BLOCK.sub(again, text)
+    with workplace():
+        return BLOCK.sub(again, text)
 
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         sys.exit("usage: python tests/examples.py --write")
-    PAGE.write_text(rewritten(PAGE.read_text()))
+    for page in (PAGE, *TUTORIAL):
+        page.write_text(rewritten(page.read_text()))

@@ -2,7 +2,7 @@
 
 import pytest
 from conftest import JIT_DISABLED
-from examples import COMPARED, PAGE, Example, examples, rewritten, run
+from examples import COMPARED, PAGE, TUTORIAL, Example, examples, rewritten, run, run_alone, workplace
 
 TEXT = PAGE.read_text()
 EXAMPLES = examples(TEXT)
@@ -13,7 +13,17 @@ def test_it_prints_what_the_page_says(example):
     if JIT_DISABLED and example.kind == "figures":
         pytest.skip("megabytes are too much for kernels that aren't compiled")
     compared = COMPARED[example.kind]
-    assert compared(run(example.command)) == compared(example.printed)
+    assert compared(run_alone(example.command)) == compared(example.printed)
+
+
+@pytest.mark.parametrize("page", TUTORIAL, ids=lambda page: page.stem)
+def test_a_lesson_prints_what_it_says(page):
+    lesson = examples(page.read_text())
+    assert len(lesson) > 1
+    with workplace():
+        for example in lesson:
+            compared = COMPARED[example.kind]
+            assert compared(run(example.command)) == compared(example.printed), example.command
 
 
 def test_there_are_ten_questions_and_each_has_one_answer():

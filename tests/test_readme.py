@@ -17,7 +17,7 @@ from gmemcore.cli import COMMANDS, VERBOSITY, command_line, main
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / name for name in ("README.md", "DESIGN.md", "CHANGELOG.md", "notebooks/EXAMPLES.md")]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
+PAGES += sorted(page for page in (ROOT / "docs").rglob("*.md") if "generated" not in page.parts)
 COMMANDING = [ROOT / name for name in ("README.md", "DESIGN.md", "notebooks/EXAMPLES.md")]
 """Pages that name commands."""
 
