@@ -33,6 +33,7 @@ API = {
 }
 """Modules of the Python interface, in the order of the reference: each object is documented once."""
 
+EXPLANATION = "explanation/index"
 SCHEMAS = ("bench", "backings", "stress", "replay")
 NOTEBOOKS = ("quick_start", "page_states", "conversion_cost", "fleet", "proposals")
 PAGES = {"DESIGN.md": "design.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
@@ -180,11 +181,22 @@ def _moved(text: str) -> str:
 
 
 def on_site(name: str, text: str) -> str:
-    """Return a page in the folder ``docs`` with links to pages outside of it that hold on the site."""
+    """Return a page as the site has it: complete lists, and links that hold here."""
+    if name == EXPLANATION:
+        return text.replace(
+            "../generated/contributing", "\n".join([*_unlisted(), "../generated/contributing"])
+        )
     if "/" in name:
         return text
     for page, here in PAGES.items():
         text = text.replace(f"](../{page}", f"](generated/{here}")
-    return text.replace("](../notebooks/EXAMPLES.md", "](how-to/index.md").replace(
-        "](../notebooks/", "](generated/notebooks/"
-    )
+    text = text.replace("](../notebooks/EXAMPLES.md", "](how-to/index.md")
+    return text.replace("](../notebooks/", "](generated/notebooks/")
+
+
+def _unlisted() -> list[str]:
+    """Return the pages of ``docs`` that no part of the site lists: they explain something."""
+    docs = ROOT / "docs"
+    lists = "".join(path.read_text() for path in docs.glob("*/index.md"))
+    names = [path.stem for path in sorted(docs.glob("*.md")) if path.stem != "index"]
+    return [f"../{name}" for name in names if f"../{name}\n" not in lists and f"/{name}\n" not in lists]
