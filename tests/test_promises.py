@@ -429,6 +429,39 @@ def test_without_the_change_it_fails(package, exercise):
     assert use(package, exercise.script).returncode == 1
 
 
+def stale(row):
+    """Files that a row of the table names and that don't exist, and names that are in none of its files."""
+    words = [word for word in re.findall(r"`([^`]+)`", row) if not word.startswith("gmemcore ")]
+    folders, sources, names = [ROOT / "gmemcore", ROOT], [], []
+    for word in words:
+        module, _, name = word.rpartition(".")
+        if (ROOT / "gmemcore" / f"{module}.py").is_file() and name != "py":
+            sources.append((ROOT / "gmemcore" / f"{module}.py").read_text())
+            names.append(name)
+        elif "/" in word or word.endswith(".py"):
+            found = [folder / word for folder in folders if (folder / word).exists()]
+            if not found:
+                yield word
+            for path in found:
+                folders.append(path if path.is_dir() else path.parent)
+                files = path.rglob("*.py") if path.is_dir() else [path]
+                sources += [file.read_text() for file in files]
+        else:
+            names.append(word)
+    yield from (name for name in names if not any(re.search(rf"\b{name}\b", text) for text in sources))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_what_the_table_names_exists(row):
+    assert not list(stale(ROWS[row]))
+
+
+def test_what_is_gone_would_be_noticed():
+    row = "`policy/gone.py`, `EFFECTS` and `GONE` in `policy/effects.py`, `conformance.GONE`, `machine/`"
+    assert list(stale(row)) == ["policy/gone.py", "GONE", "GONE"]
+    assert len(ROWS) > 20
+
+
 @each_exercise
 def test_only_the_files_that_the_table_names_are_edited(exercise):
     edited = {name for name, _, _ in exercise.edits}
