@@ -43,6 +43,10 @@ def possible(terrain: Terrain, op: str) -> list[str]:
         impossible.add(("set", "EOPNOTSUPP"))
     if not terrain.abi.shared_files:  # nor does such a kernel keep files from being executable
         impossible |= {("mmap", "OK"), ("mmap", "EPERM")}
+    if not (terrain.in_place or terrain.vm_attributes):
+        impossible |= {("ioctl", outcome) for outcome in ("OK", "EINVAL", "EFAULT")}
+    if not (terrain.abi.shared_files or terrain.private_memory):  # no memslot can have a file
+        impossible.add(("slot_add", "EBADF"))
     if not terrain.pins:
         impossible.add(("set", "EAGAIN"))
     return [outcome for outcome in OUTCOMES[op].split() if (op, outcome) not in impossible]
