@@ -213,7 +213,7 @@ def test_fuzz_that_finds_something_ends_with_1(run, mappable, tmp_path, monkeypa
     [
         (["--steps", "0"], "more than 0"),
         (["--seconds", "-1"], "more than 0"),
-        (["--seed", "-1"], "0 or more"),
+        (["--seed", "-1"], "must be 0 to 2^64 - 1, not -1"),
         (["--vm-type", "PKVM"], "PKVM can't be walked on this host"),
         (["--vm-type", "nothing"], "VM type"),
     ],
