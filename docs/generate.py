@@ -191,7 +191,7 @@ def on_site(name: str, text: str) -> str:
     for page, here in PAGES.items():
         text = text.replace(f"](../{page}", f"](generated/{here}")
     text = text.replace("](../notebooks/EXAMPLES.md", "](how-to/index.md")
-    return text.replace("](../notebooks/", "](generated/notebooks/")
+    return re.sub(r"\]\(\.\./notebooks/(\w+\.ipynb)", r"](generated/notebooks/\1", text)
 
 
 def _unlisted() -> list[str]:
