@@ -395,6 +395,22 @@ def test_every_stage_takes_as_many_calls_whatever_the_ranges(monkeypatch, abi, w
     own.check()
 
 
+@pytest.mark.parametrize("vm_type", VmType)
+def test_two_backings_are_timed_in_the_state_that_they_are_verified_in(vm_type):
+    """Without contents, which timing can do without, page state and counters are the same."""
+    for case in table("legacy", vm_type, memory=SMALL, ranges=[SMALL]):
+        if case.refused:
+            continue
+        states = []
+        for written in (True, False):
+            own = scene.new_scene(case, Memory(SMALL), Reference())
+            own.prepare(written=written)
+            planes = [side.records().tobytes() for side in own.gmem.sides]
+            own.run()
+            states.append((planes, own.counters()))
+        assert states[0] == states[1], case.name
+
+
 def test_a_repeated_call_stops_where_it_is_refused():
     vm = gmemcore.create_vm("SNP", backing="none")
     gmem = vm.create_guest_memfd(8 * 4096, flags=3)

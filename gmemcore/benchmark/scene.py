@@ -429,7 +429,7 @@ class LegacyScene(Scene):
         self._loads = case.platform.coco and case.key.phase == Phase.LAUNCHING
 
     def prepare(self, stage: Stage = Stage.CONVERT, *, written: bool = True) -> None:
-        """See `Scene.prepare`; contents are always written, because a discard took the old ones away."""
+        """See `Scene.prepare`."""
         case = self.case
         assert isinstance(self._memory, Memory)
         # What the last run discarded is taken back first, untimed: a hypervisor below may reclaim memory that
@@ -439,17 +439,29 @@ class LegacyScene(Scene):
         self._new_vm(GuestMemfdFlag.MMAP)
         if case.key.phase == Phase.RUNNING:
             self.vm.launch_finish()
-        if not case.platform.private_memory:
-            self._write(0, self.size, shared=True)
+        shared = case.to_private or not case.platform.private_memory
+        if not shared:
+            self.vm.set_memory_attributes(0, self.size, MemoryAttribute.PRIVATE)
+        if written:
+            self._write(0, self.size, shared=shared)
         else:
-            if not case.to_private:
-                self.vm.set_memory_attributes(0, self.size, MemoryAttribute.PRIVATE)
-            self._write(0, self.size, shared=case.to_private)
+            self._touch(shared=shared)
+        if case.platform.private_memory:
             # The conversion before discarded what is the new side now: its pages are to be faulted in again.
             discard(self._memory.side(0 if case.to_private else 1))
         self._before = self.vm.counters
         if stage == Stage.ACCESS:
             self.run()
+
+    def _touch(self, *, shared: bool) -> None:
+        """Bring all ranges into the state after `_write`, whatever their contents."""
+        if shared:
+            self._take(Stopwatch(), self.gmem.sides.shared, Step.HOST_WRITE)
+        elif self.case.platform.coco and self.case.key.phase == Phase.LAUNCHING:
+            self._populate()
+        else:
+            for step in (Step.ACCEPT, Step.GUEST_WRITE):
+                self._repeat(Stopwatch(), layout.CALL_OF_GUEST, step, self._ranges)
 
     def time(self, stage: Stage) -> float:
         """See `Scene.time`."""
