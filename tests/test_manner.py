@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_tree import APP, ARGUMENTS, TREE
 from cyclopts import CycloptsError
 from rich.console import Console
 
@@ -19,21 +20,6 @@ from gmemcore.policy import ABIS
 from gmemcore.policy.proposal import shipped_proposals
 from gmemcore.uapi import Direction, Firmware, Phase, VmType
 
-
-def walk(app, chain=()):
-    """Every command: its words, and its App."""
-    for name in app:
-        if name.startswith("-"):
-            continue
-        own = (*chain, name)
-        if app[name].default_command is not None:
-            yield own, app[name]
-        yield from walk(app[name], own)
-
-
-APP = command_line()
-TREE = dict(walk(APP))
-ARGUMENTS = {words: list(own.assemble_argument_collection()) for words, own in TREE.items()}
 OPTIONS = [
     pytest.param(words, each, id=" ".join((*words, each.names[0])))
     for words, own in ARGUMENTS.items()

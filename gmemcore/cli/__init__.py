@@ -34,15 +34,17 @@ COMMANDS: Final = {
 RENAMED: Final = {"compare": "backings", "measure": "digest"}
 """Old name of a command -> its name."""
 
+SUMMARY: Final = "In-place conversion of guest_memfd memory: a model to measure, compare and stress."
 VERBOSITY: Final = {"-q": -1, "--quiet": -1, "-v": 1, "--verbose": 1}
 """Options of every command, anywhere in it."""
-_EPILOGUE: Final = """\
+EPILOGUE: Final = """\
 --quiet (-q) prints nothing about the work itself, --verbose (-v) more.
 
 Exit status: 0 done; 1 something that was checked did not hold; 2 the request can't be met; 130 interrupted;
 141 nobody reads the output."""
+"""What help says of every command."""
 _OVERVIEW: Final = f"""\
-`gmemcore COMMAND --help` lists a command's options. In every command, {_EPILOGUE}"""
+`gmemcore COMMAND --help` lists a command's options. In every command, {EPILOGUE}"""
 
 
 def command_line(*, summaries: bool = False) -> App:
@@ -56,8 +58,8 @@ def command_line(*, summaries: bool = False) -> App:
     """
     app = App(
         name="gmemcore",
-        help="In-place conversion of guest_memfd memory: a model to measure, compare and stress.",
-        help_epilogue=_OVERVIEW if summaries else _EPILOGUE,
+        help=SUMMARY,
+        help_epilogue=_OVERVIEW if summaries else EPILOGUE,
         version_flags=["--version", "-V"],
         default_parameter=Parameter(negative="", show_default=_shown_default),
     )

@@ -18,7 +18,7 @@ def compare(
     old: Annotated[Path, Parameter(help="A run of gmemcore bench.")],
     new: Annotated[Path, Parameter(help="A later one.")],
     /,
-    *more: Path,
+    *more: Annotated[Path, Parameter(help="Still later ones.")],
     basis: Annotated[
         Literal["primitive", "time"] | None,
         Parameter(
