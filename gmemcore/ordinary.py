@@ -194,7 +194,7 @@ class VmWithOrdinary:
         known = int(file_flags if with_file else MemslotFlag.LOG_DIRTY_PAGES | MemslotFlag.READONLY)
         if flags & ~known:
             raise InvalidArgumentError(f"memslot flags must be bits of {known:#x}, not {flags:#x}")
-        address = userspace_address or 0
+        address = 0 if userspace_address is None else userspace_address
         if address % PAGE_SIZE or address + size > USER_END:
             raise InvalidArgumentError(f"userspace address {address:#x} can't have {size:#x} bytes")
         if with_file:

@@ -196,7 +196,7 @@ def test_old_names_answer_with_the_new_one(capsys, old, new):
         (("--memory", "64k", "--range", "12k"), "--memory must be a multiple of --range 12k, not 64k"),
         (("--vm-type", "SEV", "--memory", "64k", "--range", "4k"), "unknown VM type"),
         (("--vm-type", "DEFAULT", "--memory", "64k", "--range", "4k"), "preserves its contents"),
-        (("--backing", "none"), "must be one of anonymous"),
+        (("--backing", "none"), "must be anonymous"),
         (("--pairs", "0"), "pairs"),
         (("--plot", "x.docx"), "must end in one of"),
         (("-o", "/nonexistent/x"), "No such file"),

@@ -527,7 +527,7 @@ def test_hostile_requests_are_of_all_kinds():
 def test_hostile_weights_decide():
     ops = take("hostile", 4000, valid=1, repeated=0, overlapping=0, boundary=0, unaligned=0, argument=0)
     assert not ((ops["gpa"] | ops["size"]) % PAGE_SIZE).any()
-    with pytest.raises(InvalidArgumentError, match="weights are all 0"):
+    with pytest.raises(InvalidArgumentError, match="at least one weight must be above 0"):
         take("hostile", valid=0, repeated=0, overlapping=0, boundary=0, unaligned=0, argument=0)
 
 

@@ -239,7 +239,7 @@ def test_the_same_where_conversions_encrypt(calls):
 
 INTERPRETED = """
 from gmemcore.engine import kernels
-import host_views as t
+import test_enforce as t
 {script}
 """
 

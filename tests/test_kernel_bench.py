@@ -128,7 +128,7 @@ def run(capsys, *words):
 def test_this_kernel(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     path = tmp_path / "kvm.jsonl"
-    status, printed = run(capsys, "kvm", "bench", "--memory", "1m", "--seconds", "0.01", "--json", path)
+    status, printed = run(capsys, "kvm", "bench", "--memory", "1m", "--seconds", "0.01", "-o", path)
     assert status == 0
     assert "fallocate" in printed.out
     assert "not offered" in printed.out
@@ -137,7 +137,7 @@ def test_this_kernel(capsys, tmp_path, monkeypatch):
     assert first["settings"]["kernel"] == os.uname().release
     assert end["end"]["records"] == len(rows)
     assert {row["backing"] for row in rows} == {"guest_memfd"}
-    status, printed = run(capsys, "kvm", "bench", "--json", path)
+    status, printed = run(capsys, "kvm", "bench", "-o", path)
     assert status == 2
     assert str(path) in printed.err
 
@@ -154,7 +154,7 @@ def test_costs_of_this_kernel(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--memory", "2g"], "up to 1g"),
+        (["--memory", "2g"], "at most 1g"),
         (["--memory", "100"], "multiple of 4k"),
         (["--seconds", "0"], "more than 0"),
     ],

@@ -141,9 +141,9 @@ def test_bad_weights_are_refused(weights):
 
 
 def test_bad_bounds_keys_and_names_are_refused():
-    with pytest.raises(InvalidArgumentError, match="bound of 0"):
+    with pytest.raises(InvalidArgumentError, match="a bound must be 1 or more, not 0"):
         Stream(0).below(0, 0, 1)
-    with pytest.raises(InvalidArgumentError, match="bound of 0"):
+    with pytest.raises(InvalidArgumentError, match="a bound must be 1 or more, not 0"):
         Stream(0).below(np.array([1, 0], np.uint64), 0, 2)
     with pytest.raises(InvalidArgumentError, match="64 bits"):
         Stream(1 << 64)

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -302,18 +301,6 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0
 """
     subprocess.run([sys.executable, "-c", script], check=True)
-
-
-def test_parts_tile_the_range_at_blocks():
-    from gmemcore.benchmark.parts import LEAST_PART, parts
-
-    for start, end in ((0, 1), (3, 5000), (511, 10 * LEAST_PART + 3), (0, 4096)):
-        for n in (1, 2, 3, 7):
-            tiles = list(parts(start, end, n))
-            assert tiles[0][0] == start
-            assert tiles[-1][1] == end
-            assert all(a[1] == b[0] and a[1] % 512 == 0 for a, b in pairwise(tiles))
-            assert len(tiles) <= n
 
 
 def test_a_record_of_page_states_ends_where_numpys_do():

@@ -52,7 +52,7 @@ def test_rechunk_of_nothing_is_nothing():
     assert list(rechunk([])) == []
     assert list(rechunk([empty_operations(0)])) == []
     assert len(next(rechunk(endless(0, 100)))) == CHUNK
-    with pytest.raises(InvalidArgumentError, match="chunks of 0"):
+    with pytest.raises(InvalidArgumentError, match="must be 1 or more operations, not 0"):
         rechunk([], 0)
 
 
@@ -149,5 +149,5 @@ def test_parts_of_a_layout_tile_it():
     for low, high in ((0.5, 0.5), (-0.1, 1), (0, 1.5), (0.6, 0.5)):
         with pytest.raises(InvalidArgumentError, match="of a layout"):
             layout.part(low, high)
-    with pytest.raises(InvalidArgumentError, match="0 regions"):
+    with pytest.raises(InvalidArgumentError, match="regions, not 0"):
         layout.part(0.01, 0.02)

@@ -189,7 +189,7 @@ def _note_captured(place: Path, program: str) -> None:
 
 def _load(name: str, options: Options | None, seed: int | None) -> Workload:
     """Return the workload of a name; a seed means nothing for a trace, which has its own."""
-    workload = load(name, options, seed=seed or 0)
+    workload = load(name, options, seed=0 if seed is None else seed)
     if seed is not None and workload.kind == "a trace":
         raise InputError(f"--seed is for a behaviour and a log; {name} is a trace")
     return workload

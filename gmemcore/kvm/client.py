@@ -199,7 +199,8 @@ class KvmVm:
         if userspace_address is None and ordinary:
             if old is None:
                 memory = self._ordinary_memory(size)
-            userspace_address = memory or 0 if old is None else old.userspace_address
+            there = memory if old is None else old.userspace_address
+            userspace_address = 0 if there is None else there
         elif userspace_address is None:
             userspace_address = 0 if gmem is None else gmem.userspace_address(gmem_offset, size)
         self._make_way(gpa, size, slot)
@@ -215,15 +216,15 @@ class KvmVm:
             return
         self.memslots[slot] = Slot(gpa, size, gmem, gmem_offset, userspace_address, memory, chosen)
 
-    def _ordinary_memory(self, size: int) -> int:
-        """Map memory for a memslot; 0 for one that no process can have, or that needs none."""
+    def _ordinary_memory(self, size: int) -> int | None:
+        """Map memory for a memslot; None for one that no process can have, or that needs none."""
         if not 0 < size <= MOST_ORDINARY or size % PAGE_SIZE:
-            return 0
+            return None
         with _refusals():
             return self.transport.memory(size)
 
     def _release(self, address: int | None, size: int) -> None:
-        if address:
+        if address is not None:
             self.transport.unmap(address, size)
 
     def _forget(self, slot: int) -> None:

@@ -103,7 +103,7 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             EINVAL: shares that aren't 0 to 1 and ascending, or hold no page.
         """
         if not 0 <= low < high <= 1:
-            raise InvalidArgumentError(f"part {low} to {high} of a layout; 0 <= low < high <= 1 is accepted")
+            raise InvalidArgumentError(f"a part of a layout must be within 0 to 1, not {low} to {high}")
         start, end = (int(share * (self.size // PAGE_SIZE)) * PAGE_SIZE for share in (low, high))
         regions, before = [], 0
         for region in self.regions:
