@@ -12,7 +12,7 @@ Names and submodules are loaded when they are first used, so ``import gmemcore``
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "gmemcore.front": ("bench", "read", "replay", "run"),
