@@ -1,26 +1,29 @@
 """Compile the kernels on first use.
 
-``kernels.py`` is plain Python. The first use of any kernel replaces every function registered there by a
-Numba dispatcher, *in place*. So ``import gmemcore`` doesn't import Numba, kernels find each other as globals
-of their module, and ``NUMBA_DISABLE_JIT=1`` runs the same source under a debugger or coverage.
+``kernels.py`` is plain Python, and so is ``workload/loops.py``. The first use of one of them replaces every
+function registered in it by a Numba dispatcher, *in place*. So ``import gmemcore`` doesn't import Numba,
+kernels find each other as globals of their module, and ``NUMBA_DISABLE_JIT=1`` runs the same source under a
+debugger or coverage.
 """
 
 import os
 import threading
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_registered: dict[str, dict[str, bool]] = {}
+_registered: dict[str, dict[str, dict[str, bool]]] = {}  # options by module and function
 _callbacks: list[str] = []
 _compiling = threading.RLock()
 os.register_at_fork(  # a child can't finish what another thread of its parent began
     before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_compiling.release
 )
 _kernels: ModuleType | None = None
+_loaded: set[str] = set()
 
 
 # Kernels allocate nothing, so they need no reference counting. Without it a call between kernels is free;
@@ -32,15 +35,13 @@ INLINED = {**CALLED_BY_KERNELS, "forceinline": True}
 
 
 def entry(function: F) -> F:
-    """Register a function of ``kernels.py`` that Python calls; return it unchanged."""
-    _registered[function.__name__] = CALLED_BY_PYTHON
-    return function
+    """Register a function that Python calls; return it unchanged."""
+    return _register(function, CALLED_BY_PYTHON)
 
 
 def kernel(function: F) -> F:
     """Register a function that kernels call; return it unchanged."""
-    _registered[function.__name__] = CALLED_BY_KERNELS
-    return function
+    return _register(function, CALLED_BY_KERNELS)
 
 
 def inlined(function: F) -> F:
@@ -48,7 +49,11 @@ def inlined(function: F) -> F:
 
     A call passes seven words per array, which costs more than a short function does.
     """
-    _registered[function.__name__] = INLINED
+    return _register(function, INLINED)
+
+
+def _register(function: F, options: dict[str, bool]) -> F:
+    _registered.setdefault(function.__module__, {})[function.__name__] = options
     return function
 
 
@@ -69,16 +74,21 @@ def load_kernels() -> ModuleType:
     """
     global _kernels
     if _kernels is None:
-        from gmemcore.engine import kernels
-
-        with _compiling:
-            if _kernels is None:
-                if is_compiled():
-                    _compile_in_place(kernels)
-                else:
-                    _silence_wrapping(kernels)
-                _kernels = kernels
+        _kernels = load("gmemcore.engine.kernels")
     return _kernels
+
+
+def load(name: str) -> ModuleType:
+    """Prepare the registered functions of a module for their first call, which compiles them."""
+    module = import_module(name)
+    with _compiling:
+        if name not in _loaded:
+            if is_compiled():
+                _compile_in_place(module)
+            else:
+                _silence_wrapping(module)
+            _loaded.add(name)
+    return module
 
 
 def _compile_in_place(kernels: ModuleType) -> None:
@@ -88,8 +98,9 @@ def _compile_in_place(kernels: ModuleType) -> None:
     from gmemcore.engine.kernel_cache import KernelCache, warn_once
 
     for name in instructions.NAMES:
-        setattr(kernels, name, getattr(instructions, name))
-    for name, options in _registered.items():
+        if hasattr(kernels, name):
+            setattr(kernels, name, getattr(instructions, name))
+    for name, options in _registered[kernels.__name__].items():
         function = getattr(kernels, name)
         dispatcher: Any = njit(**{**OPTIONS, **options})(function)
         try:
@@ -119,5 +130,5 @@ def _silence_wrapping(kernels: ModuleType) -> None:
     """Make 64-bit arithmetic wrap silently in plain Python, as in compiled code."""
     import numpy as np
 
-    for name in _registered:
+    for name in _registered[kernels.__name__]:
         setattr(kernels, name, np.errstate(over="ignore")(getattr(kernels, name)))

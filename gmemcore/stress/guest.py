@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 
+from gmemcore.engine.jit import load
 from gmemcore.engine.state import Survey
-from gmemcore.engine.steps import Step
 from gmemcore.machine import VmFace, create_vm
 from gmemcore.stress.compare import Comparison, Outcome
 from gmemcore.stress.faults import FAULTS, inject
@@ -26,15 +27,14 @@ from gmemcore.stress.merge import GuestResult
 from gmemcore.stress.places import Event, Places
 from gmemcore.stress.spec import Plan, Spec
 from gmemcore.workload.behaviours import BEHAVIOURS
+from gmemcore.workload.behaviours.compiled import LOOPS
 from gmemcore.workload.layout import Layout
-from gmemcore.workload.operations import Operations, empty_operations, shows_launch
-from gmemcore.workload.outcomes import NAMES
+from gmemcore.workload.operations import Operations, as_words, empty_operations, shows_launch
+from gmemcore.workload.outcomes import NAMES, OUTCOME
 from gmemcore.workload.player import Player, build
 
 SIZE_CLASSES: Final = 40
 """Length of the histogram of conversions by size: up to 2^40 pages."""
-_SMALL: Final = 4096  # conversions of fewer pages are counted as an array
-_SMALL_CLASSES: Final = 1 << np.arange(12)
 _CHUNK: Final = 1 << 16  # operations held at a time; a batch of conversions takes 150 bytes each
 
 
@@ -116,27 +116,36 @@ class _Tally:
     operations: int = 0
     codes: Counter[int] = field(default_factory=Counter)
     sizes: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(SIZE_CLASSES, np.int64))
-    digest: Any = field(default_factory=hashlib.sha256)
+    _all_ok: int = 0  # operations before the first refused one, while they are few
+    _hash: Any = None
 
     def add(self, operations: Operations, outcomes: Any) -> None:
         self.operations += len(operations)
-        self.digest.update(outcomes.tobytes())
-        codes = np.ascontiguousarray(outcomes["code"])
-        refused = codes[np.flatnonzero(codes)]
+        load(LOOPS).count_sizes(as_words(np.ascontiguousarray(operations)), self.sizes)
+        codes = outcomes["code"]
+        refused = np.flatnonzero(codes)
         self.codes[0] += len(codes) - len(refused)
         if len(refused):
-            for code, count in zip(*np.unique(refused, return_counts=True), strict=True):
+            for code, count in zip(*np.unique(codes[refused], return_counts=True), strict=True):
                 self.codes[int(code)] += int(count)
-        converts = operations["step"] == Step.CONVERT
-        pages = operations["size"] if converts.all() else operations["size"][converts]
-        pages = pages >> np.uint64(12)
-        is_small = pages < np.uint64(_SMALL)
-        if not is_small.all():
-            for large in pages[~is_small].tolist():
-                self.sizes[min(large.bit_length(), SIZE_CLASSES) - 1] += 1
-            pages = pages[is_small]
-        by_pages = np.bincount(pages.view(np.int64), minlength=_SMALL)
-        self.sizes[: len(_SMALL_CLASSES)] += np.add.reduceat(by_pages, _SMALL_CLASSES)
+        if self._hash is None and not len(refused) and self._all_ok < _CHUNK:
+            self._all_ok += len(operations)
+            return
+        if self._hash is None:
+            self._hash = _hash_of_ok(self._all_ok).copy()
+        self._hash.update(outcomes.tobytes())
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of all outcomes."""
+        digest: bytes = (self._hash or _hash_of_ok(self._all_ok)).digest()
+        return digest
+
+
+@lru_cache(maxsize=16)
+def _hash_of_ok(count: int) -> Any:
+    """Return the SHA-256 of that many operations without a refusal; most guests begin with as many."""
+    return hashlib.sha256(bytes(count * OUTCOME.itemsize))
 
 
 class GuestRun:
@@ -293,7 +302,7 @@ class GuestRun:
             "sizes": self._tally.sizes.tolist(),
         }
         digest = hashlib.sha256(msgspec.json.encode(fields, order="sorted"))
-        digest.update(self._tally.digest.digest())
+        digest.update(self._tally.digest)
         for gmem, survey in zip(self.files, found, strict=True):
             digest.update(state_digest(gmem, survey))
         return GuestResult(**fields, digest=digest.hexdigest(), seconds=time.perf_counter() - self._began)
@@ -324,7 +333,7 @@ def _rounds(spec: Spec, plan: Plan, layout: Layout) -> Iterator[Operations]:
     while True:
         stream = plan.stream.split("round", number)
         yield from behaviour.operations(
-            layout, stream, chunk=min(_CHUNK, spec.operations), **plan.behaviour.parameters
+            layout, stream, chunk=min(_CHUNK, spec.operations), compiled=True, **plan.behaviour.parameters
         )
         yield empty_operations(0)
         number += 1

@@ -82,6 +82,18 @@ _VARIANTS[[Step.GUEST_READ, Step.GUEST_WRITE], : len(Access)] = True
 _VARIANTS[Step.POPULATE, [i + source for i in range(len(PageType)) for source in (0, FROM_SOURCE)]] = True
 
 
+def check_array(operations: Operations) -> None:
+    """Raise unless an object is an array of operations.
+
+    Raises
+    ------
+    TypeError
+        Not a one-dimensional array of `OPERATION`.
+    """
+    if not isinstance(operations, np.ndarray) or operations.dtype != OPERATION or operations.ndim != 1:
+        raise TypeError("operations are a one-dimensional array of OPERATION")
+
+
 def check_operations(operations: Operations) -> None:
     """Refuse what isn't an array of operations that exist.
 
@@ -92,8 +104,7 @@ def check_operations(operations: Operations) -> None:
     InvalidArgumentError
         EINVAL: a step or a variant that doesn't exist; the message has the number of the first one.
     """
-    if not isinstance(operations, np.ndarray) or operations.dtype != OPERATION or operations.ndim != 1:
-        raise TypeError("operations are a one-dimensional array of OPERATION")
+    check_array(operations)
     step, variant = (np.ascontiguousarray(operations[name]) for name in ("step", "variant"))
     if not variant.any() and (step < len(Step)).all():
         return

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gmemcore.engine import Counters
 from gmemcore.engine.arguments import check_aligned
+from gmemcore.engine.jit import is_compiled, load
 from gmemcore.engine.results import OUTCOMES
 from gmemcore.engine.steps import Step
 from gmemcore.errors import (
@@ -36,7 +37,14 @@ from gmemcore.uapi import (
 )
 from gmemcore.workload.fill import PIECE, Fill
 from gmemcore.workload.layout import Layout
-from gmemcore.workload.operations import FROM_SOURCE, Access, Operations, check_operations
+from gmemcore.workload.operations import (
+    FROM_SOURCE,
+    Access,
+    Operations,
+    as_words,
+    check_array,
+    check_operations,
+)
 from gmemcore.workload.outcomes import CODES, OUTCOME, Outcomes
 
 _PUNCH: Final = FallocateMode.KEEP_SIZE | FallocateMode.PUNCH_HOLE
@@ -46,6 +54,8 @@ _KINDS: Final[dict[int, bool | None]] = {
     Access.SHARED: False,
     Access.PRIVATE: True,
 }
+LOOPS: Final = "gmemcore.workload.loops"
+"""The module of compiled loops."""
 _BATCH: Final = 10
 """Operations in a row from which on a batch is quicker than single calls."""
 _TOUCHES: Final = (
@@ -53,12 +63,20 @@ _TOUCHES: Final = (
     *(Step.ALLOCATE, Step.PUNCH_HOLE, Step.PIN, Step.UNPIN),
 )
 _WRITES: Final = (Step.HOST_WRITE, Step.GUEST_WRITE)
+_GUEST_ACCESSES: Final = (Step.GUEST_READ, Step.GUEST_WRITE)
 _IN_BATCH: Final[dict[bool, NDArray[np.bool_]]] = {
     have_bytes: np.isin(np.arange(len(Step)), _TOUCHES if have_bytes else _TOUCHES + _WRITES)
     for have_bytes in (True, False)
 }
 """Whether batches take a step, by whether there are bytes; other steps write contents, go on after a refusal
 or are the Vm's."""
+_VARIANTS_IN_BATCH: Final[dict[bool, NDArray[np.uint64]]] = {
+    have_bytes: np.where(
+        steps, np.where(np.isin(np.arange(len(Step)), _GUEST_ACCESSES), len(Access), 1), 0
+    ).astype(np.uint64)
+    for have_bytes, steps in _IN_BATCH.items()
+}
+"""The variants that batches take, by step."""
 _CODE_OF: Final = np.array([CODES[name] for name in OUTCOMES], np.uint16)
 _SAYS_WHERE: Final = np.array(
     [
@@ -199,9 +217,16 @@ class Player:
         InvalidArgumentError
             EINVAL: a step or variant that doesn't exist; nothing was done.
         """
-        check_operations(operations)
+        check_array(operations)
         outcomes = np.zeros(len(operations), OUTCOME)
         slots = _Slots(self.vm)
+        if len(operations) >= _BATCH and is_compiled() and not self.vm.abi.legacy:
+            gmem, columns = slots.read_batch(operations)
+            if gmem is not None:
+                _apply(gmem, columns, operations["gpa"], outcomes, slice(None))
+                self.done += len(operations)
+                return outcomes
+        check_operations(operations)
         files, offsets = slots.locate(operations)
         in_batch = _IN_BATCH[slots.have_bytes].take(operations["step"]) & (files >= 0)
         if self.vm.abi.legacy:
@@ -383,6 +408,14 @@ class _Slots:
         inside = (slot >= 0) & (within < sizes) & (size <= sizes - within)
         return np.where(inside, self._files.take(slot), -1), within + self._offsets.take(slot)
 
+    def read_batch(self, operations: Operations) -> tuple[GuestMemfd | None, NDArray[np.uint64]]:
+        """Return operations as columns of one batch and its file; no file: they take more than that."""
+        columns = np.empty((5, len(operations)), np.uint64)
+        rows = np.array([self._starts, self._sizes, self._offsets, self._files.astype(np.uint64)]).T
+        words, variants = as_words(np.ascontiguousarray(operations)), _VARIANTS_IN_BATCH[self.have_bytes]
+        file = load(LOOPS).read_batch(words, np.ascontiguousarray(rows), variants, columns)
+        return None if file < 0 else self.files[file], columns
+
     def pages(self, one: _One, hole: type[GmemError] | None) -> Iterator[tuple[GuestMemfd, int, int]]:
         """Tile an operation on pages; see `pieces`.
 
@@ -435,21 +468,32 @@ def _run_batch(
     )
     converts = step == Step.CONVERT
     flags = np.where(converts, operations["flags"], operations["variant"])
+    columns = np.array([step, offsets, size, attributes, flags])
     for file, gmem in enumerate(slots.files):
         of_file = np.flatnonzero(files == file)
-        if not len(of_file):
-            continue
-        part = slice(None) if len(of_file) == len(files) else of_file
-        done = gmem.apply_many(step[part], offsets[part], size[part], attributes[part], flags[part])
-        outcome = done.outcome
-        if not outcome.any():
-            continue
-        refused = np.flatnonzero(outcome)
-        at, why = of_file[refused], outcome[refused]
-        says_where = _SAYS_WHERE[np.where(converts[at], 0, 1), why]
-        beyond = np.where(says_where, done.error_offset[refused] - offsets[at], np.uint64(0))
-        outcomes["code"][at] = _CODE_OF[why]
-        outcomes["error_gpa"][at] = gpa[at] + beyond
+        if len(of_file):
+            _apply(gmem, columns[:, of_file], gpa, outcomes, of_file)
+
+
+def _apply(
+    gmem: GuestMemfd,
+    columns: NDArray[np.uint64],
+    gpa: NDArray[np.uint64],
+    outcomes: Outcomes,
+    places: NDArray[np.intp] | slice,
+) -> None:
+    """Run one batch of a file, and write its outcomes at their places."""
+    done = gmem.apply_many(*columns)
+    outcome = done.outcome
+    if not outcome.any():
+        return
+    refused = np.flatnonzero(outcome)
+    at, why = np.arange(len(outcomes))[places][refused], outcome[refused]
+    step, offset = columns[0, refused], columns[1, refused]
+    says_where = _SAYS_WHERE[np.where(step == Step.CONVERT, 0, 1), why]
+    beyond = np.where(says_where, done.error_offset[refused] - offset, np.uint64(0))
+    outcomes["code"][at] = _CODE_OF[why]
+    outcomes["error_gpa"][at] = gpa[at] + beyond
 
 
 def _stretches(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int, bool]]:

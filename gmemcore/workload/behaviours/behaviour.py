@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from gmemcore.engine.jit import is_compiled
 from gmemcore.engine.steps import Step
 from gmemcore.workload.behaviours.guest import Guest
 from gmemcore.workload.behaviours.parameters import Kind, Parameter, Value, checked, switch
@@ -45,6 +46,8 @@ class Behaviour:
         Who says that guests do this: a kernel file, a document, a mail.
     generate : callable
         The generator.
+    compiled : callable or None
+        A generator of the same operations in compiled loops, for fleets.
     parameters : tuple of Parameter
         What its generator takes.
     ends : bool
@@ -70,6 +73,7 @@ class Behaviour:
     hostile: bool = False
     vm_type: str = "SNP"
     starts_private: bool = True
+    compiled: Generator | None = None
 
     @property
     def all_parameters(self) -> tuple[Parameter, ...]:
@@ -77,7 +81,13 @@ class Behaviour:
         return (*self.parameters, *COMMON)
 
     def operations(
-        self, layout: "Layout", seed: int | Stream = 0, *, chunk: int = CHUNK, **parameters: Any
+        self,
+        layout: "Layout",
+        seed: int | Stream = 0,
+        *,
+        chunk: int = CHUNK,
+        compiled: bool = False,
+        **parameters: Any,
     ) -> Iterator[Operations]:
         """Return the stream of a guest with this layout.
 
@@ -89,6 +99,8 @@ class Behaviour:
             u64. Streams of other behaviours with the same seed have nothing to do with this one.
         chunk : int
             Operations of each array; the stream is the same for any.
+        compiled : bool
+            Whether to use compiled loops where the behaviour has them; the stream is the same.
         **parameters
             Values or texts, by name; others keep their defaults.
 
@@ -106,7 +118,8 @@ class Behaviour:
         values = checked(self.name, self.all_parameters, parameters)
         stream = seed if isinstance(seed, Stream) else Stream(seed)
         common = {row.name: values.pop(row.name) for row in COMMON}
-        made = self.generate(Guest.of(layout, stream.split("behaviour", self.name)), **values)
+        generate = self.compiled if compiled and self.compiled and is_compiled() else self.generate
+        made = generate(Guest.of(layout, stream.split("behaviour", self.name)), **values)
         return rechunk(_with_common(made, **common), chunk)
 
     def defaults(self) -> dict[str, Value]:

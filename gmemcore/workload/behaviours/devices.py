@@ -29,9 +29,7 @@ _SHARED_STEPS: Final = (Step.CONVERT, Step.HOST_WRITE, Step.GUEST_READ)
 
 def bounce_churn(guest: Guest, *, pool: float, buffer: int) -> Iterator[Operations]:
     """Buffers of random sizes are shared, used by device and guest, and made private again."""
-    area, grid, toggles = _pool(guest, pool, buffer)
-    sizes = guest.stream.split("sizes").below(buffer // PAGE_SIZE, 0, grid.count) + np.uint64(1)
-    sizes *= np.uint64(PAGE_SIZE)
+    area, grid, toggles, sizes = pool_of(guest, pool, buffer)
     yield over(Step.CONVERT, area, PRIVATE)
     while True:
         cells, shared = toggles.next_block()
@@ -44,6 +42,13 @@ def bounce_churn(guest: Guest, *, pool: float, buffer: int) -> Iterator[Operatio
                 operations(_either(shared, Step.GUEST_READ, Step.GUEST_WRITE), gpa, size),
             ]
         )
+
+
+def pool_of(guest: Guest, pool: float, buffer: int) -> tuple[list[Range], Grid, Toggles, Words]:
+    """Return a pool of buffers, all of them private, and the size of each."""
+    area, grid, toggles = _pool(guest, pool, buffer)
+    pages = guest.stream.split("sizes").below(buffer // PAGE_SIZE, 0, grid.count) + np.uint64(1)
+    return area, grid, toggles, pages * np.uint64(PAGE_SIZE)
 
 
 def vfio_pin(guest: Guest, *, pool: float, buffer: int, late: float) -> Iterator[Operations]:

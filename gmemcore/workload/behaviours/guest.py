@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -52,6 +53,12 @@ class Grid:
         counts = (self._ends - np.uint64(1)) // self.cell - self._first + np.uint64(1)
         self._until = np.cumsum(counts, dtype=np.uint64)
         self.count = int(self._until[-1]) if len(ranges) else 0
+
+    @cached_property
+    def rows(self) -> NDArray[np.uint64]:
+        """The ranges as `gmemcore.workload.loops` reads them: uint64, shape (ranges, 4)."""
+        before = np.concatenate([np.zeros(1, np.uint64), self._until[:-1]])
+        return np.stack([self._until, self._first - before, self._starts, self._ends], axis=1)
 
     def __getitem__(self, cells: Words) -> tuple[Words, Words]:
         """Return gpa and size of cells by number: two uint64 arrays."""

@@ -5,6 +5,7 @@ from typing import Final
 from gmemcore.engine.steps import Step
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.names import plain
+from gmemcore.workload.behaviours import compiled
 from gmemcore.workload.behaviours.behaviour import Behaviour
 from gmemcore.workload.behaviours.boot import kexec, snp_boot, tdx_boot
 from gmemcore.workload.behaviours.devices import (
@@ -70,6 +71,7 @@ _ROWS: Final = (
             size("buffer", "256k", "the largest buffer; sizes are random up to it", "4k", "1g"),
         ),
         ends=False,
+        compiled=compiled.bounce_churn,
     ),
     Behaviour(
         "kexec",
@@ -158,6 +160,7 @@ _ROWS: Final = (
             size("run", "4k", "size of a run; shorter where the pieces leave less room", "4k", "1m"),
         ),
         ends=False,
+        compiled=compiled.fragmentation,
     ),
     Behaviour(
         "scatter",
@@ -166,6 +169,7 @@ _ROWS: Final = (
         scatter,
         (size("run", "256k", "the largest run", "4k", "1g"),),
         ends=False,
+        compiled=compiled.scatter,
     ),
     Behaviour(
         "hostile",
