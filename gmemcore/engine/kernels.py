@@ -589,6 +589,19 @@ def mixed_in(state, value):
     return state ^ (state >> U32)
 
 
+@inlined
+def hash_line(lines, plane, block):
+    """Return the number of pages in a block's line of a plane, and two sums that depend on every bit."""
+    row, found, sum_low, sum_high = block << U3, U0, U0, U0
+    for r in range(8):
+        bits = lines[plane, row + np.uint64(r)]
+        found += popcount(bits)
+        key = GOLDEN * np.uint64(2 * r + 1)
+        sum_low += (bits ^ (bits >> U32)) * key
+        sum_high += (bits ^ (bits << U7)) * (key ^ MIX)
+    return found, sum_low, sum_high
+
+
 @kernel
 def survey_pages(address, out):
     """Hash all page state into two words, count it, and find contradictions.
@@ -609,30 +622,32 @@ def survey_pages(address, out):
         if word == pages:  # private and nothing else, like most of a large guest
             plain += pages
             continue
+        if word >> FIELD_BITS == U0:  # shared and private, and nothing else
+            found, sum_low, sum_high = hash_line(lines, PRIVATE, block)
+            low, high = mixed_in(low, sum_low), mixed_in(high, sum_high)
+            plain += word
+            mixed_blocks += U1
+            if found != word:
+                out[SURVEY_PAGE] = block << BLOCK_SHIFT
+                return WRONG_COUNT
+            continue
         for p in range(lines.shape[0]):
             plane = np.uint64(p)
             count = (word >> (plane * FIELD_BITS)) & FIELD
             out[SURVEY_TOTALS + plane] += count
             if count == U0 or count == pages:
                 continue
-            row, found, sum_low, sum_high = block << U3, U0, U0, U0
-            for r in range(8):
-                bits = lines[p, row + np.uint64(r)]
-                found += popcount(bits)
-                key = GOLDEN * np.uint64(2 * r + 1)
-                sum_low += (bits ^ (bits >> U32)) * key
-                sum_high += (bits ^ (bits << U7)) * (key ^ MIX)
+            found, sum_low, sum_high = hash_line(lines, plane, block)
             low, high = mixed_in(low, sum_low), mixed_in(high, sum_high)
             if p == 0:
                 mixed_blocks += U1
             if found != count:
                 out[SURVEY_PAGE] = block << BLOCK_SHIFT
                 return WRONG_COUNT
-        if word >> FIELD_BITS != U0:
-            wrong = contradiction(words, lines, n_pages, block)
-            if wrong != U0:
-                out[SURVEY_PAGE] = block << BLOCK_SHIFT
-                return wrong
+        wrong = contradiction(words, lines, n_pages, block)
+        if wrong != U0:
+            out[SURVEY_PAGE] = block << BLOCK_SHIFT
+            return wrong
     out[SURVEY_TOTALS + PRIVATE] += plain
     out[SURVEY_FOLDED], out[SURVEY_FOLDED + U1], out[SURVEY_MIXED] = low, high, mixed_blocks
     return U0

@@ -153,7 +153,8 @@ class Memslots:
                     f"memslot file range {new.gmem_offset:#x}+{new.size:#x} is bound by memslot {slot.slot}"
                 )
         at = bisect_left(self.by_gpa, new.gpa, key=lambda slot: slot.gpa)
-        rows = np.insert(self.slots.rows, at, np.array(new.row, np.uint64), axis=0)
+        row, rows = np.array([new.row], np.uint64), self.slots.rows
+        rows = np.concatenate([rows[:at], row, rows[at:]])  # a tenth of the time of np.insert
         by_gpa = (*self.by_gpa[:at], new, *self.by_gpa[at:])
         return Memslots(by_gpa, Slots(rows, self.slots.n_bytes + _bytes_of(new), by_gpa))
 

@@ -35,6 +35,7 @@ from gmemcore.workload.player import Player, build
 
 SIZE_CLASSES: Final = 40
 """Length of the histogram of conversions by size: up to 2^40 pages."""
+_SMALL: Final = 256  # conversions of fewer pages are counted by pages first
 _CHUNK: Final = 1 << 16  # operations held at a time; a batch of conversions takes 150 bytes each
 
 
@@ -121,7 +122,8 @@ class _Tally:
 
     def add(self, operations: Operations, outcomes: Any) -> None:
         self.operations += len(operations)
-        load(LOOPS).count_sizes(as_words(np.ascontiguousarray(operations)), self.sizes)
+        words, by_pages = as_words(np.ascontiguousarray(operations)), np.zeros(_SMALL, np.int64)
+        load(LOOPS).count_sizes(words, by_pages, self.sizes)
         codes = outcomes["code"]
         refused = np.flatnonzero(codes)
         self.codes[0] += len(codes) - len(refused)
@@ -185,7 +187,6 @@ class GuestRun:
         if not boots:
             self.vm.launch_finish()
         self._player = Player(self.vm, seed=self.vm.seed)
-        self._before = self.vm.counters
         self._tally = _Tally()
         self._checks: Counter[str] = Counter()
         self._comparison = Comparison(self.vm, layout, self.files, self._play_one)
@@ -291,7 +292,7 @@ class GuestRun:
 
     def _summary(self, found: list[Survey]) -> GuestResult:
         """Return the result; its digest covers everything that is the same everywhere."""
-        counters = self.vm.counters - self._before
+        counters = self._player.counters
         fields: dict[str, Any] = {
             "guest": self.plan.number,
             "cell": self.plan.cell,

@@ -17,6 +17,10 @@ TRIES: Final = 64
 """Operations at which a fault is tried before it is given up."""
 
 
+FEW: Final = 16
+"""Numbers that are drawn in less time one by one than as an array."""
+
+
 class Event(NamedTuple):
     """What is done at an operation.
 
@@ -108,6 +112,9 @@ def places(stream: Stream, every: int, start: int, end: int) -> list[int]:
     if not every:
         return []
     first, last = start // every, -(-end // every)
-    drawn = stream.below(every, first, last - first).tolist()
+    if last - first < FEW:
+        drawn = [stream.one_below(every, i) for i in range(first, last)]
+    else:
+        drawn = stream.below(every, first, last - first).tolist()
     at = [(first + i) * every + place for i, place in enumerate(drawn)]
     return [place for place in at if start <= place < end]

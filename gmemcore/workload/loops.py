@@ -160,14 +160,26 @@ def read_batch(operations, slots, variants, columns):
 
 
 @entry
-def count_sizes(operations, counts):
-    """Count conversions by size: counts[i] of 2^i to 2^(i+1) - 1 pages; none for less than a page."""
-    last = counts.shape[0] - 1
+def count_sizes(operations, by_pages, counts):
+    """Count conversions by size: counts[i] of 2^i to 2^(i+1) - 1 pages; none for less than a page.
+
+    by_pages: zeros, a power of two of them. Most conversions are short, and counting them there has no branch
+    that depends on their size.
+    """
+    few, last = np.uint64(by_pages.shape[0]), counts.shape[0] - 1
     for k in range(operations.shape[0]):
         if operations[k, 0] & STEP_MASK == U0:
-            pages, i = operations[k, 2] >> U12, -1
-            while pages:
-                pages >>= U1
-                i += 1
-            if i >= 0:
+            pages = operations[k, 2] >> U12
+            if pages < few:
+                by_pages[pages] += 1
+            else:
+                i = -1
+                while pages:
+                    pages >>= U1
+                    i += 1
                 counts[i if i < last else last] += 1
+    low, i = 1, 0
+    while low < by_pages.shape[0]:
+        for pages in range(low, 2 * low):
+            counts[i] += by_pages[pages]
+        low, i = 2 * low, i + 1

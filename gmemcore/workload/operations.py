@@ -56,9 +56,13 @@ def join_operations(parts: Sequence[Operations]) -> Operations:
     return np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts]).view(OPERATION)
 
 
+_IS_OF_LAUNCH: Final = np.isin(np.arange(len(Step) + 1), (Step.POPULATE, Step.LAUNCH_FINISH))
+
+
 def shows_launch(operations: Operations) -> bool:
     """Whether a launch, or the end of one, is among the operations."""
-    return bool(np.isin(operations["step"], (Step.POPULATE, Step.LAUNCH_FINISH)).any())
+    step = np.ascontiguousarray(operations["step"])
+    return bool(_IS_OF_LAUNCH.take(step, mode="clip").any())
 
 
 def end_of_launch() -> Operations:

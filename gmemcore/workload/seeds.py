@@ -29,6 +29,7 @@ _GAMMA: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
 _FIRST: Final = np.uint64(0xBF58_476D_1CE4_E5B9)
 _SECOND: Final = np.uint64(0x94D0_49BB_1331_11EB)
 _U32_MAX: Final = np.uint64(0xFFFF_FFFF)
+_U64_MAX: Final = 0xFFFF_FFFF_FFFF_FFFF
 _32: Final = np.uint64(32)
 
 
@@ -109,6 +110,13 @@ class Stream:
         if not np.all(bounds):
             raise InvalidArgumentError("a bound must be 1 or more, not 0")
         return _high_half(self.words(start, count), bounds)
+
+    def one_below(self, bound: int, place: int) -> int:
+        """Return number `place` of `below(bound, ...)`, in less time than an array takes."""
+        z = ((place + 1) * int(_GAMMA) + self.key) & _U64_MAX
+        for shift, factor in ((30, int(_FIRST)), (27, int(_SECOND))):
+            z = (z ^ z >> shift) * factor & _U64_MAX
+        return (z ^ z >> 31) * bound >> 64
 
     def choices(self, weights: Sequence[int | float | Fraction], start: int, count: int) -> NDArray[np.intp]:
         """Return indices of weights, each as often as its weight says, one per word.
