@@ -504,7 +504,7 @@ def test_each_invariant_is_looked_at_on_every_page(planes, wrong, page):
     assert wrong in seen.wrong
     assert bool(seen.wrong) == bool(wrong)
     if wrong:
-        assert f"from page {page // 512 * 512:#x}" in seen.wrong
+        assert seen.wrong.endswith(f"at page {page // 512 * 512:#x}")
         with pytest.raises(ViolationError, match=wrong):
             check_file(gmem)
 
