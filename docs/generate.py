@@ -35,7 +35,7 @@ API = {
 
 EXPLANATION = "explanation/index"
 SCHEMAS = ("bench", "backings", "stress", "replay")
-NOTEBOOKS = ("quick_start", "page_states", "conversion_cost", "fleet", "proposals")
+NOTEBOOKS = ("quick_start", "page_states", "qemu_log", "conversion_cost", "fleet", "proposals")
 PAGES = {"DESIGN.md": "design.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 """Pages at the root of the repository, and what they are called here."""
 
@@ -59,7 +59,8 @@ def _pages() -> Iterator[tuple[str, str]]:
         yield here, _moved((ROOT / name).read_text())
     for name in NOTEBOOKS:
         text = (ROOT / "notebooks" / f"{name}.ipynb").read_text()
-        yield f"notebooks/{name}.ipynb", text.replace("](EXAMPLES.md", "](../../how-to/index.md")
+        text = text.replace("](EXAMPLES.md", "](../../how-to/index.md").replace("](../docs/", "](../../")
+        yield f"notebooks/{name}.ipynb", text
 
 
 def _page(title: str, *blocks: str) -> str:

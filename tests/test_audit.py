@@ -419,19 +419,6 @@ def test_files_have_names_of_their_own(tmp_path):
         read_proposal(tmp_path / "none.toml")
 
 
-# ---- the notebook ----------------------------------------------------------------------------------
-
-
-def test_the_notebook_was_run_and_what_it_says_holds(capsys):
-    notebook = json.loads((Path(__file__).parent.parent / "notebooks" / "proposals.ipynb").read_text())
-    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
-    names = {}
-    for cell in code:
-        exec("".join(cell["source"]), names)
-    assert "by-direction" in capsys.readouterr().out
-
-
 # ---- the command -----------------------------------------------------------------------------------
 
 ROW_KEYS = ["abi", "lies", "hidden", "broken", "vm_type_checks", "phase_checks", "direction_checks"]

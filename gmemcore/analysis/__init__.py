@@ -19,6 +19,7 @@ from gmemcore.analysis.distributions import (
 )
 from gmemcore.analysis.pictures import (
     PICTURES,
+    audit_bars,
     compare_series,
     compare_snapshots,
     conversion_sizes,
@@ -48,6 +49,7 @@ __all__ = [
     "Series",
     "Snapshot",
     "Table",
+    "audit_bars",
     "bench_axes",
     "bench_cube",
     "bench_effects",

@@ -839,7 +839,7 @@
     const total = `${number(found.length)} operation${found.length === 1 ? "" : "s"}`;
     const shownWords = found.length > listed.length ? `${listed.length} of ${total}` : total;
     $("history-count").textContent = events.n
-      ? `${shownWords} asked for a part of it${meta.complete ? "" : "; of this long run not all are kept"}`
+      ? `${shownWords} on it${meta.complete ? "" : "; of this long run not all are kept"}`
       : "The series has no operations, only snapshots.";
   }
 

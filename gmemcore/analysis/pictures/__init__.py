@@ -1,13 +1,15 @@
 """Pictures of page state, fleets and replays. Each takes and returns matplotlib Axes.
 
 `maps` has guest memory by address, `times` what changes over a run, `moments` what one moment shows, `fleets`
-what many guests did. Pictures of bench runs are in `gmemcore.analysis.speed`.
+what many guests did, `audits` how well capabilities predict requests. Pictures of bench runs are in
+`gmemcore.analysis.speed`.
 """
 
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from gmemcore.analysis.pictures.audits import audit_bars
 from gmemcore.analysis.pictures.fleets import conversion_sizes, fleet_outcomes, refusal_map
 from gmemcore.analysis.pictures.maps import heat_map, page_map
 from gmemcore.analysis.pictures.moments import (
@@ -60,6 +62,7 @@ PICTURES: Final = {
 __all__ = [
     "PICTURES",
     "Picture",
+    "audit_bars",
     "bench_axes",
     "bench_cube",
     "bench_effects",

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 CLASSES: Final = ((0, 0), (1, 3), (4, 8), (9, 17), (18, 63))
 """Sizes that bars tell apart, as powers of two of pages: 4 KiB, up to 64 KiB, 2 MiB, 1 GiB, and above."""
+_PAST_THE_ENDS: Final = 1.16
+"""Where a legend begins, as a share of the picture's width: right of the counts at the ends of bars."""
 
 
 def conversion_sizes(run: Run, ax: "Axes | None" = None) -> "Axes":
@@ -43,10 +45,10 @@ def conversion_sizes(run: Run, ax: "Axes | None" = None) -> "Axes":
     parts = {
         _class_words(low, high): [own[low : high + 1].sum() for own in made.values()] for low, high in CLASSES
     }
-    drawn = _shares(list(made), parts, _shades(len(CLASSES)), ax)
+    drawn = share_bars(list(made), parts, _shades(len(CLASSES)), ax)
     drawn.set_xlabel("share of the behaviour's conversions (%)")
     drawn.set_title("Conversions by size", loc="left")
-    legend_beside(drawn, title="size of the range")
+    legend_beside(drawn, title="size of the range", right_of=_PAST_THE_ENDS)
     return drawn
 
 
@@ -76,17 +78,21 @@ def fleet_outcomes(run: Run, ax: "Axes | None" = None) -> "Axes":
     names = ["OK", *(name for name, _ in total.most_common() if name != "OK")]
     parts = {name: [outcomes.get(name, 0) for outcomes in cells.values()] for name in names}
     colours = ["#D3E5F1", *(LINES[i % len(LINES)][0] for i in range(1, len(names)))]
-    drawn = _shares(list(cells), parts, colours, ax)
+    drawn = share_bars(list(cells), parts, colours, ax)
     drawn.set_xlabel("share of operations (%)")
     drawn.set_title("Operations by outcome", loc="left")
-    legend_beside(drawn)
+    legend_beside(drawn, right_of=_PAST_THE_ENDS)
     return drawn
 
 
-def _shares(
-    rows: Sequence[str], parts: Mapping[str, Sequence[float]], colours: Sequence[Any], ax: "Axes | None"
+def share_bars(
+    rows: Sequence[str],
+    parts: Mapping[str, Sequence[float]],
+    colours: Sequence[Any],
+    ax: "Axes | None",
+    ends: Sequence[str] | None = None,
 ) -> "Axes":
-    """Draw a stacked bar per row, each 100 % long, with what it counts at its end."""
+    """Draw one stacked bar per row, each 100 % long, and a text at its end; by default what it counts."""
     totals = np.sum(list(parts.values()), axis=0)
     drawn = axes_for(ax, (8.0, 1.5 + 0.36 * len(rows)))
     left = np.zeros(len(rows))
@@ -98,8 +104,8 @@ def _shares(
                 edgecolor="white", linewidth=0.5,
             )  # fmt: skip
         left += widths
-    for row, total in enumerate(totals):
-        drawn.text(101, row, f"{int(total):,}", va="center", fontsize=8)
+    for row, text in enumerate(ends or [f"{int(total):,}" for total in totals]):
+        drawn.text(101, row, text, va="center", fontsize=8)
     drawn.set_yticks(range(len(rows)), rows)
     drawn.invert_yaxis()
     drawn.set_xlim(0, 100)

@@ -146,7 +146,7 @@ def _draw_rows(
     grid = np.zeros((len(rows), width, 4))
     grid[place, across] = colours
     drawn = axes_for(ax, _map_size(width, len(rows)))
-    drawn.imshow(grid, aspect="auto", interpolation="antialiased", interpolation_stage="rgba")
+    drawn.imshow(_as_bytes(grid), aspect="auto", interpolation="antialiased", interpolation_stage="rgba")
     for gap in np.flatnonzero(np.diff(rows) > 1).tolist():
         drawn.axhline(gap + 0.5, color="0.5", linewidth=1)
     ticks = address_ticks(memory, [int(row * row_bytes) for row in rows.tolist()])
@@ -197,6 +197,11 @@ def _bytes_between(starts: Sequence[int]) -> int:
     return min((high - low for low, high in pairwise(starts)), default=PAGE_SIZE)
 
 
+def _as_bytes(colours: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Round colours. Resampled as floats, areas of one colour are dithered, and files ten times as large."""
+    return np.rint(colours * 255).astype(np.uint8)
+
+
 def _draw_curve(
     ax: "Axes | None", memory: GuestMemory, blocks: Blocks, colours: NDArray[np.float64], _: int | None
 ) -> "Axes":
@@ -206,7 +211,7 @@ def _draw_curve(
     grid = np.zeros((int(y.max()) + 1, int(x.max()) + 1, 4))  # an odd power of two needs half of the square
     grid[y, x] = colours
     drawn = axes_for(ax, _map_size(grid.shape[1], grid.shape[0]))
-    drawn.imshow(grid, interpolation="antialiased", interpolation_stage="rgba")
+    drawn.imshow(_as_bytes(grid), interpolation="antialiased", interpolation_stage="rgba")
     size = 7 if len(blocks) > 1 else 0
     for place, marker in ((0, "o"), (-1, "s")):
         drawn.plot(
