@@ -4,6 +4,7 @@ Every thread has words of its own in every page. Only it writes them, so the las
 read, through whichever side, however often the page was encrypted and decrypted in between (XOR has parity).
 """
 
+import gc
 import os
 import subprocess
 import sys
@@ -98,3 +99,19 @@ def test_a_file_closed_while_a_call_is_on_its_way_is_a_typed_error(name):
         thread.join(60)
         assert answers[-1] in ("EBADF", "MEMORY_FAULT")
         assert set(answers[:-1]) == {"OK"}
+
+
+def test_a_finalizer_changes_no_list_of_locks():
+    """The collector can run it in the middle of a kernel that walks the list, if that is plain Python."""
+    from gmemcore.engine.headers import FILES, Header
+
+    header = Header(64, FILES)
+    address = header.address
+    del header
+    gc.collect()
+    assert address in FILES.garbage
+    assert address in FILES._memory  # its neighbours in the list lead to it
+    other = Header(64, FILES)
+    assert address not in FILES.garbage
+    assert other.address in FILES._memory
+    assert address == other.address or address not in FILES._memory

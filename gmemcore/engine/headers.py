@@ -7,6 +7,7 @@ was changing, and never waits for a thread that it doesn't have.
 
 import os
 import weakref
+from contextlib import suppress
 from functools import cache, partial
 from typing import Final
 
@@ -26,21 +27,32 @@ def new_words(n: int) -> tuple[Words, int]:
 
 
 class _List:
-    """A list of headers, which is a header itself."""
+    """A list of headers, which is a header itself.
+
+    Attributes
+    ----------
+    garbage : list of int
+        Addresses of headers that nobody uses any more. Finalizers only append to it, because the collector
+        can run them in the middle of a kernel that is plain Python. The next `add` removes them.
+    """
 
     def __init__(self) -> None:
         self.words, self.address = new_words(int(layout.NEXT) + 1)
+        self.garbage: list[int] = []
         self._memory: dict[int, Words] = {}
 
     def add(self, words: Words, address: int) -> None:
-        """Insert a header, and keep its memory until it is removed."""
+        """Insert a header, and keep its memory until it is garbage and removed."""
+        while self.garbage:
+            self._remove_one()
         self._memory[address] = words
         layout.enlist(_LOCKS, self.address, address)
 
-    def drop(self, address: int) -> None:
-        """Remove a header."""
-        layout.delist(_LOCKS, self.address, address)
-        self._memory.pop(address, None)
+    def _remove_one(self) -> None:
+        with suppress(IndexError):  # another thread took the last one
+            address = self.garbage.pop()
+            layout.delist(_LOCKS, self.address, address)
+            self._memory.pop(address, None)
 
 
 OWNERS: Final = _List()
@@ -67,7 +79,7 @@ class Header:
         load_kernels()
         _take_locks_at_fork()
         self.words, self.address = new_words(slots)
-        weakref.finalize(self, among.drop, self.address).atexit = False
+        weakref.finalize(self, among.garbage.append, self.address).atexit = False
         among.add(self.words, self.address)
 
     def __getitem__(self, slot: int) -> int:
