@@ -174,7 +174,7 @@ def test_the_same_where_conversions_encrypt(calls):
 
 INTERPRETED = """
 from gmemcore.engine import kernels
-import test_enforce as t
+import host_views as t
 {script}
 """
 
