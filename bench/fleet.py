@@ -7,8 +7,8 @@ terabytes   one guest of 16 TiB: it runs, in 2 GiB or less
 contents    4 guests of 2 GiB with contents, encrypted and decrypted in place: at least 0.7 times the rate of
             the bare batch on one guest whose memory is warm
 kills       50 kills of a driver and 50 of workers and drivers, at random times: the digest of the undisturbed
-            run, nothing lost and nothing twice (the long forms of tests/test_stress_log.py and
-            tests/test_stress_processes.py)
+            run, nothing lost and nothing twice (the long forms of tests/stress/test_stress_log.py and
+            tests/stress/test_stress_processes.py)
 
 Guests are checked as fleets are: invariants and counters at the end, and an operation of every 100,000 by the
 oracle. A run starts with its workers warm: starting them is no part of a rate.
@@ -267,7 +267,7 @@ def contents() -> bool:
 
 def kills() -> bool:
     """50 kills of a driver, and 50 of drivers and workers."""
-    tests = ["tests/test_stress_log.py", "tests/test_stress_processes.py"]
+    tests = ["tests/stress/test_stress_log.py", "tests/stress/test_stress_processes.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow", "-k", "fifty", *tests]
     began = time.perf_counter()
     ended = subprocess.run(command, cwd=Path(__file__).parent.parent, check=False)

@@ -1,15 +1,10 @@
 """What every test may rely on: compiled kernels, and how much to do in this run."""
 
-import os
 import signal
-from pathlib import Path
 
 import pytest
 
 import gmemcore
-
-JIT_DISABLED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
-VECTORS = Path(__file__).parent / "vectors"
 
 for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:  # in a shell's background; children inherit it

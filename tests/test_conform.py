@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from conftest import JIT_DISABLED, VECTORS
 
 from gmemcore import conformance
 from gmemcore.cli import main
+from support.paths import JIT_DISABLED, VECTORS
 
 SMALL = {"launch-v5-snp.json", "launch-v5-tdx.json", "raw-v13.json", "arguments-v13.json"}
 

@@ -4,12 +4,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from guests import PAGE, random_guest
 
 import gmemcore
 from gmemcore.analysis import Series, diff, run_lengths, state_mix, take
 from gmemcore.html import ROWS, facts, note, table
 from gmemcore.policy import ABIS
+from support.guests import PAGE, random_guest
 
 NASTY = "<script>alert('x')</script>&\"</td>"
 

@@ -5,8 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-from guests import PAGE
-from kinds import PRIVATE_VM_TYPES
 
 import gmemcore
 from gmemcore import names
@@ -32,6 +30,8 @@ from gmemcore.workload.behaviours import BEHAVIOURS, get_behaviour
 from gmemcore.workload.layout import Layout, Region
 from gmemcore.workload.replay import Target, replay
 from gmemcore.workload.trace import Header, record
+from support.guests import PAGE
+from support.kinds import PRIVATE_VM_TYPES
 
 
 def spellings(name):

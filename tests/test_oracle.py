@@ -1,9 +1,10 @@
 """The oracle is held by the published behaviour vectors before anything is held by the oracle."""
 
 import pytest
-from conform_oracle import MismatchError, load, run_case
-from conftest import VECTORS
-from oracle import key_stream_page, splitmix64
+
+from support.conform_oracle import MismatchError, load, run_case
+from support.oracle import key_stream_page, splitmix64
+from support.paths import VECTORS
 
 FILES = sorted(VECTORS.glob("*.json"))
 SELF_CHECKS = sorted((VECTORS / "self-check").glob("*.json"))

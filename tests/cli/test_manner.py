@@ -1,0 +1,182 @@
+"""One manner of the command line: each rule is held to every command, whichever there are.
+
+Commands are found by walking the tree, so that a new one is held to the rules without a line here.
+"""
+
+import io
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from cyclopts import CycloptsError
+from rich.console import Console
+
+from gmemcore.cli import command_line
+from gmemcore.policy import ABIS
+from gmemcore.policy.proposal import shipped_proposals
+from gmemcore.uapi import Direction, Firmware, Phase, VmType
+from support.command_tree import APP, ARGUMENTS, TREE
+from support.paths import ROOT
+
+OPTIONS = [
+    pytest.param(words, each, id=" ".join((*words, each.names[0])))
+    for words, own in ARGUMENTS.items()
+    for each in own
+    if each.names[0].startswith("-")
+]
+REVISIONS = {*ABIS, *(row.name for row in shipped_proposals())}
+CHOICES = {
+    "--abi": REVISIONS,
+    "--vm-type": set(VmType),
+    "--firmware": set(Firmware),
+    "--phase": set(Phase),
+    "--direction": set(Direction),
+    "--flag": {"NONE", "ZERO", "PRESERVE"},
+}
+SWITCHES = {"--json", "--force", "--markdown", "--quick", "--full", "--all-abis", "--cells", "--why"}
+FILES = {
+    "--output",
+    "--proposal",
+    "--cost",
+    "--axes",
+    "--log",
+    "--snapshot",
+    "--series",
+    "--parquet",
+    "--plot",
+}
+WRITTEN = {"--output", "--snapshot", "--series", "--parquet", "--plot", "--pyperf"}
+SIZES = {"--memory", "--range"}
+WITHOUT_PROPOSALS = {("bench",), ("snapshot", "plot")}  # the one has rows of its own, the other shows a run's
+
+
+def of_names(names):
+    """Options of some names; of bench no sizes, which are lists for its file of axes."""
+    return [
+        each
+        for each in OPTIONS
+        if each.values[1].names[0] in names and (each.values[0] != ("bench",) or names is CHOICES)
+    ]
+
+
+def placeholders(words):
+    """Words that give a command all that it requires."""
+    for each in ARGUMENTS[words]:
+        if each.required:
+            yield str((each.get_choices() or ["x"])[0])
+
+
+def parse(words, *more):
+    """Parse a call without running it; returns what the command would get."""
+    _, bound, _ = APP.parse_args(
+        [*words, *placeholders(words), *more], exit_on_error=False, print_error=False
+    )
+    return bound.arguments
+
+
+def names_of(words):
+    return {name for each in ARGUMENTS[words] for name in each.names}
+
+
+def test_the_walk_finds_commands_of_every_depth():
+    assert {("audit",), ("policy", "diff"), ("kvm", "probe"), ("bench",), ("bench", "compare")} <= TREE.keys()
+
+
+@pytest.mark.parametrize(("words", "option"), OPTIONS)
+def test_an_option_means_the_same_everywhere(words, option):
+    name = option.names[0]
+    if name in CHOICES:
+        assert CHOICES[name] <= set(map(str, choices_of(option.hint)))
+    if name in SWITCHES:
+        assert option.hint is bool
+    if name in FILES:
+        assert "Path" in str(option.hint)
+    if "-o" in option.names or name == "--output":
+        assert {"--output", "-o"} <= set(option.names)
+    if name in SIZES:
+        assert option.parameter.converter is not None or words == ("bench",)
+    assert option.parameter.help, "no help"
+
+
+def choices_of(hint):
+    """Every value of the literals in a type."""
+    arguments = getattr(hint, "__args__", ())
+    if str(hint).startswith("typing.Literal"):
+        return list(arguments)
+    return [value for each in arguments for value in choices_of(each)]
+
+
+@pytest.mark.parametrize("words", TREE, ids=" ".join)
+def test_what_is_written_needs_force_to_replace_a_file(words):
+    if names_of(words) & WRITTEN:
+        assert "--force" in names_of(words)
+    else:
+        assert "--force" not in names_of(words)
+
+
+@pytest.mark.parametrize("words", TREE, ids=" ".join)
+def test_where_a_revision_is_named_a_proposal_can_be_given(words):
+    names = names_of(words)
+    if "--abi" in names and words not in WITHOUT_PROPOSALS:
+        assert "--proposal" in names
+
+
+@pytest.mark.parametrize(("words", "option"), of_names(CHOICES))
+def test_names_are_taken_in_any_case_and_others_refused_by_the_option_s_name(words, option):
+    name = option.names[0]
+    for value in sorted(map(str, CHOICES[name])):
+        found = {repr(parse(words, name, spelled)) for spelled in (value, value.upper(), value.lower())}
+        assert len(found) == 1, value
+    if name not in ("--abi", "--flag"):  # which a proposal can have others of
+        with pytest.raises(CycloptsError) as refused:
+            parse(words, name, "nonsense")
+        assert name in str(refused.value)
+
+
+@pytest.mark.parametrize(("words", "option"), of_names(SIZES))
+def test_sizes_are_taken_as_fio_takes_them(words, option):
+    name = option.names[0]
+    found = {
+        repr(parse(words, name, spelled))
+        for spelled in ("64m", "64M", "64MiB", "64MB", "65536k", "0x4000000", "67108864")
+    }
+    assert len(found) == 1
+    for wrong in ("lots", "0", "4097", "-4k", "1.5g", ""):
+        with pytest.raises(CycloptsError) as refused:
+            parse(words, f"{name}={wrong}")
+        assert name in str(refused.value)
+
+
+@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("words", [(), ("policy",), ("kvm",), ("bench",), *TREE], ids=" ".join)
+def test_help_is_whole_at_any_width(words, width):
+    out = io.StringIO()
+    app = command_line(summaries=not words)
+    app.help_print([*words], console=Console(file=out, width=width))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    shown = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", text))
+    for each in ARGUMENTS.get(words, ()):
+        if each.names[0].startswith("-"):
+            assert each.names[0] in shown
+
+
+@pytest.mark.parametrize("group", sorted({words[:-1] for words in TREE if len(words) > 1}), ids=" ".join)
+def test_every_subcommand_is_listed_with_what_it_does(group):
+    """In a process of its own, where nothing is loaded yet."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gmemcore", *group, "--help"],
+        capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "80"},
+    )  # fmt: skip
+    listed = dict(re.findall(r"^│ ([a-z]+) +(\S[^│]*)│$", done.stdout, re.M))
+    assert {words[-1] for words in TREE if words[:-1] == group} <= listed.keys()
+
+
+def test_no_command_prints_around_the_one_place():
+    """Errors have one form: nobody but `console` writes to standard error."""
+    for path in (ROOT / "gmemcore" / "cli").rglob("*.py"):
+        if path.name not in ("console.py", "process.py"):
+            assert "file=sys.stderr" not in path.read_text(), path
