@@ -243,7 +243,7 @@ def test_splits_and_merges():
 
 def test_quantiles_are_fractions():
     gmem = gmemcore.create_vm("SNP", backing="none").create_guest_memfd(PAGE)
-    with pytest.raises(ValueError, match="figures from 0 to 1"):
+    with pytest.raises(ValueError, match="must be from 0 to 1"):
         analysis.run_quantiles(gmem, [0.5, 95])
 
 

@@ -34,6 +34,7 @@ from support.guests import (
     recorded,
     two_ranges,
 )
+from support.paths import needs_compiler
 
 COLOURS = np.array([[int(STATE_COLOURS[s.name][i : i + 2], 16) for i in (1, 3, 5)] for s in STATES])
 
@@ -133,6 +134,7 @@ def test_files_and_memslots_that_come_and_go():
         assert np.array_equal(row, own)
 
 
+@needs_compiler
 def test_what_changed_is_all_that_is_told_of_a_later_snapshot():
     vm = gm.create_vm("SNP", backing="none")
     gmem = vm.create_guest_memfd("64g")
@@ -686,6 +688,7 @@ def test_in_a_frame_as_a_notebook_shows_it(shared_browser, told_guest, tmp_path)
     shared_browser.resize(1280, 900)
 
 
+@needs_compiler
 @needs_browser
 def test_a_large_guest_over_a_hundred_snapshots(shared_browser, tmp_path):
     """16 TiB: a small page that opens at once, draws quickly, and takes little memory."""

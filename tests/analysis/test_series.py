@@ -31,6 +31,7 @@ from support.guests import (
     two_ranges,
 )
 from support.kinds import VM_TYPES
+from support.paths import needs_compiler
 
 # ---- kept by what changed ----------------------------------------------------------------------------
 
@@ -84,6 +85,7 @@ def test_what_changes_between_states_of_a_short_last_block():
             assert np.array_equal(again.lines, after.lines)
 
 
+@needs_compiler
 def test_a_hundred_snapshots_of_a_large_guest_take_little_more_than_one():
     vm = gmemcore.create_vm("SNP", backing="none")
     gmem = vm.create_guest_memfd("256g")

@@ -1,7 +1,9 @@
-"""Where things are, and how this run compiles."""
+"""Where things are, how this run compiles, and what it therefore leaves out."""
 
 import os
 from pathlib import Path
+
+import pytest
 
 TESTS = Path(__file__).parent.parent
 ROOT = TESTS.parent
@@ -9,3 +11,6 @@ VECTORS = TESTS / "vectors"
 TRACES = TESTS / "traces"
 
 JIT_DISABLED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
+needs_compiler = pytest.mark.skipif(
+    JIT_DISABLED, reason="plain Python takes minutes for a guest of this size"
+)
