@@ -12,5 +12,5 @@ TRACES = TESTS / "traces"
 
 JIT_DISABLED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 needs_compiler = pytest.mark.skipif(
-    JIT_DISABLED, reason="plain Python takes minutes for a guest of this size"
+    JIT_DISABLED, reason="such a guest takes plain Python minutes"
 )
