@@ -11,6 +11,4 @@ VECTORS = TESTS / "vectors"
 TRACES = TESTS / "traces"
 
 JIT_DISABLED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
-needs_compiler = pytest.mark.skipif(
-    JIT_DISABLED, reason="such a guest takes plain Python minutes"
-)
+needs_compiler = pytest.mark.skipif(JIT_DISABLED, reason="such a guest takes plain Python minutes")
