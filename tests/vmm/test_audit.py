@@ -436,9 +436,7 @@ def test_json_is_a_list_best_first(capsys, tmp_path):
     status, out, err = run([tmp_path / "mine.toml", "--json"], capsys)
     found = json.loads(out)
     assert status == 0
-    assert all(
-        line.startswith("gmemcore audit: ") for line in err.splitlines()
-    )  # progress, if slow
+    assert all(line.startswith("gmemcore audit: ") for line in err.splitlines())  # progress, if slow
     assert all(list(row) == [*ROW_KEYS, "capabilities", "cells"] for row in found)
     assert {row["abi"] for row in found} == {*EXPECTED, "mine"}
     for row in found:
