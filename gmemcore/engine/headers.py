@@ -33,7 +33,8 @@ class _List:
     ----------
     garbage : list of int
         Addresses of headers that nobody uses any more. Finalizers only append to it, because the collector
-        can run them in the middle of a kernel that is plain Python. The next `add` removes them.
+        can run them in the middle of a kernel that is plain Python. `sweep` removes them, and so does the
+        next `add`.
     """
 
     def __init__(self) -> None:
@@ -43,10 +44,14 @@ class _List:
 
     def add(self, words: Words, address: int) -> None:
         """Insert a header, and keep its memory until it is garbage and removed."""
-        while self.garbage:
-            self._remove_one()
+        self.sweep()
         self._memory[address] = words
         layout.enlist(_LOCKS, self.address, address)
+
+    def sweep(self) -> None:
+        """Remove the headers that nobody uses any more."""
+        while self.garbage:
+            self._remove_one()
 
     def _remove_one(self) -> None:
         with suppress(IndexError):  # another thread took the last one

@@ -5,7 +5,7 @@ from contextlib import suppress
 import numpy as np
 
 from gmemcore.engine.backing import ORDINARY
-from gmemcore.engine.headers import new_words
+from gmemcore.engine.headers import FILES, new_words
 from gmemcore.engine.owner import Load, Owner, Slots
 from gmemcore.engine.rules import compile_rules, tracking_column
 from gmemcore.engine.state import Plane
@@ -66,3 +66,5 @@ def warmup() -> None:
     owner.delete_memslot(store, 0, 4096, address)
     _ = store.counters, owner.counters
     owner.close([store], all_of_it=True)
+    del store  # garbage, which `sweep` takes off its list
+    FILES.sweep()

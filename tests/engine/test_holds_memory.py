@@ -56,6 +56,7 @@ def mappings():
     gc.collect()
     return int(open("/proc/self/statm").read().split()[0])
 
+gmemcore.warmup()
 for name in ("anonymous", "memfd"):
     works(name)
 before = descriptors()
