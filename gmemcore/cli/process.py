@@ -94,6 +94,7 @@ def leave_at_once(number: signal.Signals) -> None:
 
 def _listen() -> None:
     """Let signals become exceptions, so that temporary files go. What the caller ignores stays ignored."""
+    sys.unraisablehook = _raise_later
     if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in _ENDING:
@@ -105,6 +106,23 @@ def _end(number: int, _frame: FrameType | None) -> NoReturn:
     for each in _ENDING:
         signal.signal(each, signal.SIG_IGN)  # one is enough, and the clean-up is under way
     raise SystemExit(128 + number)
+
+
+def _raise_later(swallowed: Any) -> None:
+    """Raise what a signal raised inside a callback from C again; Python can't let it leave the callback.
+
+    LLVM calls back while kernels are compiled, which is most of a first command's time.
+    """
+    error = swallowed.exc_value
+    if not isinstance(error, KeyboardInterrupt | SystemExit):
+        sys.__unraisablehook__(swallowed)
+        return
+
+    def again(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise error
+
+    signal.signal(signal.SIGALRM, again)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
 
 
 def _open_streams() -> None:

@@ -135,3 +135,26 @@ def test_signals_end_a_command_that_works(tmp_path, number, status):
     assert child.returncode == status
     assert one_line(told)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("place", ["a callback from C", "a finalizer"])
+def test_a_signal_is_not_lost_where_no_exception_can_leave(place, number, status):
+    """LLVM calls back for every module it compiles, and Python drops what such a call raises."""
+    script = (
+        "import ctypes, os, time\n"
+        "from gmemcore.cli import process\n"
+        "def raising():\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    time.sleep(9)\n"
+        "class Finalized:\n"
+        "    def __del__(self):\n"
+        "        raising()\n"
+        "def command():\n"
+        + ("    ctypes.CFUNCTYPE(None)(raising)()\n" if "callback" in place else "    Finalized()\n")
+        + "    print('goes on', flush=True)\n"
+        "    time.sleep(60)\n"
+        "process.run(command)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "goes on\n", "")
