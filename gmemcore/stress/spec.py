@@ -335,12 +335,15 @@ def _check_behaviour(spec: Spec, path: str, row: BehaviourTable) -> None:
     if row.name not in BEHAVIOURS:
         known = ", ".join(BEHAVIOURS)
         raise SpecError(f"unknown behaviour {row.name!r} - at `{path}.name`; known: {known}")
+    behaviour = BEHAVIOURS[row.name]
     try:
-        next(BEHAVIOURS[row.name].operations(spec.layout, 0, chunk=1, **row.parameters))
+        behaviour.check(row.parameters)
+    except GmemError as error:
+        raise SpecError(f"{error.strerror} - at `{path}.parameters`") from error
+    try:
+        next(behaviour.operations(spec.layout, 0, chunk=1, **row.parameters))
     except GmemError as error:
         raise SpecError(f"{error.strerror} - at `{path}`") from error
-    except TypeError as error:
-        raise SpecError(f"{error} - at `{path}.parameters`") from error
     except StopIteration:
         raise SpecError(f"no operations with these parameters - at `{path}`") from None
 

@@ -79,9 +79,21 @@ def test_the_template_is_a_spec_that_names_every_key():
         ({"guest__huge_pages": True}, r"backing 'none' has no such option - at `\$\.guest\.huge_pages`"),
         ({"behaviour": []}, r"empty list - at `\$\.behaviour`"),
         ({"behaviour": [{"name": "dance"}]}, r"unknown behaviour 'dance' - at `\$\.behaviour\[0\]\.name`"),
-        ({"behaviour": [{"name": "scatter", "parameters": {"run": "1"}}]}, r"at `\$\.behaviour\[0\]`"),
-        ({"behaviour": [{"name": "scatter", "parameters": {"hop": 1}}]}, r"at `\$\.behaviour\[0\]"),
-        ({"behaviour": [{"name": "scatter", "parameters": {"chunk": 1}}]}, r"\$\.behaviour\[0\]\.parameters"),
+        (
+            {"behaviour": [{"name": "scatter", "parameters": {"run": "1"}}]},
+            r"at `\$\.behaviour\[0\]\.parameters`",
+        ),
+        *(  # names that the generators take from the player
+            (
+                {"behaviour": [{"name": "scatter", "parameters": {name: 1}}]},
+                f"scatter has no parameter '{name}'",
+            )
+            for name in ("chunk", "compiled", "layout", "seed", "self")
+        ),
+        (
+            {"behaviour": [{"name": "scatter", "parameters": {"hop": 1}}]},
+            r"at `\$\.behaviour\[0\]\.parameters`",
+        ),
         ({"checks__oracle_every": -1}, r"\$\.checks\.oracle_every"),
         ({"faults__pin_every": 1.5}, r"\$\.faults\.pin_every"),
         ({"guest__threads": 0}, r"must be 1 to 1024, not 0 - at `\$\.guest\.threads`"),
@@ -328,7 +340,7 @@ def test_a_launch_ends_its_guest_and_other_behaviours_begin_again():
 
 
 def test_a_guest_of_nothing_ends(monkeypatch):
-    row = replace(BEHAVIOURS["scatter"], generate=lambda guest, *, run: iter(()))
+    row = replace(BEHAVIOURS["scatter"], generate=lambda guest, *, run: iter(()), compiled=None)
     made = small(behaviour=[{"name": "scatter"}])
     monkeypatch.setitem(BEHAVIOURS, "scatter", row)
     stream, boots = guests.stream_of(made, made.plan(0), made.layout)

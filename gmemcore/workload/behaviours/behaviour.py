@@ -115,12 +115,16 @@ class Behaviour:
             EINVAL, at once: a parameter that doesn't exist or a value it doesn't take. With the first array:
             the layout has no room for what the parameters ask for.
         """
-        values = checked(self.name, self.all_parameters, parameters)
+        values = self.check(parameters)
         stream = seed if isinstance(seed, Stream) else Stream(seed)
         common = {row.name: values.pop(row.name) for row in COMMON}
         generate = self.compiled if compiled and self.compiled and is_compiled() else self.generate
         made = generate(Guest.of(layout, stream.split("behaviour", self.name)), **values)
         return rechunk(_with_common(made, **common), chunk)
+
+    def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a value for every parameter, given as values or texts; EINVAL for one that can't be."""
+        return checked(self.name, self.all_parameters, parameters)
 
     def defaults(self) -> dict[str, Value]:
         """Values of all parameters where none is given."""
