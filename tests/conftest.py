@@ -1,6 +1,7 @@
 """What every test may rely on: compiled kernels, and how much to do in this run."""
 
 import signal
+import sys
 
 import pytest
 
@@ -15,3 +16,10 @@ for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
 def _compiled_kernels():
     """Compile once, so that no test's time is a compiler's."""
     gmemcore.warmup()
+
+
+@pytest.fixture(autouse=True)
+def _no_handled_exception():
+    """Fail a test that leaves Python handling an exception: calls after it could raise another type."""
+    yield
+    assert sys.exception() is None
