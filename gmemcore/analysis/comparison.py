@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from gmemcore.analysis.runs import BenchCell, Run
 from gmemcore.results.bench_tables import cells_words, range_words, setting_words
@@ -222,6 +222,49 @@ def _measured(run: Run) -> dict[tuple[object, ...], BenchCell]:
 def _cell_key(cell: BenchCell) -> tuple[str, ...]:
     place = (cell.abi, cell.vm_type, cell.firmware, cell.phase, cell.direction, cell.flag)
     return (*place, cell.operation)
+
+
+# ---- as JSON ------------------------------------------------------------------------------------
+def comparison_object(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Return comparisons of one run with later ones as ``gmemcore bench compare --json`` prints them.
+
+    Returns
+    -------
+    dict
+        ``old``, the run; ``compared``, per later run its name, what was compared, warnings, the geometric
+        mean per effect, and every cell. docs/outputs.md describes each field.
+    """
+    return {
+        "old": comparisons[0].old.name,
+        "compared": [
+            {
+                "new": each.new.name,
+                "basis": each.basis,
+                "confidence": CONFIDENCE,
+                "warnings": [*warnings_of(each)],
+                "counts": each.counts(),
+                "means": each.means(),
+                "cells": [*map(_change_object, each.changes)],
+            }
+            for each in comparisons
+        ],
+    }
+
+
+def _change_object(change: Change) -> dict[str, Any]:
+    ratio = change.ratio
+    return {
+        "cells": change.cells,
+        "n_cells": change.n_cells,
+        "range": change.range,
+        "effect": change.effect,
+        "finding": change.finding,
+        "ratio": None if ratio is None else ratio.median,
+        "ratio_low": None if ratio is None else ratio.low,
+        "ratio_high": None if ratio is None else ratio.high,
+        "old_ns_per_page": change.old,
+        "new_ns_per_page": change.new,
+    }
 
 
 # ---- as text ------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Read a TOML file that selects what is measured: one key per axis, checked before anything runs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -12,7 +12,7 @@ from gmemcore.benchmark.cases import Case, table
 from gmemcore.errors import GmemError, InputError, InvalidArgumentError, with_known
 from gmemcore.files.reading import read_file, toml_tree
 from gmemcore.names import member, plain
-from gmemcore.policy import EFFECTS, content_flags
+from gmemcore.policy import EFFECTS, Abi, content_flags, get_abi
 from gmemcore.uapi import Direction, Phase
 from gmemcore.units import parse_size
 
@@ -78,13 +78,15 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     threads: Annotated[tuple[Annotated[int, msgspec.Meta(ge=1)], ...], msgspec.Meta(min_length=1)] = (1,)
     enforce: Annotated[tuple[bool, ...], msgspec.Meta(min_length=1)] = (False,)
 
-    def cases(self, memory: int) -> list[Case]:
+    def cases(self, memory: int, proposals: Sequence[Abi] = ()) -> list[Case]:
         """Return the cases of these axes, grouped by setting.
 
         Parameters
         ----------
         memory : int
             Guest memory in bytes, unless the axes have it.
+        proposals : sequence of Abi
+            Those of files, which `abi` can name; without `abi`, only they are measured.
 
         Raises
         ------
@@ -99,7 +101,7 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
             raise InvalidArgumentError(f"{wanted}, not {', '.join(self.backing)}")
         found = [
             case
-            for abi in self.abi or (None,)
+            for abi in self._revisions(proposals) or (None,)
             for vm_type in self.vm_type or (None,)
             for firmware in self.firmware or (None,)
             for case in table(
@@ -110,13 +112,25 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
                 settings=chosen,
                 phases=_members(Phase, self.phase),
                 directions=_members(Direction, self.direction),
-                flags=_words(self.flag, ["NONE", *(flag.name for flag in content_flags())], "flag"),
+                flags=_words(self.flag, ["NONE", *_flag_names(proposals)], "flag"),
                 effects=_words(self.effect, EFFECTS, "effect"),
             )
         ]
         if not found:
             raise InvalidArgumentError("no cell of policy matches this selection; drop a filter")
         return sorted(found, key=lambda case: chosen.index(case.setting))
+
+    def _revisions(self, proposals: Sequence[Abi]) -> list[Abi]:
+        """Return the revisions that are named, else the proposals."""
+        if self.abi is None:
+            return [*proposals]
+        own = {plain(row.name): row for row in proposals}
+        return [own.get(plain(name)) or get_abi(name) for name in self.abi]
+
+
+def _flag_names(proposals: Sequence[Abi]) -> dict[str, None]:
+    """Return every content flag of the revisions and of proposals, each once."""
+    return dict.fromkeys(row.name for abi in (None, *proposals) for row in content_flags(abi))
 
 
 def _members(kind: type[StrEnum], names: Names | None) -> frozenset[str] | None:

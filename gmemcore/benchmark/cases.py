@@ -6,7 +6,7 @@ flag promises. Everything but the sizes and the setting is derived from policy's
 """
 
 from collections.abc import Collection, Iterator, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -14,7 +14,6 @@ from gmemcore.benchmark.axes import DEFAULT_SETTING, Fragmentation, Mask, Settin
 from gmemcore.engine.byte_operations import BYTE_OPERATIONS
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.policy import (
-    ALIASES,
     ASSIGNED,
     DEFAULT_ABI,
     EFFECTS,
@@ -74,6 +73,8 @@ class Case:
 
     Attributes
     ----------
+    abi : Abi
+        The revision's row block; a proposal of a file has no other place to be found.
     key : CellKey
         The question: abi, VM type, firmware, phase, direction, flag.
     cell : Cell
@@ -90,6 +91,7 @@ class Case:
         Memory and threads.
     """
 
+    abi: Abi = field(compare=False, repr=False)  # which `key` names
     key: CellKey
     cell: Cell
     memory: int
@@ -118,7 +120,7 @@ class Case:
     @property
     def flag_name(self) -> str:
         """Return the name of the content flag, NONE for none."""
-        return flag_name(self.key.flag, self.key.abi)
+        return flag_name(self.key.flag, self.abi)
 
     @property
     def refused(self) -> bool:
@@ -131,11 +133,6 @@ class Case:
         return self.key.direction == Direction.TO_PRIVATE
 
     @property
-    def abi(self) -> Abi:
-        """Return the revision's row block."""
-        return get_abi(self.key.abi)
-
-    @property
     def platform(self) -> Platform:
         """Return the VM type's row."""
         return PLATFORMS[self.key.vm_type]
@@ -143,7 +140,7 @@ class Case:
     @property
     def preserves(self) -> bool:
         """Return whether the flag promises that the new side reads what the old side wrote."""
-        return any(row.preserves for row in content_flags(self.key.abi) if row.bit == self.key.flag)
+        return any(row.preserves for row in content_flags(self.abi) if row.bit == self.key.flag)
 
     @property
     def uniform(self) -> bool:
@@ -300,7 +297,7 @@ class Case:
 
 
 def table(
-    abi: str | None = None,
+    abi: str | Abi | None = None,
     vm_type: VmType | str | None = None,
     firmware: Firmware | str | None = None,
     *,
@@ -317,7 +314,7 @@ def table(
 
     Parameters
     ----------
-    abi : str or None
+    abi : str, Abi or None
         One revision or proposal, with every firmware that makes a difference to it; None: those of
         `DEFAULT_SELECTION`.
     vm_type, firmware : str or None
@@ -350,11 +347,11 @@ def table(
     return [
         case
         for setting in settings
-        for name, each_firmware in _selection(abi, firmware)
-        for key, answer in cells(name, vm_type, each_firmware)
+        for revision, each_firmware in _selection(abi, firmware)
+        for key, answer in cells(revision, vm_type, each_firmware)
         if answer.outcome == OK or setting == settings[0]
         if (phases is None or key.phase in phases) and (directions is None or key.direction in directions)
-        for case in _cases_of(key, answer, memory, sizes, fragmentations, setting)
+        for case in _cases_of(revision, key, answer, memory, sizes, fragmentations, setting)
         if flags is None or case.flag_name in flags
         if effects is None or not effects.isdisjoint({case.cell.effect, case.does} - {None})
     ]
@@ -371,18 +368,21 @@ def _ranges(memory: int, ranges: Sequence[int] | None) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
-def _selection(abi: str | None, firmware: Firmware | str | None) -> Iterator[tuple[str, Firmware | str]]:
+def _selection(
+    abi: str | Abi | None, firmware: Firmware | str | None
+) -> Iterator[tuple[Abi, Firmware | str]]:
     """Yield each revision with its firmware."""
     if abi is None:
         for name, usual in DEFAULT_SELECTION:
-            yield name, usual if firmware is None else firmware
+            yield get_abi(name), usual if firmware is None else firmware
         return
+    revision = get_abi(abi)
     for each in Firmware if firmware is None else (firmware,):
-        if firmware is not None or each == Firmware.TODAY or _firmware_matters(abi):
-            yield ALIASES.get(abi, abi), each
+        if firmware is not None or each == Firmware.TODAY or _firmware_matters(revision):
+            yield revision, each
 
 
-def _firmware_matters(abi: str) -> bool:
+def _firmware_matters(abi: Abi) -> bool:
     """Return whether any cell of the revision has another answer under the `cipher` firmware."""
     today, cipher = (
         [(answer.outcome, answer.effect) for _, answer in cells(abi, firmware=each)] for each in Firmware
@@ -391,6 +391,7 @@ def _firmware_matters(abi: str) -> bool:
 
 
 def _cases_of(
+    abi: Abi,
     key: CellKey,
     answer: Cell,
     memory: int,
@@ -400,16 +401,16 @@ def _cases_of(
 ) -> Iterator[Case]:
     """Yield the cases of one cell."""
     if answer.outcome != OK:
-        yield Case(key, answer, memory, sizes[0], sizes[0] >> PAGE_SHIFT, setting=setting)
+        yield Case(abi, key, answer, memory, sizes[0], sizes[0] >> PAGE_SHIFT, setting=setting)
         return
     for size in sizes:
         n_pages = size >> PAGE_SHIFT
         for fragmentation in fragmentations:
-            case = Case(key, answer, memory, size, n_pages, fragmentation, setting)
+            case = Case(abi, key, answer, memory, size, n_pages, fragmentation, setting)
             if case.fits:
                 yield replace(case, pages_allocated_before=allocated_pages(case))
         if Fragmentation.UNIFORM in fragmentations and answer.effect != "KEEP" and size == UNALLOCATED_RANGE:
-            yield Case(key, answer, memory, size, 0, setting=setting)
+            yield Case(abi, key, answer, memory, size, 0, setting=setting)
 
 
 def allocated_pages(case: Case) -> int:

@@ -150,7 +150,7 @@ def _operation_to_private(case: Case) -> ByteOperation:
     """Return what a conversion to private without a flag does to the bytes of an allocated page."""
     key = case.key
     for other, answer in cells(
-        key.abi, key.vm_type, key.firmware, phase=key.phase, direction=Direction.TO_PRIVATE
+        case.abi, key.vm_type, key.firmware, phase=key.phase, direction=Direction.TO_PRIVATE
     ):
         if other.flag == ContentMode.NONE and answer.effect is not None:
             return byte_operations(answer.effect, key.vm_type, Direction.TO_PRIVATE)[Rank.ALLOCATED]

@@ -119,14 +119,15 @@ def _status(words: list[str]) -> int:
             fail(words[0], f"renamed; use gmemcore {' '.join([RENAMED[words[0]], *words[1:]])}")
         with reporting(command):
             app = command_line(summaries=not command)
-            with _unpadded_help() as console:
-                status = app(
-                    words,
-                    console=console,
-                    exit_on_error=False,
-                    print_error=False,
-                    result_action="return_value",
-                )
+            chain, _, _ = app.parse_commands(words)  # loads the command's modules
+        with reporting(" ".join(chain)), _unpadded_help() as console:
+            status = app(
+                words,
+                console=console,
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+            )
     except CycloptsError as error:
         fail(" ".join(error.command_chain or ()), _message(error))
     except SystemExit as stopped:

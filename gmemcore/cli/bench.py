@@ -23,7 +23,7 @@ from gmemcore.cli.bench_options import (
     names_option,
 )
 from gmemcore.cli.console import note, progress, reporting
-from gmemcore.cli.options import ForceSwitch, JsonSwitch
+from gmemcore.cli.options import ForceSwitch, JsonSwitch, ProposalFiles
 from gmemcore.cli.predictions import CostOption, read_cost
 from gmemcore.errors import OutOfMemoryError
 
@@ -55,6 +55,7 @@ class Selection:
     """Filters of policy cells; an omitted one selects all."""
 
     abi: Abis = None
+    proposal: ProposalFiles = ()
     vm_type: VmTypes = None
     firmware: Firmwares = None
     phase: Phases = None
@@ -119,7 +120,8 @@ def bench(
 
     Prints a verdict: per effect GB/s, speed relative to memcpy and to the memory primitive of its kind, time
     per page, and where flags are refused. --full prints every cell. Default cells: v5 with today's firmware,
-    two-caps with the cipher firmware, and legacy. Options that name values take several, with commas.
+    two-caps with the cipher firmware, and legacy; with --proposal, the proposal's. Options that name values
+    take several, with commas.
 
     Exit status: 0 measured; 1 a byte was wrong; 2 an option or a file that can't be used.
     """
@@ -127,12 +129,14 @@ def bench(
     from gmemcore.benchmark.expected import WrongContentsError
     from gmemcore.benchmark.memory import check_host, default_memory
     from gmemcore.benchmark.run import QUICK_MEMORY
+    from gmemcore.policy.proposal import read_proposals
 
     asked, under, to = selection or Selection(), conditions or Conditions(), outputs or Outputs()
     with reporting("bench", interrupted="interrupted", wrong=(WrongContentsError,)):
         given = _as_in_file(asked, under)
         axes = read_axes(under.axes, given)
-        cases = axes.cases(QUICK_MEMORY if quick else default_memory())
+        proposals = read_proposals(asked.proposal)
+        cases = axes.cases(QUICK_MEMORY if quick else default_memory(), proposals)
         cases = _fitting(cases, named=axes.abi is not None)
         check_host(case.setting for case in cases)
         figures = read_cost(cost)
@@ -151,7 +155,9 @@ def bench(
 
 def _as_in_file(asked: Selection, under: Conditions) -> dict[str, Any]:
     """Return the options as keys and values of a file of axes."""
-    found: dict[str, Any] = {name: getattr(asked, name) for name in Selection.__dataclass_fields__}
+    found: dict[str, Any] = {
+        name: getattr(asked, name) for name in Selection.__dataclass_fields__ if name != "proposal"
+    }
     found |= {"fragmentation": under.fragmentation, "backing": under.backing, "memory": under.memory}
     for name, switches in (("huge_pages", under.huge_pages), ("enforce", under.enforce)):
         found[name] = None if switches is None else [word == "on" for word in switches]

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from gmemcore.cli.console import complain
-from gmemcore.cli.options import ForceSwitch
+from gmemcore.cli.console import complain, say_json, working
+from gmemcore.cli.options import ForceSwitch, JsonSwitch
 from gmemcore.cli.pages import FormOption, OutputOption, check_page_output, form_of, write_page
 from gmemcore.errors import InputError
 
@@ -30,6 +30,7 @@ def compare(
         str | None, Parameter(help="Exit with status 1 if a cell is slower by more than this, such as 5%%.")
     ] = None,
     full: Annotated[bool, Parameter(help="Also show cells without a difference.")] = False,
+    as_json: JsonSwitch = False,
     form: FormOption = None,
     output: OutputOption = None,
     force: ForceSwitch = False,
@@ -41,20 +42,26 @@ def compare(
 
     Exit status: 0 compared; 1 a cell became slower by more than --fail-over; 2 files that can't be compared.
     """
-    from gmemcore.analysis.comparison import Basis
+    from gmemcore.analysis.comparison import Basis, comparison_object
     from gmemcore.analysis.comparison import compare as compared
     from gmemcore.analysis.report.compare import page
     from gmemcore.analysis.runs import read_run
 
     most = None if fail_over is None else _share(fail_over)
+    if as_json and (form or output or full):
+        raise InputError("--json prints every cell; it excludes --format, --output and --full")
     check_page_output(output, force=force)
     first = read_run(old)
     chosen = None if basis is None else Basis(basis)
-    try:
-        found = [compared(first, read_run(path), chosen) for path in (new, *more)]
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    write_page("bench compare", page(found, every=full), form_of(form, output, "text"), output)
+    with working("bench compare"):
+        try:
+            found = [compared(first, read_run(path), chosen) for path in (new, *more)]
+        except ValueError as error:
+            raise InputError(str(error)) from None
+    if as_json:
+        say_json(comparison_object(found))
+    else:
+        write_page("bench compare", page(found, every=full), form_of(form, output, "text"), output)
     return 0 if most is None else _judged(found, most)
 
 

@@ -4,9 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from gmemcore.cli.options import choice, several
-from gmemcore.policy import EFFECTS, content_flags
-from gmemcore.policy.lookup import abi_names
+from gmemcore.cli.options import AbisOption, FlagsOption, choice, several
+from gmemcore.policy import EFFECTS
 from gmemcore.uapi import Direction, Firmware, Phase, VmType
 
 Names = tuple[str, ...] | None
@@ -28,10 +27,10 @@ if TYPE_CHECKING:
     Flags = Names
     Effects = Names
 else:
-    Abis = names_option(*abi_names(), help="Revisions or proposals.")
+    Abis = AbisOption
     VmTypes = names_option(*VmType, help="VM types.")
     Firmwares = names_option(*Firmware, help="Firmware.")
     Phases = names_option(*Phase, help="Launch phases.")
     Directions = names_option(*Direction, help="Directions.")
-    Flags = names_option("NONE", *(flag.name for flag in content_flags()), help="Content flags.")
+    Flags = FlagsOption
     Effects = names_option(*EFFECTS, help="What happens to the bytes, by the flag or by the platform.")

@@ -1,12 +1,11 @@
 """Output of ``gmemcore bench``: the verdict in at most 15 lines, and with --full every cell."""
 
 from collections.abc import Sequence
-from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from gmemcore.cli.console import say
 from gmemcore.cli.predictions import not_priced
-from gmemcore.cli.tables import Heading, print_table, width_of_output
+from gmemcore.cli.tables import Heading, print_table
 from gmemcore.results.bench_tables import (
     MATRIX_LEGEND,
     VERDICT_FIGURES,
@@ -28,14 +27,14 @@ if TYPE_CHECKING:
 
 def print_verdict(first: "BenchFirst", cells: "Sequence[BenchCell]", seconds: float) -> None:
     """Print the verdict of a run."""
-    _say(machine_words(first))
+    say(machine_words(first))
     rows = verdict_rows(first)
     if rows:
         print_table(VERDICT_HEADS, rows, figures=VERDICT_FIGURES)
-        _say(VERDICT_LEGEND)
+        say(VERDICT_LEGEND)
     for text in verdict_notes(first):
-        _say(text)
-    _say(summary_words(cells, seconds))
+        say(text)
+    say(summary_words(cells, seconds))
 
 
 def summary_words(cells: "Sequence[BenchCell]", seconds: float) -> str:
@@ -48,13 +47,6 @@ def summary_words(cells: "Sequence[BenchCell]", seconds: float) -> str:
         f"{verified} GB verified, {seconds:.0f} s"
     )
     return f"{words}; {unstable} unstable" if unstable else words
-
-
-def _say(text: str) -> None:
-    """Print a text, wrapped to the width of the output."""
-    width = width_of_output()
-    for line in [text] if width is None else wrap(text, width, subsequent_indent="  "):
-        say(line)
 
 
 def print_matrix(cells: "Sequence[BenchCell]", cost: "CostFile | None" = None) -> None:

@@ -41,9 +41,25 @@ def is_quiet() -> bool:
 
 # ---- answers -----------------------------------------------------------------------------------------------
 def say(*texts: object) -> None:
-    """Print texts to standard output, a line each."""
+    """Print texts to standard output, a line each; long ones are wrapped to the width there is."""
+    width = width_of_output()
     for text in texts or ("",):
-        print(printable(text, most=_MUCH, lines=True))
+        for line in printable(text, most=_MUCH, lines=True).split("\n"):
+            print(line if width is None or len(line) <= width else _continued(line, width))
+
+
+def _continued(line: str, width: int) -> str:
+    indent = " " * (len(line) - len(line.lstrip()))
+    return "\n".join(
+        textwrap.wrap(
+            line.strip(),
+            width,
+            initial_indent=indent,
+            subsequent_indent=indent + "  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    )
 
 
 def say_lines(lines: Iterable[object]) -> None:
@@ -141,6 +157,8 @@ def complaint(error: BaseException) -> str:
 def progress(command: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
     """Show how far a command has come: a bar on a terminal, elsewhere a line now and then; at first nothing.
 
+    Progress within another one shows in its place.
+
     Parameters
     ----------
     command : str
@@ -159,14 +177,24 @@ def progress(command: str, total: int | None, unit: str) -> Iterator[Callable[[i
         yield lambda done: None
         return
     shown = _Bar(command, total) if sys.stderr.isatty() else _Lines(command, total, unit)
-    timer = threading.Timer(_FIRST_SECONDS, shown, [0])
-    timer.daemon = True
-    timer.start()
+    if _shown:
+        _shown[-1].stop()
+    _shown.append(shown)
+    shown.start()
     try:
         yield shown
     finally:
-        timer.cancel()
-        shown.close()
+        shown.stop()
+        _shown.pop()
+        if _shown:
+            _shown[-1].start()
+
+
+@contextmanager
+def working(command: str) -> Iterator[None]:
+    """Show that a command works, if that takes long and nobody can say how far it has come."""
+    with progress(command, None, ""):
+        yield
 
 
 class _Progress:
@@ -174,24 +202,40 @@ class _Progress:
 
     def __init__(self) -> None:
         self._done = 0
-        self._from = time.monotonic() + _FIRST_SECONDS
+        self._from = 0.0
         self._lock = threading.Lock()
-        self._closed = False
+        self._timer: threading.Timer | None = None
 
     def __call__(self, done: int) -> None:
         with self._lock:
             self._done = max(self._done, done)
-            if not self._closed and time.monotonic() >= self._from:
+            if self._timer is not None and time.monotonic() >= self._from:
                 self.show(self._done)
+
+    def start(self) -> None:
+        """Show it from a while on."""
+        self._from = time.monotonic() + _FIRST_SECONDS
+        self._timer = threading.Timer(_FIRST_SECONDS, self, [0])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def stop(self) -> None:
+        """Show nothing more."""
+        with self._lock:
+            timer, self._timer = self._timer, None
+            self.hide()
+        if timer is not None:
+            timer.cancel()
 
     def show(self, done: int) -> None:
         """Show it now."""
         raise NotImplementedError
 
-    def close(self) -> None:
-        """Show nothing more."""
-        with self._lock:
-            self._closed = True
+    def hide(self) -> None:
+        """Take it off the terminal."""
+
+
+_shown: list[_Progress] = []  # the innermost last
 
 
 class _Bar(_Progress):
@@ -212,10 +256,10 @@ class _Bar(_Progress):
             self._bar.start()
         self._bar.update(self._task, completed=done)
 
-    def close(self) -> None:
-        super().close()
+    def hide(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+            self._bar = None
 
 
 class _Lines(_Progress):
@@ -224,8 +268,8 @@ class _Lines(_Progress):
     def __init__(self, command: str, total: int | None, unit: str) -> None:
         super().__init__()
         self._command, self._unit = command, unit
-        self._of = "" if total is None else f" of {total:,}"
+        self._of = "" if total is None or unit == "%" else f" of {total:,}"
 
     def show(self, done: int) -> None:
         self._from = time.monotonic() + _LINE_SECONDS
-        complain(self._command, f"{done:,}{self._of} {self._unit}")
+        complain(self._command, f"{done:,}{self._of} {self._unit}" if self._unit else "working")

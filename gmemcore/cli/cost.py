@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import cyclopts
 from cyclopts import Parameter
 
-from gmemcore.cli.console import note, reporting, say, say_json, say_lines
+from gmemcore.cli.console import note, reporting, say, say_json, say_lines, working
 from gmemcore.cli.options import ForceSwitch, JsonSwitch, OutputOption, SizeOption
 from gmemcore.cli.predictions import prediction_lines
 from gmemcore.cli.tables import print_legend, print_table
@@ -103,7 +103,7 @@ def predict(
     """
     from gmemcore.workload.cost import load_cost
 
-    with reporting("cost predict"):
+    with reporting("cost predict"), working("cost predict"):
         cost = load_cost(file)
         uncounted: list[int] = []
         rows = list(_rows(run, cost, uncounted))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
-from gmemcore.cli.console import complain, reporting, say, say_json
+from gmemcore.cli.console import complain, reporting, say, say_json, working
 from gmemcore.cli.options import JsonSwitch, Seed
 from gmemcore.cli.workloads import STDIN, read
 from gmemcore.errors import InputError
@@ -64,7 +64,7 @@ def digest(
     A trace says which pages were loaded, where and in which order, but not what Normal pages hold: without
     ``--image`` their contents are generated, and the digest is one to compare runs with, not a real guest's.
     """
-    with reporting(COMMAND):
+    with reporting(COMMAND), working(COMMAND):
         launches = read_launches(log, guest, launch)
         images = [read_image(text) for text in image]
         pages = [read_vmsa(path) for path in vmsa]

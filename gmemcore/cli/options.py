@@ -161,6 +161,11 @@ DirectionOption = Annotated[
 """``--direction NAME``"""
 FlagOption = Annotated[_Flag | None, Parameter(name="--flag", help="Content flag.", converter=one(_flag))]
 """``--flag NAME``"""
+FlagsOption = Annotated[
+    tuple[_Flag, ...] | None,
+    Parameter(name="--flag", help="Content flags.", converter=several(_flag), n_tokens=1, negative=""),
+]
+"""``--flag NAME,NAME``"""
 
 
 # ---- revisions and proposals -------------------------------------------------------------------------------

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import Parameter
 
 from gmemcore.cli.console import note, say
-from gmemcore.cli.tables import Heading, print_table, width_of_output
+from gmemcore.cli.tables import Heading, print_table
 from gmemcore.files.writing import check_output, replace_file
 
 if TYPE_CHECKING:
@@ -54,17 +53,16 @@ def write_page(command: str, page: "Page", form: Form, output: Path | None) -> N
 
 def print_page(page: "Page") -> None:
     """Print a page to standard output, its pictures left out."""
-    width = width_of_output()
-    _say(page.title, width)
+    say(page.title)
     for line in page.lead.splitlines():
-        _say(line, width)
+        say(line)
     for block in page.head:
-        _print_block(block, width)
+        _print_block(block)
     for section in page.sections:
         if section.blocks:
             say("", section.title)
             for block in section.blocks:
-                _print_block(block, width)
+                _print_block(block)
 
 
 def text_lines(page: "Page") -> list[str]:
@@ -77,16 +75,16 @@ def text_lines(page: "Page") -> list[str]:
     return printed.getvalue().splitlines()
 
 
-def _print_block(block: "Block", width: int | None) -> None:
+def _print_block(block: "Block") -> None:
     from gmemcore.analysis.report.page import Facts, Table, Text
 
     match block:
         case Text(text, warning):
             for line in text.splitlines():
-                _say(f"warning: {line}" if warning else line, width)
+                say(f"warning: {line}" if warning else line)
         case Facts(facts):
             for name, value in facts.items():
-                _say(f"{name}: {value}", width)
+                say(f"{name}: {value}")
         case Table():
             _print(block)
         case _:
@@ -112,8 +110,3 @@ def _text(cell: "str | Cell") -> str:
     if isinstance(cell, str):
         return cell
     return "" if cell.kind == "again" else cell.text
-
-
-def _say(text: str, width: int | None) -> None:
-    for line in [text] if width is None else wrap(text, width, subsequent_indent="  "):
-        say(line)

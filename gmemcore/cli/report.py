@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from gmemcore.cli.console import note, progress
+from gmemcore.cli.console import note, working
 from gmemcore.cli.options import ForceSwitch
 from gmemcore.cli.pages import FormOption, check_page_output, form_of, write_page
 
@@ -34,10 +34,9 @@ def report(
     if form is None and output is None:
         output = Path("report.html")
     check_page_output(output, force=force)
-    runs = [read_any(path) for path in (run, *more)]
-    with progress("report", None, "pages"):
-        page = page_of(runs)
-    write_page("report", page, form_of(form, output, "html"), output)
+    with working("report"):
+        runs = [read_any(path) for path in (run, *more)]
+        write_page("report", page_of(runs), form_of(form, output, "html"), output)
     for each in runs:
         if each.shortfall is not None:
             note("report", f"{each.name}: {each.shortfall}")

@@ -9,7 +9,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from gmemcore.analysis import PICTURES
-from gmemcore.cli.console import note, progress, reporting, say, say_json
+from gmemcore.cli.console import note, progress, reporting, say, say_json, working
 from gmemcore.cli.options import AbiOption, ForceSwitch, JsonSwitch, choice, one, whole
 from gmemcore.cli.pictures import PictureFile
 from gmemcore.cli.tables import print_table
@@ -102,7 +102,7 @@ def diff(
     """Print what changed from one snapshot to a later one: pages by plane, counters, files."""
     from gmemcore.analysis import diff as compare
 
-    with reporting("snapshot diff"), _input_errors():
+    with reporting("snapshot diff"), _input_errors(), working("snapshot diff"):
         series = _series(before)
         first, _ = _chosen(series, 0 if after is None else -1, before)
         last, _ = _chosen(series if after is None else _series(after), -1, after or before)
@@ -151,7 +151,7 @@ def plot(
         name = _usual_picture(files[0]) if picture is None else picture
         place = Path(f"{name}.png") if output is None else output
         drawing = PictureFile(place, force=force)
-        with progress("snapshot plot", 1, "pictures"):
+        with working("snapshot plot"):
             size = drawing.write(_drawn(name, files, number=number, file=file, abi=abi).figure)
         note("snapshot plot", f"{place}: {size:,} bytes")
 
@@ -172,7 +172,7 @@ def explore(
     with reporting("snapshot explore"), _input_errors():
         place = file.with_suffix(".html") if output is None else output
         check_output(place, force=force)
-        with progress("snapshot explore", 1, "pages"):
+        with working("snapshot explore"):
             size = Explorer(_series(file), printable(file.name, most=60)).write(place)
         note("snapshot explore", f"{place}: {size:,} bytes")
 

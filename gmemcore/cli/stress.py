@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from gmemcore.cli.console import complain, is_quiet, note, reporting
+from gmemcore.cli.console import complain, is_quiet, note, reporting, working
 from gmemcore.cli.options import ForceSwitch, JsonSwitch, LinesOutput, SnapshotOption
 from gmemcore.cli.predictions import CostOption, read_cost
 from gmemcore.cli.stress_report import print_fleet, print_guest, progress_text
@@ -261,9 +261,9 @@ def _run_guest(
     from gmemcore.stress.guest import Violation, run_guest
 
     plan = spec.plan(number)
-    found = run_guest(
-        spec, number, until=one.until, watch=_keeping(one.snapshot, f"guest {number}", force=force)
-    )
+    watch = _keeping(one.snapshot, f"guest {number}", force=force)
+    with working("stress"):
+        found = run_guest(spec, number, until=one.until, watch=watch)
     if isinstance(found, Violation):
         return _print_violation(path, spec, found)
     print_guest(plan, one.until, found, figures)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 from cyclopts import App, Parameter
 from cyclopts.types import PositiveInt
 
-from gmemcore.cli.console import note, reporting, say, say_json, say_lines
+from gmemcore.cli.console import note, reporting, say, say_json, say_lines, working
 from gmemcore.cli.options import ForceSwitch, JsonSwitch, Seed
 from gmemcore.cli.tables import print_table
 from gmemcore.cli.workloads import STDIN, Options, Workload, load
@@ -60,7 +60,7 @@ def record(
     Logs are QEMU's trace, and KVM's kvm_vm_set_mem_attributes as ftrace, perf script or trace-cmd report
     print it; `gmemcore trace capture` prints the commands that record them. They can be compressed.
     """
-    with reporting("trace record"):
+    with reporting("trace record"), working("trace record"):
         _check_output(output, force=force)
         workload = _load(what, options, seed)
         _write(output, workload)
@@ -82,7 +82,7 @@ def info(
     as_json: Annotated[JsonSwitch, Parameter(help="Print JSON, a line per launch of a log.")] = False,
 ) -> None:
     """Show what is in a trace or a log: steps, ranges, layout, duration."""
-    with reporting("trace info"):
+    with reporting("trace info"), working("trace info"):
         workload = _load(trace, options, seed)
         workload.note_import("trace info")
         for place, found in enumerate(workload.traces):
@@ -115,7 +115,7 @@ def convert(
     force: ForceSwitch = False,
 ) -> None:
     """Write a trace in the form that the output's name asks for."""
-    with reporting("trace convert"):
+    with reporting("trace convert"), working("trace convert"):
         if source != STDIN and output.exists() and Path(source).exists() and output.samefile(source):
             raise InvalidArgumentError(f"{output} is the source; the output must be another file")
         _check_output(output, force=force)

@@ -46,8 +46,8 @@ def bench(
     Parameters
     ----------
     abis, vm_types, firmware
-        Revisions of the package, VM types and firmware. Default revisions: v5 with today's firmware, two-caps
-        with the cipher firmware, and legacy.
+        Revisions, proposals or their files, VM types and firmware. Default revisions: v5 with today's
+        firmware, two-caps with the cipher firmware, and legacy.
     phases, directions, flags, effects
         Cells of policy, as ``phases="running"``, ``directions="to_private"``, ``flags="ZERO,PRESERVE"``,
         ``effects="KEEP"``.
@@ -61,7 +61,7 @@ def bench(
         Where the bytes live, and how they are converted: ``anonymous``, ``memfd`` or ``guest_memfd``; True or
         False; threads of one conversion; True or False.
     axes : str, Path or None
-        TOML file with any of these; see ``gmemcore bench --axes-template``.
+        TOML file with any of these; see ``gmemcore template axes``.
     seconds : float or None
         Time per setting. [default: 45]
     quick : bool
@@ -89,8 +89,9 @@ def bench(
     >>> run.to_pandas()[["direction", "effect"]].drop_duplicates().values.tolist()
     [['to_private', ''], ['to_shared', 'ZERO']]
     """
+    revisions = () if abis is None else abis_of(abis)
     given = {
-        "abi": None if abis is None else [abi.name for abi in abis_of(abis)],
+        "abi": None if abis is None else [abi.name for abi in revisions],
         **{
             name: None if value is None else [str(each) for each in chosen(kind, value)]
             for name, kind, value in (
@@ -114,7 +115,7 @@ def bench(
     if seconds is not None and not seconds > 0:
         raise InvalidArgumentError(f"seconds must be above 0, not {seconds}")
     cases = read_axes(None if axes is None else Path(axes), asked).cases(
-        QUICK_MEMORY if quick else default_memory()
+        QUICK_MEMORY if quick else default_memory(), revisions
     )
     check_host(case.setting for case in cases)
     check_available(memory_needed(cases))

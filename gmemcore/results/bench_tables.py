@@ -71,7 +71,9 @@ def verdict_notes(first: BenchFirst) -> Iterator[str]:
         yield f"call overhead: {format_time(overhead)} per call from Python, in none of these figures"
     listed = [each for each in first.verdict.refused if each.refused]
     for each in listed[:SHOWN_REVISIONS]:
-        yield f"{each.abi} refuses: {'; '.join(each.refused)}"
+        several = sum(other.abi == each.abi for other in first.verdict.refused) > 1
+        where = f"{each.abi} with {each.firmware} firmware" if several else each.abi
+        yield f"{where} refuses: {'; '.join(each.refused)}"
     if len(listed) > SHOWN_REVISIONS:
         yield f"{len(listed) - SHOWN_REVISIONS} more revisions refuse flags, see gmemcore policy"
 
@@ -252,12 +254,15 @@ def _collapsed(by_cell: Mapping[tuple[str, ...], list[BenchCell]], heads: Sequen
 
 def cells_words(cells: Sequence[BenchCell]) -> str:
     """Return cells in words: revisions and VM types that have the same places share them."""
-    places: dict[tuple[str, str], list[str]] = defaultdict(list)
+    places: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
-        places[cell.abi, cell.vm_type].append(place_words(cell))
+        places[cell.abi, cell.vm_type][cell.firmware].append(place_words(cell))
     types: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for (abi, vm_type), own in places.items():
-        types[abi, "; ".join(own)].append(vm_type)
+    for (abi, vm_type), by_firmware in places.items():
+        by_words = {firmware: "; ".join(own) for firmware, own in by_firmware.items()}
+        alike = len(set(by_words.values())) == 1
+        for firmware, each in [*by_words.items()][: 1 if alike else None]:
+            types[abi if alike else f"{abi} with {firmware} firmware", each].append(vm_type)
     revisions: dict[tuple[str, str], list[str]] = defaultdict(list)
     for (abi, words), vm_types in types.items():
         revisions[", ".join(vm_types), words].append(abi)

@@ -19,6 +19,7 @@ from gmemcore.analysis.runs import read_run
 from gmemcore.cli import main
 from gmemcore.engine.counters import COUNTER_NAMES
 from gmemcore.policy import cells
+from gmemcore.policy.proposal import shipped_files
 from gmemcore.results.schema import schema_of
 from gmemcore.units import format_number, parse_size
 from support.paths import JIT_DISABLED
@@ -234,6 +235,26 @@ def test_the_platforms_own_zeroing_is_shown_as_zeroing(capsys):
     assert "ZERO by the platform. v5 on TDX: launching to shared NONE" in capsys.readouterr().out
 
 
+def test_a_proposal_is_measured_and_verified_by_its_own_rows(tmp_path, capsys):
+    """Its flag has a name and a bit that no revision has; what it does is read from its row."""
+    path, run = tmp_path / "mine.toml", tmp_path / "run.jsonl"
+    text = shipped_files()["by-direction.toml"].replace('"by-direction"', '"mine"')
+    path.write_text(text.replace('"PRESERVE"', '"HOLD"').replace("bit = 2", "bit = 256"))
+    where = ("--quick", "--memory", "16k", "--vm-type", "SW_PROTECTED", "--proposal", path)
+    assert bench(*where, "-o", run) == 0
+    told = capsys.readouterr().out
+    assert "mine with today firmware refuses: ZERO to private" in told
+    rows = [*read_run(run).records]
+    assert {row.abi for row in rows} == {"mine"}
+    assert {row.does for row in rows if row.flag == "HOLD" and row.outcome == "OK"} == {"KEEP"}
+    assert {row.does for row in rows if row.flag == "ZERO" and row.outcome == "OK"} == {"ZERO"}
+    assert bench(*where, "--abi", "v5,MINE", "--flag", "hold", "--json") == 0
+    both = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["abi"] for row in both if row.get("outcome") == "OK"} == {"mine"}  # v5 has no such flag
+    assert bench(*where[:-2], "--abi", "mine") == 2
+    assert "unknown abi 'mine'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -241,11 +262,11 @@ def test_the_platforms_own_zeroing_is_shown_as_zeroing(capsys):
         (("--memory", "0"), "more than 0"),
         (("--range", "4097"), "multiple of 4k"),
         (("--memory", "4k", "--range", "2m"), "range 2m must not be larger than the memory, 4k"),
-        (("--abi", "v99"), "--abi: must be legacy, v4"),
+        (("--abi", "v99"), "unknown abi 'v99'; known: legacy, v4"),
         (("--vm-type", "SEV"), "--vm-type: must be DEFAULT, SW_PROTECTED, SNP, TDX or PKVM, not 'SEV'"),
         (("--firmware", "tomorrow"), "must be today or cipher, not 'tomorrow'"),
         (("--phase", "over"), "must be launching or running"),
-        (("--flag", "ZERO,X"), "not 'X'"),
+        (("--flag", "ZERO,X"), "unknown flag 'X'"),
         (("--effect", "ENCRYPT", "--abi", "v13"), "no cell of policy matches this selection"),
         (("--backing", "none", "--memory", "64k"), "must be anonymous, memfd or guest_memfd"),
         (("--memory", "4096t", "--abi", "v5"), "are available"),

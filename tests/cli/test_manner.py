@@ -3,6 +3,7 @@
 Commands are found by walking the tree, so that a new one is held to the rules without a line here.
 """
 
+import inspect
 import io
 import os
 import re
@@ -49,7 +50,15 @@ FILES = {
 }
 WRITTEN = {"--output", "--snapshot", "--series", "--parquet", "--plot", "--pyperf"}
 SIZES = {"--memory", "--range"}
-WITHOUT_PROPOSALS = {("bench",), ("snapshot", "plot")}  # the one has rows of its own, the other shows a run's
+WITHOUT_PROPOSALS = {("snapshot", "plot")}  # which shows revisions of a run
+WITHOUT_JSON = {("schema",), ("kvm", "table")}  # which print JSON, and a table of what --json printed
+IMMEDIATE = {
+    *(("policy",), ("policy", "list"), ("policy", "diff"), ("cost", "list"), ("cost", "show")),
+    *(("schema",), ("template",), ("kvm", "probe"), ("kvm", "table")),
+}
+"""Commands that no input makes take 2 s."""
+TELLING = {("cost", "calibrate"), ("kvm", "bench"), ("trace", "capture")}
+"""Commands that say each thing they do as they begin it."""
 
 
 def of_names(names):
@@ -78,6 +87,11 @@ def parse(words, *more):
 
 def names_of(words):
     return {name for each in ARGUMENTS[words] for name in each.names}
+
+
+def function_of(words):
+    """The function behind a command, under its decorators."""
+    return inspect.unwrap(TREE[words].default_command)
 
 
 def test_the_walk_finds_commands_of_every_depth():
@@ -119,8 +133,31 @@ def test_what_is_written_needs_force_to_replace_a_file(words):
 @pytest.mark.parametrize("words", TREE, ids=" ".join)
 def test_where_a_revision_is_named_a_proposal_can_be_given(words):
     names = names_of(words)
-    if "--abi" in names and words not in WITHOUT_PROPOSALS:
+    if ("--abi" in names or words == ("policy", "diff")) and words not in WITHOUT_PROPOSALS:
         assert "--proposal" in names
+
+
+@pytest.mark.parametrize("words", TREE, ids=" ".join)
+def test_every_answer_can_be_had_as_json_and_every_document_as_a_file(words):
+    names = names_of(words)
+    if words not in WITHOUT_JSON:
+        assert names & {"--json", "--output"}
+    if "--json" not in names and "--output" in names:
+        returned = inspect.signature(function_of(words)).return_annotation
+        assert returned in (None, "None"), f"{words} has an answer beside its file"
+
+
+def test_commands_that_take_a_while_show_progress():
+    """Each has one, whatever its outputs are; those that say what they do as they begin it need none."""
+    silent = [
+        words
+        for words in TREE.keys() - IMMEDIATE - TELLING
+        if not re.search(
+            r"progress\(|working\(|_watching\(", inspect.getsource(sys.modules[function_of(words).__module__])
+        )
+    ]
+    assert not silent
+    assert TREE.keys() >= IMMEDIATE | TELLING
 
 
 @pytest.mark.parametrize(("words", "option"), of_names(CHOICES))

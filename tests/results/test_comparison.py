@@ -1,5 +1,6 @@
 """``gmemcore bench compare``: what changed between two runs, and what is noise."""
 
+import json
 import re
 from pathlib import Path
 
@@ -213,6 +214,25 @@ def test_several_later_runs_are_each_compared_with_the_first(runs, capsys):
     assert "6 cells: 6 slower" in captured.out
     assert "slow.jsonl: slower" in captured.err
     assert "same.jsonl" not in captured.err
+
+
+def test_json_has_every_cell_of_every_run(runs, capsys):
+    old, slow = runs("old", 1), runs("slow", 3, slower=("ZERO",), share=1.5)
+    assert call(old, slow, old, "--json", "--fail-over", "10%") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["old"], [each["new"] for each in found["compared"]]) == (old.name, [slow.name, old.name])
+    first = found["compared"][0]
+    comparison = compare(read_run(old), read_run(slow))
+    assert first["counts"] == {str(finding): count for finding, count in comparison.counts().items()}
+    assert first["means"] == comparison.means()
+    assert first["basis"] == "primitive"
+    for cell, change in zip(first["cells"], comparison.changes, strict=True):
+        assert cell["finding"] == change.finding
+        assert (cell["ratio"], cell["ratio_low"], cell["ratio_high"]) == change.ratio[:3]
+        assert (cell["old_ns_per_page"], cell["new_ns_per_page"]) == (change.old, change.new)
+    assert {cell["finding"] for cell in first["cells"] if cell["effect"] == "ZERO"} == {"slower"}
+    for other in (["--full"], ["--format", "html"], ["-o", "page.html"]):
+        assert call(old, slow, "--json", *other) == 2
 
 
 @pytest.mark.parametrize(

@@ -483,14 +483,14 @@ def test_cells_show_what_is_wrong(capsys):
     )
 
 
-def test_the_template_is_a_proposal_once_it_has_a_name(capsys, tmp_path):
+def test_the_template_is_a_proposal_with_a_name_of_its_own(capsys, tmp_path):
     with pytest.raises(SystemExit):
         main(["template", "proposal"])
     out = capsys.readouterr().out
-    (tmp_path / "mine.toml").write_text(out)
+    (tmp_path / "mine.toml").write_text(out.replace('"mine"', '"by-direction"'))
     status, _, err = run([tmp_path / "mine.toml"], capsys)
     assert (status, "$.name" in err) == (2, True)
-    (tmp_path / "mine.toml").write_text(out.replace('"by-direction"', '"mine"'))
+    (tmp_path / "mine.toml").write_text(out)
     status, out, _ = run([tmp_path / "mine.toml", "--abi", "mine", "--markdown"], capsys)
     assert "| mine | 0 | 0 | 0 | 0 | 0 | 0 | 24 | 3 | 5 |" in out
 

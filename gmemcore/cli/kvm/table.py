@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from gmemcore.cli.console import say
+from gmemcore.files.text import printable
 
 
 def table(
@@ -22,5 +22,6 @@ def table(
     from gmemcore.fuzz.table import kernel_table, read_outcome
 
     runs = [read_outcome(path) for path in results]
-    say(*kernel_table(runs))
+    for line in kernel_table(runs):
+        print(printable(line, most=len(line)))
     return int(any(run.difference is not None for run in runs))
