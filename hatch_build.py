@@ -1,11 +1,14 @@
-"""Put the manual pages into the wheel; they are generated from the command line as it is then."""
+"""Build: manual pages for the wheel, and metadata with the project's address."""
 
+import os
+import re
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 
 class ManPages(BuildHookInterface):
@@ -27,3 +30,48 @@ class ManPages(BuildHookInterface):
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove what was generated."""
         self._folder.cleanup()
+
+
+class Address(MetadataHookInterface):
+    """Adds the project's URLs to the metadata, and makes README's links absolute.
+
+    In the repository README links to files next to it, which a package index doesn't have. The address of the
+    repository is in one place: `address` of this hook in pyproject.toml; GMEMCORE_ADDRESS overrides it.
+    Without one the metadata has no URLs, and README stays as it is.
+    """
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        """Set ``readme`` and ``urls``."""
+        address = os.environ.get("GMEMCORE_ADDRESS", self.config["address"]).rstrip("/")
+        text = Path(self.root, "README.md").read_text("utf-8")
+        tree = f"{address}/{{}}/v{metadata['version']}"
+        text = absolute(text, tree) if address else text
+        metadata["readme"] = {"content-type": "text/markdown", "text": text}
+        metadata["urls"] = {
+            name: f"{address}{path}"
+            for name, path in {
+                "Repository": "",
+                "Changelog": f"/blob/v{metadata['version']}/CHANGELOG.md",
+                "Documentation": f"/blob/v{metadata['version']}/docs/index.md",
+                "Issues": "/issues",
+            }.items()
+            if address
+        }
+
+
+def absolute(text: str, tree: str) -> str:
+    """Return Markdown whose links to files of the repository are absolute.
+
+    Parameters
+    ----------
+    text : str
+        README.
+    tree : str
+        Address of the files of this version, with ``{}`` for ``blob`` (pages) or ``raw`` (pictures).
+    """
+
+    def link(found: re.Match[str]) -> str:
+        picture, words, place = found.groups()
+        return f"{picture}[{words}]({tree.format('raw' if picture else 'blob')}/{place})"
+
+    return re.sub(r"(!?)\[([^]]*)\]\((?![a-z]+:|#)([^)]+)\)", link, text)

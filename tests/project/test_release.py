@@ -1,7 +1,12 @@
 """One version everywhere, and metadata that an index and its readers need."""
 
 import re
+import sys
 import tomllib
+from runpy import run_path
+from types import ModuleType
+
+import pytest
 
 import gmemcore
 from support.paths import ROOT
@@ -17,7 +22,7 @@ def as_numbers(version):
 
 def test_the_version_is_written_once():
     assert "version" not in PROJECT
-    assert PROJECT["dynamic"] == ["version"]
+    assert PROJECT["dynamic"] == ["version", "readme", "urls"]
     as_numbers(gmemcore.__version__)
 
 
@@ -35,14 +40,51 @@ def test_the_changelog_knows_the_version():
 
 
 def test_metadata_are_complete():
-    for name in ("description", "readme", "license", "requires-python", "authors", "keywords", "classifiers"):
+    for name in ("description", "license", "requires-python", "authors", "keywords", "classifiers"):
         assert PROJECT[name], name
-    assert (ROOT / PROJECT["readme"]).exists()
     assert all((ROOT / path).exists() for path in PROJECT["license-files"])
     lowest = PROJECT["requires-python"].removeprefix(">=")
     assert f"Programming Language :: Python :: {lowest}" in PROJECT["classifiers"]
     assert "Typing :: Typed" in PROJECT["classifiers"]
     assert (ROOT / "gmemcore" / "py.typed").exists()
+
+
+@pytest.fixture
+def hook(monkeypatch):
+    """The metadata of a build, at an address; hatchling, which only builds need, is played by two names."""
+    for name in ("hatchling.builders.hooks.plugin.interface", "hatchling.metadata.plugin.interface"):
+        module = ModuleType(name)
+        module.BuildHookInterface = module.MetadataHookInterface = object
+        monkeypatch.setitem(sys.modules, name, module)
+    built = run_path(str(ROOT / "hatch_build.py"))
+
+    def metadata(address):
+        monkeypatch.delenv("GMEMCORE_ADDRESS", raising=False)
+        made = built["Address"]()
+        made.root, made.config, found = str(ROOT), {"address": address}, {"version": gmemcore.__version__}
+        made.update(found)
+        return found
+
+    return metadata
+
+
+def test_with_an_address_an_index_can_follow_every_link(hook):
+    found = hook("https://example.org/gmemcore/")
+    tree = f"https://example.org/gmemcore/{{}}/v{gmemcore.__version__}/"
+    places = re.findall(r"(!?)\[[^]]*\]\(([^)]+)\)", found["readme"]["text"])
+    assert len(places) > 8
+    for picture, place in places:
+        start = tree.format("raw" if picture else "blob")
+        assert place.startswith(start)
+        assert (ROOT / place.removeprefix(start).partition("#")[0]).exists()
+    assert found["urls"]["Repository"] == "https://example.org/gmemcore"
+    assert set(found["urls"]) == {"Repository", "Changelog", "Documentation", "Issues"}
+
+
+def test_without_an_address_readme_is_as_it_is(hook, monkeypatch):
+    found = hook("")
+    assert found["readme"] == {"content-type": "text/markdown", "text": (ROOT / "README.md").read_text()}
+    assert found["urls"] == {}
 
 
 def test_floors_of_dependencies_are_versions_that_were_tested():
