@@ -1,5 +1,6 @@
 """What every test may rely on: compiled kernels, and how much to do in this run."""
 
+import os
 import signal
 import sys
 
@@ -10,6 +11,9 @@ import gmemcore
 for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:  # in a shell's background; children inherit it
         signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+
+
+os.environ.pop("COLUMNS", None)  # a test says itself how wide its terminal is
 
 
 @pytest.fixture(scope="session", autouse=True)
