@@ -107,18 +107,13 @@ class ProcessLink(Link):
 
     async def _run_process(self, name: str) -> str:
         """Start a process and read its output until it ends; returns how it ended."""
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        loop = asyncio.get_running_loop()
-        # As create_subprocess_exec, which keeps the transport to itself and never closes it.
-        transport, protocol = await loop.subprocess_exec(
-            lambda: SubprocessStreamProtocol(limit=MAX_LINE, loop=loop),
-            *_COMMAND,
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=PIPE,
-            env=environment,
-        )
-        process = Process(transport, protocol, loop)
+        starting = asyncio.ensure_future(_start())
+        try:
+            process, transport = await asyncio.shield(starting)
+        except asyncio.CancelledError:  # asyncio would wait for the children of what it has begun to start
+            with suppress(OSError):
+                await _end(*await starting)
+            raise
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -157,6 +152,21 @@ class ProcessLink(Link):
     def _submit(self, worker: str, task: int, guests: Sequence[int]) -> None:
         if worker in self._inputs:  # else it has just ended, and its event is on the way
             self._write(worker, [task, list(guests)])
+
+
+async def _start() -> tuple[Process, asyncio.SubprocessTransport]:
+    """Do as create_subprocess_exec, which keeps the transport to itself and never closes it."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.subprocess_exec(
+        lambda: SubprocessStreamProtocol(limit=MAX_LINE, loop=loop),
+        *_COMMAND,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        env=environment,
+    )
+    return Process(transport, protocol, loop), transport
 
 
 async def _end(process: Process, transport: asyncio.SubprocessTransport) -> None:
