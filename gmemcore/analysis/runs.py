@@ -18,7 +18,8 @@ from gmemcore.files.kinds import is_not
 from gmemcore.files.reading import decode_json
 from gmemcore.files.records import End, Lines, RecordFile, read_lines
 from gmemcore.results.bench import BenchCell, BenchFirst, Seconds
-from gmemcore.results.kinds import KINDS, SCHEMA, Kind
+from gmemcore.results.fields import SCHEMA
+from gmemcore.results.kinds import KINDS, Kind
 from gmemcore.results.replay import Replay, ReplayFirst
 from gmemcore.results.stress import StressFirst, StressGuest, StressLast, StressSums, Violation
 
@@ -229,9 +230,11 @@ def run_of(lines: Iterable[bytes]) -> Run:
 
 
 def _run_of(lines: Lines, path: str) -> Run:
-    kind = _recognise(lines.first, path)
+    kind, versioned = _recognise(lines.first, path)
     first = _decode(lines.first, kind.first, path, 1)
-    schema = getattr(first, "schema", 1)
+    if not versioned:
+        first = msgspec.structs.replace(first, schema=1)
+    schema = first.schema
     if schema > SCHEMA:
         raise RunError(
             f"{path}: records of schema {schema}, by a newer gmemcore; must be at most schema {SCHEMA}"
@@ -263,14 +266,15 @@ def _decode(line: bytes, wanted: Any, path: str | Path, number: int) -> Any:
         raise RunError(str(error)) from None
 
 
-def _recognise(line: bytes, path: str | Path) -> Kind:
+def _recognise(line: bytes, path: str | Path) -> tuple[Kind, bool]:
+    """Return the kind of a run by its first line, and whether that says which schema it has."""
     try:
         first = decode_json(line, dict[str, Any], str(path))
     except InputError:
         first = {}
     for kind in KINDS:
         if kind.keys <= first.keys():
-            return kind
+            return kind, "schema" in first
     *names, last = (kind.name for kind in KINDS)
     raise RunError(is_not(path, f"a run of {', '.join(names)} or {last}"))
 

@@ -19,7 +19,6 @@ from gmemcore.results.bench import (
     Verdict,
 )
 from gmemcore.results.environment import Environment, as_object
-from gmemcore.results.kinds import SCHEMA
 from gmemcore.results.statistics import Interval, interval, median, p95, ratio, variation
 from gmemcore.uapi import PAGE_SIZE, Direction, Phase
 
@@ -107,7 +106,6 @@ def first_of(
     moving = [curve for curve in curves if curve.gbps is not None]
     largest = max((curve.range for curve in moving), default=0)
     return BenchFirst(
-        schema=SCHEMA,
         environment=as_object(machine),
         settings=settings,
         primitives={

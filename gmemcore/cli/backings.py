@@ -105,13 +105,12 @@ def _run(listed: "list[list[Job]]", pairs: int, sinks: Sequence[Sink]) -> "list[
     from gmemcore.benchmark.in_place import run_apart
     from gmemcore.results.backings import BackingsFirst, BackingsRun
     from gmemcore.results.environment import as_object, environment
-    from gmemcore.results.kinds import SCHEMA
 
     def put(record: Any) -> None:
         for sink in sinks:
             sink(record)
 
-    put(BackingsFirst(as_object(environment()), schema=SCHEMA, settings={"pairs": pairs}))
+    put(BackingsFirst(as_object(environment()), settings={"pairs": pairs}))
     works: list[list[BackingsRun]] = []
     done, total = 0, sum(map(len, listed)) * pairs
     with progress("backings", total, "runs") as tell:

@@ -89,6 +89,12 @@ def say_json(value: Any, *, indent: int | None = 1) -> None:
     print(json.dumps(value, indent=indent))
 
 
+def say_records(lines: Iterable[bytes]) -> None:
+    """Print the lines of a file of records to standard output."""
+    for line in lines:
+        sys.stdout.write(line.decode())
+
+
 def say_json_rows(rows: Iterable[Any]) -> None:
     """Print a JSON list to standard output, one line per member."""
     lines = ",\n".join(map(json.dumps, rows))

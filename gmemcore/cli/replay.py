@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from gmemcore.cli.console import progress, reporting, say, say_json, say_lines
+from gmemcore.cli.console import progress, reporting, say, say_lines, say_records
 from gmemcore.cli.options import (
     AbisOption,
     FirmwareOption,
@@ -217,12 +217,12 @@ def replay(
         kept.write()
         found.note_import(COMMAND)
         notes = _notes(traces, targets, touch=manner.touch, keep=manner.keep)
-        lines = [*_records(found, traces, manner, runs, figures, notes)]
+        first, *records = _records(found, traces, manner, runs, figures, notes)
+        lines = [*lines_of(first, records)]
         if to.output is not None:
-            replace_file(to.output, lines_of(lines[0], lines[1:]))
+            replace_file(to.output, lines)
         if to.as_json:
-            for line in lines:
-                say_json(line, indent=None)
+            say_records(lines)
             return
         _print_head(found, traces, manner)
         if len(targets) == 1:
@@ -367,6 +367,7 @@ def _records(
 ) -> Iterator[dict[str, Any]]:
     """Yield what the workload is, then a record per replay."""
     from gmemcore.results.environment import as_object, environment
+    from gmemcore.results.fields import SCHEMA
 
     header = traces[0].header
     yield {
@@ -380,6 +381,7 @@ def _records(
         },
         "replay": manner.asked() | ({"touch": True} if manner.touch else {}),
         "environment": as_object(environment()),
+        "schema": SCHEMA,
         **({"notes": " ".join(notes)} if notes else {}),
     }
     for each in runs:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from gmemcore.cli.console import complain, is_quiet, note, reporting, working
+from gmemcore.cli.console import complain, is_quiet, note, reporting, say_records, working
 from gmemcore.cli.options import ForceSwitch, JsonSwitch, LinesOutput, SnapshotOption
 from gmemcore.cli.predictions import CostOption, read_cost
 from gmemcore.cli.stress_report import print_fleet, print_guest, progress_text
@@ -182,8 +182,7 @@ def _run_fleet(
     if results.parquet is not None:
         write_parquet(results.parquet, done)
     if results.as_json:
-        for line in json_lines(done):
-            sys.stdout.write(line.decode())
+        say_records(json_lines(done))
     else:
         print_fleet(path, done, figures)
     return 0 if done.violation is None else _print_violation(path, spec, done.violation)

@@ -30,6 +30,7 @@ from gmemcore.files.reading import PathLike, check_size, decode_json, opened
 from gmemcore.files.writing import (
     beside_of,
     check_output,
+    naming,
     open_beside,
     open_through,
     sync_folder,
@@ -153,7 +154,8 @@ class RecordFile:
                 self._append(end_line(self._records))
             elif self._records and not self._failed:
                 self._append(end_line(self._records, complete=False, why=_reason(error)))
-            self._settle(keep=not self._failed and (error is None or self._records > 0))
+            with naming(self._target.path, unnamed=True):
+                self._settle(keep=not self._failed and (error is None or self._records > 0))
         finally:
             self._close()
 

@@ -72,7 +72,7 @@ def target_of(path: PathLike) -> Target:
     if status is None:
         if text.endswith("/"):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), text)
-        with _named(text):
+        with naming(text):
             os.stat(place.parent)
         return Target(text, place, None, through=False)
     if stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode):
@@ -135,7 +135,7 @@ def replace_file(path: PathLike, parts: Iterable[Buffer], *, mode: int | None = 
     parts : iterable of bytes-like
         The contents, one part after another.
     mode : int or None
-        Permissions; None: those of the file that is replaced, or of any new file.
+        Permissions of a new file; None: as of any new file. A file that is replaced keeps its own.
 
     Raises
     ------
@@ -162,16 +162,17 @@ def replacing(path: PathLike, *, mode: int | None = None) -> Iterator[BinaryIO]:
         As `replace_file`.
     """
     target = target_of(path)
-    if target.through:
-        with _named(target.path, unnamed=True), open(open_through(target), "wb") as file:
+    with naming(target.path, unnamed=True):  # outermost: closing writes what is left, and can fail
+        if target.through:
+            with open(open_through(target), "wb") as file:
+                yield file
+            return
+        with _beside(target, mode) as (file, beside):
             yield file
-        return
-    with _beside(target, mode) as (file, beside), _named(target.path, unnamed=True):
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-        os.replace(beside, target.place)
-    sync_folder(target.place.parent)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(beside, target.place)
+        sync_folder(target.place.parent)
 
 
 @contextmanager
@@ -194,9 +195,9 @@ def beside_of(target: Target) -> Path:
 def open_beside(target: Target, beside: Path, mode: int | None = None) -> int:
     """Create a file beside a target, with the permissions that the target has or is to have."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_APPEND
-    with _named(target.path):
+    with naming(target.path):
         descriptor = os.open(beside, flags, 0o666 if mode is None else mode)
-    if mode is None and target.status is not None:
+    if target.status is not None:
         with suppress(PermissionError):
             os.fchown(descriptor, target.status.st_uid, target.status.st_gid)
         os.fchmod(descriptor, stat.S_IMODE(target.status.st_mode))
@@ -210,7 +211,7 @@ def open_through(target: Target) -> int:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
-        with _named(target.path):
+        with naming(target.path):
             return os.dup(number)
     try:
         descriptor = os.open(target.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
@@ -238,7 +239,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _named(path: str, *, unnamed: bool = False) -> Iterator[None]:
+def naming(path: str, *, unnamed: bool = False) -> Iterator[None]:
     """Let an error name the path that the user wrote; unnamed: only one that names none."""
     try:
         yield

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from gmemcore.results.fields import Count, Name, Positive
+from gmemcore.results.fields import SCHEMA, Count, Name, Positive
 
 _Seconds = Annotated[list[Positive], msgspec.Meta(max_length=10_000)]
 _Point = tuple[Positive, int]
@@ -41,7 +41,7 @@ class BackingsFirst(msgspec.Struct, frozen=True):
     environment: dict[str, Any]
     comparison: Name = "in place"
     kind: Name = "backings"
-    schema: Count = 1
+    schema: Count = SCHEMA
     settings: dict[str, Any] = {}
 
 

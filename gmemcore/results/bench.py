@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from gmemcore.results.fields import Count, Name, Positive
+from gmemcore.results.fields import SCHEMA, Count, Name, Positive
 from gmemcore.results.statistics import Interval
 
 SAMPLES = 10_000
@@ -168,7 +168,7 @@ class BenchFirst(msgspec.Struct, frozen=True):
     environment: dict[str, Any]
     primitives: dict[Name, Positive]
     kind: Name = "bench"
-    schema: Count = 1
+    schema: Count = SCHEMA
     settings: dict[str, Any] = {}
     verdict: Verdict = Verdict()
     primitives_by_range: Annotated[list[Primitive], msgspec.Meta(max_length=1000)] = []

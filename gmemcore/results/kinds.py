@@ -11,12 +11,6 @@ from gmemcore.results.bench import BenchCell, BenchFirst
 from gmemcore.results.replay import Replay, ReplayFirst
 from gmemcore.results.stress import StressFirst, StressGuest, StressLast, sums_of
 
-SCHEMA: Final = 2
-"""Version of the records that this gmemcore writes and the newest that it reads; files without one are 1.
-
-New fields with a default don't change it: readers pass over fields that they don't know.
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Kind:

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from gmemcore.results.fields import Count, Name, Positive
+from gmemcore.results.fields import SCHEMA, Count, Name, Positive
 
 
 class ReplayTrace(msgspec.Struct, frozen=True):
@@ -22,6 +22,7 @@ class ReplayFirst(msgspec.Struct, frozen=True):
     trace: ReplayTrace
     replay: dict[str, Any]
     environment: dict[str, Any] = {}
+    schema: Count = SCHEMA
 
 
 class Reason(msgspec.Struct, frozen=True):

@@ -6,7 +6,8 @@ import msgspec
 
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.files.records import EndLine
-from gmemcore.results.kinds import KINDS, SCHEMA, Kind
+from gmemcore.results.fields import SCHEMA
+from gmemcore.results.kinds import KINDS, Kind
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from gmemcore.results.fields import Count, Name, Positive
+from gmemcore.results.fields import SCHEMA, Count, Name, Positive
 
 
 class StressFirst(msgspec.Struct, frozen=True):
@@ -17,7 +17,7 @@ class StressFirst(msgspec.Struct, frozen=True):
     spec_hash: str
     spec: dict[str, Any]
     kind: str = "stress"
-    schema: Count = 1
+    schema: Count = SCHEMA
 
 
 class StressGuest(msgspec.Struct, frozen=True):

@@ -11,7 +11,6 @@ from gmemcore.errors import MissingExtraError
 from gmemcore.files.records import lines_of
 from gmemcore.files.writing import replacing
 from gmemcore.results.environment import as_object, environment
-from gmemcore.results.kinds import SCHEMA
 from gmemcore.results.stress import StressFirst
 from gmemcore.stress.run import Run
 from gmemcore.stress.work import code_id
@@ -27,7 +26,6 @@ def json_lines(run: Run) -> Iterator[bytes]:
         code=code_id(),
         spec_hash=run.spec.hash,
         spec=msgspec.to_builtins(run.spec),
-        schema=SCHEMA,
     )
     guests = (run.merger.results[number] for number in sorted(run.merger.results))
     cells = {cell: totals.asdict() for cell, totals in run.merger.by_cell().items()}

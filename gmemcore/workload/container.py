@@ -107,7 +107,7 @@ def checksum(*parts: Buffer) -> bytes:
 
 # ---- writing ----------------------------------------------------------------------------------------------
 def write(path: PathLike, kind: str, meta: Mapping[str, Any], sections: Mapping[str, NDArray[Any]]) -> None:
-    """Write a container, whole or not at all, readable by its owner alone; see `replace_file`.
+    """Write a container, whole or not at all; a new one is readable by its owner alone, see `replace_file`.
 
     Parameters
     ----------

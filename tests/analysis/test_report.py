@@ -313,6 +313,18 @@ def test_what_did_not_hold_stands_out(stress, tmp_path):
     assert ("p", "class", "warning") in seen.attributes
 
 
+def test_a_run_of_any_kind_that_was_cut_says_so(run, tmp_path, capsys):
+    """Wherever it was cut: after the first line, within a record, before its end record, within that."""
+    data, path = run.read_bytes(), tmp_path / "cut"
+    first, end = data.index(b"\n") + 1, data.rindex(b'{"end":')
+    assert read_run(run).shortfall is None
+    for size in (first, first + 9, end - 9, end, end + 9, len(data) - 3):
+        path.write_bytes(data[:size])
+        assert read_run(path).shortfall.startswith("incomplete: "), size
+        assert gmemcore("report", path, "--format", "text") == 0
+        assert "This run is incomplete" in capsys.readouterr().out
+
+
 def test_a_stress_run_that_was_cut_off_is_summed_up_and_says_so(stress, tmp_path):
     first, *guests, _ = lines_of(stress)
     for lines in ([first], [first, *guests[:1]], [first, *guests]):

@@ -10,6 +10,7 @@ from gmemcore.benchmark.kernel import LEAST_SAMPLES, Bench, cells, first_line, k
 from gmemcore.cli import main
 from gmemcore.kvm import probe
 from gmemcore.results.bench import BenchCell, BenchFirst
+from gmemcore.results.fields import SCHEMA
 from gmemcore.uapi import VmType
 from gmemcore.workload.cost import CALL, CostFile, cost_text, parse_cost
 from support.kinds import P
@@ -79,6 +80,7 @@ def test_records():
     host, actions, found = measured("v13", "SW_PROTECTED")
     head = first_line(host, MEMORY, 0, found)
     assert set(head.primitives) == {"memcpy", "memset"}
+    assert head.schema == SCHEMA
     assert head.settings["kernel"] == "7.3.4-model"
     assert msgspec.json.decode(msgspec.json.encode(head), type=BenchFirst) == head
     for action, cell in zip(actions, found, strict=True):

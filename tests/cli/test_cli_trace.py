@@ -75,7 +75,7 @@ def test_a_behaviour_without_a_launch_is_that_of_a_guest_that_runs(run, words):
     assert (steps[0] == Step.LAUNCH_FINISH) == (not words)
     assert np.count_nonzero(steps == Step.LAUNCH_FINISH) == (not words)
     done = run("replay", "churn", "--vm-type", "SNP", "--abi", "v5", "--flags", "preserve", "--json")
-    first = json.loads(done.out.splitlines()[-1])["first_refusals"][0]
+    first = json.loads(done.out.splitlines()[1])["first_refusals"][0]
     assert (first["attributes"] == 8) == (not words)  # before launch, to private is allowed
     run("trace", "record", "snp-boot", "boot", "--memory", "256m", *words)
     assert np.count_nonzero(read_trace("boot").operations["step"] == Step.LAUNCH_FINISH) == 1
@@ -241,7 +241,8 @@ def test_all_abis_is_every_revision_on_every_vm_type_in_100_columns(run):
     for name in (*ABIS, *VmType):
         assert name in done.out
     lines = run("replay", "log", "--all-abis", "--flags", "preserve", "--json").out.splitlines()
-    first, *rest = map(json.loads, lines)
+    first, *rest, end = map(json.loads, lines)
+    assert end["end"]["records"] == len(rest)
     assert first["trace"]["operations"] == 3
     options = {"seed": 0, "backing": "none", "flags": "preserve", "discard": True, "threads": 1}
     assert first["replay"] == options
@@ -268,7 +269,7 @@ def test_lists_and_proposals_choose_where_it_is_run(run):
 
     def places(*words):
         lines = run("replay", "log", "--json", *words).out.splitlines()
-        return [(each["abi"], each["vm_type"]) for each in map(json.loads, lines[1:])]
+        return [(each["abi"], each["vm_type"]) for each in map(json.loads, lines[1:-1])]
 
     assert places() == [("v5", "SNP")]
     assert places("--abi", "v4,v13", "--vm-type", "TDX,PKVM") == [

@@ -232,11 +232,12 @@ def test_a_new_file_has_the_permissions_of_new_files(tmp_path):
     assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o600
 
 
-def test_a_replaced_file_keeps_its_permissions(tmp_path):
+@pytest.mark.parametrize("mode", [None, 0o600])
+def test_a_replaced_file_keeps_its_permissions(tmp_path, mode):
     path = tmp_path / "f"
     path.touch()
     path.chmod(0o604)
-    replace_file(path, [b"new"])
+    replace_file(path, [b"new"], mode=mode)
     assert stat.S_IMODE(path.stat().st_mode) == 0o604
 
 
@@ -255,9 +256,10 @@ def test_whatever_ends_writing_leaves_the_old_file_and_nothing_else(tmp_path, er
     assert names(tmp_path) == ["f"]
 
 
-def test_a_full_disk_leaves_the_old_file(full_disk):
+@pytest.mark.parametrize("part", [100, 4_000, 100_000, 1 << 20])  # buffered in part, or written at once
+def test_a_full_disk_leaves_the_old_file(full_disk, part):
     with pytest.raises(OSError, match="No space left") as caught:
-        replace_file(full_disk / "old", [bytes(1 << 20)])
+        replace_file(full_disk / "old", [bytes(part)] * ((1 << 20) // part))
     assert caught.value.filename == str(full_disk / "old")
     assert (full_disk / "old").read_bytes() == b"old" * 1000
     assert names(full_disk) == ["old", "rest"]

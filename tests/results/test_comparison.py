@@ -14,7 +14,6 @@ from gmemcore.cli import main
 from gmemcore.files.records import end_line
 from gmemcore.results.backings import BackingsFirst
 from gmemcore.results.bench import BenchCell, BenchFirst, Seconds, Spread
-from gmemcore.results.kinds import SCHEMA
 
 WORKS = {"ZERO": ("zero", "memset"), "ENCRYPT": ("xor", "xor"), "KEEP": ("none", "bitmap")}
 RANGES = (4096, 2 << 20)
@@ -59,7 +58,7 @@ def cells(seed, slower=(), noise=0.02, n=12, *, share=1.1, machine=1.0):
 
 
 def write(path, records, complete=True, settings=None, **machine):
-    first = BenchFirst(MACHINE | machine, {}, schema=SCHEMA, settings=settings or {})
+    first = BenchFirst(MACHINE | machine, {}, settings=settings or {})
     lines = [msgspec.json.encode(record) + b"\n" for record in (first, *records)]
     if complete:
         lines.append(end_line(len(lines) - 1, complete=True, why=""))
@@ -273,7 +272,7 @@ def test_files_that_cannot_be_compared_are_one_line(runs, tmp_path, capsys):
     old = runs("old", 1)
     other = [msgspec.structs.replace(cell, abi="v5", timed_as=None) for cell in cells(1)]
     backings = tmp_path / "backings.jsonl"
-    backings.write_bytes(msgspec.json.encode(BackingsFirst({}, schema=SCHEMA)) + b"\n")
+    backings.write_bytes(msgspec.json.encode(BackingsFirst({})) + b"\n")
     for arguments, text in (
         ((old, write(tmp_path / "v5.jsonl", other)), "no cell in common"),
         ((old, backings), "must be a run of bench, not of backings"),

@@ -15,6 +15,7 @@ from gmemcore.files.records import end_line
 from gmemcore.results import environment as environment_module
 from gmemcore.results import statistics
 from gmemcore.results.environment import as_object, environment
+from gmemcore.results.fields import SCHEMA
 from gmemcore.results.kinds import KINDS
 from gmemcore.results.schema import schema_of
 from gmemcore.results.statistics import Interval
@@ -140,3 +141,9 @@ def test_every_field_is_described_by_its_type():
 def test_an_unknown_kind_has_no_schema():
     with pytest.raises(InvalidArgumentError, match="unknown kind 'x'; known: bench"):
         schema_of("x")
+
+
+def test_every_first_line_that_is_made_has_the_schema_of_now():
+    for row in KINDS:
+        (field,) = (field for field in msgspec.structs.fields(row.first) if field.name == "schema")
+        assert field.default == SCHEMA, row.name

@@ -23,7 +23,7 @@ from gmemcore.analysis.runs import read_run
 from gmemcore.engine import store as stores
 from gmemcore.engine.steps import Step
 from gmemcore.machine import GuestMemfd
-from gmemcore.results.kinds import SCHEMA
+from gmemcore.results.fields import SCHEMA
 from gmemcore.stress import faults, oracle, places, spec, work
 from gmemcore.stress import guest as guests
 from gmemcore.stress.guest import GuestRun, Violation, run_guest

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from gmemcore.cli.console import note, say, say_lines
+from gmemcore.cli.console import note, say, say_lines, say_records
 from gmemcore.cli.kvm.common import hanging
 from gmemcore.cli.options import ForceSwitch, JsonSwitch, LinesOutput, SizeOption, VmTypeOption
 from gmemcore.cli.tables import print_table
@@ -63,8 +63,7 @@ def bench(
     if output is not None:
         replace_file(output, lines)
     if as_json:
-        for line in lines:
-            print(line.decode(), end="")
+        say_records(lines)
         return
     say(f"Linux {host.release}, {size_words(memory)}")
     for kind in dict.fromkeys(cell.vm_type for cell in found):
