@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from cyclopts import Parameter
 
 from gmemcore.cli.console import listed, progress, say, say_json_rows, say_paragraphs
-from gmemcore.cli.options import AbiOption, JsonSwitch, MarkdownSwitch, chosen_revisions
+from gmemcore.cli.options import AbiOption, JsonSwitch, MarkdownSwitch, at_most_one, chosen_revisions
 from gmemcore.cli.tables import print_legend, print_markdown, print_table
 from gmemcore.policy import DEFAULT_ABI
 
@@ -52,6 +52,7 @@ def audit(
     """
     from gmemcore.vmm.audit import audit_abi
 
+    at_most_one(json=as_json, markdown=markdown)
     chosen = chosen_revisions(abi, proposal)
     rows = []
     with progress("audit", len(chosen), "revisions") as done:

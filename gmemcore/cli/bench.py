@@ -23,7 +23,7 @@ from gmemcore.cli.bench_options import (
     names_option,
 )
 from gmemcore.cli.console import note, progress, reporting
-from gmemcore.cli.options import ForceSwitch, JsonSwitch, ProposalFiles
+from gmemcore.cli.options import ForceSwitch, JsonSwitch, ProposalFiles, at_most_one
 from gmemcore.cli.predictions import CostOption, read_cost
 from gmemcore.errors import OutOfMemoryError
 
@@ -133,6 +133,8 @@ def bench(
 
     asked, under, to = selection or Selection(), conditions or Conditions(), outputs or Outputs()
     with reporting("bench", interrupted="interrupted", wrong=(WrongContentsError,)):
+        at_most_one(json=to.as_json, full=to.full)
+        at_most_one(json=to.as_json, cost=cost)
         given = _as_in_file(asked, under)
         axes = read_axes(under.axes, given)
         proposals = read_proposals(asked.proposal)

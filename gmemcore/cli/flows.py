@@ -13,6 +13,7 @@ from gmemcore.cli.options import (
     JsonSwitch,
     MarkdownSwitch,
     VmTypeOption,
+    at_most_one,
     choice,
     chosen_revisions,
     one,
@@ -53,6 +54,7 @@ def flows(
     markdown: MarkdownSwitch = False,
 ) -> None:
     """Run every flow under every revision and proposal, on every VM type and firmware."""
+    at_most_one(json=as_json, markdown=markdown)
     chosen = chosen_revisions(abi, proposal)
     results: list[FlowResult] = []
     with progress("flows", len(chosen), "revisions") as done:

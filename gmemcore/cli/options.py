@@ -239,6 +239,13 @@ JsonSwitch = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 """``--json``"""
 MarkdownSwitch = Annotated[bool, Parameter(name="--markdown", help="Print Markdown.")]
 """``--markdown``"""
+
+
+def at_most_one(**switches: object) -> None:
+    """Raise InputError if several of these options are given, each of which decides what is printed."""
+    if sum(map(bool, switches.values())) > 1:
+        *names, last = (f"--{name}" for name in switches)
+        raise InputError(f"{', '.join(names)} and {last} exclude each other")
 ForceSwitch = Annotated[bool, Parameter(name="--force", help="Replace a file that exists.")]
 """``--force``"""
 SnapshotOption = Annotated[

@@ -18,6 +18,7 @@ from gmemcore.cli.options import (
     PhaseOption,
     ProposalFiles,
     VmTypeOption,
+    at_most_one,
     revision_named,
 )
 from gmemcore.cli.tables import print_markdown, print_table
@@ -77,8 +78,7 @@ def show(
     """
     selected = selection or Selection()
     with reporting("policy"):
-        if as_json + why + markdown > 1:
-            raise InputError("--json, --why and --markdown exclude each other")
+        at_most_one(json=as_json, why=why, markdown=markdown)
         every = as_json and abi is None
         chosen = [*ABIS.values(), *read_proposals(proposal)] if every else [revision_named(abi, proposal)]
         if as_json:

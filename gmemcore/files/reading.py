@@ -53,11 +53,11 @@ def opened(path: PathLike, *, pipe: bool = True) -> Iterator[BinaryIO]:
     OSError
         Nothing is there, or it can't be opened; ``filename`` is the path.
     """
-    _check_type(path, os.stat(path).st_mode, pipe=pipe)
+    check_type(path, os.stat(path).st_mode, pipe=pipe)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         mode = os.fstat(descriptor).st_mode
-        _check_type(path, mode, pipe=pipe)
+        check_type(path, mode, pipe=pipe)
         raw = _Pipe(descriptor, path) if stat.S_ISFIFO(mode) else io.FileIO(descriptor)
     except BaseException:
         os.close(descriptor)
@@ -66,7 +66,8 @@ def opened(path: PathLike, *, pipe: bool = True) -> Iterator[BinaryIO]:
         yield file
 
 
-def _check_type(path: PathLike, mode: int, *, pipe: bool) -> None:
+def check_type(path: PathLike, mode: int, *, pipe: bool) -> None:
+    """Raise InputError unless a ``st_mode`` is a regular file's, or that of a pipe where one can be used."""
     if stat.S_ISREG(mode) or (pipe and stat.S_ISFIFO(mode)):
         return
     wanted = "a regular file or a pipe" if pipe else "a regular file"

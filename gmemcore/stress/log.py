@@ -30,6 +30,8 @@ from typing import Any, Final
 import msgspec
 
 from gmemcore.errors import InputError
+from gmemcore.files.reading import check_type
+from gmemcore.files.writing import naming
 
 FORMAT: Final = "gmemcore stress log 1"
 MAX_LINE: Final = 64 << 20
@@ -95,6 +97,8 @@ class Log:
     LogError
         Another run has locked it, another spec or gmemcore wrote it, it is damaged, or it holds results and
         neither `resume` nor `fresh` is given.
+    InputError
+        It is no regular file.
     OSError
         It can't be read or written.
     """
@@ -105,9 +109,12 @@ class Log:
         self._synced = time.monotonic()
         self._header_to_replace_by: Header | None = None
         self._guests: list[dict[str, Any]] = []
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND
+        if path.exists():  # opening a device or a pipe can have effects
+            check_type(path, path.stat().st_mode, pipe=False)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
         self._fd = os.open(path, flags, 0o600)
         try:
+            check_type(path, os.fstat(self._fd).st_mode, pipe=False)
             self._lock()
             holds = os.fstat(self._fd).st_size > 0
             if fresh and holds:
@@ -151,8 +158,12 @@ class Log:
 
     def close(self) -> None:
         """Synchronise and close."""
-        if self._fd >= 0:
-            os.fsync(self._fd)
+        if self._fd < 0:
+            return
+        try:
+            with naming(str(self.path), unnamed=True):
+                os.fsync(self._fd)
+        finally:
             os.close(self._fd)
             self._fd = -1
 
@@ -257,15 +268,17 @@ class Log:
         line = self._line(record)
         before = os.fstat(self._fd).st_size
         try:
-            written = os.write(self._fd, line)
-            if written < len(line):
-                raise OSError(errno.ENOSPC, f"{self.path}: {written} of {len(line)} bytes could be written")
+            with naming(str(self.path), unnamed=True):
+                written = os.write(self._fd, line)
+                if written < len(line):
+                    raise OSError(errno.ENOSPC, f"{written} of {len(line)} bytes could be written")
         except BaseException:
             os.ftruncate(self._fd, before)
             raise
         self._sum = _sum_of(self._sum, record)
         if time.monotonic() - self._synced >= SYNC_SECONDS:
-            os.fsync(self._fd)
+            with naming(str(self.path), unnamed=True):
+                os.fsync(self._fd)
             self._synced = time.monotonic()
 
     def _line(self, record: bytes) -> bytes:

@@ -99,6 +99,7 @@ def test_a_stream_without_end_is_cut(capsys):
         (["balloon", "--abi", "v99"], "v99"),
         (["balloon", "--seed", "-1"], "seed"),
         (["snp-boot", "--memory", "8m"], "doesn't fit next to the image"),
+        (["--seed", "0"], "an option needs the name of a behaviour"),
     ],
 )
 def test_what_is_refused_is_said_in_a_line(capsys, words, says):

@@ -14,7 +14,7 @@ import pytest
 from cyclopts import CycloptsError
 from rich.console import Console
 
-from gmemcore.cli import command_line
+from gmemcore.cli import command_line, main
 from gmemcore.policy import ABIS
 from gmemcore.policy.proposal import shipped_proposals
 from gmemcore.uapi import Direction, Firmware, Phase, VmType
@@ -128,6 +128,17 @@ def test_what_is_written_needs_force_to_replace_a_file(words):
         assert "--force" in names_of(words)
     else:
         assert "--force" not in names_of(words)
+
+
+@pytest.mark.parametrize("words", TREE, ids=" ".join)
+def test_one_form_is_printed(words, capsys):
+    """JSON, Markdown and every cell: an option that would do nothing is refused before any work."""
+    forms = [form for form in ("--markdown", "--full", "--why") if form in names_of(words)]
+    for form in forms if "--json" in names_of(words) else ():
+        with pytest.raises(SystemExit) as ended:
+            main([*words, *placeholders(words), "--json", form])
+        assert ended.value.code == 2
+        assert "exclude each other" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", TREE, ids=" ".join)

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from gmemcore.errors import InputError
 from gmemcore.stress import log as logs
 from gmemcore.stress.guest import run_guest
 from gmemcore.stress.log import Header, Log, LogError
@@ -198,10 +199,22 @@ def test_a_full_disk_leaves_the_log_as_it_was(path, monkeypatch):
         with pytest.raises(OSError, match="bytes could be written") as full:
             log.append(GUESTS[0])
         assert full.value.errno == errno.ENOSPC
+        assert full.value.filename == str(path)
         assert path.read_bytes() == whole
         monkeypatch.undo()
         log.append(GUESTS[0])
     assert taken(path)[0] == [*ALL, *GUESTS[0]]
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/dev/full", "/dev/zero", "pipe", "folder", "link"])
+def test_a_log_is_a_regular_file(tmp_path, place):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for options in ({}, {"resume": True}, {"fresh": True}):
+        with pytest.raises(InputError) as caught:
+            Log(tmp_path / place, HEADER, **options)
+        assert str(caught.value).startswith(f"{tmp_path / place}: must be a regular file, not ")
 
 
 def test_results_are_synchronised_now_and_then(path, monkeypatch):
