@@ -246,6 +246,8 @@ def at_most_one(**switches: object) -> None:
     if sum(map(bool, switches.values())) > 1:
         *names, last = (f"--{name}" for name in switches)
         raise InputError(f"{', '.join(names)} and {last} exclude each other")
+
+
 ForceSwitch = Annotated[bool, Parameter(name="--force", help="Replace a file that exists.")]
 """``--force``"""
 SnapshotOption = Annotated[

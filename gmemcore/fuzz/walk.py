@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from gmemcore.conformance import CHILD_OPERATIONS
 from gmemcore.fuzz.terrain import Terrain
+from gmemcore.kvm.client import MOST_ORDINARY
 from gmemcore.kvm.missed import is_ordinary
 from gmemcore.kvm.rules import MOST_ATTRIBUTE_PAGES, attribute_pages
 from gmemcore.ordinary import FILE_CALLS
@@ -72,6 +73,8 @@ CHOSEN: Final = (0, P, 2 * P)
 """Userspace addresses where nothing is mapped, whatever the process: below vm.mmap_min_addr."""
 REFUSED: Final = (1, P // 2, (1 << 47) - P, 1 << 63, U64 + 1 - P)
 """Userspace addresses that are unaligned, or beyond every process's (with four levels of page tables)."""
+MOST_SLOT: Final = 1 << 43
+"""Bytes that are too many for a memslot: 2^31 pages."""
 LENGTH: Final = 240
 """Steps of a walk: long enough to pay for the VM, short enough to be shrunk quickly."""
 
@@ -341,6 +344,8 @@ class Walk:
             old = self.scene.slots[step["slot"]]
             step["size"] = old.size if chance() < 0.9 else step["size"]
             step["gpa"] = old.gpa if chance() < 0.5 else step["gpa"]
+        if not flags & MemslotFlag.GUEST_MEMFD and MOST_ORDINARY < step["size"] < MOST_SLOT:
+            step["size"] = P  # the guest would find no memory there
         if chance() < 0.3:
             # Through an address with memory of this process behind it, a guest could do harm.
             unmapped = flags in (0, MemslotFlag.LOG_DIRTY_PAGES) and step["size"] <= 8 * P

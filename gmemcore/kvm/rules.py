@@ -189,6 +189,17 @@ def _at_unknown_memory(context: Context) -> bool:
     )
 
 
+def _without_memory(context: Context) -> bool:
+    """A guest access to an ordinary memslot for which the client maps no memory."""
+    start = context.step["gpa"]
+    end = start + size_of(context.step)
+    return any(
+        slot.gmem is None and slot.memory is None and not slot.chosen
+        for slot in context.machine.vm.memslots.values()
+        if slot.gpa < end and start < slot.gpa + slot.size
+    )
+
+
 def _unsent(context: Context) -> str | None:
     """The field of a step that the system call has no room for."""
     op = context.step["op"]
@@ -257,6 +268,7 @@ RULES = (
     _rule(_GUEST, _other_memory_behind, "without MMAP this kernel's guest sees other memory than the file"),
     _rule(_GUEST, _beyond_guest, "it is beyond the physical addresses of a guest here"),
     _rule(_GUEST, _at_unknown_memory, "userspace_addr may be other memory of this process"),
+    _rule(_GUEST, _without_memory, "no more than 1 GiB is mapped for an ordinary memslot"),
     _rule("pin unpin", lambda c: c.offer.pins is not None, lambda c: f"no pins: {c.offer.pins}"),
     _rule("pin unpin", _pin_refused_by_us, "it is no system call, and its argument checks are the model's"),
     _rule("pin", lambda c: c.step["size"] > MOST_PINS * PAGE_SIZE, f"it pins more than {MOST_PINS} pages"),

@@ -4,6 +4,7 @@ import errno
 import os
 from contextlib import closing
 from functools import partial
+from random import Random
 
 import pytest
 
@@ -20,9 +21,11 @@ from gmemcore.fuzz import Limits, fuzz, fuzzable, terrain_of
 from gmemcore.fuzz.lockstep import Arena, difference, model_machine, run
 from gmemcore.fuzz.run import _made
 from gmemcore.fuzz.table import kernel_table, read_outcome
-from gmemcore.fuzz.walk import LENGTH, _weights
+from gmemcore.fuzz.walk import LENGTH, Walk, _weights
 from gmemcore.kvm import KernelTransport, probe
+from gmemcore.kvm.client import MOST_ORDINARY
 from gmemcore.kvm.differences import DIFFERENCES, version_of
+from gmemcore.kvm.missed import is_ordinary
 from gmemcore.machine import GuestMemfd
 from gmemcore.uapi import VmType
 from support.kinds import P
@@ -74,6 +77,14 @@ def test_no_step_of_a_walk_would_be_skipped(abi, vm_type):
             result = run_case(machine, case)
         assert result.wrong is None, result.wrong
         assert [note.why for note in result.skipped] == []
+
+
+def test_ordinary_memslots_of_walks_have_memory_or_are_refused():
+    walk = Walk(arena_of("linux-7.3", "SW_PROTECTED").terrain, Random(3))
+    walk.scene.note(walk._create_good(), "OK")
+    sizes = {step["size"] for step in (walk._slot_add() for _ in range(50_000)) if is_ordinary(step)}
+    assert sizes & {1 << 43, 1 << 52}
+    assert all(size <= MOST_ORDINARY or size >= 1 << 43 for size in sizes)
 
 
 def test_walks_follow_from_their_seed():

@@ -317,6 +317,15 @@ def test_what_a_kernel_is_not_asked_of_files_and_memslots(step, why):
     assert why in skipped[2]
 
 
+def test_a_memslot_that_no_memory_is_mapped_for_is_not_read():
+    slot = {"op": "slot_add", "slot": 5, "gpa": 8 << 30, "flags": 0}
+    read = {"op": "guest_read", "gpa": 8 << 30, "data": "00"}
+    assert steps_over_model([{**slot, "size": P}, read]) == {}
+    skipped = steps_over_model([{**slot, "size": 2 << 30}, read])
+    assert set(skipped) == {1}
+    assert "no more than 1 GiB" in skipped[1]
+
+
 def test_every_operation_on_a_file_is_tried():
     with_a_file = {op for op, row in OPERATIONS.items() if {"gmem", "fd"} & (row.needs | row.may)}
     assert with_a_file == {step["op"] for step in USES_A_FILE}
