@@ -67,8 +67,8 @@ def behaviours(
     with reporting(COMMAND):
         if name is None:
             if run is not None:
-                given = ", ".join(_given(run)) or "an option"
-                raise InputError(f"{given} needs the name of a behaviour; gmemcore behaviours lists them")
+                named = ", ".join(_given(run)) or "an option"
+                raise InputError(f"{named} needs the name of a behaviour; gmemcore behaviours lists them")
             rows = list(BEHAVIOURS.values())
             say_json([_as_record(row) for row in rows]) if as_json else _print_list(rows)
             return
