@@ -1,8 +1,9 @@
 """What kernels answered, operation by operation: a Markdown table of the results of several runs."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -49,12 +50,17 @@ class Offer(msgspec.Struct, frozen=True):
 class Outcome(msgspec.Struct, frozen=True):
     """A run, as ``gmemcore kvm fuzz --json`` prints it."""
 
-    kernel: str
+    kernel: Annotated[str, msgspec.Meta(max_length=200)]
     steps: int
     offers: list[Offer]
     coverage: list[Seen]
     known: list[KnownCount]
     difference: dict[str, object] | None
+
+    @property
+    def version(self) -> str:
+        """The release without what a distribution adds, such as ``6.18.44``."""
+        return self.kernel.split("-")[0]
 
 
 def read_outcome(path: Path) -> Outcome:
@@ -79,7 +85,7 @@ class _Column(msgspec.Struct, frozen=True):
 
     @property
     def head(self) -> str:
-        return f"{self.run.kernel.split('-')[0]} {self.offer.vm_type}"
+        return f"{self.run.version} {self.offer.vm_type}"
 
 
 def kernel_table(runs: Iterable[Outcome]) -> Iterator[str]:
@@ -90,7 +96,7 @@ def kernel_table(runs: Iterable[Outcome]) -> Iterator[str]:
     runs : iterable of Outcome
         One per kernel.
     """
-    ordered = sorted(runs, key=lambda run: [int(part) for part in run.kernel.split("-")[0].split(".")])
+    ordered = sorted(runs, key=lambda run: [int(part) for part in re.findall(r"\d{1,9}", run.version)])
     columns = [_Column(run, offer) for run in ordered for offer in run.offers]
     notes: list[str] = []
     yield _row(["operation", *(column.head for column in columns)])

@@ -6,6 +6,7 @@ from contextlib import closing
 from functools import partial
 from random import Random
 
+import msgspec
 import pytest
 
 from gmemcore.conformance import Answer, Case, read_vectors, run_case, run_vectors
@@ -361,6 +362,14 @@ def test_the_page_of_kernels_is_that_of_its_results():
     page = (ROOT / "docs" / "kernels.md").read_text()
     table = "\n".join(kernel_table(read_outcome(path) for path in RESULTS))
     assert page.endswith(f"-->\n{table}\n")
+
+
+def test_kernels_of_any_release_stand_in_their_order():
+    run = read_outcome(RESULTS[0])
+    releases = ("7.10.0-rc1", "mine", "6.18.9+", "7.4.0-rc3-dirty", "6.18.10", "9" * 200)
+    head = next(kernel_table(msgspec.structs.replace(run, kernel=release) for release in releases))
+    found = [cell.split()[0] for cell in head.split(" | ")[1:]]
+    assert list(dict.fromkeys(found)) == ["mine", "6.18.9+", "6.18.10", "7.4.0", "7.10.0", "9" * 200]
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
