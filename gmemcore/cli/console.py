@@ -49,9 +49,9 @@ def say(*texts: object) -> None:
 
 
 def _continued(line: str, width: int) -> str:
-    """Wrap a line. One with a word that fits nowhere, such as a digest, stays whole, for other programs."""
+    """Wrap a line. One with a word of half the width, such as a digest, stays whole, for other programs."""
     indent = " " * (len(line) - len(line.lstrip()))
-    if len(max(line.split(), key=len, default="")) > width - len(indent) - 2:
+    if len(max(line.split(), key=len, default="")) > width // 2:
         return line
     return "\n".join(
         textwrap.wrap(
