@@ -1,5 +1,6 @@
 """The command line: one module per subcommand, loaded when it is called."""
 
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from typing import Final
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from rich.console import Console
 
-from gmemcore.cli.console import fail, reporting, set_verbosity
+from gmemcore.cli.console import Notes, fail, reporting, set_verbosity
 from gmemcore.cli.process import run
 
 COMMANDS: Final = {
@@ -86,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for a command; see `gmemcore.cli.process`.
     """
     if arguments is None:
+        logging.getLogger("gmemcore").addHandler(Notes())
         run(lambda: _status(sys.argv[1:]))
     sys.exit(_status(list(arguments)))
 

@@ -30,8 +30,16 @@ def set_verbosity(level: int) -> None:
     global _verbosity
     _verbosity = level
     logging.getLogger("gmemcore").setLevel(
-        {-1: logging.ERROR, 0: logging.WARNING}.get(level, logging.DEBUG),
+        {-1: logging.ERROR, 0: logging.INFO}.get(level, logging.DEBUG),
     )
+
+
+class Notes(logging.Handler):
+    """Prints what the package logs as notes about the work."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record in a line."""
+        (complain if record.levelno >= logging.WARNING else note)("", record.getMessage())
 
 
 def is_quiet() -> bool:

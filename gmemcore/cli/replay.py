@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from gmemcore.cli.console import progress, reporting, say, say_lines, say_records
+from gmemcore.cli.console import progress, reporting, say, say_lines, say_records, working
 from gmemcore.cli.options import (
     AbisOption,
     FirmwareOption,
@@ -203,7 +203,7 @@ def replay(
     launches: each is run on a VM of its own.
     """
     where, manner, to = where or Targets(), manner or Manner(), to or Outputs()
-    with reporting(COMMAND):
+    with reporting(COMMAND), working(COMMAND):
         figures = read_cost(cost)
         where.for_workload(_DEFAULT_VM_TYPE)  # names that don't exist are refused before a long log is read
         if to.output is not None:

@@ -11,6 +11,7 @@ Only ``jit.py`` imports this module, when it compiles, because it imports Numba.
 """
 
 import hashlib
+import logging
 import os
 import secrets
 import stat
@@ -38,6 +39,7 @@ OPTIONS_OF_NUMBA = ("BOUNDSCHECK", "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DE
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
 _MODE = stat.S_IRUSR | stat.S_IWUSR
+_LOG = logging.getLogger("gmemcore")
 _warned = False
 
 
@@ -273,7 +275,10 @@ class KernelCache(caching.FunctionCache):  # type: ignore[misc]
     def load_overload(self, signature: Any, target: Any) -> Any:
         """Return the compiled kernel, or None."""
         try:
-            return super().load_overload(signature, target)
+            found = super().load_overload(signature, target)
+            if found is None:
+                _announce()
+            return found
         except Exception as error:  # a damaged pickle can raise nearly anything
             warn_once(error)
             self._try(self.flush)  # the kernel, compiled again, then replaces it
@@ -289,6 +294,12 @@ class KernelCache(caching.FunctionCache):  # type: ignore[misc]
             step(*arguments)
         except Exception as error:  # full disk, quota, directory gone
             warn_once(error)
+
+
+@cache
+def _announce() -> None:
+    """Say once that kernels are going to be compiled: a first command seems to do nothing for that long."""
+    _LOG.info("compiling kernels for this machine: about a minute, once")
 
 
 def compile_callback(function: Any) -> int:

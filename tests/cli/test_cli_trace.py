@@ -115,7 +115,7 @@ def test_info_says_what_conversions_ask_for_and_how_long_it_took(run):
     assert "CONVERT to private, attributes 0x9" in done.out
     assert "and 4 more" in done.out
     assert "13 operations between 0x0 and 0xb00001000 in 11 µs" in done.out
-    assert "log shows no launch: the guest was taken to run already" in done.err
+    assert "log shows no launch: assumed that the guest was running" in done.err
     Path("a.jsonl").write_text(
         '{"trace":1,"name":"\\u001b[2J","source":"[b]x","seed":0,"operations":1,'
         '"layout":{"regions":[{"gpa":0,"size":4096}]}}\n{"step":"CONVERT","size":4096,"flags":2}\n'
@@ -132,11 +132,11 @@ def test_info_says_what_conversions_ask_for_and_how_long_it_took(run):
 def test_imports_say_what_they_assumed(run):
     Path("log").write_text(QEMU + "CPU:3 [LOST 12 EVENTS]\n")
     done = run("trace", "convert", "log", "a.trace", "--memory", "4g")
-    assert "taken to run already" in done.err
+    assert "assumed that the guest was running" in done.err
     assert "its tracer lost 12 events" in done.err
     assert read_trace("a.trace").header.layout.size == 4 << 30
     done = run("trace", "convert", "log", "a.trace", "--launching", "--force")
-    assert "taken to run" not in done.err
+    assert "assumed that the guest" not in done.err
     assert len(read_trace("a.trace").operations) == 2
 
 

@@ -9,6 +9,8 @@ from functools import partial
 
 import pytest
 
+from support.paths import JIT_DISABLED
+
 COMMAND = [sys.executable, "-m", "gmemcore"]
 PRINTING = (
     *((), ("--help",), ("--version",), ("policy",), ("policy", "--json"), ("policy", "diff", "v4", "v5")),
@@ -158,3 +160,55 @@ def test_a_signal_is_not_lost_where_no_exception_can_leave(place, number, status
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (status, "goes on\n", "")
+
+
+def test_a_first_command_says_what_takes_so_long():
+    """Compiling kernels, which no cache has; said at once, and not to someone who wants quiet."""
+    script = (
+        "import sys\n"
+        "from gmemcore.engine import jit\n"
+        "from gmemcore.__main__ import main\n"
+        "def load():\n"
+        "    from gmemcore.engine.kernel_cache import _announce\n"
+        "    _announce()\n"
+        "    _announce()\n"
+        "import gmemcore.policy.history as history\n"
+        "class Late:\n"
+        "    def __iter__(self):\n"
+        "        load()\n"
+        "        return iter(())\n"
+        "import gmemcore.cli.policy as policy\n"
+        "policy.HISTORY = Late()\n"
+        "main()\n"
+    )
+    said = {
+        quiet: subprocess.run(
+            [sys.executable, "-c", script, "policy", "list", *quiet],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+        for quiet in ((), ("-q",))
+    }
+    assert said == {
+        (): "gmemcore: compiling kernels for this machine: about a minute, once\n",
+        ("-q",): "",
+    }
+
+
+@pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled")
+def test_it_is_said_when_and_only_when_no_cache_has_a_kernel(tmp_path):
+    script = (
+        "import logging, numpy as np\n"
+        "from gmemcore.engine.jit import load_kernels\n"
+        "logging.basicConfig(level=logging.INFO)\n"
+        "load_kernels().lock_all(np.zeros(0, np.uint64))\n"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True,
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+        ).stderr
+        for _ in range(2)
+    ]  # fmt: skip
+    assert [text.count("compiling kernels") for text in said] == [1, 0]

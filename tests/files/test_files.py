@@ -485,6 +485,15 @@ def test_a_lost_line_is_seen(tmp_path):
         (b'{}\n{"end":{"records":-1}}\n', "line 2: "),
         (b'{}\n{"end":{"records":0,"what":1}}\n', "line 2: "),
     ],
+    ids=[
+        "nothing",
+        "empty lines",
+        "an empty line",
+        "the first of them",
+        "behind the end",
+        "-1 records",
+        "what",
+    ],
 )
 def test_lines_that_no_run_has_are_refused(tmp_path, data, message):
     (tmp_path / "run").write_bytes(data)

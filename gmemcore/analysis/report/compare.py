@@ -4,8 +4,10 @@ from gmemcore.analysis.comparison import (
     FIGURES,
     HEADS,
     MEAN_HEADS,
+    UNSTABLE_LEGEND,
     Basis,
     Comparison,
+    Finding,
     change_rows,
     compare,
     mean_rows,
@@ -38,6 +40,8 @@ def section(old: Run, new: Run, basis: Basis | None = None) -> Section:
 def blocks(comparison: Comparison, *, every: bool = False) -> list[Block]:
     """Return a comparison as blocks: the summary first; every: with what didn't change."""
     found: list[Block] = [Text(summary_words(comparison) + ".")]
+    if comparison.counts()[Finding.UNSTABLE]:
+        found.append(Text(UNSTABLE_LEGEND))
     found += [Text(f"{text}.", warning=True) for text in warnings_of(comparison)]
     means = mean_rows(comparison)
     if means:

@@ -41,7 +41,7 @@ from gmemcore.workload.trace import Header, Trace, TraceError
 MEMSLOTS, GIVEN, TOUCHED = "memslots of the log", "--memory", "around what the log touches"
 """Where a layout comes from."""
 
-_BY_LAUNCH, _BY_CONVERSION = "a launch is seen", "by the first conversion there"
+_BY_LAUNCH, _BY_CONVERSION = "as before a launch", "as the first conversion there needs"
 _FOUR_GIB: Final = 4 << 30
 _VMSA: Final = tuple(PageType).index(PageType.VMSA)
 _VMSA_UPDATE: Final = _VMSA | FROM_SOURCE

@@ -56,7 +56,7 @@ def launch_lines(launch: Launch) -> Iterator[str]:
         places = _some([f"{low:#x}-{high:#x}" for low, high in account.outside_ranges])
         yield f"{_count(account.outside, 'conversion')} outside RAM, which change nothing: {places}"
     if account.repeats:
-        yield f"{_count(account.repeats, 'conversion')} reported twice and counted once"
+        yield f"{_count(account.repeats, 'conversion')} reported by two events, counted once"
     if account.continued:
         yield f"{_count(account.continued, 'launch update')} asked for again from where the call stopped"
     if account.vmsa:
@@ -69,7 +69,7 @@ def launch_lines(launch: Launch) -> Iterator[str]:
     if launch.unconfirmed and not launch.failures:
         yield f"line {launch.finish_line}: launch_finish, and no change of state to running after it"
     if launch.assumed_running:
-        yield "the log shows no launch: the guest was taken to run already (--launching: not yet)"
+        yield "the log shows no launch: assumed that the guest was running (use --launching if it wasn't)"
 
 
 def summary_record(imported: Imported) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def launch_record(launch: Launch) -> dict[str, Any]:
 
 def _why(launch: Launch, why: str) -> str:
     """Return what decided pages; of pages that are never shown, why their default is what it is."""
-    return f"{why}: {launch.default_from}" if why == NEVER else why
+    return f"{why}, {launch.default_from}" if why == NEVER else why
 
 
 def _some(texts: list[str]) -> str:
