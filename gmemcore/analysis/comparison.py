@@ -16,6 +16,7 @@ from typing import Any, Final
 from gmemcore.analysis.runs import BenchCell, Run
 from gmemcore.results.bench_tables import cells_words, range_words, setting_words
 from gmemcore.results.statistics import STABLE_SAMPLES, Interval, change, geometric_mean
+from gmemcore.units import format_number
 
 CONFIDENCE: Final = 0.99
 """Confidence level of a change. Among hundreds of cells, one in a hundred differs by chance."""
@@ -278,8 +279,6 @@ FIGURES: Final = (2, 3, 4)
 
 def change_rows(comparison: Comparison, *, every: bool = False) -> Iterator[tuple[str, ...]]:
     """Yield a row per change, in the order of `HEADS`; every: also of work that didn't change."""
-    from gmemcore.units import format_number
-
     for each in comparison.changes:
         if every or each.finding not in (Finding.SAME, Finding.UNSTABLE):
             ratio = each.ratio

@@ -14,6 +14,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeVar
 
+from gmemcore.engine.compile_options import CALLED_BY_KERNELS, CALLED_BY_PYTHON, INLINED, OPTIONS
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _registered: dict[str, dict[str, dict[str, bool]]] = {}  # options by module and function
@@ -24,14 +26,6 @@ os.register_at_fork(  # a child can't finish what another thread of its parent b
 )
 _kernels: ModuleType | None = None
 _loaded: set[str] = set()
-
-
-# Kernels allocate nothing, so they need no reference counting. Without it a call between kernels is free;
-# with it, converting a short range took 2.5 times as long.
-OPTIONS: dict[str, Any] = {"nogil": True, "_nrt": False}
-CALLED_BY_PYTHON = {"no_cfunc_wrapper": True}
-CALLED_BY_KERNELS = {"no_cfunc_wrapper": True, "no_cpython_wrapper": True}
-INLINED = {**CALLED_BY_KERNELS, "forceinline": True}
 
 
 def entry(function: F) -> F:

@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gmemcore.engine.jit import CALLED_BY_KERNELS, CALLED_BY_PYTHON, INLINED, OPTIONS
+from gmemcore.engine.compile_options import CALLED_BY_KERNELS, CALLED_BY_PYTHON, INLINED, OPTIONS
 
 # As Any: which parts of Numba are typed changes between its releases.
 caching: Any = import_module("numba.core.caching")

@@ -28,6 +28,7 @@ from gmemcore.errors import (
 )
 from gmemcore.html import facts, table
 from gmemcore.machine.access import Data, as_bytes
+from gmemcore.machine.ioctl import gmem_ioctl
 from gmemcore.machine.layouts import Sides
 from gmemcore.policy import flag_bits
 from gmemcore.uapi import (
@@ -470,8 +471,6 @@ class GuestMemfd:
             See `set_memory_attributes`. ENOTTY: another request. EFAULT: the argument can't be read, or
             ``error_offset`` can't be written back.
         """
-        from gmemcore.machine.ioctl import gmem_ioctl
-
         gmem_ioctl(self, as_u64(request, "request"), argument)
 
     # ---- the host's view -----------------------------------------------------------------------

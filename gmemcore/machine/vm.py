@@ -20,6 +20,7 @@ from gmemcore.errors import AlreadyExistsError, BadFileError, InvalidArgumentErr
 from gmemcore.html import facts, table
 from gmemcore.machine.access import Data, as_bytes, check_guest_range, variant_of
 from gmemcore.machine.guest_memfd import I64_MAX, GuestMemfd
+from gmemcore.machine.ioctl import vm_ioctl
 from gmemcore.machine.launch import Launch, LaunchUpdateResult
 from gmemcore.machine.layouts import layout_of
 from gmemcore.machine.memslots import Memslot, Memslots
@@ -590,8 +591,6 @@ class Vm:
 
     def ioctl(self, request: int, argument: bytearray | bytes | None) -> None:
         """Do a raw ioctl: request 0x4020AED2 and ``struct kvm_memory_attributes``."""
-        from gmemcore.machine.ioctl import vm_ioctl
-
         vm_ioctl(self, as_u64(request, "request"), argument)
 
     def close(self) -> None:

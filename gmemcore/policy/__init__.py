@@ -25,6 +25,7 @@ from gmemcore.policy.platforms import PLATFORMS, Accept, Platform, Populate, Tra
 from gmemcore.policy.ranks import ByteOperation, Operations, Rank
 from gmemcore.policy.releases import RELEASES, release_of
 from gmemcore.policy.revisions import ABIS, ALIASES, DEFAULT_ABI
+from gmemcore.policy.summary import abi_table
 
 __all__ = [
     "ABIS",
@@ -54,6 +55,7 @@ __all__ = [
     "Status",
     "Tracking",
     "abi_names",
+    "abi_table",
     "byte_operations",
     "capability",
     "cell",

@@ -1,8 +1,9 @@
 """The rows that make up a revision in `gmemcore.policy.revisions`: flags, capabilities, rules, Abi."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
-from gmemcore.html import note, table
 from gmemcore.uapi import ContentMode, Direction, Firmware, Phase, VmType
 
 ALL_FIRMWARE = frozenset(Firmware)
@@ -121,6 +122,8 @@ class Abi:
         Whether a guest_memfd can hold shared memory: creation flags exist, and every VM type can bind one.
     """
 
+    to_html: ClassVar[Callable[["Abi"], str]]  # its table, which asks `lookup`; set by `summary`
+
     name: str
     title: str
     source: str
@@ -139,10 +142,7 @@ class Abi:
         return hash(self.name)
 
     def _repr_html_(self) -> str:
-        from gmemcore.policy.summary import TABLE_LEGEND, abi_table
-
-        header, *rows = abi_table(self)
-        return table(f"{self.name}: {self.title}", header, rows, note(TABLE_LEGEND))
+        return type(self).to_html(self)
 
     @property
     def known_flags(self) -> ContentMode:

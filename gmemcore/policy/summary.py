@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Final
 
+from gmemcore.html import note, table
 from gmemcore.policy.abi import Abi
 from gmemcore.policy.lookup import Cell, CellKey, cells, flag_name
 from gmemcore.uapi import ContentMode, Direction, Firmware, Phase
@@ -77,3 +78,12 @@ def _both_phases(answers: dict[Phase, str]) -> str:
     if len(set(answers.values())) == 1:
         return next(iter(answers.values()))
     return ", ".join(f"{_PHASE_PREFIX[phase]} {text}" for phase, text in answers.items())
+
+
+def _html(abi: Abi) -> str:
+    """Return what a revision answers, for notebooks."""
+    header, *rows = abi_table(abi)
+    return table(f"{abi.name}: {abi.title}", header, rows, note(TABLE_LEGEND))
+
+
+Abi.to_html = staticmethod(_html)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gmemcore.engine import jit
+from gmemcore.engine import compile_options, jit
 from support.holds import needs_namespaces, run_python, skip_unless_slow, unshare
 from support.paths import JIT_DISABLED
 
@@ -249,7 +249,7 @@ def test_own_options_are_part_of_the_name(monkeypatch):
 
     before = cache_directories("kernels.py")
     assert cache_directories("other/kernels.py") != before
-    monkeypatch.setitem(jit.OPTIONS, "nogil", False)
+    monkeypatch.setitem(compile_options.OPTIONS, "nogil", False)
     assert cache_directories("kernels.py") != before
 
 

@@ -192,3 +192,63 @@ def test_tests_share_helpers_and_no_lists(path):
 def test_an_imported_test_and_a_list_would_be_seen():
     assert imported_tests("import os\nfrom test_" + "x import y") == {"test_x"}
     assert list(listed_vm_types(ast.parse(f"x = {VM_TYPES[1:]}"))) == [1]
+
+
+# ---- circles -----------------------------------------------------------------------------------------------
+IN_A_CIRCLE = {("gmemcore.workload.parquet", "gmemcore.workload.trace")}
+"""Modules that import each other, one of them when it is used: a form of traces, which needs pyarrow."""
+
+
+def name_of(path):
+    parts = ["gmemcore", *path.relative_to(PACKAGE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_at_run_time(tree, modules):
+    """Modules that a module imports at its top or in a function; not those for type checkers."""
+    found, left = set(), [tree]
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.ImportFrom):
+            inside = {f"{node.module}.{each.name}" for each in node.names} & modules
+            found |= inside or {node.module} & modules
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            left += node.orelse
+            continue
+        left += ast.iter_child_nodes(node)
+    return found
+
+
+def circles(imports):
+    """Sets of modules each of which imports all others of its set, perhaps through others."""
+    reached = {}
+    for start in imports:
+        seen, left = set(), [start]
+        while left:
+            new = imports[left.pop()] - seen
+            seen |= new
+            left += new
+        reached[start] = seen
+    return {
+        tuple(sorted({start} | {each for each in seen if start in reached[each]}))
+        for start, seen in reached.items()
+        if start in seen
+    }
+
+
+def test_modules_do_not_import_each_other():
+    """Not even in functions, where a circle hides: what both need belongs below both."""
+    paths = {name_of(path): path for path in PACKAGE.rglob("*.py")}
+    imports = {
+        name: imported_at_run_time(ast.parse(path.read_text()), paths.keys()) for name, path in paths.items()
+    }
+    assert len(imports) > 200
+    assert circles(imports) == IN_A_CIRCLE
+
+
+def test_a_circle_would_be_seen():
+    one = imported_at_run_time(ast.parse("def f():\n    from m import two\n"), {"m.one", "m.two"})
+    two = imported_at_run_time(ast.parse("if TYPE_CHECKING:\n    from m.one import x\n"), {"m.one", "m.two"})
+    assert (one, two) == ({"m.two"}, set())
+    assert circles({"m.one": one, "m.two": two}) == set()
+    assert circles({"m.one": one, "m.two": {"m.one"}}) == {("m.one", "m.two")}
