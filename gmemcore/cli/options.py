@@ -227,12 +227,18 @@ def _typed_size(size: int | None) -> str | None:
     return None if size is None else format_size(size)
 
 
+_SIZE: Final = Parameter(converter=one(parse_size), show_default=_typed_size)
+_SEED: Final = Parameter(converter=one(whole(0, _SEED_MOST)))
 if TYPE_CHECKING:
     SizeOption = int
+    OptionalSize = int | None
     Seed = int
-else:
-    SizeOption = Annotated[int, Parameter(converter=one(parse_size), show_default=_typed_size)]
-    Seed = Annotated[int, Parameter(converter=one(whole(0, _SEED_MOST)))]
+    OptionalSeed = int | None
+else:  # an Optional of an Annotated loses its converter in cyclopts 4.8
+    SizeOption = Annotated[int, _SIZE]
+    OptionalSize = Annotated[int | None, _SIZE]
+    Seed = Annotated[int, _SEED]
+    OptionalSeed = Annotated[int | None, _SEED]
 """A size of memory: whole pages, with the unit k, m, g or t, KiB, MiB, GiB or TiB. A seed: 64 bits."""
 
 JsonSwitch = Annotated[bool, Parameter(name="--json", help="Print JSON.")]

@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 from cyclopts.types import PositiveInt
 
 from gmemcore.cli.console import note, reporting, say, say_json, say_lines, working
-from gmemcore.cli.options import ForceSwitch, JsonSwitch, Seed
+from gmemcore.cli.options import ForceSwitch, JsonSwitch, OptionalSeed
 from gmemcore.cli.tables import print_table
 from gmemcore.cli.workloads import STDIN, Options, Workload, load
 from gmemcore.errors import InputError, InvalidArgumentError
@@ -36,7 +36,7 @@ _Output = Annotated[
     ),
 ]
 _Options = Annotated[Options | None, Parameter(name="*")]
-_Seed = Annotated[Seed | None, Parameter(help="Seed of contents, and of a behaviour. [default: 0]")]
+_Seed = Annotated[OptionalSeed, Parameter(help="Seed of contents, and of a behaviour. [default: 0]")]
 
 
 @app.command

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from gmemcore.cli.console import complain, note, progress
-from gmemcore.cli.options import SizeOption
+from gmemcore.cli.options import OptionalSize
 from gmemcore.errors import InputError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Options:
     """Options of behaviours and logs."""
 
     memory: Annotated[
-        SizeOption | None,
+        OptionalSize,
         Parameter(
             help="Guest memory, laid out as QEMU's q35 does. "
             "[default: 4g for a behaviour; as its memslots say for a log]"
