@@ -246,7 +246,7 @@ def _flag_problems(path: str, flag: FlagRow) -> Iterator[_Problem]:
     if flag.name == NO_FLAG:
         yield f"{path}.name", f"{NO_FLAG!r} stands for a request without a flag"
     if flag.bit & (flag.bit - 1):
-        yield f"{path}.bit", f"{flag.bit:#x} is more than one bit"
+        yield f"{path}.bit", f"must be one bit, such as 2 or 0x100, not {flag.bit:#x}"
     for words, phase in _NAMED_PHASES.items():
         if re.search(rf"(^|_){words}(_|$)", flag.name) and flag.phases != (phase,):
             yield f"{path}.phases", f"must be [{phase.value!r}], since the name says {words}"
