@@ -21,6 +21,7 @@ from gmemcore.errors import (
     MemoryFaultExit,
     OutOfMemoryError,
 )
+from gmemcore.files.kinds import expecting
 from gmemcore.files.reading import decode_json, read_file
 from gmemcore.machine import create_vm
 from gmemcore.ordinary import (
@@ -473,7 +474,8 @@ def read_vectors(path: Path) -> VectorFile:
         Unreadable, not JSON of this format, or an unknown op, field, capability or revision.
     """
     try:
-        vectors = decode_json(read_file(path, MAX_BYTES), VectorFile, str(path))
+        with expecting(path, "a vector file"):
+            vectors = decode_json(read_file(path, MAX_BYTES), VectorFile, str(path))
     except OSError as error:
         raise VectorError(f"{path}: {error.strerror}") from error
     except InputError as error:

@@ -14,7 +14,7 @@ from gmemcore.analysis.plots import PLOTS, BenchPlot, ReplayPlot, RunPlot, Stres
 from gmemcore.analysis.run_tables import OVERVIEWS, cells_table, table_of
 from gmemcore.analysis.tables import Table
 from gmemcore.errors import InputError
-from gmemcore.files.kinds import is_not
+from gmemcore.files.kinds import RUN_KINDS, expecting, is_not
 from gmemcore.files.reading import decode_json
 from gmemcore.files.records import End, Lines, RecordFile, read_lines
 from gmemcore.results.bench import BenchCell, BenchFirst, Seconds
@@ -216,7 +216,8 @@ def read_run(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Run:
         The file can't be opened.
     """
     try:
-        lines = read_lines(path, most=max_bytes)
+        with expecting(path, _wanted(), kinds=RUN_KINDS):
+            lines = read_lines(path, most=max_bytes)
     except InputError as error:
         raise RunError(str(error)) from None
     return _run_of(lines, str(path))
@@ -275,8 +276,12 @@ def _recognise(line: bytes, path: str | Path) -> tuple[Kind, bool]:
     for kind in KINDS:
         if kind.keys <= first.keys():
             return kind, "schema" in first
+    raise RunError(is_not(path, _wanted()))
+
+
+def _wanted() -> str:
     *names, last = (kind.name for kind in KINDS)
-    raise RunError(is_not(path, f"a run of {', '.join(names)} or {last}"))
+    return f"a run of {', '.join(names)} or {last}"
 
 
 __all__ = [

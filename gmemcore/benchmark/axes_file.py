@@ -10,6 +10,7 @@ import msgspec
 from gmemcore.benchmark.axes import Fragmentation, settings
 from gmemcore.benchmark.cases import Case, table
 from gmemcore.errors import GmemError, InputError, InvalidArgumentError, with_known
+from gmemcore.files.kinds import expecting
 from gmemcore.files.reading import read_file, toml_tree
 from gmemcore.names import member, plain
 from gmemcore.policy import EFFECTS, Abi, content_flags, get_abi
@@ -166,13 +167,17 @@ def read_axes(path: Path | None, options: Mapping[str, Any]) -> Axes:
     OSError
         The file can't be read.
     """
-    chosen: dict[str, Any] = {}
-    if path is not None:
+    if path is None:
+        return _axes_of({}, options, "")
+    with expecting(path, "a file of axes"):
         try:
             chosen = toml_tree(read_file(path, MAX_BYTES), str(path))
         except InputError as error:
             raise InvalidArgumentError(str(error)) from None
-    where = "" if path is None else f"{path}: "
+        return _axes_of(chosen, options, f"{path}: ")
+
+
+def _axes_of(chosen: dict[str, Any], options: Mapping[str, Any], where: str) -> Axes:
     try:
         return msgspec.convert({**chosen, **options}, Axes, dec_hook=_size)
     except msgspec.ValidationError as error:

@@ -5,12 +5,13 @@ A reader that is given a file of another kind says so: ``boot.gmem is a trace, n
 
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
 
-from gmemcore.errors import InputError
+from gmemcore.errors import InputError, InvalidArgumentError
 from gmemcore.files.reading import PathLike, opened, toml_tree
 
 MAGIC: Final = b"\x89GMEM\r\n\x1a"
@@ -43,6 +44,7 @@ _JSON_KINDS: Final[tuple[tuple[frozenset[str], str], ...]] = (
     (frozenset({"replay", "trace"}), "a replay"),
     (frozenset({"sum", "record"}), "the log of a stress run"),
     (frozenset({"format", "cases"}), "a vector file"),
+    (frozenset({"kernel", "coverage", "known"}), "a result of gmemcore kvm fuzz"),
 )
 """Keys of the first JSON object -> what the file is."""
 _TOML_KINDS: Final[tuple[tuple[frozenset[str], str], ...]] = (
@@ -53,6 +55,13 @@ _TOML_KINDS: Final[tuple[tuple[frozenset[str], str], ...]] = (
     (frozenset({"title"}), "a cost file"),
 )
 """Top-level keys of TOML -> what the file is; anything else is TOML."""
+RUN_KINDS: Final = ("a bench run", "a comparison with two backings", "a stress run", "a replay")
+"""Kinds of run files."""
+_UNSPECIFIC: Final = frozenset(
+    {"empty", "of no known kind", "a text file", "TOML", "JSON", "JSON Lines"}
+    | {"no JSON, though it begins like it"}
+)
+"""What says less than the error of a reader that can't read it."""
 
 
 def kind_of(path: PathLike) -> str:
@@ -102,6 +111,31 @@ def is_not(path: PathLike, wanted: str) -> str:
     except (InputError, OSError):  # a pipe was read already
         return f"{name}: must be {wanted}"
     return f"{name} is {found}; must be {wanted}"
+
+
+@contextmanager
+def expecting(path: PathLike, wanted: str, *, kinds: Collection[str] | None = None) -> Iterator[None]:
+    """Let the error about a file say what the file is, where it is known to be something else.
+
+    Parameters
+    ----------
+    path : path-like
+        The file that is read in the block.
+    wanted : str
+        What is needed, with its article.
+    kinds : collection of str or None
+        Kinds as `kind_of` has them, for which the error stays as it is; None: `wanted`.
+    """
+    try:
+        yield
+    except (InputError, InvalidArgumentError) as error:
+        try:
+            found = kind_of(path)
+        except (InputError, OSError):  # a pipe, or it can't be read at all
+            raise error from None
+        if found in _UNSPECIFIC or found in (kinds or (wanted,)):
+            raise
+        raise type(error)(f"{os.fspath(path)} is {found}; must be {wanted}") from error
 
 
 def _container(data: bytes) -> str:

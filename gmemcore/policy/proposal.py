@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from gmemcore.errors import InputError
+from gmemcore.files.kinds import expecting
 from gmemcore.files.reading import decode_toml, read_file
 from gmemcore.policy.abi import ASSIGNED, Abi, Flag, FlagsCapability, Rule
 from gmemcore.policy.effects import EFFECTS
@@ -105,7 +106,8 @@ def read_proposal(path: Path) -> Abi:
         raise ProposalError(f"{path}: {error.strerror}") from error
     except InputError as error:
         raise ProposalError(str(error)) from error
-    return parse_proposal(data, str(path))
+    with expecting(path, "a proposal"):
+        return parse_proposal(data, str(path))
 
 
 def parse_proposal(data: bytes, name: str) -> Abi:

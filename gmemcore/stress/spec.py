@@ -16,6 +16,7 @@ import msgspec
 
 from gmemcore.engine.backing import BACKINGS
 from gmemcore.errors import GmemError, InputError, with_known
+from gmemcore.files.kinds import expecting
 from gmemcore.files.reading import read_file, toml_tree
 from gmemcore.machine.vm import MAX_THREADS
 from gmemcore.policy import get_abi
@@ -251,14 +252,15 @@ def read(path: Path) -> Spec:
     OSError
         The file can't be read.
     """
-    try:
-        tree = toml_tree(read_file(path, MAX_BYTES), str(path))
-    except InputError as error:
-        raise SpecError(str(error)) from error
-    try:
-        return check(tree)
-    except SpecError as error:
-        raise SpecError(f"{path}: {error}") from error
+    with expecting(path, "the spec of a fleet"):
+        try:
+            tree = toml_tree(read_file(path, MAX_BYTES), str(path))
+        except InputError as error:
+            raise SpecError(str(error)) from error
+        try:
+            return check(tree)
+        except SpecError as error:
+            raise SpecError(f"{path}: {error}") from error
 
 
 def decode(text: bytes) -> Spec:

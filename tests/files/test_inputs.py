@@ -16,6 +16,7 @@ import pytest
 
 from gmemcore.cli import main
 from gmemcore.files.reading import KEY_PARTS
+from gmemcore.workload.container import write
 from support.paths import TRACES
 
 HERE = "INPUT"
@@ -163,6 +164,44 @@ def test_a_key_of_many_parts_takes_neither_time_nor_memory(folder, capsys):
     path.write_bytes(b".".join([b"a"] * 30_000) + b" = 1\n")
     for reader in ("audit", "cost show", "stress", "bench --axes"):
         assert f"a key must have at most {KEY_PARTS} parts" in refused(given(READERS[reader], path), capsys)
+
+
+OTHERS = {
+    "a trace": lambda path: write(path, "trace", {}, {}),
+    "a snapshot": lambda path: write(path, "snapshot", {"snapshots": [{}]}, {}),
+    "a Parquet file": lambda path: path.write_bytes(b"PAR1" + bytes(100)),
+    "a picture (PNG)": lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)),
+    "a web page": lambda path: path.write_bytes(b"<!DOCTYPE html>\n\n<p>\n"),
+    "the log of a stress run": lambda path: path.write_bytes(b'{"sum": "0", "record": {}}\n'),
+    "a cost file": lambda path: path.write_bytes(b"title = 'x'\n\n\n"),
+    "a vector file": lambda path: path.write_bytes(b'{"format": 1, "cases": 3}\n'),
+    "a replay": lambda path: path.write_bytes(b'{"trace": {}, "replay": 3}\n'),
+}
+RUN_READERS = {
+    "report": ("report", HERE, "--format", "text"),
+    "bench compare": ("bench", "compare", HERE, HERE),
+    "cost predict RUN": ("cost", "predict", "cost.toml", HERE),
+}
+TRACE_READERS = {"replay": ("replay", HERE), "trace info": ("trace", "info", HERE)}
+MORE_READERS = {"digest": ("digest", HERE), "kvm table": ("kvm", "table", HERE)}
+TAKES = {
+    "a cost file": {reader for reader in READERS if reader.startswith("cost") or "--cost" in reader},
+    "a vector file": {"conform", "kvm conform"},
+    "a snapshot": {"snapshot info", "snapshot diff"},
+    "a trace": set(TRACE_READERS),
+    "a replay": set(RUN_READERS),
+}
+"""Kind of file -> who takes it, or says more about it."""
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_file_of_another_kind_is_said_for_what_it_is(folder, capsys, kind):
+    path = folder / "file"
+    OTHERS[kind](path)
+    readers = READERS | RUN_READERS | TRACE_READERS | MORE_READERS
+    for reader in sorted(readers.keys() - TAKES.get(kind, set())):
+        line = refused(given(readers[reader], path), capsys)
+        assert f"{path} is {kind}; must be " in line, (reader, line)
 
 
 HOSTILE = "\x1b[2J\x07\x9b\u202e\n"

@@ -43,7 +43,7 @@ def _host_lines(host: "Host") -> Iterator[str]:
     for name, numbers in MOVED_CAPABILITIES.items():
         yield f"  {name:32} not asked: its number was {', '.join(map(str, numbers))}"
     others = ", ".join(f"{number} {name}" for number, name in TAKEN_NUMBERS.items())
-    text = f"are others' in Linux 7.3 ({others}), so the interface is found by calling it."
+    text = f"belong to others in Linux 7.3 ({others}), so the interface is found by calling it."
     yield from hanging("  These numbers ", text)
     for offer in host.offers.values():
         yield f"{offer.vm_type}"
