@@ -198,7 +198,7 @@ def _of_behaviour(name: str, behaviour: "Behaviour", options: Options, seed: int
 
 def _of_file(name: str, options: Options, seed: int) -> Workload:
     """Return the workload of a trace or a log, whichever a file or a pipe holds."""
-    from gmemcore.files.kinds import expecting
+    from gmemcore.files.kinds import COMPRESSED, expecting
     from gmemcore.files.reading import opened
     from gmemcore.workload.trace import is_trace, read_trace
 
@@ -209,7 +209,7 @@ def _of_file(name: str, options: Options, seed: int) -> Workload:
             mode = os.fstat(file.fileno())
             total = mode.st_size if stat.S_ISREG(mode.st_mode) else None
             _check_options(name, "a log", options)
-            with expecting(name, wanted):
+            with expecting(name, wanted, kinds=COMPRESSED):
                 return _of_log(name, reader, options, seed, total=total)
     _check_options(name, "a trace", options)
     with expecting(name, wanted, kinds=("a trace", "a trace in JSON Lines")):

@@ -55,6 +55,9 @@ _TOML_KINDS: Final[tuple[tuple[frozenset[str], str], ...]] = (
     (frozenset({"title"}), "a cost file"),
 )
 """Top-level keys of TOML -> what the file is; anything else is TOML."""
+_CONTAINER: Final = "a gmemcore container"  # cut, or damaged: its reader says where
+COMPRESSED: Final = tuple(name for name in _BEGINNINGS.values() if name.startswith("compressed"))
+"""Kinds that a log can have."""
 RUN_KINDS: Final = ("a bench run", "a comparison with two backings", "a stress run", "a replay")
 """Kinds of run files."""
 _UNSPECIFIC: Final = frozenset(
@@ -133,7 +136,7 @@ def expecting(path: PathLike, wanted: str, *, kinds: Collection[str] | None = No
             found = kind_of(path)
         except (InputError, OSError):  # a pipe, or it can't be read at all
             raise error from None
-        if found in _UNSPECIFIC or found in (kinds or (wanted,)):
+        if found in _UNSPECIFIC or found in (kinds or (wanted,)) or found.startswith(_CONTAINER):
             raise
         raise type(error)(f"{os.fspath(path)} is {found}; must be {wanted}") from error
 
@@ -142,19 +145,19 @@ def _container(data: bytes) -> str:
     """Return what a container holds, from its header; it may be damaged."""
     begin = CONTAINER_PREFIX.size + CONTAINER_SUM
     if len(data) < begin:
-        return "a gmemcore container, cut off"
+        return f"{_CONTAINER}, cut off"
     size = CONTAINER_PREFIX.unpack_from(data)[2]
     try:
         header = msgspec.json.decode(data[begin : begin + size], type=dict[str, Any])
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        return "a gmemcore container, damaged"
+        return f"{_CONTAINER}, damaged"
     if header.get("kind") == "trace":
         return "a trace"
     meta = header.get("meta")
     snapshots = meta.get("snapshots") if isinstance(meta, dict) else None
     if isinstance(snapshots, list):
         return "a snapshot" if len(snapshots) == 1 else f"a series of {len(snapshots)} snapshots"
-    return f"a gmemcore container ({header.get('kind')})"
+    return f"{_CONTAINER} ({header.get('kind')})"
 
 
 def _json(data: bytes, *, whole: bool) -> str:

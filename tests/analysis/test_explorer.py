@@ -34,6 +34,7 @@ from support.guests import (
     recorded,
     two_ranges,
 )
+from support.holds import skip_unless_slow
 from support.paths import needs_compiler
 
 COLOURS = np.array([[int(STATE_COLOURS[s.name][i : i + 2], 16) for i in (1, 3, 5)] for s in STATES])
@@ -688,10 +689,8 @@ def test_in_a_frame_as_a_notebook_shows_it(shared_browser, told_guest, tmp_path)
     shared_browser.resize(1280, 900)
 
 
-@needs_compiler
-@needs_browser
-def test_a_large_guest_over_a_hundred_snapshots(shared_browser, tmp_path):
-    """16 TiB: a small page that opens at once, draws quickly, and takes little memory."""
+def sixteen_tebibytes():
+    """A series of a hundred snapshots, and the last operations."""
     vm = gm.create_vm("SNP", backing="none")
     build(vm, Layout((Region(0, 2 << 30, True), Region(4 << 30, (16 << 40) - (2 << 30), True))))
     rng = np.random.default_rng(1)
@@ -704,6 +703,14 @@ def test_a_large_guest_over_a_hundred_snapshots(shared_browser, tmp_path):
         operations["attributes"] = rng.choice([0, 8], 50)
         series.record(vm, operations, player.run(operations), 50 * (number - 1))
         series.take(vm, 50 * number)
+    return series, operations
+
+
+@needs_compiler
+@needs_browser
+def test_a_large_guest_over_a_hundred_snapshots(shared_browser, tmp_path):
+    """16 TiB: a small page that takes little memory."""
+    series, operations = sixteen_tebibytes()
     assert series.nbytes < 160 << 20  # two snapshots of 64 MiB and what changed
     path = tmp_path / "large.html"
     explore(series, path)
@@ -723,3 +730,33 @@ def test_a_large_guest_over_a_hundred_snapshots(shared_browser, tmp_path):
     )
     assert browser_state & 1 == (last["attributes"] == 8)
     assert shared_browser.errors == []
+
+
+ZOOM = """new Promise((done) => {
+  const began = performance.now(), before = explorer.frames(), total = explorer.visible().high;
+  let n = 0;
+  (function step() {
+    const size = Math.max(total / 2 ** (n % 30), 64), low = Math.floor((total - size) / 3);
+    explorer.show({ low, high: low + size });
+    explorer.setTime((7 * n) % 100);
+    if (n++ < 90) requestAnimationFrame(step);
+    else done([explorer.frames() - before, (performance.now() - began) / 1000]);
+  })();
+})"""
+"""Zoom in, snapshot after snapshot; how many frames were drawn, and in how many seconds."""
+
+
+@pytest.mark.slow
+@needs_compiler
+@needs_browser
+def test_a_large_guest_opens_and_moves_quickly(request, shared_browser, tmp_path):
+    """Wanted on a quiet machine: 3 s and 15 frames per second. The bounds allow for a busy one."""
+    skip_unless_slow(request)
+    path = tmp_path / "large.html"
+    explore(sixteen_tebibytes()[0], path)
+    seconds = shared_browser.open(path)
+    drawn, taken = shared_browser.evaluate(ZOOM)
+    print(f"opened in {seconds:.2f} s; {drawn / taken:.1f} frames per second")
+    assert drawn >= 80
+    assert seconds < 10
+    assert drawn / taken > 5
