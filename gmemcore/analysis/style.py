@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-BLUE, SKY, GREEN, ORANGE, VERMILION, PINK, YELLOW, BLACK = (
-    *("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#F0E442", "#000000"),
+BLUE, SKY, GREEN, ORANGE, VERMILION, PINK, BLACK = (
+    *("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#000000"),
 )
 
 STATE_COLOURS: Final = {

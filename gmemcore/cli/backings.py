@@ -40,10 +40,10 @@ _USUAL: "tuple[tuple[str, str], ...]" = (("launch", "SNP"), ("round trip", "SNP"
 def backings(
     *,
     vm_type: Annotated[
-        VmTypeOption, Parameter(help="One VM type, both works. [default: SNP and PKVM]")
+        VmTypeOption, Parameter(help="Measure this VM type alone. [default: SNP and PKVM]")
     ] = None,
     memory: Annotated[SizeOption, Parameter(help="Guest memory.")] = 512 << 20,
-    range_: Annotated[SizeOption, Parameter(name="--range", help="Bytes of one conversion.")] = 2 << 20,
+    range_: Annotated[SizeOption, Parameter(name="--range", help="Size of one conversion.")] = 2 << 20,
     rounds: Annotated[PositiveInt, Parameter(help="Round trips per run.")] = 2,
     pairs: Annotated[PositiveInt, Parameter(help="Runs of each way.")] = 3,
     backing: Annotated[

@@ -42,7 +42,8 @@ class Run:
     assignments: Assignments = ()
     seed: Annotated[Seed, Parameter(help="Seed of whatever is random.")] = 0
     limit: Annotated[
-        PositiveInt | None, Parameter(help="Most operations. [default: all, or 100,000 if it doesn't end]")
+        PositiveInt | None,
+        Parameter(help="Stop after this many operations. [default: all, or 100,000 if it doesn't end]"),
     ] = None
     vm_type: Annotated[VmTypeOption, Parameter(help="VM type. [default: the behaviour's own]")] = None
     abi: Annotated[

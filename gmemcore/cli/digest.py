@@ -146,7 +146,7 @@ def _launches(name: str, guest: str | None, launch: int | None) -> list[Launch]:
         complain(COMMAND, f"{name}: its tracer {log.lost}; a launch update can be missing")
     if launch is not None:
         if launch > len(found):
-            raise LaunchLogError(f"{name}: launch {launch} of {len(found)}")
+            raise LaunchLogError(f"{name}: there is no launch {launch}; the log has {len(found)}")
         found = [found[launch - 1]]
     for each in found:
         if not each.updates:

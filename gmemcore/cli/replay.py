@@ -116,8 +116,8 @@ class Manner:
     flags: Annotated[
         _Flags,
         Parameter(
-            help="What conversions ask for; zero: to shared, best: what a VMM that knows only capabilities "
-            "ends up with.",
+            help="Content flags of conversions. zero: ZERO to shared; best: those of a VMM that knows only "
+            "capabilities.",
             converter=one(choice(_FLAGS)),
         ),
     ] = "as-recorded"
@@ -170,7 +170,7 @@ class Outputs:
     every: Annotated[
         int | None,
         Parameter(
-            help=f"Of a series: operations between snapshots. [default: a {_SNAPSHOTS}th of all]",
+            help=f"Operations between the snapshots of --series. [default: a {_SNAPSHOTS}th of all]",
             converter=one(whole(1)),
         ),
     ] = None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def report(
     run: Annotated[Path, Parameter(help="A run of bench, backings, stress or replay, or a stress log.")],
     /,
-    *more: Annotated[Path, Parameter(help="More runs: what differs is told first.")],
+    *more: Annotated[Path, Parameter(help="More runs; the page begins with the differences.")],
     form: FormOption = None,
     output: Annotated[
         Path | None, Parameter(name=("--output", "-o"), help="File to write. [default: report.html]")

@@ -87,7 +87,9 @@ def info(
 
 @app.command
 def diff(
-    before: Annotated[Path, Parameter(help="The earlier snapshot; of a series its last, or its first.")],
+    before: Annotated[
+        Path, Parameter(help="The earlier snapshot: a series' last, or without AFTER its first.")
+    ],
     after: Annotated[
         Path | None, Parameter(help="The later snapshot. [default: the last of the same series]")
     ] = None,
@@ -138,9 +140,10 @@ def plot(
     force: ForceSwitch = False,
     number: _Number = None,
     file: Annotated[
-        int | None, Parameter(help="Of map and hilbert: file of the guest.", converter=one(whole(0)))
+        int | None,
+        Parameter(help="Number of the guest's file, for map and hilbert.", converter=one(whole(0))),
     ] = None,
-    abi: Annotated[AbiOption, Parameter(help="Of bench: one revision.")] = None,
+    abi: Annotated[AbiOption, Parameter(help="Revision to draw, for bench runs.")] = None,
 ) -> None:
     """Draw a picture of page states or of a run.
 

@@ -51,17 +51,19 @@ class Options:
     assignments: Assignments = ()
     limit: Annotated[
         PositiveInt | None,
-        Parameter(help="Most operations of a behaviour. [default: all, or 100,000 if it doesn't end]"),
+        Parameter(
+            help="Stop a behaviour after this many operations. [default: all, or 100,000 if it doesn't end]"
+        ),
     ] = None
     launching: Annotated[
-        bool, Parameter(negative="", help="The guest doesn't run yet, though no launch is shown.")
+        bool, Parameter(negative="", help="The guest wasn't launched yet, although the log shows no launch.")
     ] = False
     strict: Annotated[
         bool, Parameter(negative="", help="Refuse a log with a line of a known event that can't be read.")
     ] = False
     guest: Annotated[
         str | None,
-        Parameter(help="Which guest of a log: its name, a process, a thread, or threads by comma."),
+        Parameter(help="Which guest of a log: its name, a process, a thread, or threads with commas."),
     ] = None
     launch: Annotated[
         PositiveInt | None, Parameter(help="Which launch of a log, from 1. [default: all of them]")
@@ -240,7 +242,9 @@ def _of_log(
     launches = imported.launches
     if options.launch is not None:
         if options.launch > len(launches):
-            raise InvalidArgumentError(f"{name}: launch {options.launch} of {len(launches)}")
+            raise InvalidArgumentError(
+                f"{name}: there is no launch {options.launch}; the log has {len(launches)}"
+            )
         launches = (launches[options.launch - 1],)
     return Workload(name, "a log", tuple(launch.trace for launch in launches), launches, imported)
 
