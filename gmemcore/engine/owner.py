@@ -95,7 +95,7 @@ class Populated(NamedTuple):
 
 
 class Hashed(NamedTuple):
-    """The hash of what a measured call will do; if it would do anything else, it does nothing.
+    """The hash of what a measured call is about to do. The call does nothing if that has changed.
 
     Attributes
     ----------
@@ -243,7 +243,7 @@ class Owner:
         *,
         attributes: int = 0,
     ) -> int:
-        """Do one call per range, in one kernel call, for benchmarks: nothing is said about a refusal.
+        """Do one call per range, in one kernel call, for benchmarks; refusals aren't reported.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Bench: what conversions cost on this machine, as the run of results that its file would be."""
+"""Bench: what conversions cost on this machine, returned as the run that a file of it would hold."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,6 +1,6 @@
-"""Random walks: steps that mostly work, and are wrong in one or more ways now and then.
+"""Random walks: mostly valid steps, some of them wrong in one or more ways.
 
-A walk knows what the model answered so far, so its steps meet the files and memslots that are there. It never
+A walk knows what the model answered so far, so its steps use files and memslots that exist. It never
 asks for what `gmemcore.kvm.rules` spares a kernel.
 """
 
@@ -98,7 +98,7 @@ class SlotNote(NamedTuple):
 
 @dataclass(slots=True)
 class Scene:
-    """What exists, as far as the walk was told."""
+    """What exists, by the answers so far."""
 
     terrain: Terrain
     files: dict[str, FileNote] = field(default_factory=dict)
@@ -146,7 +146,7 @@ class Walk:
         )
 
     def steps(self) -> Iterator[Step]:
-        """Yield the steps; `Scene.note` must have been told of each before the next is asked for."""
+        """Yield the steps. Pass each to `Scene.note` before asking for the next."""
         yield self._create_good()
         yield self._create_good()
         yield self._slot_add()
@@ -170,7 +170,7 @@ class Walk:
         return int(self._chance() * n)
 
     def _bent(self, value: int, chance: float = 0.06) -> int:
-        """A number as it is, mostly; else off by a little, or none that fits."""
+        """A number, mostly as it is, else slightly off or invalid."""
         if self._chance() > chance:
             return value
         kind = self._below(3)
@@ -304,7 +304,7 @@ class Walk:
     # ---- memslots ------------------------------------------------------------------------------------------
 
     def _slot_add(self) -> Step:
-        """A memslot that is wrong in any combination of ways, which is what the order of checks shows in."""
+        """A memslot that is wrong in any combination of ways, which shows the order of checks."""
         scene, chance = self.scene, self._chance
         name = self._name() if chance() < 0.95 else "none"
         pages = scene.files[name].pages if name in scene.files else 4

@@ -1,4 +1,4 @@
-"""Recording a guest: the commands that do, what each can show, and a recorder that runs perf or trace-cmd.
+"""Record a guest: commands, what each can show, and a recorder that runs perf or trace-cmd.
 
 `SOURCES` is what ``gmemcore trace capture`` prints; docs/record-your-guest.md has the same commands.
 """
@@ -256,7 +256,7 @@ def record(output: BinaryIO, pid: int, seconds: float) -> str:
 
 
 def _run(arguments: Sequence[str], output: BinaryIO | None = None) -> str | None:
-    """Run a program; return what it says if it fails. An interrupt ends it; what it has by then is kept."""
+    """Run a program; return its message if it fails. Ctrl-C ends it and keeps what was recorded."""
     fine = {0}
     with subprocess.Popen(  # noqa: S603  a recorder of this module
         arguments,
