@@ -18,7 +18,7 @@ _HOMES = {
     "gmemcore.front": ("bench", "read", "replay", "run"),
     "gmemcore.analysis": ("take",),
     "gmemcore.analysis.explorer": ("explore",),
-    "gmemcore.machine": ("GuestMemfd", "LegacyVm", "Vm", "create_vm"),
+    "gmemcore.machine": ("GuestMemfd", "HugePagePool", "LegacyVm", "Vm", "create_vm"),
     "gmemcore.engine": ("BatchResult", "ConversionResult", "Counters", "warmup"),
     "gmemcore.errors": ("GmemError",),
     "gmemcore.policy": ("ABIS", "Abi"),
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from gmemcore.front import run as run
     from gmemcore.front import stress as stress
     from gmemcore.machine import GuestMemfd as GuestMemfd
+    from gmemcore.machine import HugePagePool as HugePagePool
     from gmemcore.machine import LegacyVm as LegacyVm
     from gmemcore.machine import Vm as Vm
     from gmemcore.machine import create_vm as create_vm

@@ -79,10 +79,14 @@ class MemoryAttribute(IntFlag):
 
 
 class GuestMemfdFlag(IntFlag):
-    """Flags of ``KVM_CREATE_GUEST_MEMFD`` (``GUEST_MEMFD_FLAG_*``)."""
+    """Flags of ``KVM_CREATE_GUEST_MEMFD`` (``GUEST_MEMFD_FLAG_*``).
+
+    HUGETLB isn't upstream; its number is that of RFC v2 of "1G page support for guest_memfd" (May 2025).
+    """
 
     MMAP = 1
     INIT_SHARED = 2
+    HUGETLB = 4
 
 
 class MemslotFlag(IntFlag):

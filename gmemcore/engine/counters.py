@@ -26,6 +26,16 @@ class Counters:
         Pages that became accepted.
     blocks_2m_split, blocks_2m_merged : int
         2 MiB-aligned blocks that became mixed, and that became uniform, in their attribute.
+    folios_2m_split, folios_2m_merged, folios_1g_split, folios_1g_merged : int
+        Folios of huge pages split into pages, and merged again.
+    pages_restructured : int
+        Pages of those folios.
+    vmemmap_pages_allocated, vmemmap_pages_freed : int
+        Pages of struct pages that splits allocated and merges freed (HVO).
+    tlb_flushes : int
+        TLB flushes because of huge pages.
+    psmashes, sept_demotions : int
+        Entries of 2 MiB split in SNP's RMP and in TDX's S-EPT.
     memory_faults : int
         KVM_EXIT_MEMORY_FAULT exits.
     notifications : int
@@ -42,6 +52,16 @@ class Counters:
     pages_accepted: int = 0
     blocks_2m_split: int = 0
     blocks_2m_merged: int = 0
+    folios_2m_split: int = 0
+    folios_2m_merged: int = 0
+    folios_1g_split: int = 0
+    folios_1g_merged: int = 0
+    pages_restructured: int = 0
+    vmemmap_pages_allocated: int = 0
+    vmemmap_pages_freed: int = 0
+    tlb_flushes: int = 0
+    psmashes: int = 0
+    sept_demotions: int = 0
     memory_faults: int = 0
     notifications: int = 0
 
@@ -69,5 +89,5 @@ COUNTER_NAMES = tuple(field.name for field in fields(Counters))
 
 _values: Callable[[Any], tuple[int, ...]] = attrgetter(*COUNTER_NAMES)
 
-ENGINE_COUNTERS = COUNTER_NAMES[:10]
+ENGINE_COUNTERS = COUNTER_NAMES[:-2]
 """Counters of kernels, in the order of a result; the rest are counted by the machine and the VMM."""

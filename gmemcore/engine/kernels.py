@@ -16,6 +16,8 @@ Memory of one file
             ``header[DENSE]`` is set. Uniform memory therefore costs eight bytes per block.
 ``memory``  uint64, 512 per page: DRAM as the bus sees it; empty for a file without bytes. The DRAM of an
             unallocated page is zero.
+``folios``  uint64, one per huge page of a file that has those: the state of its folio. It follows from the
+            planes of the pages, and is kept because reading them would take 512 words of a 1 GiB page.
 ``rules``   uint64, the policy compiled for the Vm and its launch phase (``rules.py``, ``steps.py``).
 
 A set of planes is a mask of whole fields (``fields_of`` in ``state.py``): one operation on a block's word
@@ -89,10 +91,10 @@ NEXT = np.uint64(LOCK_WORDS)
 SELF, N_PAGES, WORDS, LINES, MEMORY, MEMORY_WORDS, OWNER, IS_CLOSED = numbers(8, LOCK_WORDS + 1)
 DENSE, SEED, FIRST_WORD, SCRAMBLES, ALLOCATIONS_LEFT, TRACKING, MEMORY_ALIGNED = numbers(7, LOCK_WORDS + 9)
 HOST_WORK, HOST_VIEW, COMMIT, RELEASE, DESCRIPTOR, RESIDENT, HOST_STEPS_LEFT = numbers(7, LOCK_WORDS + 16)
-THREADS, TASKS, PART = numbers(3, LOCK_WORDS + 23)
-TOTALS = np.uint64(LOCK_WORDS + 26)
-COUNTERS = 10
-HEADER_SLOTS = np.uint64(LOCK_WORDS + 26 + COUNTERS)
+THREADS, TASKS, PART, ORDER, FOLIOS = numbers(5, LOCK_WORDS + 23)
+TOTALS = np.uint64(LOCK_WORDS + 28)
+COUNTERS = 20
+HEADER_SLOTS = np.uint64(LOCK_WORDS + 28 + COUNTERS)
 
 # The header of an owner, shared by its files: the launch phase, the rules of both phases and the number of
 # exits; then the launch, and the attributes by guest frame of an owner with two backings.
@@ -121,6 +123,16 @@ COUNTERS_AT = np.uint64(2)
     PAGES_ACCEPTED,
     BLOCKS_SPLIT,
     BLOCKS_MERGED,
+    FOLIOS_2M_SPLIT,
+    FOLIOS_2M_MERGED,
+    FOLIOS_1G_SPLIT,
+    FOLIOS_1G_MERGED,
+    PAGES_RESTRUCTURED,
+    VMEMMAP_ALLOCATED,
+    VMEMMAP_FREED,
+    TLB_FLUSHES,
+    PSMASHES,
+    SEPT_DEMOTIONS,
 ) = numbers(COUNTERS, 2)
 RESULT_ROWS = 2 + COUNTERS
 ROWS = np.uint64(RESULT_ROWS)
@@ -133,8 +145,8 @@ GONE = MORE  # what a refused access found
 IS_PAGE, IS_HOLE, IS_CLOSED_FILE = numbers(3)
 RESULT, NOTICED = np.uint64(16), np.uint64(16 + RESULT_ROWS)
 PHASE_SEEN, FAULTS_SEEN, PLANNED = numbers(3, 16 + 2 * RESULT_ROWS)
-DIGEST_BEFORE, DIGEST_AFTER = np.uint64(44), np.uint64(50)
-CALL_SLOTS = 56
+DIGEST_BEFORE, DIGEST_AFTER = np.uint64(19 + 2 * RESULT_ROWS), np.uint64(25 + 2 * RESULT_ROWS)
+CALL_SLOTS = 32 + 2 * RESULT_ROWS
 CALL_BYTES = 4096  # the rest is room for short data
 CALL_OF_FILE, CALL_OF_GUEST, CALL_OF_LAUNCH, CALL_OF_FRAMES = numbers(4)  # what `repeat` does for each range
 RESULT_AT, NOTICED_AT = RESULT * WORD_BYTES, NOTICED * WORD_BYTES  # bytes
@@ -149,7 +161,7 @@ SLOT_WORDS = np.uint64(6)
 # The output of `survey_pages`, and the contradictions that it can find.
 SURVEY_FOLDED, _, SURVEY_PAGE, SURVEY_MIXED, SURVEY_TOTALS = numbers(5)
 SURVEY_SLOTS = 10
-WRONG_COUNT, WRONG_ACCEPTED, WRONG_ASSIGNED, WRONG_PINNED = numbers(4, 1)
+WRONG_COUNT, WRONG_ACCEPTED, WRONG_ASSIGNED, WRONG_PINNED, WRONG_FOLIO = numbers(5, 1)
 MIX = np.uint64(0xD6E8_FEB8_6659_FD93)  # an odd number whose bits are spread
 
 # Why a request was refused: the checks of a conversion in order, then those of other steps. 0: it was done.
@@ -185,8 +197,8 @@ MIX = np.uint64(0xD6E8_FEB8_6659_FD93)  # an odd number whose bits are spread
 # The rules of one VM and phase: single words, one cell per direction and flag, one row per step and variant.
 KNOWN_FLAGS, KNOWN_ATTRIBUTES, HAS_PRIVATE_MEMORY, ERROR_OFFSET_CHECKED, HAS_IOCTL = numbers(5)
 FRAME_ATTRIBUTES, GUEST_HAS_KEY, UNMAP_CLEARS, UNMAP_OPERATIONS = numbers(4, 5)
-ENDS_WITH_SLOT, POPULATE_CLOSED, FINISH_AGAIN, FINISH_AGAIN_WITHOUT_VCPUS = numbers(4, 9)
-CELLS = np.uint64(13)
+ENDS_WITH_SLOT, POPULATE_CLOSED, FINISH_AGAIN, FINISH_AGAIN_WITHOUT_VCPUS, ROLLS_BACK = numbers(5, 9)
+CELLS = np.uint64(14)
 REFUSAL, UNLESS, OPERATIONS, SET, CLEAR, PLAIN = numbers(6)
 CELL_WORDS = np.uint64(6)  # PLAIN: policy always allows the conversion, and it changes no byte
 FLAG_SLOTS = np.uint64(65)  # no flag, and each of 64 bits
@@ -207,6 +219,7 @@ STEP_WORDS = np.uint64(7 + 5 * 4 + 3)
 PARTIAL_REFUSED, PARTIAL_DONE = U1, U2  # pages before the refusing one stay done; the second is a success
 AS_ATTRIBUTE, AS_SHARED, AS_PRIVATE = numbers(3)
 FROM_SOURCE, FROM_PRIVATE_FRAME = U1, U2
+OF_PAGES, OF_FOLIOS = numbers(2)  # variants of fallocate, and of ALIGNED less one
 RULES_WORDS = STEPS + np.uint64(STEP_COUNT) * STEP_VARIANTS * STEP_WORDS
 
 # Flags of a launch update.
@@ -223,6 +236,12 @@ STREAM_PAGES = np.uint64(256)  # from 1 MiB on, zeros are written past the cache
 TASK_THREAD, TASK_STARTED, TASK_FILE, TASK_OPERATIONS, TASK_START, TASK_END, TASK_RESULT = numbers(7)
 TASK_WORDS = np.uint64(6 + RESULT_ROWS)
 LEAST_PART = np.uint64(1024)  # minimum pages per thread: below 4 MiB, starting it costs more than its work
+
+# The state of a folio, in the lowest bits of its word. Above them, of a split folio: one of its blocks, which
+# had a shared page when it was last looked at.
+ABSENT, WHOLE, SPLIT = numbers(3)
+FOLIO_STATE, SHARED_BLOCK_SHIFT = np.uint64(3), U8
+STRUCT_PAGES_SHIFT = np.uint64(6)  # a page has the struct pages of 64 pages
 
 # Arguments of system calls.
 NO_ACCESS, READ_AND_WRITE = np.int32(0), np.int32(3)
@@ -459,6 +478,7 @@ def write_whole_lines(lines, row, end_row, set_, clear):
 @inlined
 def edit(file, start, end, set_, clear, results, i):
     """Set and clear whole planes over pages [start, end), and count the changes."""
+    first = start
     while start < end:
         stop = (start | BLOCK_MASK) + U1
         if start & BLOCK_MASK == U0 and stop <= end:
@@ -470,6 +490,114 @@ def edit(file, start, end, set_, clear, results, i):
             stop = smaller(stop, end)
             edit_block(file, start, stop, set_, clear, results, i)
         start = stop
+    if file.header[ORDER] and first < end:
+        restructure(file.header[SELF], first, end, set_, clear, results, i)
+
+
+# ---- folios of huge pages -------------------------------------------------------------------------
+#
+# A huge page in use is one folio if all of its pages are private; otherwise it is split to pages.
+
+
+@inlined
+def folios_at(file):
+    """Return the words of a file's folios."""
+    return words_at(file.header[FOLIOS], file.header[N_PAGES] >> file.header[ORDER])
+
+
+@kernel
+def shared_block(address, folio, block):
+    """Return the first block of a folio, from a given one on, that has a shared page; `NEVER`: none has.
+
+    The blocks before the given one come last.
+    """
+    file = file_at(address)
+    n = U1 << (file.header[ORDER] - BLOCK_SHIFT)
+    words = file.words[folio * n : (folio + U1) * n]
+    for k in range(n):
+        at = (block + np.uint64(k)) & (n - U1)
+        if words[at] & FIELD != BLOCK_PAGES:
+            return at
+    return NEVER
+
+
+@inlined
+def state_of_used(address, folio, block):
+    """Return the word of a folio in use, from its pages; block: the one to look at first."""
+    shared = shared_block(address, folio, block)
+    return WHOLE if shared == NEVER else SPLIT | shared << SHARED_BLOCK_SHIFT
+
+
+@inlined
+def tally_folios(header, results, i, split, merged):
+    """Count folios that were split and merged, and what that does to struct pages and the TLB."""
+    order = header[ORDER]
+    pages = (U1 << (order - STRUCT_PAGES_SHIFT)) - U1  # all struct pages but those in one page
+    if order == BLOCK_SHIFT:
+        tally(header, results, FOLIOS_2M_SPLIT, i, split)
+        tally(header, results, FOLIOS_2M_MERGED, i, merged)
+    else:
+        tally(header, results, FOLIOS_1G_SPLIT, i, split)
+        tally(header, results, FOLIOS_1G_MERGED, i, merged)
+    tally(header, results, PAGES_RESTRUCTURED, i, (split + merged) << order)
+    tally(header, results, VMEMMAP_ALLOCATED, i, split * pages)
+    tally(header, results, VMEMMAP_FREED, i, merged * pages)
+    tally(header, results, TLB_FLUSHES, i, split + merged)
+
+
+@kernel
+def restructure(address, start, end, set_, clear, results, i):
+    """Allocate, split, merge and free folios, after planes of pages [start, end) were set and cleared."""
+    file = file_at(address)
+    folios, order = folios_at(file), file.header[ORDER]
+    split, merged = U0, U0
+    low, high = start >> order, ((end - U1) >> order) + U1
+    if clear & ALLOCATED_FIELD:  # whole huge pages: the pool gets each as one folio
+        for f in range(low, high):
+            merged += U1 if folios[f] & FOLIO_STATE == SPLIT else U0
+            folios[f] = ABSENT
+    elif clear & PRIVATE_FIELD:
+        for f in range(low, high):
+            was_whole = folios[f] & U1  # of the three states, WHOLE alone is odd
+            split += was_whole
+            folios[f] += was_whole
+    elif set_ & (PRIVATE_FIELD | ALLOCATED_FIELD):
+        for f in range(low, high):
+            state = folios[f] & FOLIO_STATE
+            if (state == SPLIT and set_ & PRIVATE_FIELD) or (state == ABSENT and set_ & ALLOCATED_FIELD):
+                first = np.uint64(f) << order
+                is_whole = set_ & PRIVATE_FIELD != U0 and start <= first and first + (U1 << order) <= end
+                if is_whole:
+                    folios[f] = WHOLE
+                else:
+                    folios[f] = state_of_used(address, np.uint64(f), folios[f] >> SHARED_BLOCK_SHIFT)
+                    is_whole = folios[f] == WHOLE
+                merged += U1 if is_whole and state == SPLIT else U0
+                split += U1 if not is_whole and state == ABSENT else U0
+    if split | merged:
+        tally_folios(file.header, results, i, split, merged)
+
+
+@inlined
+def count_used(file, start, end):
+    """Count the huge pages in use that pages [start, end) touch."""
+    folios, order, n = folios_at(file), file.header[ORDER], U0
+    for f in range(start >> order, ((end - U1) >> order) + U1):
+        n += U1 if folios[f] != ABSENT else U0
+    return n
+
+
+@inlined
+def count_cut(file, start, end):
+    """Count the wholly assigned blocks that pages [start, end) take a part of."""
+    first, last = start >> BLOCK_SHIFT, end >> BLOCK_SHIFT
+    assigned, n = BLOCK_PAGES << (ASSIGNED * FIELD_BITS), U0
+    if start & BLOCK_MASK and file.words[first] & ASSIGNED_FIELD == assigned:
+        n += U1
+    is_counted = first == last and start & BLOCK_MASK != U0
+    if end & BLOCK_MASK and not is_counted and file.words[last] & ASSIGNED_FIELD == assigned:
+        n += U1
+    return n
 
 
 # ---- reading page state -------------------------------------------------------------------------
@@ -648,9 +776,30 @@ def survey_pages(address, out):
         if wrong != U0:
             out[SURVEY_PAGE] = block << BLOCK_SHIFT
             return wrong
+    if file.header[ORDER]:
+        wrong_folio = first_wrong_folio(address)
+        if wrong_folio != NEVER:
+            out[SURVEY_PAGE] = wrong_folio << file.header[ORDER]
+            return WRONG_FOLIO
     out[SURVEY_TOTALS + PRIVATE] += plain
     out[SURVEY_FOLDED], out[SURVEY_FOLDED + U1], out[SURVEY_MIXED] = low, high, mixed_blocks
     return U0
+
+
+@kernel
+def first_wrong_folio(address):
+    """Return the first folio whose state doesn't follow from its pages; `NEVER`: none."""
+    file = file_at(address)
+    folios, order = folios_at(file), file.header[ORDER]
+    for f in range(folios.shape[0]):
+        first = np.uint64(f) << order
+        end = first + (U1 << order)
+        state = ABSENT
+        if find_page(address, first, end, ALLOCATED_FIELD, U0) < end:
+            state = state_of_used(address, np.uint64(f), U0) & FOLIO_STATE
+        if folios[f] & FOLIO_STATE != state:
+            return np.uint64(f)
+    return NEVER
 
 
 @kernel
@@ -1231,10 +1380,34 @@ def takes_allocations(address, start, end, to_private, allocates):
     needed = U1 if find_page(file.header[SELF], start, end, wanted, unwanted) < end else U0
     if allocates:
         needed += count_pages(file.header[SELF], start, end, U0, ALLOCATED_FIELD)
+    if file.header[ORDER] and splits_folio(address, start, end, to_private, allocates):
+        needed += U1
     if needed > file.header[ALLOCATIONS_LEFT]:
         return False
     file.header[ALLOCATIONS_LEFT] -= needed
     return True
+
+
+@kernel
+def splits_folio(address, start, end, to_private, allocates):
+    """Return whether a conversion of pages of one huge page splits its folio, which needs struct pages."""
+    file = file_at(address)
+    order = file.header[ORDER]
+    state = folios_at(file)[start >> order] & FOLIO_STATE
+    if not to_private:
+        return state == WHOLE
+    return allocates and state == ABSENT and not is_rest_private(address, start, end)
+
+
+@kernel
+def is_rest_private(address, start, end):
+    """Return whether the pages of a huge page before and after [start, end) are private."""
+    order = words_at(address, HEADER_SLOTS)[ORDER]
+    first = start >> order << order
+    last = first + (U1 << order)
+    return (start == first or find_page(address, first, start, U0, PRIVATE_FIELD) == start) and (
+        end == last or find_page(address, end, last, U0, PRIVATE_FIELD) == last
+    )
 
 
 @inlined
@@ -1301,8 +1474,13 @@ def check_conversion(file, offset, size, attributes, flags, error_offset, reserv
 @inlined
 def convert(file, offset, size, attributes, flags, error_offset, reserved, results, i):
     """Do one KVM_SET_MEMORY_ATTRIBUTES2 on one file: all or nothing."""
-    if not check_conversion(file, offset, size, attributes, flags, error_offset, reserved, results, i):
-        return
+    if check_conversion(file, offset, size, attributes, flags, error_offset, reserved, results, i):
+        commit_conversion(file, offset, size, attributes, flags, results, i)
+
+
+@inlined
+def commit_conversion(file, offset, size, attributes, flags, results, i):
+    """Do a conversion whose checks passed."""
     cell = cell_of(attributes, flags)
     start, end = offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
     to_private = attributes & PRIVATE_ATTRIBUTE != U0
@@ -1387,6 +1565,112 @@ def finish_conversion(file, cell, start, end, results, i):
         file.header[TOTALS + PAGES_ACCEPTED - COUNTERS_AT] -= accepted
 
 
+# ---- conversion in a file of huge pages -----------------------------------------------------------
+
+
+@kernel
+def convert_folios(address, offset, size, attributes, flags, error_offset, reserved, results, i):
+    """Do one KVM_SET_MEMORY_ATTRIBUTES2 on a file of huge pages: one huge page at a time.
+
+    What is done is done at once, for all huge pages before the first that fails.
+    """
+    file = file_at(address)
+    order = file.header[ORDER]
+    start, end = offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
+    is_one = start >> order == (end - U1) >> order
+    if is_one and not error_offset | reserved:
+        cell = cell_of(attributes, flags)
+        if convert_short(file, whole_pages(file), offset, size, attributes, flags, results, i):
+            if results[PAGES_CHANGED, i]:
+                tally(file.header, results, TLB_FLUSHES, i, count_used(file, start, end))
+                restructure(address, start, end, file.rules[cell + SET], file.rules[cell + CLEAR], results, i)
+            return
+    if is_one or (file.header[ALLOCATIONS_LEFT] == NEVER and not file.header[HOST_WORK]):
+        check_part(address, offset, size, attributes, flags, error_offset, reserved, results, i)
+        end = end_of_checked(start, end, order, results, i)
+    else:
+        end = check_parts(address, offset, size, attributes, flags, error_offset, reserved, results, i)
+    if start >= end:
+        return
+    size = (end - start) << PAGE_SHIFT
+    if results[REASON, i] and file.rules[ROLLS_BACK]:
+        if file.header[HOST_VIEW]:
+            join_view(address, start, end)
+        tally_undone(address, start, end, attributes & PRIVATE_ATTRIBUTE != U0, results, i)
+        return
+    if attributes & PRIVATE_ATTRIBUTE == U0:
+        cut = PSMASHES if file.header[TRACKING] == RMP_UPDATES else SEPT_DEMOTIONS
+        tally(file.header, results, cut, i, count_cut(file, start, end))
+    used = count_used(file, start, end)
+    commit_conversion(file, offset, size, attributes, flags, results, i)
+    if results[PAGES_CHANGED, i]:
+        tally(file.header, results, TLB_FLUSHES, i, used)
+
+
+@kernel
+def check_part(address, offset, size, attributes, flags, error_offset, reserved, results, i):
+    """Run `check_conversion` on a range whose parts can't fail one by one, or on one part."""
+    return check_conversion(
+        file_at(address), offset, size, attributes, flags, error_offset, reserved, results, i
+    )
+
+
+@inlined
+def end_of_checked(start, end, order, results, i):
+    """Return the end of the huge pages before the one that failed, if one did."""
+    if results[REASON, i] == U0:
+        return end
+    if results[REASON, i] != PAGE_PINNED:
+        return start
+    return results[ERROR_OFFSET, i] >> (PAGE_SHIFT + order) << order
+
+
+@kernel
+def check_parts(address, offset, size, attributes, flags, error_offset, reserved, results, i):
+    """Check huge page by huge page; return the end of those before the first that fails."""
+    file = file_at(address)
+    rules, cell, order = file.rules, cell_of(attributes, flags), file.header[ORDER]
+    file_size = file.header[N_PAGES] << PAGE_SHIFT
+    reason = refusal_of_arguments(rules, file_size, offset, size, attributes, flags, error_offset, reserved)
+    start, end = offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
+    if reason == U0 and rules[cell + UNLESS]:  # judges the whole range
+        found = find_page(address, start, end, rules[cell + UNLESS], U0)
+        reason = MODE_UNSUPPORTED if found < end else U0
+    if reason:
+        results[REASON, i] = reason
+        results[ERROR_OFFSET, i] = offset if reason == MODE_UNSUPPORTED else error_offset
+        return start
+    at = start
+    while at < end:
+        stop = smaller((at >> order << order) + (U1 << order), end)
+        part = (stop - at) << PAGE_SHIFT
+        if not check_part(address, at << PAGE_SHIFT, part, attributes, flags, error_offset, U0, results, i):
+            return at
+        at = stop
+    return end
+
+
+@kernel
+def tally_undone(address, start, end, to_private, results, i):
+    """Count the work on huge pages that were converted and converted back: it was done twice."""
+    file = file_at(address)
+    folios, order, restructured = folios_at(file), file.header[ORDER], U0
+    first = start >> order
+    for f in range(first, ((end - U1) >> order) + U1):
+        state = folios[f] & FOLIO_STATE
+        if to_private:  # only the first of them is converted in part
+            stop = smaller((first + U1) << order, end)
+            is_merged = state == SPLIT and (f != first or is_rest_private(address, start, stop))
+            restructured += U1 if is_merged else U0
+        else:
+            restructured += U1 if state == WHOLE else U0
+    if restructured:
+        tally_folios(file.header, results, i, restructured, restructured)
+    wanted, unwanted = (U0, PRIVATE_FIELD) if to_private else (PRIVATE_FIELD, U0)
+    if find_page(address, start, end, wanted, unwanted) < end:
+        tally(file.header, results, TLB_FLUSHES, i, U2 * count_used(file, start, end))
+
+
 # ---- other steps --------------------------------------------------------------------------------
 
 
@@ -1453,11 +1737,19 @@ def find_refusal(file, row, start, end, reason, results, i):
 
 
 @inlined
+def folio_mask(file):
+    """Return the bits of an offset that aren't 0 inside a huge page."""
+    return (U1 << (file.header[ORDER] + PAGE_SHIFT)) - U1
+
+
+@inlined
 def check_step(file, row, offset, size, results, i):
     """Check the range of a step, then its pages; return what `find_refusal` does."""
     n_pages = file.header[N_PAGES]
     start = offset >> PAGE_SHIFT
     reason = refusal_of_range(file.rules, row, offset, size)
+    if reason == U0 and file.rules[row + ALIGNED] > U1 and (offset | size) & folio_mask(file):
+        reason = INVALID
     if reason:
         results[REASON, i] = reason
         results[ERROR_OFFSET, i] = offset
@@ -1507,6 +1799,8 @@ def leave_refused(file, row, refused, term, results, i):
 def take_step(address, step, variant, offset, size, results, i):
     """Take a step of one file other than a conversion; return which term refused it, from 1 (0: none)."""
     file = file_at(address)
+    if step == ALLOCATE or step == PUNCH_HOLE:
+        variant = OF_FOLIOS if file.header[ORDER] else OF_PAGES
     row, start = row_of(step, variant), offset >> PAGE_SHIFT
     end, refused, term = check_step(file, row, offset, size, results, i)
     mark = file.rules[term + MARK] if term else U0
@@ -1991,6 +2285,10 @@ def convert_one(call):
     call[PHASE_SEEN] = words_at(file.header[OWNER], OWNER_SLOTS)[PHASE]
     if not file.rules[HAS_IOCTL]:
         results[REASON, U0] = UNKNOWN_IOCTL
+    elif file.header[ORDER]:
+        if file.header[HOST_VIEW]:
+            notice_range(address, offset, size, table_at(call[CALL] + NOTICED_AT, ROWS, U1))
+        convert_folios(address, offset, size, attributes, flags, error_offset, reserved, results, U0)
     elif error_offset | reserved or not convert_short(
         file, whole_pages(file), offset, size, attributes, flags, results, U0
     ):
@@ -2077,7 +2375,9 @@ def run(call, steps, offsets, sizes, attributes, flags, results):
             notice_range(file.header[SELF], offset, size, noticed)
         if step == CONVERT:
             attribute = attributes[i * each_attributes]
-            if not convert_short(file, n_whole, offset, size, attribute, flag, results, i):
+            if header[ORDER]:
+                convert_folios(address, offset, size, attribute, flag, U0, U0, results, i)
+            elif not convert_short(file, n_whole, offset, size, attribute, flag, results, i):
                 convert(file, offset, size, attribute, flag, U0, U0, results, i)
         elif is_step(step, flag):
             take_step(file.header[SELF], step, flag, offset, size, results, i)
@@ -2324,6 +2624,20 @@ def count_mappable(call):
             blocks_1g += U1 if in_1g == U0 or in_1g == BLOCK_PAGES * BLOCK_PAGES else U0
             in_1g = U0
     call[ANSWER] = blocks_2m | blocks_1g << MAPPABLE_1G
+    unlock(call[FILE])
+    return U0
+
+
+@entry
+def copy_folios(call, states):
+    """Copy the state of each folio."""
+    if not enter_to_check(call):
+        return CLOSED_FILE
+    file = file_at(call[FILE])
+    if file.header[ORDER]:
+        folios = folios_at(file)
+        for f in range(states.shape[0]):
+            states[f] = np.uint8(folios[f] & FOLIO_STATE)
     unlock(call[FILE])
     return U0
 

@@ -69,6 +69,7 @@ _STEPS: Final = {
     int(layout.HOST_FAULT): HostAccessError,
     int(layout.TOO_LARGE): FileTooLargeError,
     int(layout.NO_MEMORY): OutOfMemoryError,
+    int(layout.PAGE_PINNED): PagePinnedError,
 }
 """The exception for each reason to refuse a step of a file."""
 
@@ -157,7 +158,15 @@ def raise_conversion(
 
 
 def raise_step(
-    rules: Rules, step: Step, offset: int, size: int, reason: int, at: int, term: int, file_size: int
+    rules: Rules,
+    step: Step,
+    offset: int,
+    size: int,
+    reason: int,
+    at: int,
+    term: int,
+    file_size: int,
+    folio_size: int = PAGE_SIZE,
 ) -> NoReturn:
     """Raise the exception for a refused step of a file.
 
@@ -167,31 +176,42 @@ def raise_step(
         Offset of the refusing page.
     term : int
         Number of the matching term in the step's row, from 1; 0: none.
+    file_size, folio_size : int
+        Bytes of the file, and of its pages.
     """
     raise_for_file(reason)
-    why = _why(rules, step, offset, size, reason, at, term, file_size)
+    unit = folio_size if step in (Step.ALLOCATE, Step.PUNCH_HOLE) else PAGE_SIZE
+    why = _why(rules, step, offset, size, reason, at, term, file_size, unit)
     raise _STEPS[reason](f"{_NAMES[step]} {offset:#x}+{size:#x}: {why}")
 
 
 def _why(
-    rules: Rules, step: Step, offset: int, size: int, reason: int, at: int, term: int, file_size: int
+    rules: Rules,
+    step: Step,
+    offset: int,
+    size: int,
+    reason: int,
+    at: int,
+    term: int,
+    file_size: int,
+    unit: int,
 ) -> str:
     if reason == layout.NO_MEMORY:
         return "the host can't provide the memory"
     if term:
-        row = step_rows(rules.abi, rules.vm_type, rules.phase)[step][0]
+        row = step_rows(rules.abi, rules.vm_type, rules.phase)[step][-1]  # of huge pages: it has every term
         return f"the page at {at:#x} is {row.terms[term - 1].why}"
-    return range_fault(offset, size, reason) or f"it must end at {file_size:#x} or before"
+    return range_fault(offset, size, reason, unit) or f"it must end at {file_size:#x} or before"
 
 
-def range_fault(start: int, size: int, reason: int) -> str:
-    """Return what makes a range invalid for any file; empty if nothing does."""
+def range_fault(start: int, size: int, reason: int, unit: int = PAGE_SIZE) -> str:
+    """Return what makes a range invalid for any file of pages of that size; empty if nothing does."""
     if size == 0:
         return "it is empty"
     if reason == layout.TOO_LARGE:
         return "it must end at 2^63 - 1 or before"
-    if reason == layout.INVALID and (start | size) % PAGE_SIZE:
-        return f"it isn't page aligned; start and size must be multiples of {PAGE_SIZE:#x}"
+    if reason == layout.INVALID and (start | size) % unit:
+        return f"it isn't page aligned; start and size must be multiples of {unit:#x}"
     return "it wraps 2^64" if start + size > 1 << 64 else ""
 
 

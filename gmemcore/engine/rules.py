@@ -84,6 +84,7 @@ def compile_rules(abi: Abi, vm_type: VmType, firmware: Firmware, phase: Phase) -
     table[layout.GUEST_HAS_KEY] = platform.coco
     table[layout.UNMAP_CLEARS] = fields_of(UNMAPPED) if platform.unmapping_removes else 0
     table[layout.UNMAP_OPERATIONS] = pack_operations(platform.to_shared)
+    table[layout.ROLLS_BACK] = abi.huge_pages is not None and abi.huge_pages.rolls_back
     table[layout.FINISH_AGAIN] = reason_of(platform.finish_again)
     table[layout.FINISH_AGAIN_WITHOUT_VCPUS] = reason_of(platform.finish_again_without_vcpus)
     if populate is not None:

@@ -67,6 +67,7 @@ _WRONG = (
     "a page is accepted but not assigned",
     "a page is assigned but not allocated and private",
     "a page is pinned but not allocated and shared",
+    "the state of a folio differs from that of its pages",
 )
 
 

@@ -7,7 +7,7 @@ A step has a short list of terms over planes. The first page that matches a term
 matches several, the first of them is the reason.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -82,6 +82,7 @@ PIN_TERMS = (
     Term(Plane.PRIVATE, Plane.NONE, "EFAULT", why=_TO_SHARED),
     Term(Plane.POISONED, Plane.NONE, "EFAULT", why="poisoned"),
 )
+PUNCH_TERMS = (Term(Plane.PINNED, Plane.NONE, "EAGAIN", why="pinned; unpin it first"),)
 POISON_TERMS = (
     Term(Plane.NONE, Plane.ALLOCATED, "EINVAL", why="not allocated; only memory in use can fail"),
 )
@@ -144,6 +145,7 @@ REASONS = {
     "EOPNOTSUPP": layout.MODE_UNSUPPORTED,
     "EFAULT": layout.BAD_ADDRESS,
     "EIO": layout.INPUT_OUTPUT,
+    "EAGAIN": layout.PAGE_PINNED,
     "SIGBUS": layout.HOST_FAULT,
     "MEMORY_FAULT": layout.MEMORY_FAULT,
     "MMIO": layout.NO_SLOT,
@@ -168,6 +170,8 @@ class StepRow:
         What it does to the bytes of a page, by rank.
     aligned : bool
         The range must be whole pages; otherwise EINVAL.
+    whole_folios : bool
+        It must be whole huge pages.
     signed : bool
         The range is signed 64-bit, as file offsets are: negative numbers are EINVAL, an end beyond 2^63 - 1
         is EFBIG.
@@ -188,6 +192,7 @@ class StepRow:
     clear: Plane = Plane.NONE
     operations: int = KEEP_BYTES
     aligned: bool = False
+    whole_folios: bool = False
     signed: bool = False
     wraps: str | None = "EINVAL"
     ends_below_top: bool = False
@@ -210,7 +215,7 @@ class StepRow:
         ]
         missing = layout.TERM_COUNT * int(layout.TERM_WORDS) - len(terms)
         return [
-            int(self.aligned),
+            int(self.aligned) + int(self.whole_folios),
             int(self.signed),
             reason_of(self.wraps),
             int(self.ends_below_top),
@@ -248,8 +253,11 @@ def step_rows(abi: Abi, vm_type: VmType, phase: Phase) -> dict[Step, tuple[StepR
         Step.GUEST_READ: (*guest, NO_ROW),
         Step.GUEST_WRITE: (*guest, NO_ROW),
         Step.ACCEPT: (_accept(platform),),
-        Step.ALLOCATE: (StepRow(set=Plane.ALLOCATED, aligned=True, signed=True),),
-        Step.PUNCH_HOLE: (StepRow(clear=EVERYTHING_BUT_PRIVATE, aligned=True, signed=True, beyond_end=None),),
+        Step.ALLOCATE: _of_pages_and_folios(StepRow(set=Plane.ALLOCATED, aligned=True, signed=True)),
+        Step.PUNCH_HOLE: _of_pages_and_folios(
+            StepRow(clear=EVERYTHING_BUT_PRIVATE, aligned=True, signed=True, beyond_end=None),
+            StepRow(PUNCH_TERMS, clear=EVERYTHING_BUT_PRIVATE, aligned=True, signed=True, beyond_end=None),
+        ),
         Step.PIN: (StepRow(PIN_TERMS, Plane.ALLOCATED | Plane.PINNED, aligned=True, beyond_end="EFAULT"),),
         Step.UNPIN: (StepRow(clear=Plane.PINNED, aligned=True, beyond_end="EFAULT"),),
         Step.POISON: (StepRow(POISON_TERMS, Plane.POISONED, aligned=True),),
@@ -260,6 +268,12 @@ def step_rows(abi: Abi, vm_type: VmType, phase: Phase) -> dict[Step, tuple[StepR
         ),
         Step.LAUNCH_FINISH: (NO_ROW,),  # a step of the Vm
     }
+
+
+def _of_pages_and_folios(of_pages: StepRow, of_folios: StepRow | None = None) -> tuple[StepRow, ...]:
+    """Return the rows of fallocate in files of pages and of huge pages; the file selects one."""
+    rows = of_pages, replace(of_folios or of_pages, whole_folios=True)
+    return rows * (int(layout.STEP_VARIANTS) // len(rows))
 
 
 def _guest_access(platform: Platform, private: bool | None) -> StepRow:

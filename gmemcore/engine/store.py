@@ -74,6 +74,8 @@ class Store:
         Start of the file's key stream.
     threads : int
         Number of threads for long ranges.
+    page_order : int
+        Order of its huge pages; 0: it has none.
     enforced : bool
         The host has its own mapping, in which private pages are inaccessible.
     """
@@ -90,8 +92,10 @@ class Store:
         file_index: int = 0,
         enforced: bool = False,
         threads: int = 1,
+        page_order: int = 0,
     ) -> None:
         self.n_pages = n_pages
+        self.page_order = page_order
         self.backing = backing
         self.owner = owner
         self.has_bytes = len(backing.words) > 0
@@ -115,6 +119,7 @@ class Store:
         header[layout.DESCRIPTOR] = int(layout.NEVER)
         self._set_host_view()
         self._set_threads(threads)
+        self._set_folios()
         header[layout.HOST_WORK] = self.host_view is not None or header[layout.COMMIT] != 0
         self.number(file_index)
 
@@ -131,6 +136,11 @@ class Store:
         if threads > 1:
             self._tasks, self.header[layout.TASKS] = new_words(threads * int(layout.TASK_WORDS))
             self.header[layout.PART] = callback_address("transform_part")
+
+    def _set_folios(self) -> None:
+        if self.page_order:
+            self._folios, self.header[layout.FOLIOS] = new_words(self.n_pages >> self.page_order)
+            self.header[layout.ORDER] = self.page_order
 
     def number(self, file_index: int) -> None:
         """Set the index of the file among its owner's, which selects its part of the key stream."""
@@ -233,7 +243,8 @@ class Store:
         if reason:
             _, at = _REASON_AND_OFFSET.unpack_from(result)
             where = offset, size, reason, at, call[layout.ANSWER]
-            raise_step(self.owner.rules, step, *where, self.n_pages << PAGE_SHIFT)
+            sizes = self.n_pages << PAGE_SHIFT, 1 << PAGE_SHIFT + self.page_order
+            raise_step(self.owner.rules, step, *where, *sizes)
         return result
 
     def run(self, requests: Requests) -> BatchResult:
@@ -315,6 +326,12 @@ class Store:
         """Count the blocks of 2 MiB and of 1 GiB that have one attribute."""
         both = self._check(layout.count_mappable, self._call())
         return MappableBlocks(both & 0xFFFF_FFFF_FFFF, both >> 48)
+
+    def folios(self) -> NDArray[np.uint8]:
+        """Copy the state of each huge page, shape (n_pages >> page_order,); empty without huge pages."""
+        states: NDArray[np.uint8] = np.zeros(self.n_pages >> self.page_order if self.page_order else 0, np.uint8)
+        self._check(layout.copy_folios, self._call(), states)
+        return states
 
     def runs(self, plane: str = "private") -> tuple[NDArray[np.uint64], bool]:
         """Return the end page of each maximal run of one plane, and whether the first run is in it."""

@@ -1,10 +1,11 @@
 """The machine: guests, their files and memslots, what host and guest see, launch, and the raw ioctls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gmemcore.engine.backing import Backing
 from gmemcore.machine.guest_memfd import GuestMemfd, HostMapping
+from gmemcore.machine.huge_pages import Folio, FolioCounts, HugePagePool
 from gmemcore.machine.launch import LaunchUpdateResult
 from gmemcore.machine.memslots import Memslot, memslot_pieces
 from gmemcore.machine.vm import LegacyVm, Vm
@@ -14,8 +15,11 @@ from gmemcore.uapi import Firmware, VmType
 VmFace = Vm
 
 __all__ = [
+    "Folio",
+    "FolioCounts",
     "GuestMemfd",
     "HostMapping",
+    "HugePagePool",
     "LaunchUpdateResult",
     "LegacyVm",
     "Memslot",
@@ -33,7 +37,7 @@ def create_vm(
     seed: int = 0,
     backing: str | Callable[..., Backing] = "anonymous",
     *,
-    huge_pages: bool = False,
+    huge_pages: bool | HugePagePool | Mapping[str | int, int] | int = False,
     prefault: bool = False,
     enforce: str | None = None,
     threads: int = 1,
@@ -53,8 +57,10 @@ def create_vm(
         u64 key of the key stream, which models the cost of encryption and provides no security.
     backing : str or callable
         ``anonymous``, ``memfd``, ``guest_memfd`` or ``none`` (attributes only).
-    huge_pages : bool
-        Ask for transparent huge pages.
+    huge_pages : bool, HugePagePool, mapping or int
+        The host's pool of huge pages for files with HUGETLB: pages by size, as in ``{"1g": 4}``, that many of
+        each size, or a `HugePagePool` that several guests share. A bool asks for transparent huge pages of the
+        backing instead, and leaves the pool without a limit.
     prefault : bool
         Allocate all memory at creation.
     enforce : {'mprotect'} or None

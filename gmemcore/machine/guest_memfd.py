@@ -28,6 +28,7 @@ from gmemcore.errors import (
 )
 from gmemcore.html import facts, table
 from gmemcore.machine.access import Data, as_bytes
+from gmemcore.machine.huge_pages import Folio, FolioCounts, Reservation, mapped_bytes
 from gmemcore.machine.ioctl import gmem_ioctl
 from gmemcore.machine.layouts import Sides
 from gmemcore.policy import flag_bits
@@ -72,11 +73,21 @@ class GuestMemfd:
         Its memory: one store for both sides, or two in `legacy`.
     flags : GuestMemfdFlag
         The flags of its creation.
+    reserved : Reservation or None
+        Its huge pages in the host's pool.
     """
 
-    def __init__(self, vm: "Vm", owner: Owner, sides: Sides, flags: GuestMemfdFlag) -> None:
+    def __init__(
+        self,
+        vm: "Vm",
+        owner: Owner,
+        sides: Sides,
+        flags: GuestMemfdFlag,
+        reserved: Reservation | None = None,
+    ) -> None:
         self.vm = vm
         self.flags = flags
+        self._reserved = reserved
         self.index = 0
         """Its index among all files ever created in the Vm."""
         self.sides = sides
@@ -121,6 +132,29 @@ class GuestMemfd:
     def n_pages(self) -> int:
         """Pages of the file."""
         return self._store.n_pages
+
+    @property
+    def page_order(self) -> int:
+        """Order of its huge pages, 9 or 18; 0: it has pages of 4 KiB."""
+        return self._store.page_order
+
+    def folio_states(self) -> NDArray[np.uint8]:
+        """Copy the state of each huge page: a `Folio`, shape (n_huge_pages,); empty without huge pages."""
+        return self._store.folios()
+
+    def folios(self) -> FolioCounts:
+        """Count the huge pages that are absent, whole folios, and split."""
+        return FolioCounts(*np.bincount(self.folio_states(), minlength=len(Folio)).tolist())
+
+    def mapped_bytes(self) -> dict[int, int]:
+        """Return the bytes in use by the size of the largest entry that can map them.
+
+        A whole folio can be mapped by one entry; a split one, and a page of a file of 4 KiB pages, by entries
+        of 4 KiB.
+        """
+        if not self.page_order:
+            return {PAGE_SIZE: self.allocated}
+        return mapped_bytes(self.folio_states(), self.page_order)
 
     @property
     def allocated(self) -> int:
@@ -372,7 +406,8 @@ class GuestMemfd:
 
         Notes
         -----
-        After an exception nothing has changed.
+        After an exception nothing has changed; except under `huge-partial`, in a file of huge pages, where
+        the huge pages before the one that failed stay converted.
 
         References
         ----------
@@ -572,12 +607,14 @@ class GuestMemfd:
         mode : FallocateMode, str or int
             KEEP_SIZE (1) allocates; KEEP_SIZE | PUNCH_HOLE (3) discards contents and keeps the attribute.
         offset, size : int
-            Bytes, multiples of PAGE_SIZE; signed 64-bit, as in the system call.
+            Bytes, multiples of PAGE_SIZE, or of the huge page; signed 64-bit, as in the system call.
 
         Raises
         ------
         InvalidArgumentError
             EINVAL: an empty, negative or unaligned range; one to allocate that ends beyond the file.
+        PagePinnedError
+            EAGAIN: in a file of huge pages, one of those to punch is pinned.
         UnsupportedOperationError
             EOPNOTSUPP: another mode.
         FileTooLargeError
@@ -666,6 +703,8 @@ class GuestMemfd:
 
     def drop_memory(self) -> None:
         """Release the memory of a closed file; existing views keep it alive."""
+        if self._reserved is not None:
+            self._reserved.release()
         for store in self.sides:
             store.drop_memory()
 

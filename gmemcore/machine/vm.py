@@ -3,7 +3,7 @@
 A Vm has no lock: each method makes at most one change, by one kernel call or one new version of `_Parts`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from gmemcore.engine.arguments import U64_MAX, as_int, as_u64, as_u64s, check_aligned
@@ -20,6 +20,7 @@ from gmemcore.errors import AlreadyExistsError, BadFileError, InvalidArgumentErr
 from gmemcore.html import facts, table
 from gmemcore.machine.access import Data, as_bytes, check_guest_range, variant_of
 from gmemcore.machine.guest_memfd import I64_MAX, GuestMemfd
+from gmemcore.machine.huge_pages import HugePagePool, check_order, pool_of
 from gmemcore.machine.ioctl import vm_ioctl
 from gmemcore.machine.launch import Launch, LaunchUpdateResult
 from gmemcore.machine.layouts import layout_of
@@ -102,8 +103,12 @@ class Vm:
         SCRAMBLE.
     backing : str or callable
         ``anonymous``, ``memfd``, ``guest_memfd`` or ``none``, or a function that makes a `Backing` of a size.
-    huge_pages, prefault : bool
-        Options of the backing.
+    huge_pages : bool, HugePagePool, mapping or int
+        The host's pool of huge pages for files with HUGETLB: pages by size, as in ``{"1g": 4}``, that many of
+        each size, or a `HugePagePool` that several guests share. A bool asks for transparent huge pages of the
+        backing instead, and leaves the pool without a limit.
+    prefault : bool
+        Allocate all memory at creation: an option of the backing.
     enforce : {'mprotect'} or None
         Make accesses to private pages through `HostMapping.array` fault, using mprotect; for the backings
         memfd and guest_memfd.
@@ -121,7 +126,7 @@ class Vm:
         seed: int = 0,
         backing: str | Callable[..., Backing] = "anonymous",
         *,
-        huge_pages: bool = False,
+        huge_pages: bool | HugePagePool | Mapping[str | int, int] | int = False,
         prefault: bool = False,
         enforce: str | None = None,
         threads: int = 1,
@@ -133,7 +138,8 @@ class Vm:
         self.platform: Platform = PLATFORMS[self.vm_type]
         self.seed = as_u64(seed, "seed")
         self._threads = _thread_count(threads)
-        self._new_backing = _backing_factory(backing, huge_pages=huge_pages, prefault=prefault, **options)
+        self.huge_pages, transparent = pool_of(huge_pages)
+        self._new_backing = _backing_factory(backing, huge_pages=transparent, prefault=prefault, **options)
         self.enforce = _enforcement(enforce, backing)
         self._layout = layout_of(self.abi)
         rules = {phase: compile_rules(self.abi, self.vm_type, self.firmware, phase) for phase in Phase}
@@ -255,7 +261,9 @@ class Vm:
 
     # ---- files and memslots --------------------------------------------------------------------
 
-    def create_guest_memfd(self, size: int | str, flags: GuestMemfdFlag | str | int = 0) -> GuestMemfd:
+    def create_guest_memfd(
+        self, size: int | str, flags: GuestMemfdFlag | str | int = 0, page_order: int = 0
+    ) -> GuestMemfd:
         """Create a guest_memfd (KVM_CREATE_GUEST_MEMFD).
 
         Parameters
@@ -263,28 +271,35 @@ class Vm:
         size : int or str
             Bytes, a positive multiple of PAGE_SIZE below 2^63, or a size as ``"1g"``.
         flags : GuestMemfdFlag, str or int
-            MMAP (1): the host can map it. INIT_SHARED (2): its pages start shared. Or ``"mmap|init_shared"``.
+            MMAP (1): the host can map it. INIT_SHARED (2): its pages start shared. HUGETLB (4): it consists of
+            huge pages, under revisions that have them. Or ``"mmap|init_shared"``.
+        page_order : int
+            Order of the huge pages: 9 (2 MiB) or 18 (1 GiB). 0 without HUGETLB.
 
         Raises
         ------
         InvalidArgumentError
-            EINVAL: an unsupported flag, or an invalid size.
+            EINVAL: an unsupported flag, order or size; HUGETLB with INIT_SHARED.
         OutOfMemoryError
-            ENOMEM: the host has too little memory.
+            ENOMEM: the host has too little memory, or its pool too few huge pages.
 
         References
         ----------
         kvm_gmem_create; KVM API 4.142.
         """
         size, flags = as_int(size, "size"), as_u64(flags, "guest_memfd flags")
+        page_order = as_int(page_order, "page_order")
         offered = self.check_cap("GUEST_MEMFD_FLAGS")
         if flags & ~offered:
             raise InvalidArgumentError(f"guest_memfd flags must be within {offered:#x}, not {flags:#x}")
-        if not 0 < size <= I64_MAX or size % PAGE_SIZE:
+        check_order(self.abi, GuestMemfdFlag(flags), page_order)
+        unit = PAGE_SIZE << page_order
+        if not 0 < size <= I64_MAX or size % unit:
             raise InvalidArgumentError(
-                f"guest_memfd size must be a positive multiple of {PAGE_SIZE:#x} below 2^63, not {size:#x}"
+                f"guest_memfd size must be a positive multiple of {unit:#x} below 2^63, not {size:#x}"
             )
         self._check_open()
+        reserved = self.huge_pages.reserve(page_order, size // unit) if page_order else None
 
         def new_store(*, private: bool, host_maps: bool) -> Store:
             return Store(
@@ -296,10 +311,12 @@ class Vm:
                 tracking=tracking_column(self.vm_type),
                 enforced=host_maps and self.enforce is not None,
                 threads=self._threads,
+                page_order=page_order,
             )
 
         wanted = GuestMemfdFlag(flags)
-        gmem = GuestMemfd(self, self._owner, self._layout.new_sides(new_store, wanted), wanted)
+        sides = self._layout.new_sides(new_store, wanted)
+        gmem = GuestMemfd(self, self._owner, sides, wanted, reserved)
 
         def with_it(parts: _Parts) -> _Parts:
             gmem.number(parts.created)

@@ -4,9 +4,10 @@
 each posted revision and proposal answers; `lookup` has the questions. Pure Python: nothing here needs NumPy.
 """
 
-from gmemcore.policy.abi import ASSIGNED, Abi, Flag, FlagsCapability, Rule
+from gmemcore.policy.abi import ASSIGNED, Abi, Flag, FlagsCapability, HugePages, Reason, Rule
 from gmemcore.policy.effects import EFFECTS, Effect
 from gmemcore.policy.history import HISTORY, UPSTREAM, Posting, Status
+from gmemcore.policy.huge_pages import HUGE_PAGES
 from gmemcore.policy.lookup import (
     OK,
     Cell,
@@ -34,6 +35,7 @@ __all__ = [
     "DEFAULT_ABI",
     "EFFECTS",
     "HISTORY",
+    "HUGE_PAGES",
     "OK",
     "PLATFORMS",
     "RELEASES",
@@ -46,11 +48,13 @@ __all__ = [
     "Effect",
     "Flag",
     "FlagsCapability",
+    "HugePages",
     "Operations",
     "Platform",
     "Populate",
     "Posting",
     "Rank",
+    "Reason",
     "Rule",
     "Status",
     "Tracking",

@@ -94,6 +94,34 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Reason:
+    """A rule, why it is so, and where to read about it."""
+
+    rule: str
+    why: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class HugePages:
+    """What a revision says about files of huge pages.
+
+    Attributes
+    ----------
+    orders : tuple of int
+        Orders of the huge pages that a file can have.
+    rolls_back : bool
+        Whether a conversion that fails at a later huge page converts the earlier ones back.
+    reasons : tuple of Reason
+        Its rules, and who says so.
+    """
+
+    orders: tuple[int, ...]
+    rolls_back: bool
+    reasons: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Abi:
     """One revision of the interface, or a proposal for one.
 
@@ -120,6 +148,8 @@ class Abi:
         Whether a file that the host can map is the only backing of its memslots (`legacy`, since 6.18).
     shared_files : bool
         Whether a guest_memfd can hold shared memory: creation flags exist, and every VM type can bind one.
+    huge_pages : HugePages or None
+        What it says about huge pages; None: it doesn't know the creation flag HUGETLB.
     """
 
     to_html: ClassVar[Callable[["Abi"], str]]  # its table, which asks `lookup`; set by `summary`
@@ -136,6 +166,7 @@ class Abi:
     file_overlap: str = "EEXIST"
     mapped_alone: bool = False
     shared_files: bool = True
+    huge_pages: HugePages | None = None
 
     def __hash__(self) -> int:
         """Hash by name: lookups are memoised by Abi, and hashing every row each time would be slow."""

@@ -10,6 +10,7 @@ from gmemcore.errors import InvalidArgumentError
 from gmemcore.names import bits, chosen, is_number, member, plain
 from gmemcore.policy.abi import ASSIGNED, Abi, Flag, Rule
 from gmemcore.policy.effects import EFFECTS
+from gmemcore.policy.huge_pages import HUGE_PAGES
 from gmemcore.policy.platforms import PLATFORMS, Platform
 from gmemcore.policy.proposal import shipped_proposals
 from gmemcore.policy.ranks import ByteOperation, Operations
@@ -94,7 +95,7 @@ def get_abi(name: str | Abi = DEFAULT_ABI) -> Abi:
     if not isinstance(name, str):
         raise TypeError(f"abi must be a name or an Abi, not {type(name).__name__}")
     found = ALIASES.get(name, name)
-    abi = ABIS.get(found) or RELEASES.get(found) or _by_plain_name().get(plain(name))
+    abi = ABIS.get(found) or RELEASES.get(found) or HUGE_PAGES.get(found) or _by_plain_name().get(plain(name))
     if abi is None:
         raise InvalidArgumentError(f"unknown abi {name!r}; known: {', '.join(abi_names())}")
     return abi
@@ -102,12 +103,12 @@ def get_abi(name: str | Abi = DEFAULT_ABI) -> Abi:
 
 def abi_names() -> tuple[str, ...]:
     """Return every name that `get_abi` takes."""
-    return (*ABIS, *(abi.name for abi in shipped_proposals()), *ALIASES, *RELEASES)
+    return (*ABIS, *HUGE_PAGES, *(abi.name for abi in shipped_proposals()), *ALIASES, *RELEASES)
 
 
 def _by_plain_name() -> dict[str, Abi]:
     """Every revision by its case-insensitive name, for lookups that no exact name satisfies."""
-    names = {**ABIS, **RELEASES} | {alias: ABIS[name] for alias, name in ALIASES.items()}
+    names = {**ABIS, **RELEASES, **HUGE_PAGES} | {alias: ABIS[name] for alias, name in ALIASES.items()}
     names |= {abi.name: abi for abi in shipped_proposals()}
     return {plain(name): abi for name, abi in names.items()}
 
@@ -383,7 +384,8 @@ def _gmem_flags(abi: Abi, platform: Platform) -> int:
         return 0
     if abi.legacy and platform.private_memory:
         return GuestMemfdFlag.MMAP
-    return GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED
+    huge = GuestMemfdFlag.HUGETLB if abi.huge_pages else 0
+    return GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED | huge
 
 
 _ANSWERS: Final[dict[str, Callable[[Abi, Platform], int]]] = {

@@ -21,6 +21,7 @@ from gmemcore.files.kinds import expecting
 from gmemcore.files.reading import decode_toml, read_file
 from gmemcore.policy.abi import ASSIGNED, Abi, Flag, FlagsCapability, Rule
 from gmemcore.policy.effects import EFFECTS
+from gmemcore.policy.huge_pages import HUGE_PAGES
 from gmemcore.policy.revisions import ABIS, ALIASES
 from gmemcore.uapi import Capability, ContentMode, Direction, Firmware, Phase, VmType
 
@@ -211,7 +212,7 @@ _Problem = tuple[str, str]
 
 def _problems(proposal: Proposal) -> Iterator[_Problem]:
     """Yield what is wrong with rows whose types are right."""
-    if proposal.name in {*ABIS, *ALIASES}:
+    if proposal.name in {*ABIS, *ALIASES, *HUGE_PAGES}:
         yield "name", f"{proposal.name!r} is a revision of the package; use another name"
     yield from _repeated("flags", "name", [row.name for row in proposal.flags])
     yield from _repeated("flags", "bit", [row.bit for row in proposal.flags])
