@@ -23,7 +23,7 @@ from gmemcore.errors import (
 )
 from gmemcore.files.kinds import expecting
 from gmemcore.files.reading import decode_json, read_file
-from gmemcore.machine import create_vm
+from gmemcore.machine import Folio, HugePagePool, create_vm
 from gmemcore.ordinary import (
     FILE_CALLS,
     VM_FD_OPERATIONS,
@@ -64,6 +64,8 @@ class VectorFile(msgspec.Struct, forbid_unknown_fields=True):
     vm_type: VmType
     cases: list[Case]
     firmware: Firmware = Firmware.TODAY
+    huge_pages: dict[str, int] | None = None
+    """The host's pool; None: as many huge pages as are asked for."""
 
 
 class Wrong(msgspec.Struct, frozen=True):
@@ -139,7 +141,8 @@ class ModelMachine:
 
     def __init__(self, vectors: VectorFile, seed: int, backing: str = "anonymous") -> None:
         options = (vectors.vm_type, vectors.abi, vectors.firmware, seed, sparse(backing))
-        self.vm: Any = VmWithOrdinary(create_vm(*options))
+        self._host = HugePagePool(vectors.huge_pages)
+        self.vm: Any = VmWithOrdinary(create_vm(*options, huge_pages=self._host))
         self.files: dict[str, Any] = {}
         self._options = options
         self._other_vm: Any = None
@@ -148,7 +151,7 @@ class ModelMachine:
     def other_vm(self) -> Any:
         """See `Machine`."""
         if self._other_vm is None:
-            self._other_vm = create_vm(*self._options)
+            self._other_vm = create_vm(*self._options, huge_pages=self._host)
         return self._other_vm
 
     def file_call(self, file: Any, step: dict[str, Any]) -> None:
@@ -235,7 +238,8 @@ def _file(machine: Machine, step: Step) -> Any:
 
 def _create(machine: Machine, step: Step) -> Seen:
     vm = machine.other_vm if step.get("other_vm", False) else machine.vm
-    machine.files[step.get("as", "g")] = vm.create_guest_memfd(signed(step["size"]), step["flags"])
+    order = {"page_order": step["page_order"]} if "page_order" in step else {}
+    machine.files[step.get("as", "g")] = vm.create_guest_memfd(signed(step["size"]), step["flags"], **order)
     return {}
 
 
@@ -396,6 +400,15 @@ def _runs(machine: Machine, step: Step) -> Seen:
     return {"runs": [list(run) for run in _file(machine, step).runs()]}
 
 
+def _folios(machine: Machine, step: Step) -> Seen:
+    return {"folios": [Folio(state).name.lower() for state in _file(machine, step).folio_states().tolist()]}
+
+
+def _fail_allocations(machine: Machine, step: Step) -> Seen:
+    _file(machine, step).fail_allocations_after(step["after"])
+    return {}
+
+
 def _counters(machine: Machine, step: Step) -> Seen:
     return {"values": machine.vm.counters.asdict()}
 
@@ -421,7 +434,7 @@ def _operation(run: Callable[[Machine, Step], Seen], needs: str = "", may: str =
 
 
 OPERATIONS = {
-    "create": _operation(_create, "size flags", "as other_vm"),
+    "create": _operation(_create, "size flags", "as other_vm page_order"),
     "set": _operation(_set, "offset size attributes", "gmem flags reserved error_offset_in error_offset"),
     "vm_set": _operation(_vm_set, "address size attributes", "flags"),
     "ioctl": _operation(_ioctl, "fd request argument", "argument_out"),
@@ -444,13 +457,18 @@ OPERATIONS = {
     "launch_finish": _operation(_launch_finish, may="vmsas"),
     "close": _operation(_close, may="gmem"),
     "runs": _operation(_runs, "runs", "gmem"),
+    "folios": _operation(_folios, "folios", "gmem"),
+    "fail_allocations": _operation(_fail_allocations, "after", "gmem"),
     "counters": _operation(_counters, "values"),
 }
 """The operations of the format."""
 
 ANSWERS: Final = frozenset({"value"})
 """Fields that a step needs to have where it succeeds."""
-CHECKED = ("error_offset", "argument_out", "value", "pages_done", "runs", "fault_gpa", "fault_flags")
+CHECKED = (
+    *("error_offset", "argument_out", "value", "pages_done", "runs", "folios"),
+    *("fault_gpa", "fault_flags"),
+)
 """Fields of a step that are compared literally with what was seen."""
 
 EXCUSABLE: Final = ("outcome", "fault_gpa", "fault_flags")
@@ -519,7 +537,7 @@ def _check_step(step: Step) -> None:
 _INTEGERS = frozenset(
     {"size", "flags", "offset", "attributes", "error_offset_in", "error_offset", "address"}
     | {"request", "value", "mode", "gpa", "slot", "gmem_offset", "pages_done", "fill"}
-    | {"fault_gpa", "fault_flags", "prot", "userspace_addr"}
+    | {"fault_gpa", "fault_flags", "prot", "userspace_addr", "page_order", "after"}
 )
 _TEXTS = frozenset({"as", "gmem", "fd", "cap", "page_type", "expect", "call"})
 _TRUTHS = frozenset({"private", "vm", "shared", "other_vm", "child", "interrupted"})
@@ -529,6 +547,8 @@ _HEXES = frozenset({"data", "not_data", "argument", "argument_out"})
 def _check_values(step: Step) -> None:
     """Raise for values of a wrong type: an error of the format, not a TypeError later."""
     for field, value in step.items():
+        if field == "after" and value is None:
+            continue
         if field in _INTEGERS and (type(value) is not int or not -(1 << 63) <= value < 1 << 64):
             raise VectorError(f"{field} must be a 64-bit integer, not {value!r}")
         if field in _TEXTS and not isinstance(value, str):

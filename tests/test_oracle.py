@@ -16,6 +16,7 @@ def is_modelled(case):
     """Whether the oracle has everything that a case speaks of: guest_memfd, its memslots and attributes."""
     return not any(
         step["op"] == "file_call"
+        or "page_order" in step  # huge pages have an oracle of their own
         or OF_THE_PROCESS & step.keys()
         or (step["op"] == "slot_add" and "flags" in step)
         for step in case["steps"]

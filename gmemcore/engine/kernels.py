@@ -500,9 +500,9 @@ def edit(file, start, end, set_, clear, results, i):
 
 
 @inlined
-def folios_at(file):
-    """Return the words of a file's folios."""
-    return words_at(file.header[FOLIOS], file.header[N_PAGES] >> file.header[ORDER])
+def folio_count(file):
+    """Return the number of huge pages of a file."""
+    return file.header[N_PAGES] >> file.header[ORDER]
 
 
 @kernel
@@ -549,7 +549,7 @@ def tally_folios(header, results, i, split, merged):
 def restructure(address, start, end, set_, clear, results, i):
     """Allocate, split, merge and free folios, after planes of pages [start, end) were set and cleared."""
     file = file_at(address)
-    folios, order = folios_at(file), file.header[ORDER]
+    folios, order = words_at(file.header[FOLIOS], folio_count(file)), file.header[ORDER]
     split, merged = U0, U0
     low, high = start >> order, ((end - U1) >> order) + U1
     if clear & ALLOCATED_FIELD:  # whole huge pages: the pool gets each as one folio
@@ -581,7 +581,7 @@ def restructure(address, start, end, set_, clear, results, i):
 @inlined
 def count_used(file, start, end):
     """Count the huge pages in use that pages [start, end) touch."""
-    folios, order, n = folios_at(file), file.header[ORDER], U0
+    folios, order, n = words_at(file.header[FOLIOS], folio_count(file)), file.header[ORDER], U0
     for f in range(start >> order, ((end - U1) >> order) + U1):
         n += U1 if folios[f] != ABSENT else U0
     return n
@@ -790,7 +790,7 @@ def survey_pages(address, out):
 def first_wrong_folio(address):
     """Return the first folio whose state doesn't follow from its pages; `NEVER`: none."""
     file = file_at(address)
-    folios, order = folios_at(file), file.header[ORDER]
+    folios, order = words_at(file.header[FOLIOS], folio_count(file)), file.header[ORDER]
     for f in range(folios.shape[0]):
         first = np.uint64(f) << order
         end = first + (U1 << order)
@@ -1393,7 +1393,7 @@ def splits_folio(address, start, end, to_private, allocates):
     """Return whether a conversion of pages of one huge page splits its folio, which needs struct pages."""
     file = file_at(address)
     order = file.header[ORDER]
-    state = folios_at(file)[start >> order] & FOLIO_STATE
+    state = words_at(file.header[FOLIOS], folio_count(file))[start >> order] & FOLIO_STATE
     if not to_private:
         return state == WHOLE
     return allocates and state == ABSENT and not is_rest_private(address, start, end)
@@ -1654,7 +1654,7 @@ def check_parts(address, offset, size, attributes, flags, error_offset, reserved
 def tally_undone(address, start, end, to_private, results, i):
     """Count the work on huge pages that were converted and converted back: it was done twice."""
     file = file_at(address)
-    folios, order, restructured = folios_at(file), file.header[ORDER], U0
+    folios, order, restructured = words_at(file.header[FOLIOS], folio_count(file)), file.header[ORDER], U0
     first = start >> order
     for f in range(first, ((end - U1) >> order) + U1):
         state = folios[f] & FOLIO_STATE
@@ -2635,7 +2635,7 @@ def copy_folios(call, states):
         return CLOSED_FILE
     file = file_at(call[FILE])
     if file.header[ORDER]:
-        folios = folios_at(file)
+        folios = words_at(file.header[FOLIOS], folio_count(file))
         for f in range(states.shape[0]):
             states[f] = np.uint8(folios[f] & FOLIO_STATE)
     unlock(call[FILE])

@@ -329,7 +329,9 @@ class Store:
 
     def folios(self) -> NDArray[np.uint8]:
         """Copy the state of each huge page, shape (n_pages >> page_order,); empty without huge pages."""
-        states: NDArray[np.uint8] = np.zeros(self.n_pages >> self.page_order if self.page_order else 0, np.uint8)
+        states: NDArray[np.uint8] = np.zeros(
+            self.n_pages >> self.page_order if self.page_order else 0, np.uint8
+        )
         self._check(layout.copy_folios, self._call(), states)
         return states
 

@@ -19,7 +19,7 @@ from gmemcore.uapi import PAGE_SIZE, Protection, VmType
 
 WHOLE = 1 << 64
 GPA_OPS = GUEST_OPS | {"accept", "launch_update"}
-READING_OPS = frozenset({"host_read", "guest_read", "check_cap", "mmap", "runs", "counters"})
+READING_OPS = frozenset({"host_read", "guest_read", "check_cap", "mmap", "runs", "counters", "folios"})
 
 
 class KvmMachine:

@@ -238,6 +238,9 @@ _ONE_BACKING = "this kernel has one backing where the vectors are about two"
 RULES = (
     Rule(frozenset(OPERATIONS), lambda c: _unsent(c) is not None, lambda c: str(_unsent(c))),
     _rule("runs", _always, "no ioctl reads attributes back"),
+    _rule("folios", _always, "no call tells the state of huge pages"),
+    _rule("fail_allocations", _always, "a kernel's allocations can't be made to fail here"),
+    _rule("create", lambda c: "page_order" in c.step, "no release has guest_memfd in huge pages"),
     _rule("counters", _always, "a kernel doesn't count these events"),
     _rule("poison", _always, "it would take memory of this host out of use"),
     _rule("accept launch_update launch_finish", _always, "it is the platform's, and no call of guest_memfd"),

@@ -58,9 +58,9 @@ def create_vm(
     backing : str or callable
         ``anonymous``, ``memfd``, ``guest_memfd`` or ``none`` (attributes only).
     huge_pages : bool, HugePagePool, mapping or int
-        The host's pool of huge pages for files with HUGETLB: pages by size, as in ``{"1g": 4}``, that many of
-        each size, or a `HugePagePool` that several guests share. A bool asks for transparent huge pages of the
-        backing instead, and leaves the pool without a limit.
+        The host's pool of huge pages for files with HUGETLB: pages by size, as in ``{"1g": 4}``, one number
+        for each size, or a `HugePagePool` that several guests share. A bool asks for transparent huge pages
+        of the backing instead, and leaves the pool without a limit.
     prefault : bool
         Allocate all memory at creation.
     enforce : {'mprotect'} or None

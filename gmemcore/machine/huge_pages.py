@@ -62,8 +62,8 @@ class HugePagePool:
     Parameters
     ----------
     pages : mapping of size to int, int or None
-        Pages by size, as in ``{"2m": 512, "1g": 4}``: a size that isn't named has none. A number: that many of
-        each size. None: as many as are asked for.
+        Pages by size, as in ``{"2m": 512, "1g": 4}``: a size that isn't named has none. A number: that many
+        of each size. None: as many as are asked for.
 
     Raises
     ------
@@ -103,7 +103,9 @@ class HugePagePool:
 
     def _free(self, order: int, reserved: _Reserved) -> int:
         taken = (each() for each in reserved)
-        return self._pages[order] - sum(each.pages for each in taken if each is not None and each.order == order)
+        return self._pages[order] - sum(
+            each.pages for each in taken if each is not None and each.order == order
+        )
 
     def reserve(self, order: int, pages: int) -> Reservation:
         """Reserve huge pages.
@@ -119,8 +121,8 @@ class HugePagePool:
             left = tuple(ref for ref in reserved if (each := ref()) is not None and each.pages)
             if self._pages and pages > (free := self._free(order, left)):
                 raise OutOfMemoryError(
-                    f"the file needs {pages} huge pages of {format_size(PAGE_SIZE << order)}, and the host's pool "
-                    f"has {free}; use huge_pages= for a larger pool"
+                    f"the file needs {pages} huge pages of {format_size(PAGE_SIZE << order)}, and the host's "
+                    f"pool has {free}; use huge_pages= for a larger pool"
                 )
             return (*left, weakref.ref(mine))
 

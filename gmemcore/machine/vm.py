@@ -104,9 +104,9 @@ class Vm:
     backing : str or callable
         ``anonymous``, ``memfd``, ``guest_memfd`` or ``none``, or a function that makes a `Backing` of a size.
     huge_pages : bool, HugePagePool, mapping or int
-        The host's pool of huge pages for files with HUGETLB: pages by size, as in ``{"1g": 4}``, that many of
-        each size, or a `HugePagePool` that several guests share. A bool asks for transparent huge pages of the
-        backing instead, and leaves the pool without a limit.
+        The host's pool of huge pages for files with HUGETLB: pages by size, as in ``{"1g": 4}``, one number
+        for each size, or a `HugePagePool` that several guests share. A bool asks for transparent huge pages
+        of the backing instead, and leaves the pool without a limit.
     prefault : bool
         Allocate all memory at creation: an option of the backing.
     enforce : {'mprotect'} or None
@@ -271,8 +271,8 @@ class Vm:
         size : int or str
             Bytes, a positive multiple of PAGE_SIZE below 2^63, or a size as ``"1g"``.
         flags : GuestMemfdFlag, str or int
-            MMAP (1): the host can map it. INIT_SHARED (2): its pages start shared. HUGETLB (4): it consists of
-            huge pages, under revisions that have them. Or ``"mmap|init_shared"``.
+            MMAP (1): the host can map it. INIT_SHARED (2): its pages start shared. HUGETLB (4): it consists
+            of huge pages, under revisions that have them. Or ``"mmap|init_shared"``.
         page_order : int
             Order of the huge pages: 9 (2 MiB) or 18 (1 GiB). 0 without HUGETLB.
 

@@ -163,6 +163,16 @@ _POSTINGS = (
         "PRESERVE promises only that updating the tracking doesn't change contents.",
         "tracking",
     ),
+    Posting(
+        *("huge-rollback", "2025-05-14", "cover.1747264138.git.ackerleytng@google.com", Status.PROPOSAL),
+        "1G page support, RFC v2: huge pages, where a conversion that fails is undone.",
+        "huge-rollback",
+    ),
+    Posting(
+        *("huge-partial", "2026", "", Status.PROPOSAL),
+        "Huge pages in two public trees: a conversion that fails leaves earlier huge pages converted.",
+        "huge-partial",
+    ),
 )
 
 _RELEASE_DATES: Final = {

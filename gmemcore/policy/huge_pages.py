@@ -10,7 +10,9 @@ from gmemcore.policy.abi import Abi, HugePages, Reason
 from gmemcore.policy.revisions import ABIS
 
 # --- sources ------------------------------------------------------------------------------------------------
-RFC_V2_1G = "RFC v2 of 1G page support for guest_memfd, 14 May 2025 <cover.1747264138.git.ackerleytng@google.com>"
+RFC_V2_1G = (
+    "RFC v2 of 1G page support for guest_memfd, 14 May 2025 <cover.1747264138.git.ackerleytng@google.com>"
+)
 TREES = "virt/kvm/guest_memfd.c in the public trees AMDESE/linux-kvm and intel/tdx, 2026"
 HVO = "mm/hugetlb_vmemmap.h, hugetlb_vmemmap_optimizable_size; Documentation/mm/vmemmap_dedup.rst"
 
@@ -20,7 +22,7 @@ ORDERS: Final = (9, 18)
 # --- what both agree on -------------------------------------------------------------------------------------
 _CREATION = Reason(
     "HUGETLB: page_order 9 or 18, without INIT_SHARED, size in huge pages",
-    "A file starts as whole, private huge pages, and its pages are reserved at once: ENOMEM if the pool is short.",
+    "A file starts as private huge pages, which are reserved at once: ENOMEM if the pool is short.",
     f"{TREES}: kvm_gmem_create, gmem_hugetlb_init",
 )
 _SPLIT = Reason(
@@ -53,7 +55,7 @@ _AGREED = (_CREATION, _SPLIT, _MERGE, _FRESH, _PUNCH, _STRUCT_PAGES)
 # --- and what not -------------------------------------------------------------------------------------------
 PARTIAL_PROGRESS = Reason(
     "a failure leaves the earlier huge pages converted",
-    "Each huge page is converted by itself, and the first failure ends the loop; error_offset is in that page.",
+    "The loop over huge pages ends at the first failure; error_offset is in the huge page that failed.",
     f"{TREES}: __kvm_gmem_set_attributes",
 )
 ALL_OR_NOTHING = Reason(

@@ -13,10 +13,11 @@ from gmemcore.machine import Folio, FolioCounts, HugePagePool
 from gmemcore.machine.huge_pages import vmemmap_pages
 from gmemcore.policy import ABIS, HUGE_PAGES, get_abi
 from support import huge_oracle
-from support.huge_oracle import HugeError, HugeFile
+from support.conform_oracle import load
+from support.huge_oracle import HugeError, HugeFile, Vectors
 from support.kinds import P
+from support.paths import JIT_DISABLED, VECTORS, needs_compiler
 
-INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 SEED = int(os.environ.get("GMEMCORE_SEED", "20261128"))
 M2, G1 = 2 << 20, 1 << 30
 HUGETLB, MMAP, INIT_SHARED, PRIVATE = 4, 1, 2, 8
@@ -115,23 +116,42 @@ class Walk:
 @pytest.mark.parametrize("abi", POLICIES)
 @pytest.mark.parametrize("vm_type", VM_TYPES)
 def test_walks_agree_with_the_oracle(vm_type, abi):
-    for part in range(1 if INTERPRETED else 4):
+    for part in range(1 if JIT_DISABLED else 4):
         pair = Pair(vm_type, abi, 5, 9)
         walk = Walk(pair, f"{SEED} {part}")
-        for _ in range(40 if INTERPRETED else 150):
+        for _ in range(40 if JIT_DISABLED else 150):
             walk.step()
             pair.check()
         pair.vm.close()
 
 
+@needs_compiler
 @pytest.mark.parametrize("abi", POLICIES)
 def test_walks_in_1_gib_pages_agree_with_the_oracle(abi):
     pair = Pair("SNP", abi, 2, 18)
     walk = Walk(pair, SEED)
-    for _ in range(3 if INTERPRETED else 60):
+    for _ in range(60):
         walk.step()
         pair.check()
     pair.vm.close()
+
+
+VECTOR_FILES = sorted(path for path in VECTORS.glob("huge-*.json") if not path.stem.endswith("-pool"))
+
+
+@pytest.mark.parametrize("path", VECTOR_FILES, ids=lambda path: path.stem)
+def test_vectors_hold_the_oracle(path):
+    document = load(path)
+    steps = [Vectors(document).run(case) for case in document["cases"]]
+    assert len(steps) >= 4
+    assert min(steps) > 3
+
+
+def test_there_are_vectors_of_both_policies():
+    assert len(VECTOR_FILES) == 6
+    cases = [case["name"] for path in VECTOR_FILES for case in load(path)["cases"]]
+    for failing in range(5):
+        assert cases.count(f"a pin in huge page {failing}") >= 2
 
 
 # --- creation and the pool ------------------------------------------------------------------------
@@ -321,9 +341,12 @@ def test_an_allocation_that_fails_in_each_huge_page(abi, allowed):
         gmem.convert(0, P, "shared")
 
 
-CIPHER = {abi: replace(get_abi("two-caps"), name=abi, huge_pages=HUGE_PAGES[abi].huge_pages) for abi in POLICIES}
+CIPHER = {
+    abi: replace(get_abi("two-caps"), name=abi, huge_pages=HUGE_PAGES[abi].huge_pages) for abi in POLICIES
+}
 
 
+@needs_compiler
 @pytest.mark.parametrize("abi", POLICIES)
 @pytest.mark.parametrize("backing", ["anonymous", "memfd"])
 def test_bytes_before_and_after_a_failure(abi, backing):

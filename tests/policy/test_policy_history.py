@@ -7,13 +7,24 @@ import pytest
 import gmemcore
 from gmemcore.cli import main
 from gmemcore.errors import GmemError
-from gmemcore.policy import ABIS, ALIASES, HISTORY, RELEASES, UPSTREAM, Status, abi_names, get_abi, release_of
+from gmemcore.policy import (
+    ABIS,
+    ALIASES,
+    HISTORY,
+    HUGE_PAGES,
+    RELEASES,
+    UPSTREAM,
+    Status,
+    abi_names,
+    get_abi,
+    release_of,
+)
 from support.kinds import P
 
 
 def test_every_revision_has_its_row():
     named = [row.abi for row in HISTORY if row.abi is not None]
-    assert set(named) == {*ABIS, *RELEASES}
+    assert set(named) == {*ABIS, *RELEASES, *HUGE_PAGES}
     assert len({row.name for row in HISTORY}) == len(HISTORY)
     for row in HISTORY:
         assert row.summary.endswith(".")

@@ -1,7 +1,7 @@
-"""A naive model of docs/huge-pages.md: one file of huge pages, as bytearrays. Nothing comes from the package.
+"""A naive model of docs/huge-pages.md: one file of huge pages, as bytearrays. Nothing is from the package.
 
-The state of a folio isn't kept: it is what the page says it must be, seen before and after each step. Only page
-state is modelled; bytes are for the other oracle.
+The state of a folio isn't kept: it is what the page of docs says it must be, before and after each step. Only
+page state is modelled; bytes are for the other oracle.
 """
 
 PAGE = 4096
@@ -200,3 +200,71 @@ class HugeFile:
         if self.coco:
             refuse_if(self.planes["private"].find(0, start, end) >= 0, "MEMORY_FAULT")
             self.change(start, end, allocated=1, assigned=1, accepted=1)
+
+
+# --- vectors --------------------------------------------------------------------------------------
+
+
+class Vectors:
+    """The cases of a vector file about one file, on the oracle; a method an op."""
+
+    def __init__(self, document):
+        self.document = document
+
+    def run(self, case):
+        """Run the steps; returns how many, or raises AssertionError at the first that comes out otherwise."""
+        self.file = None
+        for number, step in enumerate(case["steps"]):
+            found = "OK", None
+            try:
+                getattr(self, step["op"])(**{name: value for name, value in step.items() if name != "op"})
+            except HugeError as error:
+                found = error.outcome, error.error_offset
+            expected = step.get("expect", "OK"), step.get("error_offset")
+            assert found[0] == expected[0], (number, step, found)
+            assert step["op"] != "set" or found == expected, (number, step, found)
+        return len(case["steps"])
+
+    def create(self, size, flags, page_order, **_):
+        rolls_back = self.document["abi"] == "huge-rollback"
+        self.file = HugeFile(self.document["vm_type"], rolls_back, size, flags, page_order, size)
+
+    def set(self, offset, size, attributes, **_):
+        self.file.set(offset, size, attributes)
+
+    def fallocate(self, mode, offset, size, **_):
+        self.file.fallocate(mode, offset, size)
+
+    def pin(self, offset, size, **_):
+        self.file.pin(offset, size)
+
+    def unpin(self, offset, size, **_):
+        self.file.unpin(offset, size)
+
+    def host_write(self, offset, data, **_):
+        self.file.host_touch(offset, len(data) // 2)
+
+    def guest_write(self, gpa, data, **_):
+        self.file.guest_touch(gpa, len(data) // 2)
+
+    def accept(self, gpa, size, **_):
+        self.file.accept(gpa, size)
+
+    def slot_add(self, gpa, size, **_):
+        assert (gpa, size) == (0, self.file.n * PAGE)
+
+    def fail_allocations(self, after):
+        self.file.budget = after
+
+    def folios(self, folios):
+        assert folios == list(self.file.states().values())
+
+    def runs(self, runs):
+        private = self.file.planes["private"]
+        assert [start for start, _, _ in runs] == [0, *(end for _, end, _ in runs[:-1])]
+        assert runs[-1][1] == self.file.n
+        for start, end, side in runs:
+            assert private.count(side == "private", start, end) == end - start
+
+    def counters(self, values):
+        assert values == {name: self.file.counters[name] for name in values}

@@ -34,6 +34,9 @@ COUNTERS = (
     "pages_accepted",
     "blocks_2m_split",
     "blocks_2m_merged",
+    # 0 for files of 4 KiB pages, which are all that this oracle has (docs/huge-pages.md):
+    *("folios_2m_split", "folios_2m_merged", "folios_1g_split", "folios_1g_merged", "pages_restructured"),
+    *("vmemmap_pages_allocated", "vmemmap_pages_freed", "tlb_flushes", "psmashes", "sept_demotions"),
     "memory_faults",
     "notifications",
 )
