@@ -37,7 +37,7 @@ def create_vm(
     seed: int = 0,
     backing: str | Callable[..., Backing] = "anonymous",
     *,
-    huge_pages: bool | HugePagePool | Mapping[str | int, int] | int = False,
+    huge_pages: bool | HugePagePool | Mapping[Any, int] | int = False,
     prefault: bool = False,
     enforce: str | None = None,
     threads: int = 1,

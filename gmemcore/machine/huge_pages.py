@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +82,7 @@ class HugePagePool:
 
     __slots__ = ("_pages", "_reserved")
 
-    def __init__(self, pages: Mapping[str | int, int] | int | None = None) -> None:
+    def __init__(self, pages: Mapping[Any, int] | int | None = None) -> None:
         if isinstance(pages, Mapping):
             given = {order_of(size): _count(count) for size, count in pages.items()}
             self._pages = dict.fromkeys(ORDERS, 0) | given
