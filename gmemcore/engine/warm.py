@@ -56,6 +56,7 @@ def warmup() -> None:
     store.count(Plane.PRIVATE)
     store.survey()
     store.mappable_blocks()
+    store.folios()
     store.runs()
     store.plane("private")
     store.blocks(0, 2)

@@ -15,14 +15,13 @@ from gmemcore.policy import ABIS, HUGE_PAGES, get_abi
 from support import huge_oracle
 from support.conform_oracle import load
 from support.huge_oracle import HugeError, HugeFile, Vectors
-from support.kinds import P
+from support.kinds import PRIVATE_VM_TYPES, P
 from support.paths import JIT_DISABLED, VECTORS, needs_compiler
 
 SEED = int(os.environ.get("GMEMCORE_SEED", "20261128"))
 M2, G1 = 2 << 20, 1 << 30
 HUGETLB, MMAP, INIT_SHARED, PRIVATE = 4, 1, 2, 8
 POLICIES = ("huge-partial", "huge-rollback")
-VM_TYPES = ("SW_PROTECTED", "PKVM", "SNP", "TDX")
 NAMES = {0: huge_oracle.ABSENT, 1: huge_oracle.WHOLE, 2: huge_oracle.SPLIT}
 UNLIMITED = 1 << 60
 
@@ -114,7 +113,7 @@ class Walk:
 
 
 @pytest.mark.parametrize("abi", POLICIES)
-@pytest.mark.parametrize("vm_type", VM_TYPES)
+@pytest.mark.parametrize("vm_type", PRIVATE_VM_TYPES)
 def test_walks_agree_with_the_oracle(vm_type, abi):
     for part in range(1 if JIT_DISABLED else 4):
         pair = Pair(vm_type, abi, 5, 9)

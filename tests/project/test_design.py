@@ -29,11 +29,15 @@ CALLS = (
     ("engine/kernels.py", "check_conversion", "takes_allocations"),
     ("engine/kernels.py", "check_conversion", "is_host_ready"),
     ("engine/kernels.py", "check_conversion", "first_pinned"),
-    ("engine/kernels.py", "convert", "protect_view"),
-    ("engine/kernels.py", "convert", "transform_all"),
+    ("engine/kernels.py", "convert", "commit_conversion"),
+    ("engine/kernels.py", "convert_folios", "check_part"),
+    ("engine/kernels.py", "check_part", "check_conversion"),
+    ("engine/kernels.py", "convert_folios", "commit_conversion"),
+    ("engine/kernels.py", "commit_conversion", "protect_view"),
+    ("engine/kernels.py", "commit_conversion", "transform_all"),
     ("engine/kernels.py", "transform_all", "transform"),
     ("engine/kernels.py", "transform_all", "transform_in_parts"),
-    ("engine/kernels.py", "convert", "finish_conversion"),
+    ("engine/kernels.py", "commit_conversion", "finish_conversion"),
     ("engine/kernels.py", "finish_conversion", "edit"),
 )
 """Who calls whom: file, caller, callee."""
@@ -70,7 +74,7 @@ def test_each_reaches_the_next(path, caller, callee):
 
 def test_the_path_names_all_of_them():
     shown = set(re.findall(r"\w+", PATH))
-    helpers = {"enter", "unlock", "transform", "transform_in_parts"}  # of the sections around
+    helpers = {"enter", "unlock", "transform", "transform_in_parts", "check_part"}  # of the sections around
     assert {name for _, *pair in CALLS for name in pair} - helpers <= shown
     assert "transform_in_parts" in DESIGN
 
