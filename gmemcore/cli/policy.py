@@ -30,6 +30,7 @@ from gmemcore.policy import (
     Abi,
     Cell,
     CellKey,
+    HugePages,
     cell,
     cells,
     flag_bits,
@@ -68,7 +69,9 @@ def show(
     proposal: ProposalFiles = (),
     selection: _Cells = None,
     as_json: JsonSwitch = False,
-    why: Annotated[bool, Parameter(help="Give the reason of one cell, and its source.")] = False,
+    why: Annotated[
+        bool, Parameter(help="Give the reason of one cell, or of the rules about huge pages, and its source.")
+    ] = False,
     markdown: MarkdownSwitch = False,
 ) -> None:
     """Show the answer to each conversion, by VM type, launch phase, direction and content flag.
@@ -83,6 +86,8 @@ def show(
         chosen = [*ABIS.values(), *read_proposals(proposal)] if every else [revision_named(abi, proposal)]
         if as_json:
             say_json_rows(_as_record(row, *each) for row in chosen for each in selected.of(row))
+        elif why and chosen[0].huge_pages and selected == Selection():
+            _print_reasons(chosen[0], chosen[0].huge_pages)
         elif why:
             _print_why(chosen[0], selected.of(chosen[0]))
         else:
@@ -179,6 +184,14 @@ def _print_why(abi: Abi, selected: list[tuple[CellKey, Cell]]) -> None:
     )
 
 
+def _print_reasons(abi: Abi, rules: HugePages) -> None:
+    """Print what a revision says about huge pages, and who says so."""
+    say(f"{abi.name}: {abi.title}")
+    for row in rules.reasons:
+        say("", *_wrapped(f"{row.rule[0].upper()}{row.rule[1:]}."), *_wrapped(row.why, "  "))
+        say(*_wrapped(f"Source: {row.source}", "  "))
+
+
 def _effect_in_words(answer: Cell) -> str:
     """Return the effect and the precondition of an answer, for the end of a line."""
     if answer.effect is None:
@@ -200,6 +213,8 @@ def _print_answers(abi: Abi, selected: Selection, *, markdown: bool) -> None:
         say(UPSTREAM, "", f"{abi.name}: {abi.title}")
         print_table(heads, rows)
     say("", TABLE_LEGEND)
+    if abi.huge_pages:
+        say(f"files of huge pages: gmemcore policy --why --abi {abi.name}")
 
 
 # --- differences --------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from gmemcore.cli.options import (
     one,
     revision_of,
     revisions,
+    several,
     whole,
 )
 from gmemcore.cli.predictions import CostOption, not_priced, prediction_lines, read_cost
@@ -33,8 +34,8 @@ from gmemcore.cli.workloads import Options, Workload, load
 from gmemcore.errors import InputError, InvalidArgumentError
 from gmemcore.files.records import lines_of
 from gmemcore.files.writing import check_output, replace_file
-from gmemcore.uapi import Firmware, VmType
-from gmemcore.units import format_bytes, format_time
+from gmemcore.uapi import PAGE_SIZE, Firmware, VmType
+from gmemcore.units import format_bytes, format_size, format_time
 
 if TYPE_CHECKING:
     from gmemcore.workload.cost import CostFile, Prediction
@@ -64,6 +65,10 @@ Revisions with equal results on a VM type share a row, whose time is their mean.
 first refusal: number of the operation, step, errno or exit, gpa. zeroed, xored: bytes written.
 memory: peak. One target alone shows every reason and counter; --json has all of it."""
 
+_HUGE_LEGEND = """\
+pages: what files consist of. splits, merges: of huge pages.
+struct pages: peak of the memory that describes the pages of split ones."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Run:
@@ -71,6 +76,12 @@ class _Run:
 
     launch: int
     result: "Replayed"
+
+
+def _page_size(text: str) -> int:
+    from gmemcore.machine.huge_pages import page_order_of
+
+    return PAGE_SIZE << page_order_of(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +95,14 @@ class Targets:
         None
     )
     firmware: Annotated[FirmwareOption, Parameter(help="Firmware. [default: today]")] = None
+    page_size: Annotated[
+        tuple[int, ...],
+        Parameter(
+            help="Pages that files consist of: 4k, 2m, 1g. 2m and 1g need a revision with huge pages. "
+            "[default: 4k]",
+            converter=several(_page_size),
+        ),
+    ] = (PAGE_SIZE,)
     all_abis: Annotated[bool, Parameter(help="Every revision, legacy included, on every VM type.")] = False
     proposal: ProposalFiles = ()
 
@@ -95,18 +114,25 @@ class Targets:
         InputError
             A proposal that can't be read, or a name that doesn't exist.
         """
-        from gmemcore.policy import ABIS, DEFAULT_ABI
+        from gmemcore.policy import ABIS, DEFAULT_ABI, HUGE_PAGES
         from gmemcore.policy.proposal import read_proposals
         from gmemcore.workload.replay import targets
 
         read = [row.name for row in read_proposals(self.proposal)]
         if self.all_abis and self.abi is not None:
             raise InputError("--all-abis and --abi exclude each other")
-        names = (*ABIS, *read) if self.all_abis else self.abi or read or (DEFAULT_ABI,)
+        is_huge = max(self.page_size) > PAGE_SIZE
+        default = next(iter(HUGE_PAGES)) if is_huge else DEFAULT_ABI
+        names = (*ABIS, *read) if self.all_abis else self.abi or read or (default,)
         known = revisions(self.proposal)
         vm_types = self.vm_type or (tuple(VmType) if self.all_abis else (VmType(recorded),))
         chosen = [revision_of(name, known) for name in names]
-        return targets(chosen, list(vm_types), self.firmware or Firmware.TODAY)
+        for abi in chosen if is_huge else ():
+            if abi.huge_pages is None:
+                raise InputError(
+                    f"--page-size: {abi.name} has no huge pages; use --abi {' or '.join(HUGE_PAGES)}"
+                )
+        return targets(chosen, list(vm_types), self.firmware or Firmware.TODAY, self.page_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,9 +438,12 @@ def _print_head(found: Workload, traces: "Sequence[Trace]", manner: Manner) -> N
 def _print_one(run: _Run, shown: int, figures: "CostFile | None") -> None:
     result = run.result
     launch = f"launch {run.launch}: " if run.launch else ""
-    say(f"{launch}{result.vm_type} under {result.abi}, firmware {result.firmware}: {_refused(result)}")
+    pages = "" if result.page_size == PAGE_SIZE else f", pages of {format_size(result.page_size)}"
+    say(f"{launch}{result.vm_type} under {result.abi}, firmware {result.firmware}{pages}: {_refused(result)}")
     say_lines(_refusal_lines(result, shown))
-    say("", f"time {format_time(result.seconds)}, memory at most {format_bytes(result.peak_memory)}", "")
+    split = f" and {format_bytes(result.peak_struct_pages)} of struct pages" if pages else ""
+    at_most = f"memory at most {format_bytes(result.peak_memory)}{split}"
+    say("", f"time {format_time(result.seconds)}, {at_most}", "")
     rows = [(name, f"{count:,}") for name, count in result.counters.asdict().items() if count]
     print_table(("counter", "events"), rows, figures=(1,))
     say()
@@ -465,8 +494,11 @@ def _step(refusal: "Refusal") -> str:
 def _print_table(runs: Sequence[_Run], figures: "CostFile | None") -> None:
     """Print a row for revisions with equal results on a VM type, and for each launch of a log."""
     several = len({run.launch for run in runs}) > 1
+    has_huge = any(run.result.page_size > PAGE_SIZE for run in runs)
+    huge = ("pages", "splits", "merges", "struct pages") if has_huge else ()
     names = ("VM type", "abi", *(("launch",) if several else ()), "refused", "first refusal")
-    heads = (*names, "zeroed", "xored", "memory", "time", *(() if figures is None else ("predicted",)))
+    done = ("zeroed", "xored", "memory", *huge)
+    heads = (*names, *done, "time", *(() if figures is None else ("predicted",)))
     missing: Counter[str] = Counter()
     alike: dict[tuple[object, ...], list[_Run]] = {}
     for run in runs:
@@ -485,6 +517,7 @@ def _print_table(runs: Sequence[_Run], figures: "CostFile | None") -> None:
                 format_bytes(counters.bytes_zeroed),
                 format_bytes(counters.bytes_xored),
                 format_bytes(first.peak_memory),
+                *(_huge_cells(first) if has_huge else ()),
                 format_time(sum(run.result.seconds for run in same) / len(same)),
                 *_predicted_cell(first, figures, missing),
             )
@@ -492,12 +525,25 @@ def _print_table(runs: Sequence[_Run], figures: "CostFile | None") -> None:
     figures_at = [i for i in range(2, len(heads)) if i != len(names) - 1]
     print_table(heads, rows, figures=figures_at, labels=1)
     say("", _LEGEND)
+    if has_huge:
+        say(_HUGE_LEGEND)
     if figures is not None:
         short = f"; {not_priced(missing)} at most" if missing else ""
         say(f"predicted: on {figures.title}, by its cost file{short}")
     mapped = max(run.result.peak_mappings for run in runs)
     if mapped.reach_limit:
         say(mapped)
+
+
+def _huge_cells(result: "Replayed") -> tuple[str, ...]:
+    """Return the size of a replay's pages, and what became of the huge ones."""
+    counters = result.counters
+    return (
+        format_size(result.page_size),
+        f"{counters.folios_2m_split + counters.folios_1g_split:,}",
+        f"{counters.folios_2m_merged + counters.folios_1g_merged:,}",
+        format_bytes(result.peak_struct_pages),
+    )
 
 
 def _predicted_cell(
@@ -513,7 +559,8 @@ def _predicted_cell(
 
 def _key(result: "Replayed") -> tuple[object, ...]:
     reasons = tuple(result.reasons.items())
-    return (result.vm_type, reasons, result.first_refusals, result.counters, result.peak_memory)
+    state = result.first_refusals, result.counters, result.peak_memory
+    return (result.vm_type, result.page_size, reasons, *state)
 
 
 def _first(result: "Replayed") -> str:

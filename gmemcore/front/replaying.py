@@ -12,6 +12,7 @@ from gmemcore.policy import DEFAULT_ABI
 from gmemcore.results.environment import as_object, environment
 from gmemcore.results.replay import Replay, ReplayFirst, ReplayTrace
 from gmemcore.uapi import Firmware, VmType
+from gmemcore.units import parse_sizes
 from gmemcore.workload.cost import CostFile, load_cost, predict
 from gmemcore.workload.replay import Flags, targets
 from gmemcore.workload.replay import replay as replay_one
@@ -34,6 +35,7 @@ def replay(
     guest: str | None = None,
     launch: int | None = None,
     cost: Any = None,
+    page_sizes: str = "4k",
     **parameters: Any,
 ) -> ReplayRun:
     """Run a workload on many revisions and VM types: what it costs, and what is refused.
@@ -50,11 +52,13 @@ def replay(
         ``today`` or ``cipher``.
     cost : str, Path, CostFile or None
         Nanoseconds per event on some hardware, to predict time by.
+    page_sizes : str
+        Pages that files consist of: ``"4k,2m,1g"``, the huge ones under a revision that has them.
 
     Returns
     -------
     ReplayRun
-        A row per revision and VM type. ``records`` have the reasons and the first refusals,
+        A row per revision, VM type and page size. ``records`` have the reasons and the first refusals,
         ``plot.refusals()`` is the map of them.
 
     Raises
@@ -87,7 +91,7 @@ def replay(
     header = loaded.trace.header
     kinds = chosen(VmType, vm_types if vm_types is not None else header.vm_type or DEFAULT_VM_TYPE)
     records = []
-    for target in targets(abis_of(abis), kinds, firmware):
+    for target in targets(abis_of(abis), kinds, firmware, parse_sizes(page_sizes)):
         result = replay_one(loaded.trace, target, seed=seed, backing=backing, flags=flags, discard=discard)
         record = result.asdict()
         if figures is not None:

@@ -28,7 +28,7 @@ from gmemcore.errors import (
 )
 from gmemcore.html import facts, table
 from gmemcore.machine.access import Data, as_bytes
-from gmemcore.machine.huge_pages import Folio, FolioCounts, Reservation, mapped_bytes
+from gmemcore.machine.huge_pages import Folio, FolioCounts, Reservation, mapped_bytes, vmemmap_pages
 from gmemcore.machine.ioctl import gmem_ioctl
 from gmemcore.machine.layouts import Sides
 from gmemcore.policy import flag_bits
@@ -155,6 +155,11 @@ class GuestMemfd:
         if not self.page_order:
             return {PAGE_SIZE: self.allocated}
         return mapped_bytes(self.folio_states(), self.page_order)
+
+    @property
+    def struct_page_bytes(self) -> int:
+        """Memory that the split huge pages need for their struct pages, bytes (HVO)."""
+        return self.folios().split * vmemmap_pages(self.page_order) * PAGE_SIZE if self.page_order else 0
 
     @property
     def allocated(self) -> int:

@@ -145,6 +145,16 @@ def order_of(size: str | int) -> int:
     raise InvalidArgumentError(f"huge pages must be of 2m or 1g, not {size!r}")
 
 
+def page_order_of(size: str | int) -> int:
+    """Return the order of the pages of a file by their size: 0 for 4 KiB, otherwise as `order_of`."""
+    number = as_u64(size, "size")
+    if number == PAGE_SIZE:
+        return 0
+    if number not in (PAGE_SIZE << order for order in ORDERS):
+        raise InvalidArgumentError(f"the page size must be 4k, 2m or 1g, not {size!r}")
+    return order_of(number)
+
+
 def _count(pages: int) -> int:
     if as_int(pages, "huge pages") < 0:
         raise InvalidArgumentError(f"a pool must have 0 huge pages or more, not {pages}")

@@ -68,14 +68,14 @@ _ROWS = (
     replace(
         ABIS["v13"],
         name="huge-partial",
-        title="v13 with huge pages, converted one by one: a failure leaves the earlier ones converted",
+        title="huge pages; a failure at one leaves the earlier ones converted",
         source=TREES,
         huge_pages=HugePages(ORDERS, False, (PARTIAL_PROGRESS, *_AGREED)),
     ),
     replace(
         ABIS["v13"],
         name="huge-rollback",
-        title="v13 with huge pages, all or nothing: a failure converts the earlier ones back",
+        title="huge pages; a failure at one converts the earlier ones back",
         source=RFC_V2_1G,
         huge_pages=HugePages(ORDERS, True, (ALL_OR_NOTHING, *_AGREED)),
     ),

@@ -68,6 +68,8 @@ class Replay(msgspec.Struct, frozen=True):
     seconds: Positive
     peak_memory: Count
     launch_digest: Name | None
+    page_size: Count = 4096
+    peak_struct_pages: Count = 0
     predicted: Prediction | None = None
 
     @property

@@ -30,6 +30,7 @@ from gmemcore.machine.access import check_guest_range
 from gmemcore.uapi import (
     PAGE_SIZE,
     Capability,
+    Direction,
     FallocateMode,
     GuestMemfdFlag,
     MemoryAttribute,
@@ -87,7 +88,9 @@ _SAYS_WHERE: Final = np.array(
 """Whether a refusal has a place of its own: of a conversion, of another step; by outcome."""
 
 
-def build(vm: VmFace, layout: Layout, start: NDArray[np.uint64] | None = None) -> tuple[GuestMemfd, ...]:
+def build(
+    vm: VmFace, layout: Layout, start: NDArray[np.uint64] | None = None, page_order: int = 0
+) -> tuple[GuestMemfd, ...]:
     """Give a Vm the memory of a layout: one guest_memfd per region, and the memslots that hold it, in order.
 
     A region starts private by the flags of its file, or in `legacy` by the attributes of the Vm. Where the VM
@@ -101,6 +104,9 @@ def build(vm: VmFace, layout: Layout, start: NDArray[np.uint64] | None = None) -
         Where memory is.
     start : uint64 array of shape (n, 3) or None
         Pages that begin otherwise than their region, as `gmemcore.workload.trace.Trace` has them.
+    page_order : int
+        Order of the huge pages that files consist of; 0: 4 KiB pages. Files are then as large as whole huge
+        pages make them, and those that start shared are converted first.
 
     Raises
     ------
@@ -113,8 +119,7 @@ def build(vm: VmFace, layout: Layout, start: NDArray[np.uint64] | None = None) -
     files, slots = [], count()
     for region in layout.regions:
         starts_private = region.private and (by_vm or by_file)
-        flags = GuestMemfdFlag.MMAP | (0 if starts_private else GuestMemfdFlag.INIT_SHARED)
-        gmem = vm.create_guest_memfd(region.size, flags & offered)
+        gmem = _new_file(vm, region.size, page_order, offered, private=bool(starts_private))
         for offset, size in memslot_pieces(region.size):
             vm.add_memslot(next(slots), region.gpa + offset, size, gmem, offset)
         if starts_private and by_vm:
@@ -123,6 +128,20 @@ def build(vm: VmFace, layout: Layout, start: NDArray[np.uint64] | None = None) -
     if start is not None and len(start) and (by_vm or by_file):
         _begin(vm, layout, files, start)
     return tuple(files)
+
+
+def _new_file(vm: VmFace, size: int, page_order: int, offered: int, *, private: bool) -> GuestMemfd:
+    """Create a file whose pages start with an attribute."""
+    if not page_order:
+        flags = GuestMemfdFlag.MMAP | (0 if private else GuestMemfdFlag.INIT_SHARED)
+        return vm.create_guest_memfd(size, flags & offered)
+    unit = PAGE_SIZE << page_order
+    gmem = vm.create_guest_memfd(
+        -(-size // unit) * unit, GuestMemfdFlag.MMAP | GuestMemfdFlag.HUGETLB, page_order
+    )
+    if not private:
+        gmem.convert(0, gmem.size, Direction.TO_SHARED)
+    return gmem
 
 
 def _begin(vm: VmFace, layout: Layout, files: Sequence[GuestMemfd], start: NDArray[np.uint64]) -> None:

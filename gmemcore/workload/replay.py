@@ -16,9 +16,10 @@ from gmemcore.engine import Counters
 from gmemcore.engine.steps import Step
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.machine import VmFace, create_vm
+from gmemcore.machine.huge_pages import page_order_of
 from gmemcore.names import member
 from gmemcore.policy import Abi, cell, get_abi
-from gmemcore.uapi import ContentMode, Direction, Firmware, MemoryAttribute, Phase, VmType
+from gmemcore.uapi import PAGE_SIZE, ContentMode, Direction, Firmware, MemoryAttribute, Phase, VmType
 from gmemcore.vmm.probe import probe
 from gmemcore.workload.operations import Operations
 from gmemcore.workload.outcomes import NAMES, Outcomes
@@ -62,11 +63,14 @@ class Target:
         Type of the guest.
     firmware : Firmware or str
         ``today`` or ``cipher``.
+    page_size : str or int
+        Pages that files consist of: ``"4k"``, or ``"2m"`` and ``"1g"`` under a revision with huge pages.
     """
 
     abi: str | Abi
     vm_type: VmType | str | int
     firmware: Firmware | str = Firmware.TODAY
+    page_size: str | int = PAGE_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +121,13 @@ class Replayed:
         Events.
     seconds : float
         This model's time on this machine, with making contents and measuring them.
+    page_size : int
+        Bytes of the pages that files consist of.
     peak_memory : int
-        Most guest memory that was allocated, bytes, both sides in `legacy`; checked after each chunk.
+        Most guest memory that was allocated, bytes, both sides in `legacy`, whole huge pages where there are
+        some; checked after each chunk.
+    peak_struct_pages : int
+        Most memory that split huge pages needed for their struct pages, bytes; likewise.
     peak_mappings : Mappings
         Most DMA mappings that an assigned device needed; checked after each chunk. Pages that are shared all
         the time are not counted: they are the guest's beginning, about which a log says nothing.
@@ -139,6 +148,8 @@ class Replayed:
     peak_memory: int
     peak_mappings: Mappings
     launch_digest: bytes | None
+    page_size: int = PAGE_SIZE
+    peak_struct_pages: int = 0
 
     def asdict(self) -> dict[str, Any]:
         """Return it as JSON has it, see `gmemcore.results.replay.Replay`."""
@@ -205,15 +216,16 @@ def replay(
         raise InvalidArgumentError("the trace is of several guests; use a trace of one")
     if every is not None and every < 1:
         raise InvalidArgumentError(f"every must be 1 or more operations, not {every}")
+    page_order = page_order_of(target.page_size)
     with closing(
         create_vm(target.vm_type, target.abi, target.firmware, seed, backing, threads=threads)
     ) as vm:
         operations = with_flags(trace.operations, vm, member(Flags, flags))
-        build(vm, trace.header.layout, trace.start)
+        build(vm, trace.header.layout, trace.start, page_order)
         measures = _starts_measurement(vm, operations)
         player = Player(vm, seed=trace.header.seed, discard=discard)
         began = time.perf_counter()
-        found, peak, mapped = _run(player, operations, progress, watch, every)
+        found, peak, struct_pages, mapped = _run(player, operations, progress, watch, every)
         seconds = time.perf_counter() - began
         refused = np.flatnonzero(found["code"])
         return Replayed(
@@ -230,6 +242,8 @@ def replay(
             peak,
             _converted(trace, mapped),
             vm.launch_measurement if measures else None,
+            PAGE_SIZE << page_order,
+            struct_pages,
         )
 
 
@@ -239,22 +253,23 @@ def _run(
     progress: Callable[[int], object] | None,
     watch: Callable[[VmFace, int], object] | None,
     every: int | None,
-) -> tuple[Outcomes, int, Mappings]:
-    """Run everything in chunks; return the outcomes, and the peaks of memory and mappings."""
+) -> tuple[Outcomes, int, int, Mappings]:
+    """Run everything in chunks; return the outcomes, and the peaks of memory, struct pages and mappings."""
     total = len(operations)
     chunk = min(max(total // _SAMPLES, 64), _CHUNK)
     looks = {total, *(() if every is None else range(0, total, every))}
-    outcomes, peak, mapped = [], 0, Mappings()
+    outcomes, peak, struct_pages, mapped = [], 0, 0, Mappings()
     for start, end in pairwise([0, *sorted(looks | set(range(0, total, chunk)))]):
         outcomes.append(player.run(operations[start:end]))
-        peak = max(peak, sum(gmem.allocated for gmem in player.vm.files))
+        peak = max(peak, sum(sum(gmem.mapped_bytes().values()) for gmem in player.vm.files))
+        struct_pages = max(struct_pages, sum(gmem.struct_page_bytes for gmem in player.vm.files))
         if end > start and (not player.vm.abi.legacy or end == total or end // chunk % _RARELY == 0):
             mapped = max(mapped, mappings(player.vm))
         if progress is not None:
             progress(end)
         if watch is not None and end in looks:
             watch(player.vm, end)
-    return np.concatenate(outcomes), peak, mapped
+    return np.concatenate(outcomes), peak, struct_pages, mapped
 
 
 def _converted(trace: Trace, mapped: Mappings) -> Mappings:
@@ -331,6 +346,12 @@ def targets(
     abis: Sequence[str | Abi],
     vm_types: Sequence[VmType | str | int],
     firmware: Firmware | str = Firmware.TODAY,
+    page_sizes: Sequence[str | int] = (PAGE_SIZE,),
 ) -> tuple[Target, ...]:
-    """Return every revision on every VM type, by VM type."""
-    return tuple(Target(get_abi(abi), vm_type, firmware) for vm_type in vm_types for abi in abis)
+    """Return every revision on every VM type in pages of every size, by VM type."""
+    return tuple(
+        Target(get_abi(abi), vm_type, firmware, page_size)
+        for vm_type in vm_types
+        for abi in abis
+        for page_size in page_sizes
+    )

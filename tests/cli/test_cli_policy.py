@@ -7,7 +7,7 @@ import pytest
 
 from gmemcore import policy
 from gmemcore.cli import main
-from gmemcore.policy import ABIS
+from gmemcore.policy import ABIS, HUGE_PAGES
 from gmemcore.policy.proposal import shipped_files
 from gmemcore.uapi import VmType
 
@@ -213,3 +213,15 @@ def test_a_proposal_of_a_file_is_shown_and_compared(run, tmp_path):
     assert {row["abi"] for row in json.loads(run(f"--json --abi mine --proposal {path}").out)} == {"mine"}
     assert run(f"diff mine v5 --proposal {path}").status == 0
     assert run("--abi mine").status == 2
+
+
+@pytest.mark.parametrize("name", list(HUGE_PAGES))
+def test_why_of_huge_pages_has_each_rule_and_its_source(run, name):
+    rules = HUGE_PAGES[name].huge_pages
+    printed = " ".join(run(f"--why --abi {name}").out.split())
+    assert len(rules.reasons) == 7
+    for row in rules.reasons:
+        assert row.rule[1:] in printed
+        assert f"{row.why} Source: {row.source}" in printed
+    place = "--vm-type SNP --phase running --direction to_shared --flag NONE"
+    assert "OK (KEEP)" in run(f"--why --abi {name} {place}").out
