@@ -316,11 +316,12 @@ class Batch:
     """A million random ranges of 1 to 64 pages of a guest without bytes, 1 % of them refused.
 
     Pinned buffers are spread over the guest: of 2 MiB, as VFIO pins huge pages, or of 64 pages.
+    With an order of huge pages (0: 4 KiB) all memory is allocated.
     """
 
     RANGES = 1_000_000
 
-    def __init__(self, size: int, pinned: int = 512) -> None:
+    def __init__(self, size: int, pinned: int = 512, order: int | None = None) -> None:
         draw, pages = np.random.default_rng(1), size // PAGE
         lengths = draw.integers(1, 65, self.RANGES).astype(np.uint64)
         self.starts = draw.integers(0, pages - 64, self.RANGES).astype(np.uint64)
@@ -328,9 +329,12 @@ class Batch:
         self.offsets, self.sizes = self.starts * np.uint64(PAGE), lengths * np.uint64(PAGE)
         self.attributes = (draw.integers(0, 2, self.RANGES) * PRIVATE).astype(np.uint64)
         self.bits = np.zeros(pages // 64, np.uint64)
-        vm = gmemcore.create_vm("SNP", backing="none")
+        vm = gmemcore.create_vm("SNP", "v5" if order is None else "huge-partial", backing="none")
         vm.launch_finish()
-        self.gmem = vm.create_guest_memfd(size, flags=3)
+        self.gmem = vm.create_guest_memfd(size, flags=5 if order else 3, page_order=order or 0)
+        if order is not None:
+            self.gmem.fallocate(1, 0, size)
+            self.gmem.set_memory_attributes(0, size, 0)
         for place in draw.choice(pages // pinned, pages // PINNED[pinned], replace=False):
             self.gmem.pin(int(place) * pinned * PAGE, pinned * PAGE)
         refused = np.mean([self._convert().errno != 0 for _ in range(3)])
@@ -365,9 +369,9 @@ class Batch:
 
 
 @cache
-def batch_of(size: int, pinned: int = 512) -> Batch:
+def batch_of(size: int, pinned: int = 512, order: int | None = None) -> Batch:
     """A batch, made once."""
-    return Batch(size, pinned)
+    return Batch(size, pinned, order)
 
 
 @bar
@@ -403,6 +407,31 @@ def batch_in_1t(effort: Effort) -> bool:
     return met
 
 
+@bar
+def huge_pages(effort: Effort) -> bool:
+    """The same in huge pages that are all in use, by pages of 4 KiB: at most 2.5."""
+    small, met = batch_of(64 * GIB, 64, 0), True
+    for order, name in ((9, "2m"), (18, "1g")):
+        huge = batch_of(64 * GIB, 64, order)
+        seconds = paired({"huge": huge.convert, "small": small.convert}, effort.pairs)
+        times = {each: small.nanoseconds(samples) for each, samples in seconds.items()}
+        what = f"batch in {name} pages, {times['huge']} a range, by 4 KiB pages ({times['small']})"
+        met &= verdict(what, ratio(seconds, "huge", "small"), most=2.5)
+        whole = paired(
+            {"huge": lambda huge=huge: both_ways(huge.gmem), "small": lambda: both_ways(small.gmem)},
+            effort.pairs,
+        )
+        what = f"all of 64g in use, there and back, in {name} pages, by 4 KiB pages"
+        met &= verdict(what, ratio(whole, "huge", "small"), most=2.5)
+    return met
+
+
+def both_ways(gmem: gmemcore.GuestMemfd) -> float:
+    """Seconds of the conversion of a whole file to private and back."""
+    gmem.unpin(0, gmem.size)
+    return seconds_of(lambda: [gmem.set_memory_attributes(0, gmem.size, to) for to in (PRIVATE, 0)])
+
+
 def takes_one(words):
     """As many arguments as `kernels.convert_one` has, and nothing done with them."""
 
@@ -429,21 +458,32 @@ def single_call(effort: Effort) -> bool:
 
 @bar
 def uniform_1t(effort: Effort) -> bool:
-    """A uniform 1 TiB with one foreign page and ragged ends, by memset of 32 MiB: at most 2, either way."""
-    gmem = gmemcore.create_vm("SNP", backing="none").create_guest_memfd(TIB, flags=3)
+    """A uniform 1 TiB with one foreign page and ragged ends, by memset of 32 MiB: at most 2, either way.
+
+    Also in pages of 2 MiB and 1 GiB, none of them in use.
+    """
     met = True
-    for attributes, way in ((PRIVATE, "to private"), (0, "to shared")):
-
-        def run(attributes: int = attributes) -> float:
-            gmem.set_memory_attributes(0, TIB, PRIVATE - attributes)
-            gmem.set_memory_attributes(TIB // 2 + PAGE, PAGE, attributes)
-            return seconds_of(lambda: gmem.set_memory_attributes(3 * PAGE, TIB - 8 * PAGE, attributes))
-
-        seconds = paired({"own": run, "memset": memset_of_32m()}, 2 * effort.pairs)
-        own, memset = (quantile(seconds[name], 0.5) * 1e3 for name in ("own", "memset"))
-        what = f"1t {way}, {own:.2f} ms, by memset of 32m ({memset:.2f} ms)"
-        met &= verdict(what, ratio(seconds, "own", "memset"), most=2)
+    for order, pages in ((0, ""), (9, " in 2 MiB pages"), (18, " in 1 GiB pages")):
+        vm = gmemcore.create_vm("SNP", "huge-partial" if order else "v5", backing="none")
+        gmem = vm.create_guest_memfd(TIB, flags=5 if order else 3, page_order=order)
+        for attributes, way in ((PRIVATE, "to private"), (0, "to shared")):
+            met &= uniform_ratio(gmem, attributes, f"1t {way}{pages}", 2 * effort.pairs)
     return met
+
+
+def uniform_ratio(gmem: gmemcore.GuestMemfd, attributes: int, what: str, pairs: int) -> bool:
+    """Judge a conversion of nearly all of a guest that is uniform but for one page."""
+
+    def run() -> float:
+        gmem.set_memory_attributes(0, TIB, PRIVATE - attributes)
+        gmem.set_memory_attributes(TIB // 2 + PAGE, PAGE, attributes)
+        return seconds_of(lambda: gmem.set_memory_attributes(3 * PAGE, TIB - 8 * PAGE, attributes))
+
+    seconds = paired({"own": run, "memset": memset_of_32m()}, pairs)
+    own, memset = (quantile(seconds[name], 0.5) * 1e3 for name in ("own", "memset"))
+    return verdict(
+        f"{what}, {own:.2f} ms, by memset of 32m ({memset:.2f} ms)", ratio(seconds, "own", "memset"), most=2
+    )
 
 
 @bar
