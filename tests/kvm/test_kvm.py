@@ -271,6 +271,8 @@ def test_a_skipped_memslot_skips_what_meets_it_and_nothing_else():
     assert set(skipped) == {1, 4, 5, 6, 7, 9}
 
 
+NOT_ASKED = ("runs", "folios", "fail_allocations", "poison")
+"""What no kernel is asked."""
 USES_A_FILE = [
     {"op": "set", "offset": 0, "size": P, "attributes": 8},
     {"op": "host_read", "offset": 0},
@@ -283,6 +285,8 @@ USES_A_FILE = [
     {"op": "poison", "offset": 0},
     {"op": "slot_add", "slot": 1, "gpa": GPA, "size": P},
     {"op": "runs", "runs": []},
+    {"op": "folios", "folios": []},
+    {"op": "fail_allocations", "after": 0},
     {"op": "discard_shared", "offset": 0, "size": P},
     {"op": "ioctl", "fd": "g", "request": 1, "argument": None, "expect": "ENOTTY"},
     {"op": "close"},
@@ -334,7 +338,7 @@ def test_every_operation_on_a_file_is_tried():
 @pytest.mark.parametrize("abi", ["v13", "linux-7.3"])
 @pytest.mark.parametrize(
     "step",
-    [step for step in USES_A_FILE if step["op"] not in ("runs", "poison")],
+    [step for step in USES_A_FILE if step["op"] not in NOT_ASKED],
     ids=lambda step: step["op"],
 )
 def test_a_closed_file_takes_nothing(step, abi):
