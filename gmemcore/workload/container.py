@@ -133,6 +133,12 @@ def write(path: PathLike, kind: str, meta: Mapping[str, Any], sections: Mapping[
         offset += array.nbytes
     header = _encoded(kind, meta, described)
     prefix = _PREFIX.pack(MAGIC, VERSION, len(header))
+    size = len(prefix) + CONTAINER_SUM + len(header) + offset
+    if size > MAX_BYTES:  # which `read` would refuse
+        raise ContainerError(
+            f"{os.fspath(path)}: must be at most {MAX_BYTES:,} bytes, and would have {size:,}; "
+            "write fewer snapshots or operations"
+        )
     bodies = (_bytes_of(array) for array in sections.values())
     replace_file(path, (prefix, checksum(prefix, header), header, *bodies), mode=0o600)
 

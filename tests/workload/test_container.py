@@ -397,3 +397,23 @@ def test_a_place_that_is_not_there_is_named_as_it_was_given(tmp_path):
     with pytest.raises(FileNotFoundError) as refused:
         replace_file(place, [b""])
     assert refused.value.filename == str(place)
+
+
+def test_what_could_not_be_read_is_not_written(tmp_path, monkeypatch):
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    section = {"numbers": np.zeros(100, np.uint64)}
+    monkeypatch.setattr(container, "MAX_BYTES", 800)
+    with pytest.raises(
+        ContainerError, match=r"f: must be at most 800 bytes, and would have [\d,]+; write fewer"
+    ):
+        write(path, "trace", {}, section)
+    assert path.read_bytes() == b"old"
+    monkeypatch.setattr(container, "MAX_BYTES", 1500)
+    write(path, "trace", {}, section)
+    size = path.stat().st_size
+    monkeypatch.setattr(container, "MAX_BYTES", size)
+    write(path, "trace", {}, section)
+    monkeypatch.setattr(container, "MAX_BYTES", size - 1)
+    with pytest.raises(ContainerError, match="would have"):
+        write(path, "trace", {}, section)
