@@ -96,10 +96,10 @@ def kernel_table(runs: Iterable[Outcome]) -> Iterator[str]:
     Parameters
     ----------
     runs : iterable of Outcome
-        One per kernel.
+        Those of one kernel are added up.
     """
     ordered = sorted(runs, key=lambda run: [int(part) for part in re.findall(r"\d{1,9}", run.version)])
-    columns = [_Column(run, offer) for run in ordered for offer in run.offers]
+    columns = [_Column(run, offer) for run in _added_up(ordered) for offer in run.offers]
     notes: list[str] = []
     yield _row(["operation", *(column.head for column in columns)])
     yield _row(["---"] * (1 + len(columns)))
@@ -108,6 +108,21 @@ def kernel_table(runs: Iterable[Outcome]) -> Iterator[str]:
     yield ""
     for number, note in enumerate(notes, 1):
         yield f"{number}. {note}"
+
+
+def _added_up(runs: Iterable[Outcome]) -> Iterator[Outcome]:
+    """Yield one result per kernel."""
+    by_kernel: dict[str, list[Outcome]] = {}
+    for run in runs:
+        by_kernel.setdefault(run.kernel, []).append(run)
+    for same in by_kernel.values():
+        yield msgspec.structs.replace(
+            same[0],
+            steps=sum(run.steps for run in same),
+            offers=[*{offer.vm_type: offer for run in same for offer in run.offers}.values()],
+            coverage=[seen for run in same for seen in run.coverage],
+            known=[each for run in same for each in run.known],
+        )
 
 
 def _row(cells: Sequence[str]) -> str:

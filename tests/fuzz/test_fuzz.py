@@ -372,6 +372,18 @@ def test_kernels_of_any_release_stand_in_their_order():
     assert list(dict.fromkeys(found)) == ["mine", "6.18.9+", "6.18.10", "7.4.0", "7.10.0", "9" * 200]
 
 
+CHECKED = ("check_cap", "OK", VmType.DEFAULT)
+
+
+def test_runs_of_one_kernel_are_added_up():
+    run = read_outcome(RESULTS[0])
+    rows = {line.split(" | ")[0]: line for line in kernel_table([run, run]) if line.startswith("| `")}
+    once = {line.split(" | ")[0]: line for line in kernel_table([run]) if line.startswith("| `")}
+    (seen,) = {each.count for each in run.coverage if (each.op, each.outcome, each.vm_type) == CHECKED}
+    assert f"| {seen:,} as the model |" in once["| `check_cap`"]
+    assert f"| {2 * seen:,} as the model |" in rows["| `check_cap`"]
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_a_result_of_a_kernel_explains_each_difference(path):
     """By a row that is still there, for that release."""
