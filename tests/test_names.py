@@ -64,6 +64,15 @@ def state(gmem):
     return [gmem.plane(name).tolist() for name in ("private", "allocated", "assigned", "accepted", "pinned")]
 
 
+def created(flags):
+    """A file with one flag, which for huge pages needs an order."""
+    vm = gmemcore.create_vm("SNP", "huge-partial", backing="none")
+    try:
+        return vm.create_guest_memfd("2m", flags)
+    except gmemcore.errors.InvalidArgumentError:
+        return vm.create_guest_memfd("2m", flags, 9)
+
+
 def converted(call):
     """What a call leaves of a new guest, or the refusal."""
     vm, gmem = guest()
@@ -97,7 +106,7 @@ PLACES = [
     (MemoryAttribute, lambda one: converted(lambda _, gmem: gmem.convert(0, PAGE, one))),
     (MemoryAttribute, lambda one: converted(lambda _, gmem: gmem.apply_many("convert", [0], [PAGE], [one]))),
     (MemoryAttribute, lambda one: guest("SNP", "legacy")[0].set_memory_attributes(0, PAGE, one)),
-    (GuestMemfdFlag, lambda one: gmemcore.create_vm("SNP").create_guest_memfd(PAGE, one).flags),
+    (GuestMemfdFlag, lambda one: created(one).flags),
     (FallocateMode, lambda one: converted(lambda _, gmem: gmem.fallocate(one, 0, PAGE))),
     (PageType, lambda one: converted(lambda vm, gmem: launched(vm, gmem, one))),
     (Capability, lambda one: gmemcore.create_vm("SNP").check_cap(one)),
