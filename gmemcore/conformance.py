@@ -523,6 +523,7 @@ def _check_step(step: Step) -> None:
     missing = operation.needs - step.keys() - (ANSWERS if refused else frozenset())
     if missing:
         raise VectorError(f"op {op} needs {', '.join(sorted(missing))}")
+    _check_values(step)
     if step.get("expect", "OK") not in OUTCOMES:
         raise VectorError(f"unknown outcome {step['expect']!r}; known: {', '.join(sorted(OUTCOMES))}")
     if op == "check_cap" and step["cap"] not in set(Capability):
@@ -531,7 +532,6 @@ def _check_step(step: Step) -> None:
         raise VectorError(f"unknown call {step['call']!r}; known: {', '.join(FILE_CALLS)}")
     if op == "launch_update" and step.get("page_type", "NORMAL") not in set(PageType):
         raise VectorError(f"unknown page type {step['page_type']!r}; known: {', '.join(PageType)}")
-    _check_values(step)
 
 
 _INTEGERS = frozenset(
@@ -565,8 +565,8 @@ def _check_values(step: Step) -> None:
         raise VectorError(f"op {step['op']} needs data, or fill and size")
     reserved = step.get("reserved", [0] * 11)
     words = reserved if isinstance(reserved, list) else []
-    if len(words) != 11 or not all(type(word) is int for word in words):
-        raise VectorError("reserved must be 11 integers")
+    if len(words) != 11 or not all(type(word) is int and 0 <= word < 1 << 64 for word in words):
+        raise VectorError("reserved must be 11 integers from 0 to 2^64 - 1")
     _check_source(step)
 
 

@@ -1,12 +1,14 @@
 """Vectors run through the public API, by the command users run."""
 
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
 from gmemcore import conformance
 from gmemcore.cli import main
+from gmemcore.conformance import OPERATIONS, VectorError, read_vectors, run_vectors
 from support.paths import JIT_DISABLED, VECTORS
 
 SMALL = {"launch-v5-snp.json", "launch-v5-tdx.json", "raw-v13.json", "arguments-v13.json"}
@@ -129,6 +131,20 @@ def test_what_is_not_the_format_is_refused(tmp_path, capsys, changes, says):
     status, _, err = conform(capsys, path)
     assert status == 2
     assert says in err
+
+
+@pytest.mark.parametrize("value", [[], {}, [[]], None, -1, 1 << 70, 1.5, "", "x" * 99, True])
+def test_a_value_of_any_type_is_refused_or_run(tmp_path, value):
+    """Every field of every operation: the file is refused, or its case runs."""
+    path = tmp_path / "odd.json"
+    create = {"op": "create", "size": 4096, "flags": 3}
+    for op, operation in OPERATIONS.items():
+        for field in sorted(operation.needs | operation.may):
+            whole = {need: "00" if need == "data" else 0 for need in operation.needs}
+            step = {"op": op, **whole, "expect": "EINVAL", field: value}
+            path.write_text(json.dumps(file_with(**steps(create, step))))
+            with suppress(VectorError):
+                list(run_vectors(read_vectors(path)))
 
 
 def test_unreadable_outranks_wrong(tmp_path, capsys):

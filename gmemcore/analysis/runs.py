@@ -255,8 +255,8 @@ def _run_of(lines: Lines, path: str) -> Run:
 def _last(line: tuple[int, bytes], kind: type[msgspec.Struct]) -> Any:
     """Return the last record; None for a line of another type, where the file was cut before it."""
     try:
-        return msgspec.json.decode(line[1], type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return decode_json(line[1], kind, "")
+    except InputError:
         return None
 
 

@@ -31,6 +31,8 @@ KEY_PARTS: Final = 32
 _LONG_KEY: Final = re.compile(
     rb"""(?<![A-Za-z0-9_-])(?:(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){%d}""" % KEY_PARTS
 )
+_LONG_NUMBER: Final = re.compile(rb"\d{19}")
+"""What an integer beyond 64 bits has, and few other lines have."""
 _LOG: Final = logging.getLogger("gmemcore")
 
 
@@ -154,10 +156,10 @@ def decode_json(data: bytes, kind: type[_Kind], name: str) -> _Kind:
     Raises
     ------
     InputError
-        Not UTF-8, not JSON, nested too deeply, or not of that type.
+        Not UTF-8, not JSON, nested too deeply, an integer beyond 64 bits, or not of that type.
     """
     try:
-        return msgspec.json.decode(data, type=kind)
+        value = msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
         raise InputError(f"{name}: {with_known(error, kind)}") from error
     except UnicodeDecodeError as error:
@@ -168,6 +170,21 @@ def decode_json(data: bytes, kind: type[_Kind], name: str) -> _Kind:
         raise InputError(f"{name}: nested too deeply") from error
     except (ValueError, OverflowError) as error:
         raise InputError(f"{name}: {error}") from error
+    if _LONG_NUMBER.search(data) is not None:
+        _check_numbers(msgspec.json.decode(data), name)
+    return value
+
+
+def _check_numbers(value: Any, name: str) -> None:
+    """Raise for an integer of more than 64 bits, which neither floats nor arrays hold."""
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        raise InputError(f"{name}: not a 64-bit integer: {hex(value)[:40]}")
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list):
+        return
+    for each in value:
+        _check_numbers(each, name)
 
 
 def decode_toml(data: bytes, kind: type[_Kind], name: str, **options: Any) -> _Kind:

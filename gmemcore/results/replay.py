@@ -80,4 +80,5 @@ class Replay(msgspec.Struct, frozen=True):
     @property
     def refused_share(self) -> float:
         """Share of its conversions that was refused, 0 to 1; 0 without conversions."""
-        return min(self.conversions_refused / max(self.conversions, 1), 1.0)
+        refused, of = self.conversions_refused, max(self.conversions, 1)
+        return 1.0 if refused >= of else refused / of

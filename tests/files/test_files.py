@@ -173,6 +173,9 @@ DEEP = 200_000
         (b"[1]", "Expected `object`"),
         (b'{"a": 1e999999}', "out of range"),
         (b'{"a": ' + b"9" * 10_000 + b"}", "out of range"),
+        (b'{"a": [{"b": 18446744073709551616}]}', "not a 64-bit integer: 0x10000000000000000"),
+        (b'{"a": -9223372036854775809}', "not a 64-bit integer"),
+        (b'{"a": 1' + b"0" * 400 + b"}", "not a 64-bit integer"),
     ],
 )
 def test_json_that_is_none_is_one_line(data, message):
@@ -212,6 +215,11 @@ def test_keys_of_the_longest_length_are_read():
     assert toml_tree(f"{key} = 1".encode(), "name")
     assert toml_tree(('a = "' + "b" * 100_000 + '"').encode(), "name")
     assert toml_tree(('a = "' + "A sentence. " * 1000 + '"').encode(), "name")
+
+
+def test_integers_of_64_bits_and_strings_of_digits_are_read():
+    values = {"a": [(1 << 64) - 1, -(1 << 63), "9" * 30, 1e300]}
+    assert decode_json(json.dumps(values).encode(), dict, "name") == values
 
 
 # --- writing ------------------------------------------------------------------------------------------------

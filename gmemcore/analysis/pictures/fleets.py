@@ -38,7 +38,7 @@ def conversion_sizes(run: Run, ax: "Axes | None" = None) -> "Axes":
     run.require("stress")
     counts: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(64))
     for cell, sums in run.last.cells.items():
-        counts[cell.partition(" ")[0]][: len(sums.sizes)] += sums.sizes
+        counts[cell.partition(" ")[0]][: len(sums.sizes)] += np.asarray(sums.sizes, np.float64)
     made = {name: own for name, own in counts.items() if own.any()}
     if not made:
         raise ValueError("no guest asked for a conversion")
