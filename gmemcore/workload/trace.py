@@ -28,7 +28,7 @@ from gmemcore.engine.steps import Step
 from gmemcore.errors import GmemError, InvalidArgumentError
 from gmemcore.files.kinds import MAGIC
 from gmemcore.files.writing import replace_file
-from gmemcore.uapi import PAGE_SIZE, MemoryAttribute, PageType
+from gmemcore.uapi import PAGE_SIZE, MemoryAttribute, PageType, VmType
 from gmemcore.workload.container import (
     MAX_BYTES,
     MAX_HEADER,
@@ -187,7 +187,9 @@ def _reader(path: str | os.PathLike[str]) -> Callable[[str | os.PathLike[str], i
 
 
 def _check(trace: Trace) -> None:
-    """Refuse operations that don't exist, and a start that isn't of the layout."""
+    """Refuse a VM type or operations that don't exist, and a start that isn't of the layout."""
+    if trace.header.vm_type not in {"", *VmType}:
+        raise TraceError(f"unknown VM type {trace.header.vm_type!r}; known: {', '.join(VmType)}")
     check_operations(trace.operations)
     check_start(trace.header.layout, trace.start)
 

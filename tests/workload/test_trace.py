@@ -13,7 +13,7 @@ import pytest
 
 from gmemcore import errors
 from gmemcore.engine.steps import Step
-from gmemcore.uapi import PageType
+from gmemcore.uapi import PageType, VmType
 from gmemcore.workload import container
 from gmemcore.workload.container import ContainerError
 from gmemcore.workload.layout import Layout, Region
@@ -260,3 +260,18 @@ def test_a_recorder_keeps_what_passes_and_no_more_than_it_may():
     assert b"".join(passed) == recorder.trace().operations.tobytes()
     with pytest.raises(errors.InvalidArgumentError, match="more than 7 operations"):
         record(HEADER, chunks, max_operations=7)
+
+
+@pytest.mark.parametrize("name", ["a.trace", "a.jsonl", "a.parquet"])
+def test_a_vm_type_that_does_not_exist_is_refused(tmp_path, name):
+    for vm_type in ("", *VmType):
+        path = written(tmp_path / name, Trace(Header("t", "t", LAYOUT, vm_type=vm_type), empty_operations(1)))
+        assert read_trace(path).header.vm_type == vm_type
+    other = Trace(Header("t", "t", LAYOUT, vm_type="v5"), empty_operations(1))
+    with pytest.raises(TraceError, match="unknown VM type 'v5'"):
+        write_trace(tmp_path / "b", other)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gmemcore.workload.trace._check", lambda trace: None)
+        written(tmp_path / name, other)
+    with pytest.raises(TraceError, match=f"{name}: unknown VM type 'v5'; known: DEFAULT, "):
+        read_trace(tmp_path / name)
