@@ -4,6 +4,9 @@ attributes  1,000 guests of 64 GiB without contents, 10,000 conversions each, on
             the rate of a bare batch (``set_memory_attributes_many`` of the same conversions, one thread), in
             2 GiB of memory or less, all processes together
 terabytes   one guest of 16 TiB: it runs, in 2 GiB or less
+deferred    1,000 guests of 64 GiB with deferred contents, encrypted and decrypted in place and held to the
+            promise of PRESERVE: at least half the rate of the same fleet without contents, in 2 GiB or less
+scaling     what a guest and a chunk cost outside of the guest, and how many workers that can feed; no bar
 contents    4 guests of 2 GiB with contents, encrypted and decrypted in place: at least 0.7 times the rate of
             the bare batch on one guest whose memory is warm
 kills       50 kills of a driver and 50 of workers and drivers, at random times: the digest of the undisturbed
@@ -31,6 +34,7 @@ from gmemcore.engine.host import keep_freed_memory
 from gmemcore.stress import spec as specs
 from gmemcore.stress.processes import Processes
 from gmemcore.stress.run import Run, run
+from gmemcore.stress.work import code_id, run_chunk
 from gmemcore.units import format_number, format_size
 from gmemcore.workload.behaviours import BEHAVIOURS
 from gmemcore.workload.operations import join_operations
@@ -225,6 +229,67 @@ def memory_met(memory: int) -> bool:
     return verdict("GiB of memory", memory / (1 << 30), MOST_MEMORY / (1 << 30), memory <= MOST_MEMORY)
 
 
+def deferred() -> bool:
+    """1,000 guests of 64 GiB with contents, next to 1,000 without."""
+    guest = {"memory": "64g", "abis": ["two-caps"], "firmware": ["cipher"]}
+    rates: dict[str, list[float]] = {"none": [], "anonymous": []}
+    memory = 0
+    for backing in ("none", "anonymous") * 3:
+        spec = fleet(1000, 10_000, {**guest, "backing": backing}, private_flags=2, share_flags=2)
+        watch = Watch(warm=2 * WORKERS)
+        done = run(spec, runner=Processes(WORKERS), workers=WORKERS, watch=watch)
+        checked(done)
+        rates[backing].append(watch.rate)
+        memory = max(memory, watch.memory)
+    met = done.merger.all.checks["promise_met"]
+    print(f"deferred: {spec.total} guests of 64g, {done.merger.all.operations} operations, {met} promises")
+    without, with_contents = (float(np.median(rates[backing])) for backing in ("none", "anonymous"))
+    print(f"  {with_contents / 1e6:.2f}M operations/s with contents, {without / 1e6:.2f}M/s without")
+    share = with_contents / without
+    return verdict("with / without contents", share, 0.5, share >= 0.5 and met > 0) & memory_met(memory)
+
+
+def driver_seconds(spec: specs.Spec, workers: int) -> tuple[float, float]:
+    """Operations a second of a fleet, and processor time of the driver alone."""
+    watch, began = Watch(warm=2 * workers), time.process_time()
+    checked(run(spec, runner=Processes(workers), workers=workers, watch=watch))
+    return watch.rate, time.process_time() - began
+
+
+def scaling() -> bool:
+    """What is outside of guests: processor time of the driver per chunk and guest, bytes of a result."""
+    spec = fleet(400, 10_000, {"memory": "64g"})
+    by_workers = {workers: driver_seconds(spec, workers)[0] for workers in (1, 2)}
+    guests, per_guest = 2000, {}
+    for each in (1, 50):  # guests of one operation, in chunks of one and of 50
+        tiny = specs.check(
+            {
+                **{"guests": guests, "operations": 1, "behaviour": [{"name": "scatter"}]},
+                **{"guest": {"memory": "4m"}, "checks": CHECKS, "chunks": {"guests": each}},
+            }
+        )
+        per_guest[each] = driver_seconds(tiny, WORKERS)[1] / guests
+    chunk = (per_guest[1] - per_guest[50]) / (1 - 1 / 50)
+    guest = per_guest[1] - chunk
+    text = spec.encode()
+    answer = run_chunk(text, range(8), code_id())
+    rate = by_workers[1] / spec.operations
+    in_chunk = rate * spec.chunks.seconds
+    feeds = 1 / (guest + chunk / in_chunk) / rate
+    print(f"scaling: guests of 64g, {spec.operations} operations each")
+    for workers, found in by_workers.items():
+        print(f"  {workers} workers: {found / 1e6:.2f}M operations/s")
+    print(f"  the driver's processor time: {chunk * 1e6:.0f} µs per chunk, {guest * 1e6:.0f} µs per guest")
+    print(
+        f"  a task: {len(text)} bytes and a number per guest; a result: {len(answer) / 8:.0f} bytes per guest"
+    )
+    for workers in (1, 10, 100, 1000):
+        shown = min(workers, feeds) * by_workers[1] / 1e6
+        print(f"  {workers:5} workers: {shown:.0f}M operations/s expected")
+    print(f"  one driver feeds {feeds:.0f} workers, {in_chunk:.0f} guests per {spec.chunks.seconds} s chunk")
+    return True
+
+
 def terabytes() -> bool:
     """One guest of 16 TiB."""
     spec = fleet(1, 10_000, {"memory": "16t"})
@@ -275,7 +340,14 @@ def kills() -> bool:
     return verdict("kills survived", 100 if ended.returncode == 0 else 0, 50, ended.returncode == 0)
 
 
-BARS = {"attributes": attributes, "terabytes": terabytes, "contents": contents, "kills": kills}
+BARS = {
+    "attributes": attributes,
+    "deferred": deferred,
+    "scaling": scaling,
+    "terabytes": terabytes,
+    "contents": contents,
+    "kills": kills,
+}
 
 
 def main() -> int:

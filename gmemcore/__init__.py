@@ -23,8 +23,8 @@ _HOMES = {
     "gmemcore.errors": ("GmemError",),
     "gmemcore.policy": ("ABIS", "Abi"),
     "gmemcore.uapi": (
-        *("PAGE_SHIFT", "PAGE_SIZE", "Capability", "ContentMode", "Direction", "FallocateMode", "Firmware"),
-        *("GuestMemfdFlag", "MemoryAttribute", "PageType", "Phase", "VmType"),
+        *("PAGE_SHIFT", "PAGE_SIZE", "Capability", "ContentMode", "ContentWork", "Direction"),
+        *("FallocateMode", "Firmware", "GuestMemfdFlag", "MemoryAttribute", "PageType", "Phase", "VmType"),
     ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from gmemcore.uapi import PAGE_SIZE as PAGE_SIZE
     from gmemcore.uapi import Capability as Capability
     from gmemcore.uapi import ContentMode as ContentMode
+    from gmemcore.uapi import ContentWork as ContentWork
     from gmemcore.uapi import Direction as Direction
     from gmemcore.uapi import FallocateMode as FallocateMode
     from gmemcore.uapi import Firmware as Firmware

@@ -33,7 +33,7 @@ from gmemcore.ordinary import (
     file_call,
 )
 from gmemcore.policy import abi_names, capability
-from gmemcore.uapi import Capability, Firmware, PageType, Protection, VmType
+from gmemcore.uapi import Capability, ContentWork, Firmware, PageType, Protection, VmType
 
 _READ_WRITE: Final = int(Protection.READ | Protection.WRITE)
 MAX_BYTES: Final = 16 << 20
@@ -139,10 +139,12 @@ class Machine(Protocol):
 class ModelMachine:
     """The model, under the revision of the vectors."""
 
-    def __init__(self, vectors: VectorFile, seed: int, backing: str = "anonymous") -> None:
+    def __init__(
+        self, vectors: VectorFile, seed: int, backing: str = "anonymous", contents: str = ContentWork.EAGER
+    ) -> None:
         options = (vectors.vm_type, vectors.abi, vectors.firmware, seed, sparse(backing))
-        self._host = HugePagePool(vectors.huge_pages)
-        self.vm: Any = VmWithOrdinary(create_vm(*options, huge_pages=self._host))
+        self._host, self._contents = HugePagePool(vectors.huge_pages), contents
+        self.vm: Any = VmWithOrdinary(create_vm(*options, huge_pages=self._host, contents=contents))
         self.files: dict[str, Any] = {}
         self._options = options
         self._other_vm: Any = None
@@ -151,7 +153,7 @@ class ModelMachine:
     def other_vm(self) -> Any:
         """See `Machine`."""
         if self._other_vm is None:
-            self._other_vm = create_vm(*self._options, huge_pages=self._host)
+            self._other_vm = create_vm(*self._options, huge_pages=self._host, contents=self._contents)
         return self._other_vm
 
     def file_call(self, file: Any, step: dict[str, Any]) -> None:
@@ -592,7 +594,9 @@ def _check_hex(field: str, value: Any) -> None:
         raise VectorError(f"{field} must be hex digits, not {value!r}") from None
 
 
-def run_vectors(vectors: VectorFile, backing: str = "anonymous") -> Iterator[tuple[Case, Wrong | None]]:
+def run_vectors(
+    vectors: VectorFile, backing: str = "anonymous", contents: str = ContentWork.EAGER
+) -> Iterator[tuple[Case, Wrong | None]]:
     """Run every case of a file on a fresh Vm; yield each with its first wrong step, or None.
 
     Raises
@@ -601,7 +605,7 @@ def run_vectors(vectors: VectorFile, backing: str = "anonymous") -> Iterator[tup
         A step names a file that its case never created.
     """
     for case in vectors.cases:
-        with closing(ModelMachine(vectors, case.seed, backing)) as machine:
+        with closing(ModelMachine(vectors, case.seed, backing, contents)) as machine:
             result = run_case(machine, case)
         yield case, result.wrong
 

@@ -15,6 +15,7 @@ from gmemcore.errors import InvalidArgumentError
 from gmemcore.uapi import (
     NUMBERS,
     ContentMode,
+    ContentWork,
     Direction,
     FallocateMode,
     Firmware,
@@ -30,6 +31,7 @@ _Member = TypeVar("_Member", bound=StrEnum)
 CALLED: Final[dict[type[Any], str]] = {
     VmType: "VM type",
     Firmware: "firmware",
+    ContentWork: "kind of contents",
     Phase: "phase",
     Direction: "direction",
     PageType: "page type",

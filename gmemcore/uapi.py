@@ -43,6 +43,13 @@ class Firmware(StrEnum):
     CIPHER = "cipher"
 
 
+class ContentWork(StrEnum):
+    """When the model does an operation's work on bytes: at once, or when somebody needs the bytes."""
+
+    EAGER = "eager"
+    DEFERRED = "deferred"
+
+
 class Phase(StrEnum):
     """Launch phase: RUNNING begins with ``SNP_LAUNCH_FINISH`` or the finalize of TDX."""
 

@@ -23,8 +23,9 @@ def conform(capsys, *arguments):
 
 @pytest.mark.parametrize("path", sorted(VECTORS.glob("*.json")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("backing", ["anonymous", "memfd"])
-def test_vectors(path, backing, capsys):
-    status, out, err = conform(capsys, path, "--backing", backing)
+@pytest.mark.parametrize("contents", ["eager", "deferred"])
+def test_vectors(path, backing, contents, capsys):
+    status, out, err = conform(capsys, path, "--backing", backing, "--contents", contents)
     assert status == 0, out + err
     assert "FAIL" not in out
 

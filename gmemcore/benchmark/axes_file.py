@@ -14,7 +14,7 @@ from gmemcore.files.kinds import expecting
 from gmemcore.files.reading import read_file, toml_tree
 from gmemcore.names import member, plain
 from gmemcore.policy import EFFECTS, Abi, content_flags, get_abi
-from gmemcore.uapi import Direction, Phase
+from gmemcore.uapi import ContentWork, Direction, Phase
 from gmemcore.units import parse_size
 
 MAX_BYTES: Final = 64 << 10
@@ -148,6 +148,20 @@ def _words(names: Names | None, known: Iterable[str], what: str) -> frozenset[st
         if plain(name) not in by_name:
             raise InvalidArgumentError(f"unknown {what} {name!r}; known: {', '.join(by_name)}")
     return frozenset(by_name[plain(name)] for name in names)
+
+
+def check_contents(contents: ContentWork | str) -> None:
+    """Raise unless contents are eager.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: deferred contents, of which nothing could be measured.
+    """
+    if member(ContentWork, contents) == ContentWork.DEFERRED:
+        raise InvalidArgumentError(
+            "bench measures the time of bytes, which deferred contents put off; use eager contents"
+        )
 
 
 def read_axes(path: Path | None, options: Mapping[str, Any]) -> Axes:

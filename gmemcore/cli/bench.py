@@ -23,9 +23,10 @@ from gmemcore.cli.bench_options import (
     names_option,
 )
 from gmemcore.cli.console import note, progress, reporting
-from gmemcore.cli.options import ForceSwitch, JsonSwitch, ProposalFiles, at_most_one
+from gmemcore.cli.options import ContentsOption, ForceSwitch, JsonSwitch, ProposalFiles, at_most_one
 from gmemcore.cli.predictions import CostOption, read_cost
 from gmemcore.errors import OutOfMemoryError
+from gmemcore.uapi import ContentWork
 
 if TYPE_CHECKING:
     from gmemcore.benchmark import Case
@@ -86,6 +87,9 @@ class Conditions:
         Switches,
         Parameter(help="Make host accesses to private pages fault (memfd only). [default: off]"),
     ] = None
+    contents: Annotated[ContentsOption, Parameter(help="eager: the time of bytes is what is measured.")] = (
+        ContentWork.EAGER
+    )
     axes: Annotated[Path | None, Parameter(help="TOML file with any of these options.")] = None
 
 
@@ -125,7 +129,7 @@ def bench(
 
     Exit status: 0 measured; 1 a byte was wrong; 2 an option or a file that can't be used.
     """
-    from gmemcore.benchmark.axes_file import read_axes
+    from gmemcore.benchmark.axes_file import check_contents, read_axes
     from gmemcore.benchmark.expected import WrongContentsError
     from gmemcore.benchmark.memory import check_host, default_memory
     from gmemcore.benchmark.run import QUICK_MEMORY
@@ -135,6 +139,7 @@ def bench(
     with reporting("bench", interrupted="interrupted", wrong=(WrongContentsError,)):
         at_most_one(json=to.as_json, full=to.full)
         at_most_one(json=to.as_json, cost=cost)
+        check_contents(under.contents)
         given = _as_in_file(asked, under)
         axes = read_axes(under.axes, given)
         proposals = read_proposals(asked.proposal)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from cyclopts import Parameter
 
 from gmemcore.cli.console import complain, is_quiet, progress, say, say_json
-from gmemcore.cli.options import JsonSwitch, choice, one
+from gmemcore.cli.options import ContentsOption, JsonSwitch, choice, one
 from gmemcore.errors import InputError
+from gmemcore.uapi import ContentWork
 
 _BACKINGS: Final = ("anonymous", "memfd", "guest_memfd")
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def conform(
     backing: Annotated[
         _Backing, Parameter(help="Memory of the guests.", converter=one(choice(_BACKINGS)))
     ] = "anonymous",
+    contents: ContentsOption = ContentWork.EAGER,
     as_json: JsonSwitch = False,
 ) -> int:
     """Run behaviour vectors and compare each step with what a kernel does.
@@ -46,7 +48,7 @@ def conform(
         for number, path in enumerate(found):
             done(number)
             try:
-                for case, first in run_vectors(read_vectors(path), backing):
+                for case, first in run_vectors(read_vectors(path), backing, contents):
                     cases += 1
                     steps += len(case.steps)
                     wrong += first is not None

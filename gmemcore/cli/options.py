@@ -16,7 +16,7 @@ from gmemcore.names import member, plain
 from gmemcore.policy import ABIS, DEFAULT_ABI, Abi, content_flags, get_abi
 from gmemcore.policy.lookup import abi_names
 from gmemcore.policy.proposal import read_proposals, shipped_proposals
-from gmemcore.uapi import Direction, Firmware, Phase, VmType
+from gmemcore.uapi import ContentWork, Direction, Firmware, Phase, VmType
 from gmemcore.units import format_size, parse_size
 
 _LARGE: Final = {(1 << 64) - 1: "2^64 - 1"}
@@ -103,6 +103,7 @@ def _flag(text: str) -> str:
 if TYPE_CHECKING:
     _VmType = VmType
     _Firmware = Firmware
+    _ContentWork = ContentWork
     _Phase = Phase
     _Direction = Direction
     _Flag = str
@@ -110,6 +111,7 @@ if TYPE_CHECKING:
 else:  # choices, for help and completion
     _VmType = Literal[tuple(map(str, VmType))]
     _Firmware = Literal[tuple(map(str, Firmware))]
+    _ContentWork = Literal[tuple(map(str, ContentWork))]
     _Phase = Literal[tuple(map(str, Phase))]
     _Direction = Literal[tuple(map(str, Direction))]
     _Flag = Literal[FLAG_NAMES] | str
@@ -159,6 +161,15 @@ DirectionOption = Annotated[
     Parameter(name="--direction", help="Direction.", converter=one(lambda text: member(Direction, text))),
 ]
 """``--direction NAME``"""
+ContentsOption = Annotated[
+    _ContentWork,
+    Parameter(
+        name="--contents",
+        help="When bytes change: at once, or when they are needed.",
+        converter=one(lambda text: member(ContentWork, text)),
+    ),
+]
+"""``--contents NAME``"""
 FlagOption = Annotated[_Flag | None, Parameter(name="--flag", help="Content flag.", converter=one(_flag))]
 """``--flag NAME``"""
 FlagsOption = Annotated[

@@ -12,6 +12,7 @@ from cyclopts import Group, Parameter
 from gmemcore.cli.console import progress, reporting, say, say_lines, say_records, working
 from gmemcore.cli.options import (
     AbisOption,
+    ContentsOption,
     FirmwareOption,
     ForceSwitch,
     JsonSwitch,
@@ -154,9 +155,19 @@ class Manner:
         ),
     ] = False
     backing: Annotated[
-        _Backing,
-        Parameter(help="Memory of the guest; none: attributes only.", converter=one(choice(_BACKINGS))),
-    ] = "none"
+        _Backing | None,
+        Parameter(
+            help="Memory of the guest; none: attributes only. [default: none; with --contents, anonymous]",
+            converter=one(choice(_BACKINGS)),
+        ),
+    ] = None
+    contents: Annotated[
+        ContentsOption | None,
+        Parameter(
+            help="When bytes change: eager, at once; deferred, when they are needed. "
+            "[default: deferred; with --threads, eager]"
+        ),
+    ] = None
     seed: Annotated[
         Seed, Parameter(help="Seed of the guest's key, and of a behaviour or a log's contents.")
     ] = 0
@@ -170,9 +181,13 @@ class Manner:
 
     def asked(self) -> dict[str, Any]:
         """Return the options of `gmemcore.workload.replay.replay`."""
+        from gmemcore.workload.replay import kept_bytes
+
+        backing, contents = kept_bytes(self.backing, self.contents, self.threads)
         return {
             "seed": self.seed,
-            "backing": self.backing,
+            "backing": backing,
+            **({} if backing == "none" else {"contents": contents}),
             "flags": self.flags,
             "discard": not self.keep,
             "threads": self.threads,
@@ -276,7 +291,7 @@ def _check_effect(manner: Manner, to: Outputs, targets: "Sequence[Target]") -> N
             "--keep-other-side is for legacy; use --abi legacy",
         ),
         (
-            manner.threads > 1 and manner.backing == "none",
+            manner.threads > 1 and manner.backing in (None, "none") and manner.contents is None,
             "--threads is for guests with bytes; use --backing anonymous or memfd",
         ),
         (to.every is not None and to.series is None, "--every needs --series FILE"),
@@ -430,8 +445,15 @@ def _print_head(found: Workload, traces: "Sequence[Trace]", manner: Manner) -> N
     say(
         f"{found.name}: {header.source}, {operations:,} operations{launches}{touched}, "
         f"{format_bytes(header.layout.size)} in {regions} {'region' if regions == 1 else 'regions'}; "
-        f"flags {manner.flags}, backing {manner.backing}",
+        f"flags {manner.flags}, {_memory(manner)}",
         "",
+    )
+
+
+def _memory(manner: Manner) -> str:
+    asked = manner.asked()
+    return ", ".join(
+        (f"backing {asked['backing']}", *(["contents " + asked["contents"]] if "contents" in asked else []))
     )
 
 

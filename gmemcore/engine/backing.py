@@ -10,6 +10,7 @@ import inspect
 import mmap
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -123,18 +124,27 @@ class AnonymousBacking:
         Ask for transparent huge pages (MADV_HUGEPAGE).
     prefault : bool
         Fault every page in at once (MADV_POPULATE_WRITE).
+    sparse : bool
+        Reserve no memory, so the size can be larger than the host's memory.
     """
 
     memory = ANONYMOUS
 
-    def __init__(self, size: int, *, huge_pages: bool = False, prefault: bool = False) -> None:
-        check_host_can_hold(size)
+    def __init__(
+        self, size: int, *, huge_pages: bool = False, prefault: bool = False, sparse: bool = False
+    ) -> None:
+        if not sparse:
+            check_host_can_hold(size)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (_MAP_NORESERVE if sparse else 0)
         try:
-            self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._map = mmap.mmap(-1, size, flags=flags)
         except (OSError, OverflowError, ValueError) as error:
             raise OutOfMemoryError(f"the host can't map {size:#x} bytes: {error}") from error
         if huge_pages:
             advise_huge_pages(self._map)
+        elif sparse:
+            with suppress(OSError):  # a kernel without huge pages
+                self._map.madvise(mmap.MADV_NOHUGEPAGE)  # one page written must not take 512
         self.words: NDArray[np.uint64] = np.frombuffer(self._map, np.uint64)
         if prefault:
             populate(self._map, self.words, 0, size)
@@ -154,14 +164,17 @@ class MemfdBacking:
         Bytes, a multiple of PAGE_SIZE.
     prefault : bool
         Fault every page in at once; otherwise memory is committed as pages are allocated.
+    sparse : bool
+        The size can be larger than the host's memory.
     """
 
     memory = OF_A_FILE
     kind = "memfd"
     _fd = -1
 
-    def __init__(self, size: int, *, prefault: bool = False) -> None:
-        check_host_can_hold(size)
+    def __init__(self, size: int, *, prefault: bool = False, sparse: bool = False) -> None:
+        if not sparse:
+            check_host_can_hold(size)
         try:
             self._fd = self.open_file(size)
             self._map = mmap.mmap(self._fd, size)
@@ -334,6 +347,11 @@ def populate(mapping: mmap.mmap, words: NDArray[np.uint64], offset: int, size: i
         words[first:end:step] |= np.uint64(0)
 
 
+def host_memory() -> int:
+    """Return the host's memory in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def check_host_can_hold(size: int) -> None:
     """Raise if the host has less memory than `size` bytes.
 
@@ -342,6 +360,6 @@ def check_host_can_hold(size: int) -> None:
     OutOfMemoryError
         ENOMEM, with both figures.
     """
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = host_memory()
     if size > total:
         raise OutOfMemoryError(f"{size:#x} bytes are more than this host's memory of {total:#x}")

@@ -22,6 +22,16 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2 * _KEPT)
 
 
+def available_memory() -> int | None:
+    """Return how many bytes of memory are available; None if the host doesn't say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    figures = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    return int(figures["MemAvailable"][0]) << 10 if "MemAvailable" in figures else None
+
+
 def check_available(size: int) -> None:
     """Raise if the host has fewer than `size` bytes available.
 
@@ -30,13 +40,8 @@ def check_available(size: int) -> None:
     OutOfMemoryError
         ENOMEM, with both figures.
     """
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return
-    figures = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
-    available = int(figures["MemAvailable"][0]) << 10 if "MemAvailable" in figures else size
-    if size > available:
+    available = available_memory()
+    if available is not None and size > available:
         raise OutOfMemoryError(
             f"{size >> 20} MiB are needed, but only {available >> 20} MiB of memory are available"
         )

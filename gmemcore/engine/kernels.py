@@ -18,6 +18,8 @@ Memory of one file
             unallocated page is zero.
 ``folios``  uint64, one per huge page of a file that has those: the state of its folio. It follows from the
             planes of the pages, and is kept because reading them would take 512 words of a 1 GiB page.
+``marks``   uint8, one per block, and a bitmap per plane of contents: only in a file whose contents are
+            deferred (see "deferred contents").
 ``rules``   uint64, the policy compiled for the Vm and its launch phase (``rules.py``, ``steps.py``).
 
 A set of planes is a mask of whole fields (``fields_of`` in ``state.py``): one operation on a block's word
@@ -60,7 +62,7 @@ def numbers(count, start=0):
     return tuple(np.uint64(n) for n in range(start, start + count))
 
 
-U0, U1, U2, U3, U4, _, _, U7, U8 = numbers(9)
+U0, U1, U2, U3, U4, _, _, U7, U8, U9 = numbers(10)
 U32, U63, U64 = np.uint64(32), np.uint64(63), np.uint64(64)
 ONES = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 WORD_BYTES = U8
@@ -80,6 +82,13 @@ FIELD_ONES = np.uint64(sum(1 << 10 * plane for plane in range(6)))  # times a nu
 PRIVATE_FIELD, ALLOCATED_FIELD, ASSIGNED_FIELD, ACCEPTED_FIELD, PINNED_FIELD = (
     FIELD << FIELD_BITS * plane for plane in numbers(5)
 )
+ALLOCATED_WHOLE = np.uint64(10 + 9)  # the bit of a word that is set if a whole block is allocated
+
+# Planes of deferred contents, and what the mark of a block has for each: two bits.
+STORED, KEYED = numbers(2)
+INVERTED, HAS_LINE = U1, U2
+MARK_BITS, MARK_MASK = U2, U3
+KEYED_LINE = HAS_LINE << MARK_BITS
 
 # Every header begins with a lock (a pthread mutex; all zero means free) and the next header in the list of
 # locks.
@@ -92,9 +101,10 @@ SELF, N_PAGES, WORDS, LINES, MEMORY, MEMORY_WORDS, OWNER, IS_CLOSED = numbers(8,
 DENSE, SEED, FIRST_WORD, SCRAMBLES, ALLOCATIONS_LEFT, TRACKING, MEMORY_ALIGNED = numbers(7, LOCK_WORDS + 9)
 HOST_WORK, HOST_VIEW, COMMIT, RELEASE, DESCRIPTOR, RESIDENT, HOST_STEPS_LEFT = numbers(7, LOCK_WORDS + 16)
 THREADS, TASKS, PART, ORDER, FOLIOS = numbers(5, LOCK_WORDS + 23)
-TOTALS = np.uint64(LOCK_WORDS + 28)
+DEFERRED, DEFERRED_LINES, STORE, MOST_STORED, PAGES_STORED, VIEWS, VIEWS_GONE = numbers(7, LOCK_WORDS + 28)
+TOTALS = np.uint64(LOCK_WORDS + 35)
 COUNTERS = 20
-HEADER_SLOTS = np.uint64(LOCK_WORDS + 28 + COUNTERS)
+HEADER_SLOTS = np.uint64(LOCK_WORDS + 35 + COUNTERS)
 
 # The header of an owner, shared by its files: the launch phase, the rules of both phases and the number of
 # exits; then the launch, and the attributes by guest frame of an owner with two backings.
@@ -931,11 +941,208 @@ def stream_state(header, word):
 
 
 @inlined
-def prefetch_page(memory, page, operation):
+def prefetch_page(memory, moves_bytes, page, operation):
     """Prefetch the first lines of a page behind a gap, where the hardware prefetcher has to start again."""
-    if (operation == XOR or operation == SCRAMBLE) and memory.shape[0]:
+    if (operation == XOR or operation == SCRAMBLE) and moves_bytes:
         for line in range(FIRST_LINES):
             prefetch(memory, page * PAGE_WORDS + (line << U3))
+
+
+# ---- deferred contents --------------------------------------------------------------------------
+#
+# A file whose contents are deferred has two more planes. A page is *stored* if it has host memory, and
+# *keyed* if XOR with the key stream is due. Memory of a page that isn't stored is zero. So the DRAM of every
+# page is its memory, XORed with the key stream if it is keyed, and an operation on bytes is one on planes.
+#
+# A plane of contents has no counts, because nothing asks for them. The mark of a block says whether the plane
+# has a line there (without one, all bits are clear), and whether its bits are inverted. Toggling a whole
+# block changes one bit.
+
+
+@inlined
+def contents_of(header):
+    """Return the marks and the lines of a file with deferred contents."""
+    n_blocks = (header[N_PAGES] + BLOCK_MASK) >> BLOCK_SHIFT
+    return bytes_at(header[DEFERRED], n_blocks), table_at(header[DEFERRED_LINES], U2, n_blocks << U3)
+
+
+@inlined
+def contents_row(marks, lines, plane, row):
+    """Return one row of a plane of contents: one bit per page; bits beyond the end are undefined."""
+    mark = np.uint64(marks[row >> U3]) >> (plane * MARK_BITS)
+    return (lines[plane, row] if mark & HAS_LINE else U0) ^ (U0 - (mark & INVERTED))
+
+
+@kernel
+def find_contents(address, plane, start, end, value):
+    """Return the first page of [start, end) whose bit of a plane of contents is set (ONES) or clear (0)."""
+    marks, lines = contents_of(words_at(address, HEADER_SLOTS))
+    while start < end:
+        block = start >> BLOCK_SHIFT
+        stop = smaller((block + U1) << BLOCK_SHIFT, end)
+        mark = np.uint64(marks[block]) >> (plane * MARK_BITS)
+        if mark & HAS_LINE:
+            while start < stop:
+                low = start & U63
+                high = stop - (start - low)
+                match = contents_row(marks, lines, plane, start >> ROW_SHIFT) ^ ~value
+                match &= bits_between(low, smaller(high, U64))
+                if match != U0:
+                    return (start - low) + lowest_bit(match)
+                start += U64 - low
+        elif (mark ^ value) & U1 == U0:
+            return start
+        start = stop
+    return end
+
+
+@kernel
+def edit_contents(address, plane, start, end, keep, put):
+    """Replace the bits of a plane of contents over [start, end) by (bits & keep) ^ put, both ONES or 0."""
+    header = words_at(address, HEADER_SLOTS)
+    marks, lines = contents_of(header)
+    shift, n_pages = plane * MARK_BITS, header[N_PAGES]
+    while start < end:
+        block = start >> BLOCK_SHIFT
+        first, stop = block << BLOCK_SHIFT, smaller((block + U1) << BLOCK_SHIFT, end)
+        if start == first and (stop == first + BLOCK_PAGES or stop == n_pages):
+            end_block = (end if end == n_pages else end & ~BLOCK_MASK) + BLOCK_MASK >> BLOCK_SHIFT
+            kept = np.uint8((keep | ~(MARK_MASK << shift)) & np.uint64(255))
+            turned = np.uint8((put & U1) << shift)
+            for b in range(block, end_block):
+                marks[b] = marks[b] & kept ^ turned
+            stop = smaller(end_block << BLOCK_SHIFT, end)
+        else:
+            if not np.uint64(marks[block]) >> shift & HAS_LINE:
+                marks[block] |= np.uint8(HAS_LINE << shift)
+                for r in range(block << U3, (block + U1) << U3):
+                    lines[plane, r] = U0
+            inverted = U0 - (np.uint64(marks[block]) >> shift & INVERTED)
+            for r in range(start >> ROW_SHIFT, ((stop - U1) >> ROW_SHIFT) + U1):
+                at = np.uint64(r) << ROW_SHIFT
+                low = start - at if start > at else U0
+                mask = bits_between(low, smaller(stop - at, U64))
+                bits = lines[plane, r]
+                lines[plane, r] = bits & (keep | ~mask) ^ (mask & (put ^ (inverted & ~keep)))
+        start = stop
+
+
+@inlined
+def is_viewed(header):
+    """Return whether somebody has a raw view of the file's memory, which must stay up to date."""
+    return header[VIEWS] != header[VIEWS_GONE]
+
+
+@kernel
+def store(address, start, end):
+    """Provide host memory for pages [start, end); False: the host has none. Contents stay as they are."""
+    header = words_at(address, HEADER_SLOTS)
+    while start < end:
+        start = find_contents(address, STORED, start, end, U0)
+        if start < end:
+            stop = find_contents(address, STORED, start, end, ONES)
+            if header[PAGES_STORED] + (stop - start) > header[MOST_STORED]:
+                return False
+            if not provide(address, start, stop, header[STORE]):
+                return False
+            edit_contents(address, STORED, start, stop, U0, ONES)
+            header[PAGES_STORED] += stop - start
+            start = stop
+    return True
+
+
+@kernel
+def store_operated(address, operations, start, end):
+    """Provide host memory for the pages of [start, end) that an operation writes; False: the host lacks it.
+
+    SCRAMBLE writes them. If there is a raw view, so does everything that leaves a page keyed.
+    """
+    file = file_at(address)
+    marks, lines = contents_of(file.header)
+    views = ONES if is_viewed(file.header) else U0
+    while start < end:
+        row, low = start >> ROW_SHIFT, start & U63
+        stop = smaller(start - low + U64, end)
+        rank = uniform_rank(file.words[start >> BLOCK_SHIFT], pages_of_block(file.header[N_PAGES], row >> U3))
+        if rank < U4:
+            operation = (operations >> (rank * OPERATION_BITS)) & OPERATION
+            if operation != SCRAMBLE and (views == U0 or (operation != XOR and operation != KEYSTREAM)):
+                start = ((row >> U3) + U1) << BLOCK_SHIFT
+                continue
+        allocated = plane_row(file.words, file.lines, file.header[N_PAGES], ALLOCATED, row)
+        assigned = plane_row(file.words, file.lines, file.header[N_PAGES], ASSIGNED, row)
+        accepted = plane_row(file.words, file.lines, file.header[N_PAGES], ACCEPTED, row)
+        bits = operation_bits(operations, SCRAMBLE, allocated, assigned, accepted)
+        bits |= operation_bits(operations, XOR, allocated, assigned, accepted) & views
+        bits |= operation_bits(operations, KEYSTREAM, allocated, assigned, accepted) & views
+        bits &= bits_between(low, low + (stop - start)) & ~contents_row(marks, lines, STORED, row)
+        while bits != U0:
+            first = lowest_bit(bits)
+            length = lowest_bit(~(bits >> first))
+            page = (row << ROW_SHIFT) + first
+            if not store(address, page, page + length):
+                return False
+            bits = bits & (bits + (U1 << first))  # without that run
+        start = stop
+    return True
+
+
+@kernel
+def drop_stored(address, start, end):
+    """Release the host memory of pages [start, end), which are zero or keyed zeros from now on.
+
+    A raw view needs that memory again, so it is zeroed in place if there is one.
+    """
+    file = file_at(address)
+    while start < end:
+        start = find_contents(address, STORED, start, end, ONES)
+        if start < end:
+            stop = find_contents(address, STORED, start, end, U0)
+            if is_viewed(file.header):
+                zero_words(file.memory[start * PAGE_WORDS : stop * PAGE_WORDS])
+            else:
+                release(address, start, stop)
+                edit_contents(address, STORED, start, stop, U0, U0)
+                file.header[PAGES_STORED] -= stop - start
+            start = stop
+
+
+@kernel
+def make_zero(address, start, end):
+    """Make pages [start, end) of a file with deferred contents zero."""
+    drop_stored(address, start, end)
+    edit_contents(address, KEYED, start, end, U0, U0)
+
+
+@kernel
+def materialise(address, start, end):
+    """Do what is due on the bytes of pages [start, end), which are stored where they are keyed."""
+    file = file_at(address)
+    while start < end:
+        start = find_contents(address, KEYED, start, end, ONES)
+        if start < end:
+            stop = find_contents(address, KEYED, start, end, U0)
+            view = file.memory[start * PAGE_WORDS : stop * PAGE_WORDS]
+            xor_words(view, stream_state(file.header, start * PAGE_WORDS))
+            edit_contents(address, KEYED, start, stop, U0, U0)
+            start = stop
+
+
+@kernel
+def defer(address, operation, start, end):
+    """Apply one operation to the deferred contents of pages [start, end)."""
+    file = file_at(address)
+    if operation == XOR:
+        edit_contents(address, KEYED, start, end, ONES, ONES)
+    elif operation == SCRAMBLE:
+        view = file.memory[start * PAGE_WORDS : end * PAGE_WORDS]
+        state = stream_state(file.header, start * PAGE_WORDS)
+        scramble_words(view, state + mix(file.header[SCRAMBLES] * GOLDEN))
+    else:
+        drop_stored(address, start, end)
+        edit_contents(address, KEYED, start, end, U0, ONES if operation == KEYSTREAM else U0)
+    if is_viewed(file.header):
+        materialise(address, start, end)
 
 
 @inlined
@@ -949,6 +1156,9 @@ def operate(header, memory, operation, start, end, streams, results, i):
     elif operation == SCRAMBLE:
         results[BYTES_SCRAMBLED, i] += size
     if memory.shape[0] == 0:
+        return
+    if header[DEFERRED]:
+        defer(header[SELF], operation, start, end)
         return
     view = memory[start * PAGE_WORDS : end * PAGE_WORDS]
     state = stream_state(header, start * PAGE_WORDS)
@@ -1009,6 +1219,7 @@ def transform(address, operations, start, end, results, i):
     header, words, lines, memory = file.header, file.words, file.lines, file.memory
     n_pages = header[N_PAGES]
     streams = header[MEMORY_ALIGNED] != U0 and end - start >= STREAM_PAGES
+    moves_bytes = memory.shape[0] != 0 and header[DEFERRED] == U0
     run_operation, run_start = NO_OPERATION, start
     # The run before: it is done once the next one is known, whose first page is prefetched.
     last_operation, last_start, last_end = NO_OPERATION, start, start
@@ -1021,6 +1232,8 @@ def transform(address, operations, start, end, results, i):
             rank = uniform_rank(words[block], pages_of_block(n_pages, block))
             if rank < U4:
                 operation = (operations >> (rank * OPERATION_BITS)) & OPERATION
+                while stop < end and words[stop >> BLOCK_SHIFT] == words[block]:
+                    stop += BLOCK_PAGES
             else:
                 if start >> ROW_SHIFT != row:
                     row = start >> ROW_SHIFT
@@ -1035,7 +1248,7 @@ def transform(address, operations, start, end, results, i):
         if operation != run_operation:
             if run_operation != NO_OPERATION or operation == ALL_DONE:
                 if last_operation != NO_OPERATION:
-                    prefetch_page(memory, run_start, run_operation)
+                    prefetch_page(memory, moves_bytes, run_start, run_operation)
                     operate(header, memory, last_operation, last_start, last_end, streams, results, i)
                 last_operation, last_start, last_end = run_operation, run_start, start
             if operation == ALL_DONE:
@@ -1100,7 +1313,7 @@ def transform_in_parts(address, operations, start, end, results, i):
 def transform_all(file, operations, start, end, results, i):
     """Run `transform`, on several threads if the range is long, and update the file's totals."""
     zeroed, xored, scrambled = results[BYTES_ZEROED, i], results[BYTES_XORED, i], results[BYTES_SCRAMBLED, i]
-    if file.header[THREADS] > U1 and end - start >= U2 * LEAST_PART:
+    if file.header[THREADS] > U1 and end - start >= U2 * LEAST_PART and file.header[DEFERRED] == U0:
         transform_in_parts(file.header[SELF], operations, start, end, results, i)
     else:
         transform(file.header[SELF], operations, start, end, results, i)
@@ -1136,6 +1349,14 @@ def copy_keyed(header, target, source, offset, length):
 
 
 @kernel
+def zero_bytes(target, length):
+    """Zero bytes at an address."""
+    to = bytes_at(target, length)
+    for k in range(to.shape[0]):
+        to[k] = np.uint8(0)
+
+
+@kernel
 def copy_data(address, step, offset, size, data):
     """Copy between the file and the caller's data, through the key where a guest accesses private pages."""
     file = file_at(address)
@@ -1143,19 +1364,28 @@ def copy_data(address, step, offset, size, data):
     is_keyed = file.rules[GUEST_HAS_KEY] != U0 and (step == GUEST_READ or step == GUEST_WRITE)
     end = offset + size
     while offset < end:
-        stop, private = end, False
+        page, last = offset >> PAGE_SHIFT, ((end - U1) >> PAGE_SHIFT) + U1
+        has_key, is_stored = False, True
         if is_keyed:
-            page = offset >> PAGE_SHIFT
-            last = ((end - U1) >> PAGE_SHIFT) + U1
-            private = find_page(file.header[SELF], page, page + U1, PRIVATE_FIELD, U0) == page
-            wanted, unwanted = (U0, PRIVATE_FIELD) if private else (PRIVATE_FIELD, U0)
-            stop = smaller(find_page(file.header[SELF], page, last, wanted, unwanted) << PAGE_SHIFT, end)
+            has_key = find_page(address, page, page + U1, PRIVATE_FIELD, U0) == page
+            wanted, unwanted = (U0, PRIVATE_FIELD) if has_key else (PRIVATE_FIELD, U0)
+            last = find_page(address, page, last, wanted, unwanted)
+        if file.header[DEFERRED]:
+            keyed = ONES if find_contents(address, KEYED, page, page + U1, ONES) == page else U0
+            is_stored = find_contents(address, STORED, page, page + U1, ONES) == page
+            last = find_contents(address, KEYED, page, last, ~keyed)
+            last = find_contents(address, STORED, page, last, U0 if is_stored else ONES)
+            has_key = has_key != (keyed != U0)
+        stop = smaller(last << PAGE_SHIFT, end)
         memory = file.header[MEMORY] + offset
         target, source = (data, memory) if is_read else (memory, data)
-        if private:
+        if not is_stored:  # only a read: what is written has been stored
+            zero_bytes(target, stop - offset)
+            source = target
+        if has_key:
             copy_keyed(file.header, target, source, offset, stop - offset)
         else:
-            move_bytes(target, source, stop - offset)
+            move_bytes(target, source, stop - offset)  # from an unstored page: onto itself
         data += stop - offset
         offset = stop
 
@@ -1189,13 +1419,20 @@ def commit(address, start, end):
     first = find_page(file.header[SELF], start, end, U0, ALLOCATED_FIELD)
     if first >= end:
         return True
-    if not takes_host_step(header):
+    return provide(file.header[SELF], first, end, header[COMMIT])
+
+
+@kernel
+def provide(address, start, end, advice):
+    """Fault in the host memory of pages [start, end), by an advice unless that is 0; False: it is refused."""
+    file = file_at(address)
+    if not takes_host_step(file.header):
         return False
-    address, size = header[MEMORY] + (first << PAGE_SHIFT), (end - first) << PAGE_SHIFT
-    while advise(address, size, np.int32(header[COMMIT])) != 0:
+    at, size = file.header[MEMORY] + (start << PAGE_SHIFT), (end - start) << PAGE_SHIFT
+    while advice and advise(at, size, np.int32(advice)) != 0:
         error = last_error()
         if error == EINVAL:  # before Linux 5.14: touch one word per page instead
-            for page in range(first, end):
+            for page in range(start, end):
                 file.memory[np.uint64(page) * PAGE_WORDS] |= U0
             return True
         if error != EINTR and error != EAGAIN:
@@ -1265,13 +1502,16 @@ def join_view(address, start, end):
 
 
 @kernel
-def is_host_ready(address, start, end, to_private, allocates):
+def is_host_ready(address, start, end, to_private, allocates, operations):
     """Do what the host can refuse of a conversion; False: it refused, and nothing has changed."""
     file = file_at(address)
     splits = changes_view(file.header[SELF], start, end, to_private)
     if splits and not split_view(file.header[SELF], start, end):
         return False
-    if allocates and not commit(file.header[SELF], start, end):
+    is_ready = not allocates or commit(file.header[SELF], start, end)
+    if file.header[DEFERRED]:
+        is_ready = store_operated(file.header[SELF], operations, start, end)
+    if not is_ready:
         if splits:
             join_view(file.header[SELF], start, end)
         return False
@@ -1456,7 +1696,9 @@ def check_conversion(file, offset, size, attributes, flags, error_offset, reserv
         file.header[SELF], start, end, to_private, allocates
     ):
         reason = NO_MEMORY
-    elif file.header[HOST_WORK] and not is_host_ready(file.header[SELF], start, end, to_private, allocates):
+    elif file.header[HOST_WORK] and not is_host_ready(
+        file.header[SELF], start, end, to_private, allocates, rules[cell + OPERATIONS]
+    ):
         reason = NO_MEMORY
     elif to_private:
         page = first_pinned(file, start, end)
@@ -1544,6 +1786,107 @@ def convert_short(file, n_whole, offset, size, attributes, flags, results, i):
         merged += U1 if row >> U3 != last >> U3 and words[last >> U3] & BLOCK_MASK == U0 else U0
         tally(header, results, BLOCKS_MERGED, i, merged)
     return True
+
+
+@inlined
+def are_mixed(word, fields):
+    """Return whether all planes of a mask of fields are mixed in a whole block."""
+    low, high = fields & ~(FIELD_ONES << U9), fields & (FIELD_ONES << U9)
+    return ((word & low) + low) & high == high  # a count from 1 to 511 carries into the field's top bit
+
+
+@inlined
+def convert_keyed(file, n_whole, offset, size, attributes, flags, results, i):
+    """Take the path of `convert_short` where a conversion toggles the key stream; return whether it applied.
+
+    It applies if no byte is moved (n_whole is 0 otherwise), to one or two rows of whole blocks in which all
+    planes that change are mixed, and allocated pages can be all. Otherwise nothing was done.
+    """
+    header, words, lines, rules = file.header, file.words, file.lines, file.rules
+    cell = cell_of(attributes, flags)
+    operations, set_, clear = rules[cell + OPERATIONS], rules[cell + SET], rules[cell + CLEAR]
+    wrong = (offset | size) & PAGE_MASK | attributes & ~PRIVATE_ATTRIBUTE | flags & (flags - U1)
+    wrong |= rules[cell + REFUSAL] | rules[cell + UNLESS] | (set_ if clear else U0)
+    start, end = offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
+    row, last = start >> ROW_SHIFT, (end - U1) >> ROW_SHIFT
+    if wrong or not operations or start >= end or end > n_whole or row + U1 < last:
+        return False
+    value, edited = U0 - (set_ & U1), set_ | clear
+    block, last_block = row >> U3, last >> U3
+    word, last_word = words[block], words[last_block]
+    mixed = edited & ~ALLOCATED_FIELD
+    has_allocated = word & ALLOCATED_FIELD != U0 and last_word & ALLOCATED_FIELD != U0
+    if (word | last_word) & PINNED_FIELD & value or not (
+        has_allocated and are_mixed(word, mixed) and are_mixed(last_word, mixed)
+    ):
+        return False
+    tail = ONES >> (U63 - ((end - U1) & U63))
+    head = ONES << (start & U63)
+    head, tail = (head & tail, U0) if row == last else (head, tail)
+    allocated = lines[ALLOCATED, row] | (U0 - (word >> ALLOCATED_WHOLE & U1))
+    allocated_last = lines[ALLOCATED, last] | (U0 - (last_word >> ALLOCATED_WHOLE & U1))
+    xored, others = keyed_bits(operations, allocated, lines[ASSIGNED, row], lines[ACCEPTED, row], head)
+    xored_last, others_last = keyed_bits(
+        operations, allocated_last, lines[ASSIGNED, last], lines[ACCEPTED, last], tail
+    )
+    if others | others_last:
+        return False
+    if header[DEFERRED]:
+        marks, contents = contents_of(header)
+        if not np.uint64(marks[block]) & np.uint64(marks[last_block]) & KEYED_LINE:
+            return False
+        contents[KEYED, row] ^= xored
+        contents[KEYED, last] ^= xored_last
+    changed, assigned, fresh = edit_keyed(file, row, head, edited, value, allocated)
+    changed_last, assigned_last, fresh_last = edit_keyed(file, last, tail, edited, value, allocated_last)
+    header[SCRAMBLES] += U1
+    size_xored = (popcount(xored) + popcount(xored_last)) << PAGE_SHIFT
+    merged = U1 if words[block] & BLOCK_MASK == U0 else U0
+    merged += U1 if block != last_block and words[last_block] & BLOCK_MASK == U0 else U0
+    tally(header, results, PAGES_CHANGED, i, changed + changed_last)
+    tally(header, results, BYTES_XORED, i, size_xored)
+    tally(header, results, PAGES_ALLOCATED, i, fresh + fresh_last)
+    tally(header, results, header[TRACKING], i, assigned + assigned_last)
+    tally(header, results, BLOCKS_MERGED, i, merged)
+    return True
+
+
+@inlined
+def keyed_bits(operations, allocated, assigned, accepted, mask):
+    """Return the pages of a row that are XORed, and those with any other operation on bytes."""
+    xored = operation_bits(operations, XOR, allocated, assigned, accepted) & mask
+    return xored, mask & ~xored & ~operation_bits(operations, NO_OPERATION, allocated, assigned, accepted)
+
+
+@inlined
+def edit_keyed(file, row, mask, edited, value, allocated):
+    """Edit the planes of one row that a conversion sets or clears; return three numbers of changed pages.
+
+    Those that changed their attribute, that were assigned or removed, and that were allocated.
+    """
+    lines, block = file.lines, row >> U3
+    sign = ~value
+    private = write_row(lines, PRIVATE, row, mask, value)
+    assigned = write_row(lines, ASSIGNED, row, mask & (U0 - (edited >> (ASSIGNED * FIELD_BITS) & U1)), value)
+    accepted = write_row(lines, ACCEPTED, row, mask & (U0 - (edited >> (ACCEPTED * FIELD_BITS) & U1)), value)
+    new = mask & ~allocated & value & (U0 - (edited >> FIELD_BITS & U1))
+    fresh = popcount(new)
+    if fresh:
+        lines[ALLOCATED, row] |= new
+    file.words[block] += (
+        ((private ^ sign) - sign)
+        + (fresh << FIELD_BITS)
+        + (((assigned ^ sign) - sign) << (ASSIGNED * FIELD_BITS))
+        + (((accepted ^ sign) - sign) << (ACCEPTED * FIELD_BITS))
+    )
+    return private, assigned, fresh
+
+
+@inlined
+def keyed_pages(file):
+    """Return the pages of whole blocks, where `convert_keyed` applies; 0 if conversions move bytes."""
+    is_deferred = file.header[DEFERRED] != U0 and not is_viewed(file.header)
+    return whole_pages(file) if is_deferred or file.memory.shape[0] == 0 else U0
 
 
 @inlined
@@ -1763,8 +2106,14 @@ def check_step(file, row, offset, size, results, i):
 
 
 @inlined
-def commit_step(file, row, start, end, refused, mark):
-    """Commit the pages that a step allocates, and the page that refuses it if that is left allocated."""
+def commit_step(file, row, start, end, refused, mark, writes):
+    """Commit the pages that a step allocates, and the page that refuses it if that is left allocated.
+
+    With deferred contents, store the pages whose bytes the step writes.
+    """
+    if file.header[DEFERRED]:
+        address, operations = file.header[SELF], file.rules[row + STEP_OPERATIONS]
+        return store_operated(address, operations, start, end) and (not writes or store(address, start, end))
     if file.header[COMMIT] == U0:
         return True
     if file.rules[row + STEP_SET] & ALLOCATED_FIELD == U0:
@@ -1789,22 +2138,25 @@ def leave_refused(file, row, refused, term, results, i):
     """Set the planes that the kernel has set on a page by the time it refuses it."""
     mark = file.rules[term + MARK] if term else U0
     if mark:
-        if commit_step(file, row, refused, refused, refused, mark):
+        if commit_step(file, row, refused, refused, refused, mark, False):
             edit(file, refused, refused + U1, mark, U0, results, i)
         else:
             results[REASON, i] = NO_MEMORY
 
 
 @kernel
-def take_step(address, step, variant, offset, size, results, i):
-    """Take a step of one file other than a conversion; return which term refused it, from 1 (0: none)."""
+def take_step(address, step, variant, offset, size, writes, results, i):
+    """Take a step of one file other than a conversion; return which term refused it, from 1 (0: none).
+
+    writes: the caller then writes data to those pages.
+    """
     file = file_at(address)
     if step == ALLOCATE or step == PUNCH_HOLE:
         variant = OF_FOLIOS if file.header[ORDER] else OF_PAGES
     row, start = row_of(step, variant), offset >> PAGE_SHIFT
     end, refused, term = check_step(file, row, offset, size, results, i)
     mark = file.rules[term + MARK] if term else U0
-    if not commit_step(file, row, start, end, refused, mark):
+    if not commit_step(file, row, start, end, refused, mark, writes):
         results[REASON, i] = NO_MEMORY
         results[ERROR_OFFSET, i] = offset
         return U0
@@ -1812,7 +2164,10 @@ def take_step(address, step, variant, offset, size, results, i):
     if mark:
         edit(file, refused, refused + U1, mark, U0, results, i)
     if step == PUNCH_HOLE and start < end:
-        release(file.header[SELF], start, end)
+        if file.header[DEFERRED]:
+            make_zero(file.header[SELF], start, end)
+        else:
+            release(file.header[SELF], start, end)
     if results[REASON, i] == MEMORY_FAULT:
         add_atomically(words_at(file.header[OWNER], OWNER_SLOTS), MEMORY_FAULTS, U1)
     return (term - row - TERMS) // TERM_WORDS + U1 if term else U0
@@ -1979,7 +2334,8 @@ def take_guest_step(call, owner, rules, slots, results):
     while left != U0:
         piece = piece_at(owner, slots, at, left, private_side)
         start, end = pages_of(piece)
-        if not commit_step(file_at(piece.file), row, start, end, end, U0):
+        writes = data != U0 and step == GUEST_WRITE
+        if not commit_step(file_at(piece.file), row, start, end, end, U0, writes):
             results[REASON, U0] = NO_MEMORY
             results[ERROR_OFFSET, U0] = at
             return
@@ -2030,10 +2386,14 @@ def load(file, flags, start, end, source):
     """Put contents into pages [start, end), in clear."""
     if file.memory.shape[0] == 0 or start >= end:
         return
-    if flags & IS_ZERO:
+    if flags & IS_ZERO and file.header[DEFERRED]:
+        make_zero(file.header[SELF], start, end)
+    elif flags & IS_ZERO:
         zero_words(file.memory[start * PAGE_WORDS : end * PAGE_WORDS])
     elif source:
         move_bytes(file.header[MEMORY] + (start << PAGE_SHIFT), source, (end - start) << PAGE_SHIFT)
+        if file.header[DEFERRED]:
+            edit_contents(file.header[SELF], KEYED, start, end, U0, U0)
 
 
 @kernel
@@ -2045,6 +2405,8 @@ def correct_cpuid(address, owner, flags, page, source, results):
     file = file_at(address)
     load(file, flags, page, page + U1, source)
     if file.memory.shape[0]:
+        if file.header[DEFERRED]:
+            materialise(address, page, page + U1)
         move_bytes(file.header[MEMORY] + (page << PAGE_SHIFT), owner[CORRECTION], owner[CORRECTION_SIZE])
     if source and flags & IS_WRITABLE:
         move_bytes(source, owner[CORRECTION], owner[CORRECTION_SIZE])
@@ -2062,6 +2424,21 @@ def is_digest(call, owner):
 
 
 @kernel
+def is_same(call, piece, copy):
+    """Return whether the DRAM of a piece is what was copied from it."""
+    header = words_at(piece.file, HEADER_SLOTS)
+    if not header[DEFERRED]:
+        return compare_bytes(copy, header[MEMORY] + piece.offset, piece.length) == 0
+    room = call[CALL] + np.uint64(CALL_SLOTS) * WORD_BYTES
+    for page in range(piece.length >> PAGE_SHIFT):
+        at = np.uint64(page) << PAGE_SHIFT
+        copy_data(piece.file, HOST_READ, piece.offset + at, PAGE_MASK + U1, room)
+        if compare_bytes(copy + at, room, PAGE_MASK + U1) != 0:
+            return False
+    return True
+
+
+@kernel
 def is_as_planned(call, owner, slots, done):
     """Return whether a measured launch update does what was hashed, and extends the current digest."""
     if done != call[PLANNED] or not is_digest(call, owner):
@@ -2069,8 +2446,7 @@ def is_as_planned(call, owner, slots, done):
     at, left = call[OFFSET], done << PAGE_SHIFT
     while left != U0 and call[MORE] != U0:
         piece = piece_at(owner, slots, at, left, True)
-        memory = words_at(piece.file, HEADER_SLOTS)[MEMORY] + piece.offset
-        if compare_bytes(call[MORE] + (at - call[OFFSET]), memory, piece.length) != 0:
+        if not is_same(call, piece, call[MORE] + (at - call[OFFSET])):
             return False
         at, left = at + piece.length, left - piece.length
     return True
@@ -2103,11 +2479,17 @@ def plan_pieces(call, owner, rules, slots, is_corrected):
         stop, reason, term = plan_populate(file, row, start, end, is_corrected)
         if flags & PLAN_ONLY:
             if call[MORE]:
-                memory, size = file.header[MEMORY] + piece.offset, (stop - start) << PAGE_SHIFT
-                move_bytes(call[MORE] + (at - gpa), memory, size)
+                copy_data(
+                    piece.file, HOST_READ, piece.offset, (stop - start) << PAGE_SHIFT, call[MORE] + (at - gpa)
+                )
         else:
             is_left = reason != U0 and (term == U0 or file.rules[term + MARK] & ALLOCATED_FIELD != U0)
-            if not commit(piece.file, start, stop + U1 if is_left else stop):
+            last = stop + U1 if is_left else stop
+            if file.header[DEFERRED]:
+                writes = (call[DATA] != U0 and not flags & IS_ZERO) or is_corrected or is_viewed(file.header)
+                if writes and not store(piece.file, start, last):
+                    return U0, NO_MEMORY, at
+            elif not commit(piece.file, start, last):
                 return U0, NO_MEMORY, at
         done += stop - start
         if reason:
@@ -2289,8 +2671,9 @@ def convert_one(call):
         if file.header[HOST_VIEW]:
             notice_range(address, offset, size, table_at(call[CALL] + NOTICED_AT, ROWS, U1))
         convert_folios(address, offset, size, attributes, flags, error_offset, reserved, results, U0)
-    elif error_offset | reserved or not convert_short(
-        file, whole_pages(file), offset, size, attributes, flags, results, U0
+    elif error_offset | reserved or not (
+        convert_short(file, whole_pages(file), offset, size, attributes, flags, results, U0)
+        or convert_keyed(file, keyed_pages(file), offset, size, attributes, flags, results, U0)
     ):
         if file.header[HOST_VIEW]:
             notice_range(file.header[SELF], offset, size, table_at(call[CALL] + NOTICED_AT, ROWS, U1))
@@ -2324,11 +2707,37 @@ def take_one(call):
     else:
         if file.header[HOST_VIEW]:
             notice_range(file.header[SELF], offset, size, table_at(call[CALL] + NOTICED_AT, ROWS, U1))
-        call[ANSWER] = take_step(file.header[SELF], step, variant, offset, size, results, U0)
+        writes = data != U0 and step == HOST_WRITE
+        call[ANSWER] = take_step(file.header[SELF], step, variant, offset, size, writes, results, U0)
         if data and results[REASON, U0] == U0:
             copy_data(file.header[SELF], step, offset, size, data)
     unlock(address)
     return results[REASON, U0]
+
+
+@inlined
+def prefetch_soon(file, is_keyed, offsets, sizes, i):
+    """Prefetch page state for a request after request i; is_keyed: also what `convert_keyed` needs."""
+    words, lines = file.words, file.lines
+    n, rows = np.uint64(offsets.shape[0]), np.uint64(lines.shape[1])
+    soon = i + AHEAD
+    if soon < n:
+        row = offsets[soon] >> (PAGE_SHIFT + ROW_SHIFT)
+        row = row if row < rows else U0
+        prefetch(words, row >> U3)
+        prefetch(lines, PRIVATE, row)
+        row = (offsets[soon] + sizes[soon] - U1) >> (PAGE_SHIFT + ROW_SHIFT)
+        row = row if row < rows else U0
+        prefetch(lines, PRIVATE, row)
+        if is_keyed:
+            prefetch(lines, ALLOCATED, row)
+            prefetch(lines, ASSIGNED, row)
+            prefetch(lines, ACCEPTED, row)
+            prefetch(table_at(file.header[DEFERRED_LINES], U2, rows), KEYED, row)
+        # Whether the pinned row is needed depends on the word, which is there by now: half as far ahead.
+        row = offsets[i + AHEAD // U2] >> (PAGE_SHIFT + ROW_SHIFT)
+        row = row if row < rows else U0
+        prefetch(lines, PINNED if words[row >> U3] & PINNED_FIELD else PRIVATE, row)
 
 
 @entry
@@ -2343,33 +2752,23 @@ def run(call, steps, offsets, sizes, attributes, flags, results):
     if not enter(call):
         return CLOSED_FILE
     file = file_at(address)
-    header, words, lines = file.header, file.words, file.lines
+    header = file.header
     if steps.shape[0] == 1 and steps[0] == CONVERT and not file.rules[HAS_IOCTL]:
         unlock(address)
         return UNKNOWN_IOCTL
     each_step = U1 if steps.shape[0] > 1 else U0
     each_attributes = U1 if attributes.shape[0] > 1 else U0
     each_flags = U1 if flags.shape[0] > 1 else U0
-    n, rows = np.uint64(offsets.shape[0]), np.uint64(lines.shape[1])
-    n_whole = whole_pages(file)
+    n_whole, n_keyed = whole_pages(file), keyed_pages(file)
+    operations = file.rules[cell_of(PRIVATE_ATTRIBUTE, flags[0]) + OPERATIONS] if flags.shape[0] else U0
+    is_keyed = n_keyed != U0 and operations != U0
     faults = U0
     total, noticed = table_at(call[CALL] + RESULT_AT, ROWS, U1), table_at(call[CALL] + NOTICED_AT, ROWS, U1)
     for k in range(COUNTERS):
         total[COUNTERS_AT + np.uint64(k), U0] = header[TOTALS + np.uint64(k)]
     for k in range(offsets.shape[0]):
         i = np.uint64(k)
-        soon = i + AHEAD
-        if soon < n:
-            row = offsets[soon] >> (PAGE_SHIFT + ROW_SHIFT)
-            row = row if row < rows else U0
-            prefetch(words, row >> U3)
-            prefetch(lines, PRIVATE, row)
-            row = (offsets[soon] + sizes[soon] - U1) >> (PAGE_SHIFT + ROW_SHIFT)
-            prefetch(lines, PRIVATE, row if row < rows else U0)
-            # Whether the pinned row is needed depends on the word, which is there by now: half as far ahead.
-            row = offsets[i + AHEAD // U2] >> (PAGE_SHIFT + ROW_SHIFT)
-            row = row if row < rows else U0
-            prefetch(lines, PINNED if words[row >> U3] & PINNED_FIELD else PRIVATE, row)
+        prefetch_soon(file, is_keyed, offsets, sizes, i)
         step, offset, size, flag = steps[i * each_step], offsets[i], sizes[i], flags[i * each_flags]
         if header[HOST_VIEW]:
             notice_range(file.header[SELF], offset, size, noticed)
@@ -2377,10 +2776,13 @@ def run(call, steps, offsets, sizes, attributes, flags, results):
             attribute = attributes[i * each_attributes]
             if header[ORDER]:
                 convert_folios(address, offset, size, attribute, flag, U0, U0, results, i)
-            elif not convert_short(file, n_whole, offset, size, attribute, flag, results, i):
+            elif not (
+                convert_short(file, n_whole, offset, size, attribute, flag, results, i)
+                or convert_keyed(file, n_keyed, offset, size, attribute, flag, results, i)
+            ):
                 convert(file, offset, size, attribute, flag, U0, U0, results, i)
         elif is_step(step, flag):
-            take_step(file.header[SELF], step, flag, offset, size, results, i)
+            take_step(file.header[SELF], step, flag, offset, size, False, results, i)
             faults += U1 if results[REASON, i] == MEMORY_FAULT else U0
         else:
             results[REASON, i] = INVALID
@@ -2568,6 +2970,173 @@ def set_correction(call):
     move_bytes(owner[CORRECTION], call[DATA], call[SIZE])
     owner[CORRECTION_SIZE] = call[SIZE]
     unlock(call[GUEST])
+
+
+# Deferred contents. Flags say who needs the bytes of all pages.
+KEEPS_VIEW, WRITES_VIEW = U1, U2
+
+
+@entry
+def bring_up_to_date(call):
+    """Do what is due on the bytes of a range; ANSWER: how many pages that stores, and MOST how many it may.
+
+    flags: `KEEPS_VIEW`, the caller will have a raw view to read; `WRITES_VIEW`, one to write, from which on
+    the file's contents aren't deferred any more. `NO_MEMORY`: the host has none, and no byte has changed.
+    """
+    if not enter(call):
+        return CLOSED_FILE
+    header = words_at(call[FILE], HEADER_SLOTS)
+    reason, flags = U0, call[FLAGS]
+    call[ANSWER] = U0
+    if header[DEFERRED]:
+        start, end = call[OFFSET] >> PAGE_SHIFT, (call[OFFSET] + call[SIZE]) >> PAGE_SHIFT
+        call[ANSWER] = count_due(call[FILE], start, end, flags == WRITES_VIEW)
+        if call[ANSWER] > call[MOST] or not store_due(call[FILE], start, end, flags == WRITES_VIEW):
+            reason = NO_MEMORY
+        else:
+            materialise(call[FILE], start, end)
+            if flags == KEEPS_VIEW:
+                header[VIEWS] += U1
+            elif flags == WRITES_VIEW:
+                header[DEFERRED], header[COMMIT] = U0, header[STORE]
+    unlock(call[FILE])
+    return reason
+
+
+@inlined
+def due_row(file, marks, lines, row, with_allocated):
+    """Return the bits of a row whose pages need host memory: keyed ones (or all allocated) not stored."""
+    bits = contents_row(marks, lines, KEYED, row)
+    if with_allocated:
+        bits |= plane_row(file.words, file.lines, file.header[N_PAGES], ALLOCATED, row)
+    return bits & ~contents_row(marks, lines, STORED, row)
+
+
+@kernel
+def count_due(address, start, end, with_allocated):
+    """Count the pages of a range that `store_due` stores."""
+    file = file_at(address)
+    marks, lines = contents_of(file.header)
+    count = U0
+    while start < end:
+        low = start & U63
+        stop = smaller(start - low + U64, end)
+        bits = due_row(file, marks, lines, start >> ROW_SHIFT, with_allocated)
+        count += popcount(bits & bits_between(low, low + (stop - start)))
+        start = stop
+    return count
+
+
+@kernel
+def store_due(address, start, end, with_allocated):
+    """Provide host memory for keyed pages of a range, or for all allocated ones too; False: it is refused."""
+    at = start
+    while at < end:
+        at = find_contents(address, KEYED, at, end, ONES)
+        stop = find_contents(address, KEYED, at, end, U0) if at < end else end
+        if at < end and not store(address, at, stop):
+            return False
+        at = stop
+    at = start if with_allocated else end
+    while at < end:
+        at = find_page(address, at, end, ALLOCATED_FIELD, U0)
+        stop = find_page(address, at, end, U0, ALLOCATED_FIELD) if at < end else end
+        if at < end and not store(address, at, stop):
+            return False
+        at = stop
+    return True
+
+
+@entry
+def copy_dram(call):
+    """Copy the DRAM of a range to the caller's data, without changing anything."""
+    if not enter(call):
+        return CLOSED_FILE
+    copy_data(call[FILE], HOST_READ, call[OFFSET], call[SIZE], call[DATA])
+    unlock(call[FILE])
+    return U0
+
+
+@kernel
+def hash_page(address, page, is_keyed):
+    """Return the sum of the words of a stored page's DRAM, and whether it is the key stream."""
+    file = file_at(address)
+    view = file.memory[page * PAGE_WORDS : (page + U1) * PAGE_WORDS]
+    state, total, differs = stream_state(file.header, page * PAGE_WORDS), U0, U0
+    if is_keyed:
+        for i in range(view.shape[0]):
+            differs |= view[i]
+            total += view[i] ^ mix(state)
+            state += GOLDEN
+    else:
+        total, differs = view.sum(), view[0] ^ mix(state)
+        if differs == U0:
+            for i in range(view.shape[0]):
+                differs |= view[i] ^ mix(state)
+                state += GOLDEN
+    return total, differs == U0
+
+
+@inlined
+def hash_stored(address, row, stored, keyed):
+    """Hash the stored pages of a row; return the sum, and the pages that are the key stream."""
+    total, streams = U0, U0
+    while stored != U0:
+        p = lowest_bit(stored)
+        stored &= stored - U1
+        page = (row << ROW_SHIFT) + p
+        found, is_stream = hash_page(address, page, (keyed >> p) & U1 != U0)
+        if is_stream:
+            streams |= U1 << p
+        elif found != U0:
+            total += mix(found ^ ((page + U1) * GOLDEN))
+    return total, streams
+
+
+@kernel
+def hash_contents(address):
+    """Hash all contents into a sum over pages.
+
+    Pages of zeros count nothing, and pages that are the key stream (what encrypted zeros are) only as bits of
+    their row. So memory that was never written isn't read, and no key stream is computed for it.
+    """
+    file = file_at(address)
+    header, n_pages, n_blocks = file.header, file.header[N_PAGES], np.uint64(file.words.shape[0])
+    is_deferred = header[DEFERRED] != U0
+    marks = bytes_at(header[DEFERRED] if is_deferred else header[WORDS], n_blocks)  # unread if eager
+    lines = table_at(header[DEFERRED_LINES], U2, n_blocks << U3)
+    total, whole = U0, mix(ONES)
+    for b in range(n_blocks):
+        block = np.uint64(b)
+        pages = pages_of_block(n_pages, block)
+        mark = np.uint64(marks[b])
+        if (mark if is_deferred else file.words[b] & ALLOCATED_FIELD) == U0:
+            continue
+        if (
+            is_deferred and mark == INVERTED << MARK_BITS and pages == BLOCK_PAGES
+        ):  # keyed, and nothing stored
+            total += whole * GOLDEN * ((block << U7) + U64)  # the sum of its eight rows
+            continue
+        for r in range((pages + U63) >> ROW_SHIFT):
+            row, first = (block << U3) + np.uint64(r), np.uint64(r) << ROW_SHIFT
+            exists = bits_between(U0, smaller(pages - first, U64))
+            stored, keyed = plane_row(file.words, file.lines, n_pages, ALLOCATED, row) & exists, U0
+            if is_deferred:
+                stored = contents_row(marks, lines, STORED, row) & exists
+                keyed = contents_row(marks, lines, KEYED, row) & exists
+            found, streams = hash_stored(address, row, stored, keyed)
+            total += found + mix(streams | (keyed & ~stored)) * (GOLDEN * ((row << U1) + U1))
+    return total
+
+
+@entry
+def sum_contents(call):
+    """Hash all contents into 64 bits, without changing anything."""
+    if not enter_to_check(call):
+        return CLOSED_FILE
+    call[ANSWER] = hash_contents(call[FILE])
+    unlock(call[FILE])
+    return U0
 
 
 # State checks. Writes through a host view are detected first.

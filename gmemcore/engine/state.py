@@ -122,6 +122,30 @@ class PageState:
             self.words[-1] = n_pages - (n_blocks - 1) * _BLOCK_PAGES
 
 
+class ContentState:
+    """The two planes of deferred contents, for kernels (``kernels.py`` has the layout).
+
+    Parameters
+    ----------
+    n_pages : int
+        Pages of the file.
+
+    Attributes
+    ----------
+    marks : ndarray of uint8, shape (n_blocks,)
+        For each block and plane, whether there is a line, and whether it is inverted.
+    lines : ndarray of uint64, shape (2, 8 * n_blocks)
+        A bitmap per plane.
+    """
+
+    __slots__ = ("lines", "marks")
+
+    def __init__(self, n_pages: int) -> None:
+        n_blocks = -(-n_pages // _BLOCK_PAGES)
+        self.marks = np.zeros(n_blocks, np.uint8)
+        self.lines = unwritten_words(2 * n_blocks * _BLOCK_ROWS).reshape(2, -1)
+
+
 class Blocks(NamedTuple):
     """A copy of some blocks of a file. Its methods use no kernels, so they can check them."""
 

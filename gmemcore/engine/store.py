@@ -5,6 +5,9 @@ host memory next to it is another one. Each method makes one kernel call, which 
 """
 
 import struct
+import weakref
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -12,10 +15,11 @@ from numpy.typing import NDArray
 
 from gmemcore.engine import kernels as layout
 from gmemcore.engine.arguments import as_u64s
-from gmemcore.engine.backing import Backing
+from gmemcore.engine.backing import MADV_POPULATE_WRITE, Backing, host_memory
 from gmemcore.engine.call import RESULT, SHORT, Call, address_of, idle, new_bytes, take_call
 from gmemcore.engine.counters import Counters
 from gmemcore.engine.headers import FILES, Header, new_words
+from gmemcore.engine.host import available_memory
 from gmemcore.engine.host_view import HostView
 from gmemcore.engine.jit import callback_address, is_compiled
 from gmemcore.engine.owner import Owner
@@ -24,6 +28,7 @@ from gmemcore.engine.refusals import raise_conversion, raise_for_file, raise_ste
 from gmemcore.engine.results import BatchResult, ConversionResult, counters_of
 from gmemcore.engine.state import (
     Blocks,
+    ContentState,
     MappableBlocks,
     PageState,
     Plane,
@@ -33,7 +38,7 @@ from gmemcore.engine.state import (
     survey_of,
 )
 from gmemcore.engine.steps import Step
-from gmemcore.errors import UnsupportedOperationError
+from gmemcore.errors import OutOfMemoryError, UnsupportedOperationError
 from gmemcore.uapi import PAGE_SHIFT
 
 _CONVERSION: Final = struct.Struct("=7Q")
@@ -78,6 +83,8 @@ class Store:
         Order of its huge pages; 0: it has none.
     enforced : bool
         The host has its own mapping, in which private pages are inaccessible.
+    deferred : bool
+        Operations on bytes are kept as page state until somebody needs the bytes.
     """
 
     def __init__(
@@ -93,6 +100,7 @@ class Store:
         enforced: bool = False,
         threads: int = 1,
         page_order: int = 0,
+        deferred: bool = False,
     ) -> None:
         self.n_pages = n_pages
         self.page_order = page_order
@@ -120,7 +128,8 @@ class Store:
         self._set_host_view()
         self._set_threads(threads)
         self._set_folios()
-        header[layout.HOST_WORK] = self.host_view is not None or header[layout.COMMIT] != 0
+        header[layout.HOST_WORK] = self.host_view is not None or header[layout.COMMIT] != 0 or deferred
+        self._set_deferred(deferred)
         self.number(file_index)
 
     def _set_host_view(self) -> None:
@@ -141,6 +150,18 @@ class Store:
         if self.page_order:
             self._folios, self.header[layout.FOLIOS] = new_words(self.n_pages >> self.page_order)
             self.header[layout.ORDER] = self.page_order
+
+    def _set_deferred(self, deferred: bool) -> None:
+        self.contents = ContentState(self.n_pages) if deferred else None
+        lines = self.state.lines if self.contents is None else self.contents.lines
+        self.header[layout.DEFERRED_LINES] = lines.ctypes.data  # always an address that can be prefetched
+        self._view: Callable[[], NDArray[np.uint8] | None] = lambda: None
+        self._views_gone = count(1)
+        if self.contents is not None:
+            self.header[layout.DEFERRED] = self.contents.marks.ctypes.data
+            self.header[layout.STORE] = MADV_POPULATE_WRITE
+            self.header[layout.MOST_STORED] = host_memory() >> PAGE_SHIFT
+            self.header[layout.COMMIT] = 0  # an allocated page takes no memory
 
     def number(self, file_index: int) -> None:
         """Set the index of the file among its owner's, which selects its part of the key stream."""
@@ -390,14 +411,88 @@ class Store:
     # ---- bytes -----------------------------------------------------------------------------------
 
     def memory(self) -> NDArray[np.uint8]:
-        """Return the DRAM of the whole file as a read-only view, shape (size,)."""
-        return readonly(self.backing.words, np.dtype(np.uint8))
+        """Return the DRAM of the whole file as a read-only view, shape (size,), up to date while it exists.
+
+        Raises
+        ------
+        BadFileError
+            EBADF: the file is closed.
+        OutOfMemoryError
+            ENOMEM: see `materialise`.
+        """
+        if self.contents is None:
+            return readonly(self.backing.words, np.dtype(np.uint8))
+        view = self._view()
+        if view is None:
+            self.materialise(0, self.n_pages << PAGE_SHIFT, layout.KEEPS_VIEW)
+            view = readonly(self.backing.words, np.dtype(np.uint8))
+            weakref.finalize(view, _note_view_gone, self.header.words, self._views_gone).atexit = False
+            self._view = weakref.ref(view)
+        return view
+
+    def materialise(self, offset: int, size: int, view: int = 0) -> None:
+        """Do what is due on the bytes of a range of whole pages.
+
+        Parameters
+        ----------
+        view : int
+            `kernels.KEEPS_VIEW` or `kernels.WRITES_VIEW`, if the caller will have a raw view.
+
+        Raises
+        ------
+        BadFileError
+            EBADF: the file is closed.
+        OutOfMemoryError
+            ENOMEM: the host has too little memory; no byte was changed.
+        """
+        available = available_memory()
+        call = self._call(offset, size, unwanted=view)
+        call.words[layout.MOST] = int(layout.NEVER) if available is None else available >> PAGE_SHIFT
+        reason = layout.bring_up_to_date(call.words)
+        raise_for_file(reason)
+        if reason:
+            raise OutOfMemoryError(
+                f"deferred contents of {offset:#x}+{size:#x} need {call[layout.ANSWER] << PAGE_SHIFT:#x} "
+                "bytes of memory, which the host doesn't have; no byte was changed"
+            )
+        idle.append(call)
+
+    def stop_deferring(self) -> None:
+        """Bring all bytes up to date, and apply operations to them at once from now on; see `materialise`."""
+        if self.header[layout.DEFERRED]:
+            self.materialise(0, self.n_pages << PAGE_SHIFT, layout.WRITES_VIEW)
+
+    @property
+    def stored_pages(self) -> int:
+        """The number of pages that take host memory: with deferred contents, those that were written."""
+        if self.header[layout.DEFERRED]:
+            return self.header[layout.PAGES_STORED]
+        return self.count(Plane.ALLOCATED) if self.has_bytes else 0
+
+    def dram(self, offset: int, size: int) -> bytes:
+        """Copy the DRAM of a range inside the file, without changing anything; see `memory`."""
+        data, address = new_bytes(size)
+        call = self._call(offset, size)
+        call.words[layout.DATA] = address
+        raise_for_file(layout.copy_dram(call.words))
+        idle.append(call)
+        return data
+
+    def sum_contents(self) -> int:
+        """Hash all contents into 64 bits, without changing anything; equal contents have equal hashes."""
+        return self._check(layout.sum_contents, self._call()) if self.has_bytes else 0
 
     def drop_memory(self) -> None:
         """Release the memory of a closed store; existing views keep it alive."""
         self.host_view = None
         self.state = _NO_STATE
+        self.contents = None
         self.backing.close()
+
+
+def _note_view_gone(header: NDArray[np.uint64], gone: Iterator[int]) -> None:
+    """Note that a raw view is garbage. Counts noted in another order only delay what that allows."""
+    header[layout.VIEWS_GONE] = next(gone)
 
 
 _NO_STATE: Final = PageState(1, private=False)

@@ -66,6 +66,9 @@ def warmup() -> None:
     owner.freeze([store])
     owner.delete_memslot(store, 0, 4096, address)
     _ = store.counters, owner.counters
+    store.sum_contents()
+    store.dram(0, 8)
+    store.materialise(0, 4096)
     owner.close([store], all_of_it=True)
     del store  # garbage, which `sweep` takes off its list
     FILES.sweep()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gmemcore.analysis.runs import BenchRun
-from gmemcore.benchmark.axes_file import read_axes
+from gmemcore.benchmark.axes_file import check_contents, read_axes
 from gmemcore.benchmark.memory import check_host, default_memory
 from gmemcore.benchmark.run import QUICK, QUICK_MEMORY, USUAL, memory_needed
 from gmemcore.benchmark.session import records
@@ -15,7 +15,7 @@ from gmemcore.engine.host import check_available
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.front.workloads import abis_of
 from gmemcore.names import chosen
-from gmemcore.uapi import ContentMode, Direction, Firmware, Phase, VmType
+from gmemcore.uapi import ContentMode, ContentWork, Direction, Firmware, Phase, VmType
 
 
 def bench(
@@ -34,6 +34,7 @@ def bench(
     huge_pages: Any = None,
     threads: Any = None,
     enforce: Any = None,
+    contents: ContentWork | str = ContentWork.EAGER,
     axes: str | Path | None = None,
     seconds: float | None = None,
     quick: bool = False,
@@ -60,6 +61,8 @@ def bench(
     backings, huge_pages, threads, enforce
         Where the bytes live, and how they are converted: ``anonymous``, ``memfd`` or ``guest_memfd``; True or
         False; threads of one conversion; True or False.
+    contents : ContentWork or str
+        ``eager``: the time of bytes is what is measured.
     axes : str, Path or None
         TOML file with any of these; see ``gmemcore template axes``.
     seconds : float or None
@@ -89,6 +92,7 @@ def bench(
     >>> run.to_pandas()[["direction", "effect"]].drop_duplicates().values.tolist()
     [['to_private', ''], ['to_shared', 'ZERO']]
     """
+    check_contents(contents)
     revisions = () if abis is None else abis_of(abis)
     given = {
         "abi": None if abis is None else [abi.name for abi in revisions],

@@ -11,10 +11,10 @@ from gmemcore.names import chosen
 from gmemcore.policy import DEFAULT_ABI
 from gmemcore.results.environment import as_object, environment
 from gmemcore.results.replay import Replay, ReplayFirst, ReplayTrace
-from gmemcore.uapi import Firmware, VmType
+from gmemcore.uapi import ContentWork, Firmware, VmType
 from gmemcore.units import parse_sizes
 from gmemcore.workload.cost import CostFile, load_cost, predict
-from gmemcore.workload.replay import Flags, targets
+from gmemcore.workload.replay import Flags, kept_bytes, targets
 from gmemcore.workload.replay import replay as replay_one
 
 
@@ -28,7 +28,8 @@ def replay(
     operations: int | None = None,
     seed: int = 0,
     flags: Flags | str = Flags.AS_RECORDED,
-    backing: str = "none",
+    backing: str | None = None,
+    contents: ContentWork | str | None = None,
     discard: bool = True,
     touch: bool = False,
     launching: bool = False,
@@ -42,7 +43,7 @@ def replay(
 
     Parameters
     ----------
-    workload, memory, operations, seed, flags, backing, discard, touch, launching, guest, launch, **parameters
+    workload, memory, operations, seed, flags, backing, contents, discard, touch, launching, guest, launch
         As `gmemcore.run`.
     abis : str, Abi, Path, or a sequence of them
         Revisions: ``"v5"``, ``"v5,two-caps"``, ``"all"``; the path of a proposal's TOML file.
@@ -54,6 +55,8 @@ def replay(
         Nanoseconds per event on some hardware, to predict time by.
     page_sizes : str
         Pages that files consist of: ``"4k,2m,1g"``, the huge ones under a revision that has them.
+    **parameters
+        As `gmemcore.run`.
 
     Returns
     -------
@@ -90,14 +93,25 @@ def replay(
     )
     header = loaded.trace.header
     kinds = chosen(VmType, vm_types if vm_types is not None else header.vm_type or DEFAULT_VM_TYPE)
+    backing, contents = kept_bytes(backing, contents)
     records = []
     for target in targets(abis_of(abis), kinds, firmware, parse_sizes(page_sizes)):
-        result = replay_one(loaded.trace, target, seed=seed, backing=backing, flags=flags, discard=discard)
+        result = replay_one(
+            loaded.trace,
+            target,
+            seed=seed,
+            backing=backing,
+            contents=contents,
+            flags=flags,
+            discard=discard,
+        )
         record = result.asdict()
         if figures is not None:
             record["predicted"] = predict(result.counters, figures, calls=result.conversions).asdict()
         records.append(msgspec.convert(record, Replay))
     about = ReplayTrace(header.name, header.source, len(loaded.trace.operations), header.layout.size)
     asked = {"seed": seed, "backing": backing, "flags": str(flags), "discard": discard}
+    if backing != "none":
+        asked["contents"] = contents
     first = ReplayFirst(about, asked, as_object(environment()))
     return ReplayRun("replay", first, records)

@@ -18,10 +18,10 @@ from gmemcore.html import note
 from gmemcore.machine import VmFace, create_vm
 from gmemcore.names import member
 from gmemcore.policy import DEFAULT_ABI, Abi, flag_name, get_abi
-from gmemcore.uapi import ContentMode, Firmware, VmType
+from gmemcore.uapi import ContentMode, ContentWork, Firmware, VmType
 from gmemcore.workload.outcomes import NAMES, Outcomes
 from gmemcore.workload.player import Player, build
-from gmemcore.workload.replay import Flags, with_flags
+from gmemcore.workload.replay import Flags, kept_bytes, with_flags
 from gmemcore.workload.trace import Trace
 
 SNAPSHOTS: Final = 100
@@ -211,7 +211,8 @@ def run(
     every: int | None = None,
     seed: int = 0,
     flags: Flags | str = Flags.AS_RECORDED,
-    backing: str = "none",
+    backing: str | None = None,
+    contents: ContentWork | str | None = None,
     discard: bool = True,
     touch: bool = False,
     launching: bool = False,
@@ -241,8 +242,12 @@ def run(
         u64 of the behaviour, of contents, and of the guest's key.
     flags : str
         What conversions ask for: ``as-recorded``, ``none``, ``preserve``, ``zero`` (to shared) or ``best``.
-    backing : str
-        ``none`` keeps attributes only, so any size is possible; ``anonymous`` and ``memfd`` hold bytes.
+    backing : str or None
+        ``none`` keeps attributes only; ``anonymous`` and ``memfd`` hold bytes. None: ``none``, or
+        ``anonymous`` if contents are asked for.
+    contents : ContentWork, str or None
+        When bytes change: ``eager``, at once; ``deferred``, when somebody needs them, so any size is
+        possible. None: deferred.
     discard : bool
         Whether the VMM discards the side that a `legacy` conversion left.
     touch : bool
@@ -293,7 +298,9 @@ def run(
         launch=launch,
         parameters=parameters,
     )
-    vm = create_vm(kind or loaded.trace.header.vm_type or DEFAULT_VM_TYPE, abi, firmware, seed, backing)
+    backing, contents = kept_bytes(backing, contents)
+    run_as = kind or loaded.trace.header.vm_type or DEFAULT_VM_TYPE, abi, firmware, seed, backing
+    vm = create_vm(*run_as, contents=contents)
     try:
         build(vm, loaded.trace.header.layout, loaded.trace.start)
         player = Player(vm, seed=loaded.trace.header.seed, discard=discard)

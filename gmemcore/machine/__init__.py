@@ -10,7 +10,7 @@ from gmemcore.machine.launch import LaunchUpdateResult
 from gmemcore.machine.memslots import Memslot, memslot_pieces
 from gmemcore.machine.vm import LegacyVm, Vm
 from gmemcore.policy import Abi, get_abi
-from gmemcore.uapi import Firmware, VmType
+from gmemcore.uapi import ContentWork, Firmware, VmType
 
 VmFace = Vm
 
@@ -41,6 +41,7 @@ def create_vm(
     prefault: bool = False,
     enforce: str | None = None,
     threads: int = 1,
+    contents: ContentWork | str = ContentWork.EAGER,
     **options: Any,
 ) -> Vm:
     """Create a guest: a `Vm`, or a `LegacyVm` for the abi ``legacy``.
@@ -68,6 +69,8 @@ def create_vm(
         memfd and guest_memfd.
     threads : int
         Number of threads for conversions of long ranges; affects time only.
+    contents : ContentWork or {'eager', 'deferred'}
+        When operations change bytes: at once, or when somebody needs them; see `Vm`.
     **options : Any
         Further options of the backing.
 
@@ -91,5 +94,6 @@ def create_vm(
         prefault=prefault,
         enforce=enforce,
         threads=threads,
+        contents=contents,
         **options,
     )

@@ -185,12 +185,76 @@ class GuestMemfd:
     def memory(self) -> NDArray[np.uint8]:
         """The DRAM as the bus sees it: a live, read-only view, shape (size,).
 
+        If contents are deferred, this brings them up to date, and operations keep them so while the view or a
+        slice of it exists.
+
         Raises
         ------
         NoBytesError
             ENOTSUP: the file has attributes only.
+        OutOfMemoryError
+            ENOMEM: see `materialize`.
         """
         return self._with_bytes(self._open(self._store)).memory()
+
+    def materialize(self, offset: int | str = 0, size: int | str | None = None) -> None:
+        """Do what is due on the bytes of a range, if contents are deferred; otherwise do nothing.
+
+        Parameters
+        ----------
+        offset, size : int or str
+            Bytes, multiples of PAGE_SIZE, within the file. Default: the whole file.
+
+        Raises
+        ------
+        NoBytesError
+            ENOTSUP: the file has attributes only.
+        InvalidArgumentError
+            EINVAL: an empty or unaligned range, or one beyond the end.
+        OutOfMemoryError
+            ENOMEM: the host has too little memory; no byte was changed.
+        """
+        self._with_bytes(self._open(self._store))
+        size = self.size - as_u64(offset, "offset") if size is None else size
+        offset, size = as_u64s((offset, size), _RANGE)
+        check_aligned(offset, size, "materialize")
+        if offset + size > self.size:
+            raise InvalidArgumentError(
+                f"materialize of {offset:#x}+{size:#x} must end at the file's end {self.size:#x} or before"
+            )
+        for store in self._stores():
+            store.materialise(offset, size)
+
+    def dram(self, offset: int | str, size: int | str) -> bytes:
+        """Copy the DRAM of a range as the bus sees it, whatever the attributes, without changing anything.
+
+        Parameters
+        ----------
+        offset, size : int or str
+            Bytes, within the file.
+
+        Raises
+        ------
+        NoBytesError
+            ENOTSUP: the file has attributes only.
+        InvalidArgumentError
+            EINVAL: a range beyond the end.
+        """
+        self._with_bytes(self._open(self._store))
+        offset, size = as_u64s((offset, size), _RANGE)
+        if offset + size > self.size:
+            raise InvalidArgumentError(
+                f"DRAM of {offset:#x}+{size:#x} must end at the file's end {self.size:#x} or before"
+            )
+        return self._store.dram(offset, size)
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the pages that take host memory; in `legacy`, of both sides.
+
+        If contents are deferred, those that were written; otherwise those that are allocated.
+        """
+        return sum(store.stored_pages for store in self._stores()) << PAGE_SHIFT
 
     def page_states(self) -> NDArray[Any]:
         """Return a live view of page state.
@@ -299,6 +363,13 @@ class GuestMemfd:
     def survey(self) -> Survey:
         """Hash, count and check all page state in one pass."""
         return self._store.survey()
+
+    def contents_sum(self) -> int:
+        """Hash all bytes into 64 bits, not cryptographically; deferred contents stay deferred.
+
+        It is a sum over pages that aren't zero; a file without bytes has 0.
+        """
+        return self._store.sum_contents()
 
     def find_page(self, wanted: Sequence[str] = (), unwanted: Sequence[str] = ()) -> int | None:
         """Return the offset in bytes of the first page with all wanted planes and no unwanted one, or None.
@@ -735,6 +806,7 @@ class GuestMemfd:
             raise BadAddressError(
                 f"a view of {offset:#x}+{size:#x} must end at the file's end {self.size:#x} or before"
             )
+        self._shared.stop_deferring()  # the view can be written at any time, unnoticed
         return view.memory[offset : offset + size]
 
 
@@ -800,7 +872,8 @@ class HostMapping:
         SIGBUS). Conversions protect pages before their bytes change, and unprotect them afterwards, in this
         process. The next call after a write finds the page allocated; a read of an unallocated page isn't
         detected. Poison isn't enforced, and a page for which the host has no memory raises SIGBUS. After
-        `GuestMemfd.close` the view stays as it is, and keeps the memory alive.
+        `GuestMemfd.close` the view stays as it is, and keeps the memory alive. Deferred contents are up to
+        date from the first view on, and not deferred any more.
 
         Raises
         ------

@@ -31,6 +31,7 @@ from gmemcore.policy import PLATFORMS, Abi, Platform, capability, get_abi
 from gmemcore.uapi import (
     PAGE_SIZE,
     ContentMode,
+    ContentWork,
     Direction,
     Firmware,
     GuestMemfdFlag,
@@ -114,6 +115,10 @@ class Vm:
         memfd and guest_memfd.
     threads : int
         Number of threads for conversions of long ranges, 1 to 1024; affects time only.
+    contents : ContentWork or {'eager', 'deferred'}
+        When conversions and launch updates change bytes: at once, or when somebody needs them. All results
+        are the same. With ``deferred``, a page takes memory only if it was written, and a file can be larger
+        than the host's memory. It is for simulation: a benchmark of bytes would measure nothing.
     **options : Any
         Further options of the backing.
     """
@@ -130,6 +135,7 @@ class Vm:
         prefault: bool = False,
         enforce: str | None = None,
         threads: int = 1,
+        contents: ContentWork | str = ContentWork.EAGER,
         **options: Any,
     ) -> None:
         self.vm_type = member(VmType, vm_type)
@@ -139,7 +145,14 @@ class Vm:
         self.seed = as_u64(seed, "seed")
         self._threads = _thread_count(threads)
         self.huge_pages, transparent = pool_of(huge_pages)
-        self._new_backing = _backing_factory(backing, huge_pages=transparent, prefault=prefault, **options)
+        self.contents = member(ContentWork, contents)
+        is_deferred = self.contents == ContentWork.DEFERRED
+        if is_deferred:
+            _check_deferred(backing, prefault=prefault)
+        sparse = is_deferred and not callable(backing)
+        self._new_backing = _backing_factory(
+            backing, huge_pages=transparent, prefault=prefault, sparse=sparse, **options
+        )
         self.enforce = _enforcement(enforce, backing)
         self._layout = layout_of(self.abi)
         rules = {phase: compile_rules(self.abi, self.vm_type, self.firmware, phase) for phase in Phase}
@@ -312,6 +325,7 @@ class Vm:
                 enforced=host_maps and self.enforce is not None,
                 threads=self._threads,
                 page_order=page_order,
+                deferred=self.contents == ContentWork.DEFERRED,
             )
 
         wanted = GuestMemfdFlag(flags)
@@ -656,6 +670,14 @@ def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, not {type(value).__name__}")
     return value
+
+
+def _check_deferred(backing: str | Callable[..., Backing], *, prefault: bool) -> None:
+    """Raise unless contents of a backing can be deferred."""
+    if isinstance(backing, str) and backing.lower() == "none":
+        raise InvalidArgumentError("deferred contents need a backing with bytes, not none")
+    if prefault:
+        raise InvalidArgumentError("deferred contents take memory page by page; leave prefault out")
 
 
 def _enforcement(enforce: str | None, backing: str | Callable[..., Backing]) -> str | None:

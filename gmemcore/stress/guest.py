@@ -24,8 +24,10 @@ from gmemcore.stress.faults import FAULTS, inject
 from gmemcore.stress.invariants import ViolationError, check_file, state_digest
 from gmemcore.stress.memory import backing_of
 from gmemcore.stress.merge import GuestResult
-from gmemcore.stress.places import Event, Places
+from gmemcore.stress.places import Event, Places, Waiting
+from gmemcore.stress.promise import Promise
 from gmemcore.stress.spec import Plan, Spec
+from gmemcore.uapi import ContentWork
 from gmemcore.workload.behaviours import BEHAVIOURS
 from gmemcore.workload.behaviours.compiled import LOOPS
 from gmemcore.workload.layout import Layout
@@ -180,6 +182,7 @@ class GuestRun:
             seed=plan.stream.split("key").key,
             backing=backing_of(spec),
             threads=spec.guest.threads,
+            contents=ContentWork.DEFERRED if spec.guest.is_deferred else ContentWork.EAGER,
         )
         layout = spec.layout
         self.files = build(self.vm, layout)
@@ -190,13 +193,19 @@ class GuestRun:
         self._tally = _Tally()
         self._checks: Counter[str] = Counter()
         self._comparison = Comparison(self.vm, layout, self.files, self._play_one)
-        self._places = Places(
-            spec,
-            self._stream,
-            self._checks,
-            has_faults=not self.vm.abi.legacy,  # the oracle can't predict what a fault does there
-            closely=self._closely,
-        )
+        self._promise = Promise(self.vm, self._stream.split("promised"))
+        waiting = {} if self.vm.abi.legacy else self._waiting()  # the oracle can't predict faults there
+        self._places = Places(spec, self._stream, self._checks, waiting=waiting, closely=self._closely)
+
+    def _waiting(self) -> dict[str, Waiting]:
+        """Return the kinds of events that wait for an operation."""
+        faults, checks = self.spec.faults, self.spec.checks
+        kinds = {
+            kind: Waiting(getattr(faults, f"{kind}_every"), row.candidates) for kind, row in FAULTS.items()
+        }
+        if self.spec.guest.has_bytes:
+            kinds["promise"] = Waiting(checks.promise_every, self._promise.candidates)
+        return kinds
 
     def close(self) -> None:
         """Free the guest's memory."""
@@ -259,6 +268,8 @@ class GuestRun:
         """Run an operation with its event; False if the event can't apply, and nothing was run."""
         if event.kind in FAULTS:
             return self._inject(event, operation)
+        if event.kind == "promise":
+            return self._hold_to_promise(event, operation)
         _EVENTS[event.kind](self, operation)
         return True
 
@@ -268,6 +279,21 @@ class GuestRun:
             return False
         self._places.close(event)
         self._checks[f"{event.kind}_met"] += 1
+        return True
+
+    def _hold_to_promise(self, event: Event, operation: Operations) -> bool:
+        """Run a conversion whose sampled pages must keep their contents; False if none is suitable."""
+        gmem, request = self._comparison.locate(operation)
+        if gmem is None:
+            return False
+        gpa = int(operation["gpa"][0]) - request.offset
+        written = self._promise.write(gmem, request, gpa, event.due)
+        if not written:
+            return False
+        if self._play_one(operation).name == "OK":
+            self._promise.check(gmem, request, gpa, written)
+            self._places.close(event)
+            self._checks["promise_met"] += 1
         return True
 
     def _compare(self, operation: Operations) -> None:

@@ -2,11 +2,9 @@
 
 import hashlib
 
-import numpy as np
-
 from gmemcore.engine.state import Survey
 from gmemcore.machine import GuestMemfd
-from gmemcore.uapi import PAGE_SIZE, GuestMemfdFlag
+from gmemcore.uapi import GuestMemfdFlag
 
 
 class ViolationError(AssertionError):
@@ -52,5 +50,4 @@ def state_digest(gmem: GuestMemfd, found: Survey) -> bytes:
     state = found.folded.to_bytes(16, "little")
     if not gmem.has_bytes:
         return state
-    words = gmem.memory.view(np.uint64).reshape(-1, PAGE_SIZE // 8)
-    return hashlib.sha256(state + np.add.reduce(words, axis=1).tobytes()).digest()
+    return hashlib.sha256(state + gmem.contents_sum().to_bytes(8, "little")).digest()

@@ -27,6 +27,8 @@ def backing_of(spec: Spec) -> Callable[[int], Backing]:
     """Return the backing of a fleet's next guest: new memory, or the memory of the last one, cleared."""
     guest = spec.guest
     options = {"huge_pages": True} if guest.huge_pages else {}
+    if guest.is_deferred:
+        options["sparse"] = True
     if not guest.prefault:
         return partial(BACKINGS[guest.backing], **options)
     kind = guest.backing, spec.memory, guest.huge_pages

@@ -5,16 +5,18 @@ into arrays.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from gmemcore.stress.faults import FAULTS
+import numpy as np
+from numpy.typing import NDArray
+
 from gmemcore.stress.spec import Spec
 from gmemcore.workload.operations import Operations
 from gmemcore.workload.seeds import Stream
 
 TRIES: Final = 64
-"""Operations at which a fault is tried before it is given up."""
+"""Operations at which a fault or a promise is tried before it is given up."""
 
 
 FEW: Final = 16
@@ -27,14 +29,29 @@ class Event(NamedTuple):
     Attributes
     ----------
     kind : str
-        ``oracle``, ``invariants``, or a key of `FAULTS`.
+        ``oracle``, ``invariants``, ``promise``, or a key of `FAULTS`.
     due : int
-        The operation's number; for a fault, the number from which it waits for an operation that it can make
-        fail.
+        The operation's number; for a promise or a fault, the number from which it waits for an operation that
+        makes it, or that it can make fail.
     """
 
     kind: str
     due: int
+
+
+class Waiting(NamedTuple):
+    """A kind of event that waits for an operation.
+
+    Attributes
+    ----------
+    every : int
+        Operations per event; 0: none.
+    candidates : callable
+        Returns the places of operations that it can be done at.
+    """
+
+    every: int
+    candidates: Callable[[Operations], NDArray[np.intp]]
 
 
 class Places:
@@ -47,20 +64,26 @@ class Places:
     stream : Stream
         The guest's random numbers.
     checks : Counter
-        Counts faults that were due, as ``pin_due``.
-    has_faults : bool
-        Whether faults are injected.
+        Counts what was due, as ``pin_due``.
+    waiting : mapping of str to Waiting
+        The kinds of events that wait for an operation.
     closely : int
         From this operation on, invariants are checked after every one.
     """
 
     def __init__(
-        self, spec: Spec, stream: Stream, checks: "Counter[str]", *, has_faults: bool, closely: int
+        self,
+        spec: Spec,
+        stream: Stream,
+        checks: "Counter[str]",
+        *,
+        waiting: Mapping[str, Waiting],
+        closely: int,
     ) -> None:
         self._spec, self._stream, self._checks = spec, stream, checks
-        self._has_faults, self._closely = has_faults, closely
-        self._waiting: dict[str, tuple[int, int]] = {}  # by fault: since when, and tries left
-        self._met: dict[str, int] = {}  # by fault: since when the last one that was injected had waited
+        self._kinds, self._closely = waiting, closely
+        self._waiting: dict[str, tuple[int, int]] = {}  # by kind: since when, and tries left
+        self._met: dict[str, int] = {}  # by kind: since when the last one that was met had waited
 
     def events(self, base: int, operations: Operations) -> list[tuple[int, list[Event]]]:
         """Return the events at operations number base and on, in order.
@@ -69,7 +92,7 @@ class Places:
         """
         end, checks = base + len(operations), self._spec.checks
         events: dict[int, list[Event]] = {}
-        for kind in FAULTS:
+        for kind in self._kinds:
             for position, due in self._checkpoints(kind, base, operations):
                 events.setdefault(position, []).append(Event(kind, due))
         every = checks.invariants_every
@@ -83,21 +106,21 @@ class Places:
         return sorted(events.items())
 
     def is_open(self, event: Event) -> bool:
-        """Return whether an event is still to be done: a fault is injected once."""
+        """Return whether an event is still to be done: what waits is met once."""
         return self._met.get(event.kind) != event.due
 
     def close(self, event: Event) -> None:
-        """Strike a fault off after it was injected."""
+        """Strike an event off after it was met."""
         self._met[event.kind] = event.due
 
     def _checkpoints(self, kind: str, base: int, operations: Operations) -> Iterator[tuple[int, int]]:
-        """Operations at which a fault is tried, and since which one it waits; a new one ends the wait."""
-        every, end = getattr(self._spec.faults, f"{kind}_every"), base + len(operations)
-        if not every or not self._has_faults:
+        """Operations at which an event is tried, and since which one it waits; a new one ends the wait."""
+        (every, candidates_of), end = self._kinds[kind], base + len(operations)
+        if not every:
             return
         dues = places(self._stream.split(kind), every, base, end)
         self._checks[f"{kind}_due"] += len(dues)
-        candidates = FAULTS[kind].candidates(operations) + base
+        candidates = candidates_of(operations) + base
         first, (due, left) = base, self._waiting.get(kind, (0, 0))
         for until in (*dues, end):
             low, high = candidates.searchsorted((first, until))

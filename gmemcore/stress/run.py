@@ -90,14 +90,14 @@ def open_log(path: Path, spec: Spec, *, resume: bool = False, fresh: bool = Fals
 
 
 def check_memory(spec: Spec, workers: int = 1) -> None:
-    """Raise if this machine can't hold one guest with contents per worker.
+    """Raise if this machine can't hold one guest with eager contents per worker.
 
     Raises
     ------
     OutOfMemoryError
         ENOMEM: names the bytes needed and available.
     """
-    if spec.guest.backing != "none":
+    if spec.guest.has_bytes and not spec.guest.is_deferred:
         check_available(spec.memory * min(workers, spec.total))
 
 

@@ -20,7 +20,7 @@ from gmemcore.files.kinds import expecting
 from gmemcore.files.reading import read_file, toml_tree
 from gmemcore.machine.vm import MAX_THREADS
 from gmemcore.policy import get_abi
-from gmemcore.uapi import PAGE_SIZE, Firmware, VmType
+from gmemcore.uapi import PAGE_SIZE, ContentWork, Firmware, VmType
 from gmemcore.units import format_size, parse_size
 from gmemcore.workload.behaviours import BEHAVIOURS
 from gmemcore.workload.layout import Layout
@@ -31,7 +31,7 @@ MAX_BYTES: Final = 1 << 20
 MAX_GUESTS: Final = 10_000_000
 MAX_OPERATIONS: Final = 1 << 40
 MAX_MEMORY: Final = 1 << 50
-_HASH_VERSION: Final = 3  # increased whenever the same spec gives other results
+_HASH_VERSION: Final = 4  # increased whenever the same spec gives other results
 
 
 class SpecError(InputError):
@@ -49,6 +49,9 @@ class GuestTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
         Size of each guest, as in ``64g``.
     backing : str
         ``none`` keeps attributes only; ``anonymous`` and ``memfd`` hold contents.
+    contents : ContentWork or None
+        When contents change; affects time and memory only. None: deferred, unless `prefault` or `threads` ask
+        for bytes.
     huge_pages, prefault : bool
         Options of the backing.
     threads : int
@@ -60,9 +63,22 @@ class GuestTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     firmware: tuple[Firmware, ...] = (Firmware.TODAY,)
     memory: str = "64g"
     backing: str = "none"
+    contents: ContentWork | None = None
     huge_pages: bool = False
     prefault: bool = False
     threads: int = 1
+
+    @property
+    def has_bytes(self) -> bool:
+        """Whether guests hold contents."""
+        return self.backing != "none"
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether contents change when they are needed."""
+        if self.contents is not None:
+            return self.contents == ContentWork.DEFERRED
+        return self.has_bytes and not self.prefault and self.threads == 1
 
 
 class BehaviourTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -81,10 +97,15 @@ class ChecksTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
         Compare one operation in this many with an independent model in plain Python.
     invariants_every : int
         Check the invariants of all page state once in this many operations, and always at the end.
+    promise_every : int
+        Check once in this many operations that a conversion keeps the contents that it promises to keep, on
+        pages that are written before it and read after it. It waits for such a conversion, in guests with
+        contents.
     """
 
     oracle_every: int = 1000
     invariants_every: int = 5000
+    promise_every: int = 1000
 
 
 class FaultsTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -162,7 +183,7 @@ class Spec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     def hash(self) -> str:
         """SHA-256 of everything that decides results, in hexadecimal."""
         deciding = msgspec.to_builtins(self)
-        del deciding["chunks"], deciding["guest"]["threads"]
+        del deciding["chunks"], deciding["guest"]["threads"], deciding["guest"]["contents"]
         deciding["guest"]["memory"] = self.memory  # 64g and 65536m are one size
         text = msgspec.json.encode([_HASH_VERSION, deciding], order="sorted")
         return hashlib.sha256(text).hexdigest()
@@ -369,6 +390,14 @@ def _check_guest(spec: Spec) -> None:
         raise SpecError(
             f"unknown backing {spec.guest.backing!r} - at `$.guest.backing`; known: {', '.join(BACKINGS)}"
         )
+    deferred = spec.guest.contents == ContentWork.DEFERRED
+    for given, why in (
+        (spec.guest.contents is not None and not spec.guest.has_bytes, 'backing "none" has no contents'),
+        (deferred and spec.guest.prefault, "deferred contents take memory page by page; leave prefault out"),
+        (deferred and spec.guest.threads > 1, "threads need eager contents"),
+    ):
+        if given:
+            raise SpecError(f"{why} - at `$.guest.contents`")
     taken = signature(BACKINGS[spec.guest.backing]).parameters
     for option in ("huge_pages", "prefault"):
         if getattr(spec.guest, option) and option not in taken:

@@ -19,7 +19,16 @@ from gmemcore.machine import VmFace, create_vm
 from gmemcore.machine.huge_pages import page_order_of
 from gmemcore.names import member
 from gmemcore.policy import Abi, cell, get_abi
-from gmemcore.uapi import PAGE_SIZE, ContentMode, Direction, Firmware, MemoryAttribute, Phase, VmType
+from gmemcore.uapi import (
+    PAGE_SIZE,
+    ContentMode,
+    ContentWork,
+    Direction,
+    Firmware,
+    MemoryAttribute,
+    Phase,
+    VmType,
+)
 from gmemcore.vmm.probe import probe
 from gmemcore.workload.operations import Operations
 from gmemcore.workload.outcomes import NAMES, Outcomes
@@ -166,12 +175,40 @@ class Replayed:
         }
 
 
+def kept_bytes(
+    backing: str | None, contents: ContentWork | str | None, threads: int = 1
+) -> tuple[str, ContentWork]:
+    """Return the backing of a guest, and when its contents change.
+
+    Parameters
+    ----------
+    backing : str or None
+        None: attributes only, or anonymous memory if contents are asked for.
+    contents : ContentWork, str or None
+        None: deferred if the backing has bytes, unless threads ask for eager ones.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: contents of a backing without bytes, or threads for deferred contents.
+    """
+    asked = None if contents is None else member(ContentWork, contents)
+    backing = backing or ("none" if asked is None else "anonymous")
+    if asked is not None and backing == "none":
+        raise InvalidArgumentError("backing none has no contents; use anonymous or memfd")
+    if asked == ContentWork.DEFERRED and threads > 1:
+        raise InvalidArgumentError("threads work on bytes, which deferred contents leave alone; use eager")
+    eager = backing == "none" or threads > 1
+    return backing, asked or (ContentWork.EAGER if eager else ContentWork.DEFERRED)
+
+
 def replay(
     trace: Trace,
     target: Target,
     *,
     seed: int = 0,
-    backing: str = "none",
+    backing: str | None = None,
+    contents: ContentWork | str | None = None,
     flags: Flags | str = Flags.AS_RECORDED,
     discard: bool = True,
     threads: int = 1,
@@ -189,8 +226,10 @@ def replay(
         Revision, VM type and firmware.
     seed : int
         The Vm's; contents are of the trace's own seed.
-    backing : str
-        ``none`` (attributes only), or one that holds bytes.
+    backing : str or None
+        ``none`` (attributes only), or one that holds bytes. None: see `kept_bytes`.
+    contents : ContentWork, str or None
+        When bytes change; affects time and memory only. None: deferred, or eager with several threads.
     flags : Flags or str
         What conversions ask for.
     discard : bool
@@ -208,7 +247,8 @@ def replay(
     Raises
     ------
     InvalidArgumentError
-        EINVAL: operations of several guests, a name that doesn't exist, or `every` below 1.
+        EINVAL: operations of several guests, a name that doesn't exist, `every` below 1, or what `kept_bytes`
+        refuses.
     OutOfMemoryError
         ENOMEM: the host can't hold the guest.
     """
@@ -217,9 +257,9 @@ def replay(
     if every is not None and every < 1:
         raise InvalidArgumentError(f"every must be 1 or more operations, not {every}")
     page_order = page_order_of(target.page_size)
-    with closing(
-        create_vm(target.vm_type, target.abi, target.firmware, seed, backing, threads=threads)
-    ) as vm:
+    backing, contents = kept_bytes(backing, contents, threads)
+    guest = target.vm_type, target.abi, target.firmware, seed, backing
+    with closing(create_vm(*guest, threads=threads, contents=contents)) as vm:
         operations = with_flags(trace.operations, vm, member(Flags, flags))
         build(vm, trace.header.layout, trace.start, page_order)
         measures = _starts_measurement(vm, operations)

@@ -75,6 +75,15 @@ def test_the_template_is_a_spec_that_names_every_key():
         ({"guest__memory": "64 lots"}, r"not a size.*at `\$\.guest\.memory`"),
         ({"guest__memory": "4097t"}, r"must be 4k to 1024t, not 4097t - at `\$\.guest\.memory`"),
         ({"guest__memory": 64}, r"Expected `str`"),
+        ({"guest__contents": "deferred"}, r'backing "none" has no contents - at `\$\.guest\.contents`'),
+        (
+            {"guest__backing": "anonymous", "guest__prefault": True, "guest__contents": "deferred"},
+            r"deferred contents take memory page by page; leave prefault out - at `\$\.guest\.contents`",
+        ),
+        (
+            {"guest__backing": "memfd", "guest__threads": 2, "guest__contents": "deferred"},
+            r"threads need eager contents - at `\$\.guest\.contents`",
+        ),
         ({"guest__backing": "tape"}, r"unknown backing 'tape' - at `\$\.guest\.backing`; known: anonymous"),
         ({"guest__huge_pages": True}, r"backing 'none' has no such option - at `\$\.guest\.huge_pages`"),
         ({"behaviour": []}, r"empty list - at `\$\.behaviour`"),
@@ -235,7 +244,8 @@ def test_faults_are_the_same_in_any_cut_of_the_stream(monkeypatch):
     assert [run_guest(made, number).digest for number in range(2)] == [result.digest for result in whole]
 
 
-def test_the_digest_of_a_fleet_is_this_one():
+@pytest.mark.parametrize("contents", ["eager", "deferred"])
+def test_the_digest_of_a_fleet_is_this_one(contents):
     """Elsewhere too: on another Python or NumPy, without the compiler, under another hash seed.
 
     A change of what the same spec gives is meant to change it, with the version that the spec's hash has.
@@ -248,8 +258,9 @@ def test_the_digest_of_a_fleet_is_this_one():
         guest__firmware=["cipher"],
         guest__memory="2m",
         guest__backing="anonymous",
+        guest__contents=contents,
     )
-    assert digest_of(made) == "811f4f7fe818d8a7a5a00faa6f97269180c96fa993cb4600b14c4e5879391463"
+    assert digest_of(made) == "4f0291c10b5294b9741210360d947697b3f7a3855b46644adf6787682faeb596"
 
 
 @pytest.mark.parametrize("threads", [2, 3])
@@ -292,6 +303,46 @@ def test_a_guest_with_contents_is_the_same_again():
     other = small(guest__backing="none", guest__memory="8m", behaviour=[{"name": "balloon"}])
     assert results(made)[0].outcomes == results(other)[0].outcomes
     assert results(made)[0].digest != results(other)[0].digest
+
+
+PROMISED = {
+    "guests": 1,
+    "operations": 60 if JIT_DISABLED else 600,
+    "behaviour": [
+        {"name": "scatter", "parameters": {"private_flags": 2, "share_flags": 2}},
+    ],
+    "guest__backing": "anonymous",
+    "guest__abis": ["two-caps", "tracking"],
+    "guest__firmware": ["cipher"],
+    "guest__vm_types": ["SNP", "TDX", "SW_PROTECTED"],
+    "guest__memory": "1m" if JIT_DISABLED else "8m",
+    "faults": {},
+    "checks__promise_every": 10,
+}
+
+
+def test_deferred_contents_give_the_same_results_and_keep_the_promise():
+    eager, deferred = (
+        [*map(partial(run_guest, small(**PROMISED, guest__contents=contents)), range(6))]
+        for contents in ("eager", "deferred")
+    )
+    assert [one.digest for one in deferred] == [one.digest for one in eager]
+    assert all(one.checks["promise_due"] for one in deferred)
+    met = {one.cell: one.checks.get("promise_met", 0) for one in deferred}
+    assert met["scatter SNP two-caps cipher"] > 0
+    assert met["scatter TDX two-caps cipher"] > 0
+
+
+def test_a_broken_promise_is_found(monkeypatch):
+    """The check can fail: a host that reads something else is a violation, and says where."""
+    host_read = GuestMemfd.host_read
+    monkeypatch.setattr(
+        GuestMemfd, "host_read", lambda gmem, offset, size: host_read(gmem, offset, size)[:-1] + b"?"
+    )
+    found = [*map(partial(run_guest, small(**PROMISED)), range(6))]
+    broken = [one for one in found if isinstance(one, Violation)]
+    assert broken
+    assert all("the host doesn't read what was written to page" in one.what for one in broken)
 
 
 def test_memory_that_is_kept_is_cleared_for_the_next_guest():
@@ -467,7 +518,7 @@ def test_a_fault_that_never_goes_is_found(monkeypatch):
 def test_a_fault_that_nothing_notices_is_found(monkeypatch, fault):
     made = small(guests=1, operations=400, checks={"oracle_every": 0, "invariants_every": 0})
     monkeypatch.setattr(faults, "planted", lambda *_: nullcontext())
-    for module in (faults, places, guests):
+    for module in (faults, guests):
         monkeypatch.setattr(module, "FAULTS", {fault: faults.FAULTS[fault]})
     assert "the oracle says E" in run_guest(made, 0).what
 
@@ -911,7 +962,9 @@ def test_options_that_cant_be_used(command, tmp_path, arguments, message):
 
 
 def test_guests_that_the_host_cant_hold_are_refused(command, tmp_path):
-    path = write(tmp_path / "fleet.toml", guest__memory="1t", guest__backing="anonymous")
+    path = write(
+        tmp_path / "fleet.toml", guest__memory="1t", guest__backing="anonymous", guest__contents="eager"
+    )
     status, _, err = command(path)
     assert (status, "MiB of memory are available" in err) == (2, True)
 
