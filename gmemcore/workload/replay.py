@@ -190,11 +190,11 @@ def kept_bytes(
     Raises
     ------
     InvalidArgumentError
-        EINVAL: contents of a backing without bytes, or threads for deferred contents.
+        EINVAL: deferred contents of a backing without bytes, or with threads.
     """
     asked = None if contents is None else member(ContentWork, contents)
     backing = backing or ("none" if asked is None else "anonymous")
-    if asked is not None and backing == "none":
+    if asked == ContentWork.DEFERRED and backing == "none":
         raise InvalidArgumentError("backing none has no contents; use anonymous or memfd")
     if asked == ContentWork.DEFERRED and threads > 1:
         raise InvalidArgumentError("threads work on bytes, which deferred contents leave alone; use eager")
