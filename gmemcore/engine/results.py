@@ -2,6 +2,7 @@
 
 import errno
 import struct
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -43,9 +44,19 @@ RESULT: Final = struct.Struct(f"={layout.RESULT_ROWS}Q")
 """A result as kernels write it: reason, error_offset, counters."""
 
 
+_COUNTERS: Final = struct.Struct(f"={layout.COUNTERS}Q")
+_COUNTERS_FROM: Final = 8 * int(layout.COUNTERS_AT)
+
+
 def counters_of(result: bytearray) -> Counters:
     """Return the counters of a result."""
-    return Counters(*RESULT.unpack(result)[int(layout.COUNTERS_AT) :])
+    return _counters_of(bytes(result[_COUNTERS_FROM:]))
+
+
+@lru_cache(maxsize=1024)
+def _counters_of(figures: bytes) -> Counters:
+    """Return counters, which are immutable; making them takes longer than most steps, and most are alike."""
+    return Counters(*_COUNTERS.unpack(figures))
 
 
 class ConversionResult:
