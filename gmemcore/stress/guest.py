@@ -328,7 +328,9 @@ class GuestRun:
             "checks": dict(sorted(self._checks.items())),
             "sizes": self._tally.sizes.tolist(),
         }
-        digest = hashlib.sha256(msgspec.json.encode(fields, order="sorted"))
+        # Absent means 0, so that a counter added one day changes no digest.
+        counted = fields | {"counters": {name: count for name, count in fields["counters"].items() if count}}
+        digest = hashlib.sha256(msgspec.json.encode(counted, order="sorted"))
         digest.update(self._tally.digest)
         for gmem, survey in zip(self.files, found, strict=True):
             digest.update(state_digest(gmem, survey))
