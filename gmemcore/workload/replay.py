@@ -193,7 +193,8 @@ def kept_bytes(
         EINVAL: deferred contents of a backing without bytes, or with threads.
     """
     asked = None if contents is None else member(ContentWork, contents)
-    backing = backing or ("none" if asked is None else "anonymous")
+    if backing is None:
+        backing = "none" if asked is None else "anonymous"
     if asked == ContentWork.DEFERRED and backing == "none":
         raise InvalidArgumentError("backing none has no contents; use anonymous or memfd")
     if asked == ContentWork.DEFERRED and threads > 1:

@@ -182,8 +182,8 @@ def test_a_table_of_results(run, mappable, tmp_path):
     record = json.loads(path.read_text())
     result = run("table", path, path)
     assert result.status == 0
-    head, _, *rows = result.out.splitlines()
-    assert head.count(record["kernel"].split("-")[0]) == 2 * len(record["offers"])
+    head, _, *rows = result.out.splitlines()  # runs of one kernel add up
+    assert head.count(record["kernel"].split("-")[0]) == len(record["offers"])
     assert any(row.startswith("| `slot_add` |") and "as the model" in row for row in rows)
 
 
