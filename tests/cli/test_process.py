@@ -202,7 +202,7 @@ def test_it_is_said_when_and_only_when_no_cache_has_a_kernel(tmp_path):
         "import logging, numpy as np\n"
         "from gmemcore.engine.jit import load_kernels\n"
         "logging.basicConfig(level=logging.INFO)\n"
-        "load_kernels().lock_all(np.zeros(0, np.uint64))\n"
+        "load_kernels().lock_all(np.array([1, 0], np.uint64))\n"
     )
     said = [
         subprocess.run(
