@@ -150,9 +150,17 @@ def format_number(figure: float | None) -> str:
 
 
 def format_ratio(figure: float | None) -> str:
-    """Return two decimals, or two digits where those would be zeros; nothing for None."""
+    """Return two decimals, below 0.1 two digits, below 0.01 only that it is; nothing for None.
+
+    Examples
+    --------
+    >>> format_ratio(1.984), format_ratio(0.0341), format_ratio(0.00341)
+    ('1.98', '0.034', '<0.01')
+    """
     if figure is None:
         return ""
+    if 0 < figure < 0.01:
+        return "<0.01"
     return f"{figure:.2f}" if figure >= 0.1 else f"{figure:.2g}"
 
 

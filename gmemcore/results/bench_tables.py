@@ -96,7 +96,8 @@ def machine_words(first: BenchFirst) -> str:
 
 def ratio_words(ratio: Spread, stable: bool) -> tuple[str, str]:
     """Return a ratio and its interval; an unstable one isn't shown."""
-    bounds = f"{format_ratio(ratio.low)}-{format_ratio(ratio.high)}"
+    low, high = format_ratio(ratio.low), format_ratio(ratio.high)
+    bounds = low if low == high else f"{low}-{high}"
     return format_ratio(ratio.median) if stable else "unstable", bounds
 
 
