@@ -282,21 +282,30 @@ def backing_factory(name: str, **options: object) -> BackingFactory:
         raise InvalidArgumentError(f"unknown backing {name!r}; known: {', '.join(BACKINGS)}")
     kind = BACKINGS[name]
     chosen = {option: value for option, value in options.items() if value is not False}
-    parameters = _options_of(kind)
-    for option in (each for each in chosen if each not in parameters):
-        able = [other for other, row in BACKINGS.items() if option in _options_of(row)]
+    for option in (each for each in chosen if not _takes(kind, each)):
+        able = [other for other, row in BACKINGS.items() if _takes(row, option)]
         if not able:
             raise TypeError(f"no backing has an option {option!r}")
         raise InvalidArgumentError(f"{option} needs backing {' or '.join(able)}, not {name}")
-    needed = [option for option, each in parameters.items() if each.default is each.empty]
+    needed = [option for option, each in _options_of(kind).items() if each.default is each.empty]
     if not chosen.keys() >= set(needed):
         raise InvalidArgumentError(f"backing {name} needs {' and '.join(needed)}")
     return lambda size: kind(size, **chosen)
 
 
 def _options_of(kind: Callable[..., Backing]) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a backing after its size."""
-    return dict(list(inspect.signature(kind).parameters.items())[1:])
+    """Return the parameters of a backing after its size, by name."""
+    after_size = list(inspect.signature(kind).parameters.values())[1:]
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {each.name: each for each in after_size if each.kind in named}
+
+
+def _takes(kind: Callable[..., Backing], option: str) -> bool:
+    """Return whether a backing has an option, or takes any (``**options``)."""
+    takes_any = any(
+        each.kind is inspect.Parameter.VAR_KEYWORD for each in inspect.signature(kind).parameters.values()
+    )
+    return takes_any or option in _options_of(kind)
 
 
 def open_memfd(size: int) -> int:

@@ -490,19 +490,26 @@ def test_a_backing_with_a_path_is_one_class_and_one_row(monkeypatch, tmp_path):
         machine(backing="tape")
 
 
-@pytest.mark.parametrize("raised", [TypeError("of its own"), ValueError("5"), KeyError("x")])
-def test_what_a_backing_raises_comes_through(monkeypatch, raised):
-    def broken(size, *, prefault=False):
+@pytest.mark.parametrize("raised", [TypeError("its own"), ValueError("5"), OSError(5, "bad"), KeyError("x")])
+@pytest.mark.parametrize("abi", ["v5", "legacy"])
+@pytest.mark.parametrize("options", ["prefault", "any", "everything"])
+def test_what_a_backing_raises_comes_through(monkeypatch, raised, abi, options):
+    def fail(*_, **__):
         raise raised
 
+    broken = {
+        "prefault": lambda size, *, prefault=False: fail(),
+        "any": lambda size, **options: fail(),
+        "everything": fail,
+    }[options]
     monkeypatch.setitem(BACKINGS, "broken", broken)
     for vm in (
-        gmemcore.create_vm("SNP", backing="broken"),
-        gmemcore.create_vm("SNP", backing="broken", prefault=True),
-        gmemcore.create_vm("SNP", backing=broken),
+        gmemcore.create_vm("SNP", abi, backing="broken"),
+        gmemcore.create_vm("SNP", abi, backing="broken", prefault=True),
+        gmemcore.create_vm("SNP", abi, backing=broken),
     ):
         with pytest.raises(type(raised)) as found:
-            vm.create_guest_memfd(P, 3)
+            vm.create_guest_memfd(P, 0 if abi == "legacy" else 3)
         assert found.value is raised
         assert vm.files == []
 
