@@ -106,7 +106,9 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
             for vm_type in self.vm_type or (None,)
             for firmware in self.firmware or (None,)
             for case in table(
-                *(abi, vm_type, firmware),
+                abi,
+                vm_type,
+                firmware,
                 memory=int(self.memory or memory),
                 ranges=None if self.range is None else [*map(int, self.range)],
                 fragmentations=self.fragmentation,

@@ -166,7 +166,11 @@ class Scene:
         if self.case.setting.enforce and isinstance(self._memory, Memory):
             self._memory.clear()  # bytes in unallocated pages would count as written by the host
         self.vm = create_vm(
-            *(key.vm_type, self.case.abi, key.firmware, self._reference.seed, lender),
+            key.vm_type,
+            self.case.abi,
+            key.firmware,
+            seed=self._reference.seed,
+            backing=lender,
             threads=self.case.setting.threads,
             enforce="mprotect" if self.case.setting.enforce else None,
         )

@@ -42,7 +42,11 @@ else:
         "anonymous", "memfd", "guest_memfd", help="Where the bytes live. [default: anonymous]"
     )
     Fragmentations = names_option(
-        *("uniform", "alternating-allocated", "alternating-accepted", "random-half", "2m-with-holes"),
+        "uniform",
+        "alternating-allocated",
+        "alternating-accepted",
+        "random-half",
+        "2m-with-holes",
         help="How page state alternates; see gmemcore template axes. [default: uniform]",
     )
     Switches = names_option("on", "off", help="")

@@ -206,7 +206,7 @@ class KvmVm:
         self._make_way(gpa, size, slot)
         try:
             with _refusals():
-                self._set_region(*(slot, flags, gpa, size, userspace_address, gmem_offset, fd & 0xFFFFFFFF))
+                self._set_region(slot, flags, gpa, size, userspace_address, gmem_offset, fd & 0xFFFFFFFF)
         except GmemError:
             if old is None:
                 self._release(memory, size)

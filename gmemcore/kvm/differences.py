@@ -61,12 +61,12 @@ class Difference:
         Operation of the step.
     written, found : str
         The outcome in the vectors, and the kernel's. Of two that are the same, gpa or flags differ.
-    since, before : (major, minor)
-        Kernels that answer so, half-open; before None: all that are known.
     when : callable
         Whether it applies to a step.
     why : str
         What the kernel does.
+    since, before : (major, minor)
+        Kernels that answer so, half-open. [default: every known kernel]
     follow : Follow
         What is done about it.
     """
@@ -74,11 +74,10 @@ class Difference:
     op: str
     written: str
     found: str
-    since: Version
-    before: Version | None
     when: "Callable[[Situation], bool]"
     why: str
-
+    since: Version = FIRST_KERNEL
+    before: Version | None = None
     follow: Follow = Follow.NOTHING
 
 
@@ -154,36 +153,54 @@ _STALE_ANSWERS = (
 
 DIFFERENCES = (
     Difference(
-        *("slot_add", "EEXIST", "EINVAL", FIRST_KERNEL, (6, 19), _free_in_gpa),
-        "a range of the file that is bound already was EINVAL before it was EEXIST",
+        op="slot_add",
+        written="EEXIST",
+        found="EINVAL",
+        before=(6, 19),
+        when=_free_in_gpa,
+        why="a range of the file that is bound already was EINVAL before it was EEXIST",
     ),
     *(
         Difference(
-            *("slot_add", written, "EINVAL", FIRST_KERNEL, None, _beyond_guest_memory),
-            "a memslot must end within the guest addresses of this host, which is checked before the file",
-            Follow.MODEL_OMITS if written == "OK" else Follow.NOTHING,
+            op="slot_add",
+            written=written,
+            found="EINVAL",
+            when=_beyond_guest_memory,
+            why="a memslot must end within the guest addresses of this host, which is checked before the file",
+            follow=Follow.MODEL_OMITS if written == "OK" else Follow.NOTHING,
         )
         for written in ("OK", "EEXIST", "EBADF")
     ),
     *(
         Difference(
-            *(op, written, found, FIRST_KERNEL, None, _stale_mmio),
-            "a fault of kvm_mmu_page_fault: a frame that is private now and was MMIO counts as shared",
-            Follow.MODEL_OMITS if (op, written) == ("guest_write", "OK") else Follow.NOTHING,
+            op=op,
+            written=written,
+            found=found,
+            when=_stale_mmio,
+            why="a fault of kvm_mmu_page_fault: a frame that is private now and was MMIO counts as shared",
+            follow=Follow.MODEL_OMITS if (op, written) == ("guest_write", "OK") else Follow.NOTHING,
         )
         for op in ("guest_read", "guest_write")
         for written, found in _STALE_ANSWERS
     ),
     Difference(
-        *("slot_add", "EINVAL", "OK", (6, 18), (6, 19), _file_range_overflows),
-        "a fault of kvm_gmem_bind: the end of the file's range is a signed number, and 2^63 below every size",
-        Follow.KERNEL_DELETES,
+        op="slot_add",
+        written="EINVAL",
+        found="OK",
+        since=(6, 18),
+        before=(6, 19),
+        when=_file_range_overflows,
+        why="a fault of kvm_gmem_bind: the end of the file's range is a signed number, and 2^63 below every size",
+        follow=Follow.KERNEL_DELETES,
     ),
     *(
         Difference(
-            *("slot_add", "EINVAL", found, FIRST_KERNEL, None, applies),
-            why,
-            Follow.KERNEL_DELETES if found == "OK" else Follow.NOTHING,
+            op="slot_add",
+            written="EINVAL",
+            found=found,
+            when=applies,
+            why=why,
+            follow=Follow.KERNEL_DELETES if found == "OK" else Follow.NOTHING,
         )
         for found in ("OK", "EEXIST", "EBADF")
         for applies, why in (
@@ -195,47 +212,69 @@ DIFFERENCES = (
         )
     ),
     Difference(
-        *("mmap", "EPERM", "ENODEV", FIRST_KERNEL, (6, 16), lambda _: True),
-        "files without an inode of their own could be mapped executable, as far as this is looked at",
+        op="mmap",
+        written="EPERM",
+        found="ENODEV",
+        before=(6, 16),
+        when=lambda _: True,
+        why="files without an inode of their own could be mapped executable, as far as this is looked at",
     ),
     *(
         Difference(
-            *(op, "MEMORY_FAULT", "EFAULT", FIRST_KERNEL, None, _behind_closed_file),
-            "the memory beside a closed file is unmapped, which is no memory fault",
+            op=op,
+            written="MEMORY_FAULT",
+            found="EFAULT",
+            when=_behind_closed_file,
+            why="the memory beside a closed file is unmapped, which is no memory fault",
         )
         for op in ("guest_read", "guest_write")
     ),
     Difference(
-        *("slot_add", "EINVAL", "OK", FIRST_KERNEL, None, lambda at: at.step["size"] == 0),
-        "size 0 deletes the memslot",
-        Follow.MODEL_DELETES,
+        op="slot_add",
+        written="EINVAL",
+        found="OK",
+        when=lambda at: at.step["size"] == 0,
+        why="size 0 deletes the memslot",
+        follow=Follow.MODEL_DELETES,
     ),
     *(
         Difference(
-            *(op, written, "ENOTTY", FIRST_KERNEL, None, _without_vm_attributes),
-            "this kernel is built without attributes of a VM (KVM_GENERIC_MEMORY_ATTRIBUTES)",
+            op=op,
+            written=written,
+            found="ENOTTY",
+            when=_without_vm_attributes,
+            why="this kernel is built without attributes of a VM (KVM_GENERIC_MEMORY_ATTRIBUTES)",
         )
         for op in ("vm_set", "ioctl")
         for written in ("OK", "EINVAL", "EFAULT")
     ),
     *(
         Difference(
-            *("mmap", written, "ENOMEM", FIRST_KERNEL, None, _beyond_address_space),
-            "the mapping doesn't fit into the address space, which is looked at before the file",
+            op="mmap",
+            written=written,
+            found="ENOMEM",
+            when=_beyond_address_space,
+            why="the mapping doesn't fit into the address space, which is looked at before the file",
         )
         for written in ("OK", "ENODEV", "EINVAL", "EPERM")
     ),
     *(
         Difference(
-            *("mmap", written, "ENOMEM", FIRST_KERNEL, None, _large_and_private),
-            "a private mapping is charged against this host's memory before the file is asked",
+            op="mmap",
+            written=written,
+            found="ENOMEM",
+            when=_large_and_private,
+            why="a private mapping is charged against this host's memory before the file is asked",
         )
         for written in ("ENODEV", "EINVAL")
     ),
     *(
         Difference(
-            *(op, written, "EOVERFLOW", FIRST_KERNEL, None, _mapped_beyond_files),
-            "memory management refuses a mapping that ends beyond 2^63 - 1, before the file is asked",
+            op=op,
+            written=written,
+            found="EOVERFLOW",
+            when=_mapped_beyond_files,
+            why="memory management refuses a mapping that ends beyond 2^63 - 1, before the file is asked",
         )
         for op, written in (
             *(("mmap", "OK"), ("mmap", "ENODEV"), ("mmap", "EINVAL"), ("mmap", "EPERM")),

@@ -256,7 +256,8 @@ RULES = (
     _rule("create", lambda c: c.expected == "ENOMEM", "how much is too much is the model's own limit"),
     _rule("create", _unoffered_flags, "a creation flag isn't offered for this VM type"),
     _rule(
-        *("fallocate", lambda c: c.step.get("interrupted", False)),
+        "fallocate",
+        lambda c: c.step.get("interrupted", False),
         "no signal can be made to meet a system call on time",
     ),
     _rule("file_call", lambda c: c.step.get("size", 1) > MOST_CALL_BYTES, "it would take that much memory"),

@@ -44,7 +44,10 @@ KINDS: Final = (
     Kind(
         "stress",
         frozenset({"environment", "spec", "spec_hash"}),
-        *(StressFirst, StressGuest, StressLast, sums_of),
+        StressFirst,
+        StressGuest,
+        StressLast,
+        sums_of,
     ),
     Kind("replay", frozenset({"replay", "trace"}), ReplayFirst, Replay),
 )

@@ -152,7 +152,9 @@ class DaskLink(Link):
     def _submit(self, worker: str, task: int, guests: Sequence[int]) -> None:
         future = self._client.submit(
             run_chunk,
-            *(self.spec, list(guests), self.code),
+            self.spec,
+            list(guests),
+            self.code,
             key=f"gmemcore-{uuid.uuid4().hex}",
             workers=[worker],
             pure=False,

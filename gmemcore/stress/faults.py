@@ -51,14 +51,25 @@ class Fault(NamedTuple):
 _ACCESSES: Final = (Step.HOST_READ, Step.HOST_WRITE, Step.GUEST_READ, Step.GUEST_WRITE, Step.ACCEPT)
 FAULTS: Final = {
     "allocation_failure": Fault(
-        (Step.CONVERT,), False, None, "", lambda before, after: "private" in before ^ after
+        steps=(Step.CONVERT,),
+        to_private=False,
+        plants=None,
+        plane="",
+        suits=lambda before, after: "private" in before ^ after,
     ),
     "pin": Fault(
-        (Step.CONVERT,), True, (Step.PIN, Step.UNPIN), "pinned", lambda before, _: "private" not in before
+        steps=(Step.CONVERT,),
+        to_private=True,
+        plants=(Step.PIN, Step.UNPIN),
+        plane="pinned",
+        suits=lambda before, _: "private" not in before,
     ),
     "poison": Fault(
-        *(_ACCESSES, False, (Step.POISON, Step.PUNCH_HOLE), "poisoned"),
-        lambda before, _: "allocated" in before and "poisoned" not in before,
+        steps=_ACCESSES,
+        to_private=False,
+        plants=(Step.POISON, Step.PUNCH_HOLE),
+        plane="poisoned",
+        suits=lambda before, _: "allocated" in before and "poisoned" not in before,
     ),
 }
 """Faults by their key in a spec without ``_every``. Of two at one operation, the first is injected."""

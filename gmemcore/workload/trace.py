@@ -344,7 +344,12 @@ def _lines(trace: Trace) -> Iterator[bytes]:
     """Yield the text form, some lines at a time."""
     header, operations = trace.header, trace.operations
     first = _FirstLine(
-        *(_VERSION, header.name, header.source, header.layout, header.seed, len(operations)),
+        trace=_VERSION,
+        name=header.name,
+        source=header.source,
+        layout=header.layout,
+        seed=header.seed,
+        operations=len(operations),
         vm_type=header.vm_type,
         start=len(trace.start),
     )

@@ -455,9 +455,7 @@ def test_a_wrong_key_stream_is_noticed(monkeypatch, bench):
     monkeypatch.setattr(
         scene,
         "create_vm",
-        lambda vm, abi, firmware, seed, lender, **options: original(
-            *(vm, abi, firmware, seed + 1, lender), **options
-        ),
+        lambda *platform, seed, **options: original(*platform, seed=seed + 1, **options),
     )
     with pytest.raises(WrongContentsError, match="DRAM holds"):
         records(monkeypatch, bench, vm_type="SNP", phase="launching", flag_name="PRESERVE")

@@ -52,7 +52,8 @@ def arena_of(abi, vm_type, new_model=model_machine):
 def fuzzed(abi, vm_type, folder, steps=2000, seed=0, new_model=model_machine):
     transport = ModelTransport(abi, [VmType(vm_type)], release="7.3.0-model")
     return fuzz(
-        *(transport, probe(transport)),
+        transport,
+        probe(transport),
         limits=Limits(steps=steps),
         folder=folder,
         seed=seed,

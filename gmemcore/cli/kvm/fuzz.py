@@ -58,7 +58,8 @@ def fuzz(
     with KernelTransport() as transport, progress("kvm fuzz", steps, "steps") as show:
         host = probe_host(transport)
         report = fuzz_host(
-            *(transport, host),
+            transport,
+            host,
             limits=Limits(steps, seconds),
             folder=folder,
             seed=seed,
