@@ -9,7 +9,8 @@ import gmemcore
 from gmemcore.analysis import Series, diff, run_lengths, state_mix, take
 from gmemcore.html import ROWS, facts, note, table
 from gmemcore.policy import ABIS
-from support.guests import PAGE, random_guest
+from support.guests import random_guest
+from support.kinds import P
 
 NASTY = "<script>alert('x')</script>&\"</td>"
 
@@ -84,7 +85,7 @@ def test_snapshots_and_what_changed():
     for state, pages, bytes_, fraction in state_mix(before).rows.tolist():
         line = [state, f"{pages:,}", f"{bytes_:,}", f"{fraction:.4g}"]
         assert (line in shown.rows) == (pages > 0)
-    vm.create_guest_memfd(PAGE)
+    vm.create_guest_memfd(P)
     vm.files[0].close()
     changes = diff(before, take(vm, at=5))
     shown = Reader(changes._repr_html_())
@@ -102,11 +103,11 @@ def test_tables_say_units():
 
 
 def test_results():
-    gmem = gmemcore.create_vm("SNP", backing="none").create_guest_memfd(4 * PAGE)
-    result = gmem.set_memory_attributes(0, PAGE, 0)
+    gmem = gmemcore.create_vm("SNP", backing="none").create_guest_memfd(4 * P)
+    result = gmem.set_memory_attributes(0, P, 0)
     assert ["pages_changed", "1"] in Reader(result._repr_html_()).rows
-    assert Reader(gmem.set_memory_attributes(0, PAGE, 0)._repr_html_()).texts == ["counters: none"]
-    batch = gmem.set_memory_attributes_many(np.array([0, PAGE, 1]), np.array([PAGE] * 3), 8)
+    assert Reader(gmem.set_memory_attributes(0, P, 0)._repr_html_()).texts == ["counters: none"]
+    batch = gmem.set_memory_attributes_many(np.array([0, P, 1]), np.array([P] * 3), 8)
     shown = Reader(batch._repr_html_())
     assert "3 requests" in shown.texts
     assert ["OK", "2"] in shown.rows

@@ -30,8 +30,7 @@ from gmemcore.workload.behaviours import BEHAVIOURS, get_behaviour
 from gmemcore.workload.layout import Layout, Region
 from gmemcore.workload.replay import Target, replay
 from gmemcore.workload.trace import Header, record
-from support.guests import PAGE
-from support.kinds import PRIVATE_VM_TYPES
+from support.kinds import PRIVATE_VM_TYPES, P
 
 
 def spellings(name):
@@ -55,7 +54,7 @@ def forms(member):
 
 def guest(vm_type="SNP", abi="v5"):
     vm = gmemcore.create_vm(vm_type, abi)
-    gmem = vm.create_guest_memfd(8 * PAGE, 1 if vm.abi.legacy else 3)
+    gmem = vm.create_guest_memfd(8 * P, 1 if vm.abi.legacy else 3)
     vm.add_memslot(0, 0, gmem.size, gmem)
     return vm, gmem
 
@@ -84,8 +83,8 @@ def converted(call):
 
 
 def launched(vm, gmem, page_type):
-    gmem.convert(0, PAGE, "private")
-    vm.launch_update(0, PAGE, page_type=page_type)
+    gmem.convert(0, P, "private")
+    vm.launch_update(0, P, page_type=page_type)
 
 
 PLACES = [
@@ -97,21 +96,21 @@ PLACES = [
     (Firmware, lambda one: cell("cipher", "SNP", one, "running", "to_private", 16)),
     (Phase, lambda one: cell("v5", "SNP", "today", one, "to_private", 2)),
     (Direction, lambda one: cell("v5", "SNP", "today", "running", one, 1)),
-    (Direction, lambda one: converted(lambda _, gmem: gmem.convert(0, PAGE, one))),
+    (Direction, lambda one: converted(lambda _, gmem: gmem.convert(0, P, one))),
     (ContentMode, lambda one: cell("v5", "PKVM", "today", "running", "to_shared", one)),
-    (ContentMode, lambda one: converted(lambda _, gmem: gmem.convert(0, PAGE, "private", one))),
-    (ContentMode, lambda one: converted(lambda _, gmem: gmem.set_memory_attributes(0, PAGE, 8, one))),
-    (ContentMode, lambda one: converted(lambda _, g: g.set_memory_attributes_many([0], [PAGE], 8, one))),
-    (MemoryAttribute, lambda one: converted(lambda _, gmem: gmem.set_memory_attributes(0, PAGE, one))),
-    (MemoryAttribute, lambda one: converted(lambda _, gmem: gmem.convert(0, PAGE, one))),
-    (MemoryAttribute, lambda one: converted(lambda _, gmem: gmem.apply_many("convert", [0], [PAGE], [one]))),
-    (MemoryAttribute, lambda one: guest("SNP", "legacy")[0].set_memory_attributes(0, PAGE, one)),
+    (ContentMode, lambda one: converted(lambda _, gmem: gmem.convert(0, P, "private", one))),
+    (ContentMode, lambda one: converted(lambda _, gmem: gmem.set_memory_attributes(0, P, 8, one))),
+    (ContentMode, lambda one: converted(lambda _, g: g.set_memory_attributes_many([0], [P], 8, one))),
+    (MemoryAttribute, lambda one: converted(lambda _, gmem: gmem.set_memory_attributes(0, P, one))),
+    (MemoryAttribute, lambda one: converted(lambda _, gmem: gmem.convert(0, P, one))),
+    (MemoryAttribute, lambda one: converted(lambda _, gmem: gmem.apply_many("convert", [0], [P], [one]))),
+    (MemoryAttribute, lambda one: guest("SNP", "legacy")[0].set_memory_attributes(0, P, one)),
     (GuestMemfdFlag, lambda one: created(one).flags),
-    (FallocateMode, lambda one: converted(lambda _, gmem: gmem.fallocate(one, 0, PAGE))),
+    (FallocateMode, lambda one: converted(lambda _, gmem: gmem.fallocate(one, 0, P))),
     (PageType, lambda one: converted(lambda vm, gmem: launched(vm, gmem, one))),
     (Capability, lambda one: gmemcore.create_vm("SNP").check_cap(one)),
     (Capability, lambda one: gmemcore.check_cap(one)),
-    (Step, lambda one: converted(lambda _, gmem: gmem.apply_many(one, [0], [PAGE]))),
+    (Step, lambda one: converted(lambda _, gmem: gmem.apply_many(one, [0], [P]))),
 ]  # fmt: skip
 
 
@@ -125,28 +124,28 @@ def test_every_form_means_the_same(place):
 
 
 def test_directions_by_what_they_set():
-    expected = converted(lambda _, gmem: gmem.set_memory_attributes(0, PAGE, 8))
+    expected = converted(lambda _, gmem: gmem.set_memory_attributes(0, P, 8))
     for form in ("private", "PRIVATE", "to_private", Direction.TO_PRIVATE, MemoryAttribute.PRIVATE, 8):
-        assert converted(lambda _, gmem, to=form: gmem.convert(0, PAGE, to)) == expected
-        assert converted(lambda _, gmem, to=form: gmem.set_memory_attributes(0, PAGE, to)) == expected
-    expected = converted(lambda _, gmem: gmem.set_memory_attributes(0, PAGE, 0))
+        assert converted(lambda _, gmem, to=form: gmem.convert(0, P, to)) == expected
+        assert converted(lambda _, gmem, to=form: gmem.set_memory_attributes(0, P, to)) == expected
+    expected = converted(lambda _, gmem: gmem.set_memory_attributes(0, P, 0))
     for form in ("shared", "Shared", "to shared", Direction.TO_SHARED, 0):
-        assert converted(lambda _, gmem, to=form: gmem.convert(0, PAGE, to)) == expected
+        assert converted(lambda _, gmem, to=form: gmem.convert(0, P, to)) == expected
 
 
 def test_no_content_mode():
-    expected = converted(lambda _, gmem: gmem.set_memory_attributes(0, PAGE, 8))
+    expected = converted(lambda _, gmem: gmem.set_memory_attributes(0, P, 8))
     for form in (None, "none", "Unspecified", ContentMode.NONE, 0):
-        assert converted(lambda _, gmem, mode=form: gmem.convert(0, PAGE, 8, mode)) == expected
+        assert converted(lambda _, gmem, mode=form: gmem.convert(0, P, 8, mode)) == expected
 
 
 def test_several_bits_by_name():
     both = GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED
     for text in ("mmap|init_shared", "MMAP, init shared", "init-shared|mmap"):
-        assert gmemcore.create_vm("SNP").create_guest_memfd(PAGE, text).flags == both
+        assert gmemcore.create_vm("SNP").create_guest_memfd(P, text).flags == both
     _, gmem = guest()
-    gmem.fallocate("keep size", 0, PAGE)
-    gmem.fallocate("keep_size|punch_hole", 0, PAGE)
+    gmem.fallocate("keep size", 0, P)
+    gmem.fallocate("keep_size|punch_hole", 0, P)
     assert gmem.count("allocated") == 0
 
 
@@ -216,14 +215,14 @@ UNKNOWN = [
     (lambda: gmemcore.create_vm("SNP", "v99"), "unknown abi 'v99'; known: legacy"),
     (lambda: gmemcore.create_vm("SNP", firmware="tomorrow"), "unknown firmware 'tomorrow'; known: today"),
     (lambda: gmemcore.create_vm("SNP", backing="tape"), "unknown backing 'tape'; known: anonymous"),
-    (lambda: gmemcore.create_vm("SNP").create_guest_memfd(PAGE, "exec"), "unknown guest_memfd flag 'exec'"),
-    (lambda: guest()[1].convert(0, PAGE, "secret"), "unknown attribute 'secret'; known: SHARED, PRIVATE"),
-    (lambda: guest()[1].convert(0, PAGE, "private", "keep"), "unknown content mode 'keep'; known: NONE"),
-    (lambda: guest()[1].set_memory_attributes(0, PAGE, 8, "keep"), "unknown content mode 'keep'"),
-    (lambda: guest()[1].fallocate("collapse", 0, PAGE), "unknown fallocate mode 'collapse'"),
-    (lambda: guest()[1].apply_many("fly", [0], [PAGE]), "unknown step 'fly'; known: CONVERT"),
+    (lambda: gmemcore.create_vm("SNP").create_guest_memfd(P, "exec"), "unknown guest_memfd flag 'exec'"),
+    (lambda: guest()[1].convert(0, P, "secret"), "unknown attribute 'secret'; known: SHARED, PRIVATE"),
+    (lambda: guest()[1].convert(0, P, "private", "keep"), "unknown content mode 'keep'; known: NONE"),
+    (lambda: guest()[1].set_memory_attributes(0, P, 8, "keep"), "unknown content mode 'keep'"),
+    (lambda: guest()[1].fallocate("collapse", 0, P), "unknown fallocate mode 'collapse'"),
+    (lambda: guest()[1].apply_many("fly", [0], [P]), "unknown step 'fly'; known: CONVERT"),
     (lambda: guest()[1].plane("dirty"), "unknown plane 'dirty'; known: private"),
-    (lambda: guest()[0].launch_update(0, PAGE, page_type="S"), "unknown page type 'S'; known: NORMAL"),
+    (lambda: guest()[0].launch_update(0, P, page_type="S"), "unknown page type 'S'; known: NORMAL"),
     (lambda: guest()[0].check_cap("WINGS"), "unknown capability 'WINGS'; known: GUEST_MEMFD"),
     (lambda: get_behaviour("sleep"), "no behaviour 'sleep'; there are snp-boot"),
 ]  # fmt: skip
@@ -249,9 +248,9 @@ def test_what_is_neither_a_name_nor_a_number_of_the_interface(wrong):
 def test_a_number_in_quotes_is_a_mistake(digits):
     _, gmem = guest()
     for call in (
-        lambda: gmem.convert(0, PAGE, digits),
-        lambda: gmem.convert(0, PAGE, 8, digits),
-        lambda: gmem.set_memory_attributes(0, PAGE, 8, digits),
+        lambda: gmem.convert(0, P, digits),
+        lambda: gmem.convert(0, P, 8, digits),
+        lambda: gmem.set_memory_attributes(0, P, 8, digits),
         lambda: gmem.convert(0, digits.strip(), 8),
     ):
         with pytest.raises(TypeError, match="must be an integer"):
@@ -312,8 +311,8 @@ def test_userspace_takes_names_too():
 def test_attributes_that_belong_to_the_file(vm_type):
     vm, gmem = guest(vm_type)
     for call in (
-        lambda: vm.set_memory_attributes(0, PAGE, "private"),
-        lambda: vm.convert(0, PAGE, "private"),
+        lambda: vm.set_memory_attributes(0, P, "private"),
+        lambda: vm.convert(0, P, "private"),
     ):
         with pytest.raises(InvalidArgumentError, match=r"belong to the guest_memfd; use GuestMemfd\.convert"):
             call()
@@ -322,7 +321,7 @@ def test_attributes_that_belong_to_the_file(vm_type):
 
 def test_attributes_that_belong_to_the_vm():
     vm, gmem = guest("SNP", "legacy")
-    for call in (lambda: gmem.set_memory_attributes(0, PAGE, 8), lambda: gmem.convert(0, PAGE, "private")):
+    for call in (lambda: gmem.set_memory_attributes(0, P, 8), lambda: gmem.convert(0, P, "private")):
         with pytest.raises(GmemError, match=r"attributes belong to the Vm, .*use Vm\.convert"):
             call()
     assert vm.convert(0, "8k", "private").counters.pages_changed == 2
@@ -333,7 +332,7 @@ def test_attributes_that_belong_to_the_vm():
 def test_attributes_that_no_object_has(abi):
     vm, _ = guest("DEFAULT", abi)
     with pytest.raises(InvalidArgumentError, match="a DEFAULT VM has no private memory under abi"):
-        vm.convert(0, PAGE, "private")
+        vm.convert(0, P, "private")
 
 
 # ---- the namespace -----------------------------------------------------------------------------------------

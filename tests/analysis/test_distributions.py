@@ -12,7 +12,8 @@ from gmemcore import analysis
 from gmemcore.analysis import Series
 from gmemcore.analysis.tables import make_table, stacked
 from gmemcore.workload.layout import Region
-from support.guests import KINDS, PAGE, naive_planes, random_guest
+from support.guests import KINDS, naive_planes, random_guest
+from support.kinds import P
 
 
 def naive_state(planes, page):
@@ -46,7 +47,7 @@ class Naive:
         """(file, page) behind a guest page, or None."""
         for _, start, size, file, offset in self.slots:
             if start <= gpa < start + size:
-                return file, (gpa - start + offset) // PAGE
+                return file, (gpa - start + offset) // P
         return None
 
 
@@ -66,7 +67,7 @@ def test_state_mix(guest):
         state.name: counted[state.name] for state in analysis.STATES
     }
     assert table["pages"].sum() == 2200
-    assert np.array_equal(table["bytes"], table["pages"] * PAGE)
+    assert np.array_equal(table["bytes"], table["pages"] * P)
     assert table["fraction"].sum() == pytest.approx(1)
 
 
@@ -74,9 +75,9 @@ def test_by_slot(guest):
     vm, naive = guest
     expected = {}
     for slot, gpa, size, file, offset in naive.slots:
-        counted = Counter(naive.states[file][offset // PAGE : (offset + size) // PAGE])
+        counted = Counter(naive.states[file][offset // P : (offset + size) // P])
         expected |= {
-            (slot, gpa, size, state.name): (counted[state.name], counted[state.name] * PAGE / size)
+            (slot, gpa, size, state.name): (counted[state.name], counted[state.name] * P / size)
             for state in analysis.STATES
         }
     rows = analysis.by_slot(vm).rows.tolist()
@@ -85,15 +86,15 @@ def test_by_slot(guest):
 
 def test_by_region(guest):
     vm, naive = guest
-    regions = [(0, 1500 * PAGE), (1 << 32, 700 * PAGE)]
-    odd = [(700 * PAGE, 100 * PAGE), (1400 * PAGE, 1 << 33), (1 << 40, PAGE)]
+    regions = [(0, 1500 * P), (1 << 32, 700 * P)]
+    odd = [(700 * P, 100 * P), (1400 * P, 1 << 33), (1 << 40, P)]
     for given, asked in ((None, regions), (odd, odd)):
         given = given and [Region(gpa, size) for gpa, size in given]
         rows = analysis.by_region(vm, given).rows.tolist()
         for number, (gpa, size) in enumerate(asked):
             counted = Counter()
-            for page in range(gpa, min(gpa + size, (1 << 32) + 700 * PAGE), PAGE):
-                if page == 1500 * PAGE:
+            for page in range(gpa, min(gpa + size, (1 << 32) + 700 * P), P):
+                if page == 1500 * P:
                     break  # a long hole
                 place = naive.at(page)
                 if place is not None:
@@ -138,10 +139,10 @@ def naive_blocks(naive, pages):
     """Aligned blocks of guest memory, by walking guest addresses page by page: whole, private, shared."""
     figures = Counter()
     for _, gpa, size, file, offset in naive.slots:
-        for start in range(-(-gpa // (pages * PAGE)) * pages * PAGE, gpa + size, pages * PAGE):
-            within = start + pages * PAGE <= gpa + size and (gpa - offset) % (pages * PAGE) == 0
+        for start in range(-(-gpa // (pages * P)) * pages * P, gpa + size, pages * P):
+            within = start + pages * P <= gpa + size and (gpa - offset) % (pages * P) == 0
             if within:
-                first = (start - gpa + offset) // PAGE
+                first = (start - gpa + offset) // P
                 values = set(naive.private[file][first : first + pages])
                 figures["whole"] += 1
                 figures[{(True,): "private", (False,): "shared"}.get(tuple(values), "mixed")] += 1
@@ -150,9 +151,9 @@ def naive_blocks(naive, pages):
 
 def test_mappability_and_fragmentation(guest):
     vm, naive = guest
-    total = sum(size // PAGE for _, _, size, _, _ in naive.slots)
+    total = sum(size // P for _, _, size, _, _ in naive.slots)
     private = sum(
-        sum(naive.private[file][offset // PAGE : (offset + size) // PAGE])
+        sum(naive.private[file][offset // P : (offset + size) // P])
         for _, _, size, file, offset in naive.slots
     )
     table, index = analysis.mappability(vm), analysis.fragmentation(vm)
@@ -196,7 +197,7 @@ def test_a_gigabyte_is_mapped_whole_where_addresses_agree():
     gmem = vm.create_guest_memfd(5 << 30)
     vm.add_memslot(0, 1 << 30, 2 << 30, gmem, 0)
     vm.add_memslot(1, 4 << 30, 2 << 30, gmem, (2 << 30) + (2 << 20))  # agrees modulo 2 MiB alone
-    gmem.set_memory_attributes(0, PAGE, 0)
+    gmem.set_memory_attributes(0, P, 0)
     two, one = analysis.mappability(vm).records()
     assert (two["blocks"], two["private"], two["shared"], two["mixed"]) == (2048, 2047, 0, 1)
     assert (one["blocks"], one["private"], one["mixed"], one["outside"]) == (2, 1, 1, 1 << 19)
@@ -206,12 +207,12 @@ def test_a_gigabyte_is_mapped_whole_where_addresses_agree():
     assert index.where(attribute="private")["index"].tolist() == pytest.approx(
         [(pages - 2047 * 512) / pages, (pages - (1 << 18)) / pages]
     )
-    gmem.set_memory_attributes(0, PAGE, 8)
+    gmem.set_memory_attributes(0, P, 8)
     assert analysis.fragmentation(vm).where(attribute="shared")["index"].tolist() == [0, 0]
 
 
 def test_files_without_memslots_are_looked_at_as_they_are():
-    gmem = gmemcore.create_vm("SNP", backing="none").create_guest_memfd((4 << 20) + PAGE)
+    gmem = gmemcore.create_vm("SNP", backing="none").create_guest_memfd((4 << 20) + P)
     assert analysis.mappability(gmem).records()[0]["blocks"] == 2
     assert len(analysis.by_slot(gmem)) == 0
     assert len(analysis.by_region(gmem)) == 0
@@ -233,16 +234,16 @@ def test_splits_and_merges():
     gmem = vm.create_guest_memfd(8 << 20)
     series = Series()
     series.take(vm, 0)
-    gmem.set_memory_attributes(0, PAGE, 0)
-    gmem.set_memory_attributes(4 << 20, PAGE, 0)
+    gmem.set_memory_attributes(0, P, 0)
+    gmem.set_memory_attributes(4 << 20, P, 0)
     series.take(vm, 2)
-    gmem.set_memory_attributes(0, PAGE, 8)
+    gmem.set_memory_attributes(0, P, 8)
     series.take(vm, 3)
     assert analysis.splits_and_merges(series).rows.tolist() == [(0, 0, 0, 0), (2, 2, 0, 2), (3, 0, 1, 1)]
 
 
 def test_quantiles_are_fractions():
-    gmem = gmemcore.create_vm("SNP", backing="none").create_guest_memfd(PAGE)
+    gmem = gmemcore.create_vm("SNP", backing="none").create_guest_memfd(P)
     with pytest.raises(ValueError, match="must be from 0 to 1"):
         analysis.run_quantiles(gmem, [0.5, 95])
 

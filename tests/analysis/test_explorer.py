@@ -25,7 +25,6 @@ from gmemcore.workload.operations import empty_operations
 from gmemcore.workload.player import Player, build
 from support.browser import Browser, needs_browser
 from support.guests import (
-    PAGE,
     PAGES,
     gpa_of,
     page_planes,
@@ -35,6 +34,7 @@ from support.guests import (
     two_ranges,
 )
 from support.holds import skip_unless_slow
+from support.kinds import P
 from support.paths import needs_compiler
 
 COLOURS = np.array([[int(STATE_COLOURS[s.name][i : i + 2], 16) for i in (1, 3, 5)] for s in STATES])
@@ -115,9 +115,9 @@ def test_files_and_memslots_that_come_and_go():
         expected.append((memory, series[-1]))
 
     snap(0)
-    gmem = vm.create_guest_memfd(700 * PAGE, 3)
+    gmem = vm.create_guest_memfd(700 * P, 3)
     snap(1)
-    vm.add_memslot(9, 1 << 33, 600 * PAGE, gmem, 64 * PAGE)
+    vm.add_memslot(9, 1 << 33, 600 * P, gmem, 64 * P)
     snap(2)
     player.run(random_operations(1, 40))
     gmem.convert(0, "2m", "private")
@@ -158,7 +158,7 @@ def test_more_detail_than_fits_is_told_by_block(monkeypatch):
     monkeypatch.setattr(encoding, "CELLS", 64)
     states = encode_states(series, memory)
     assert states.cell == 16
-    blocks = memory.blocks(16 * PAGE)
+    blocks = memory.blocks(16 * P)
     codes = pages_told(explore(series).html)
     for row, snapshot in zip(codes, series, strict=True):
         counts = states_by_block(memory, snapshot, blocks)
@@ -181,9 +181,9 @@ def test_the_operations_are_told():
     for event, first, kind, asked, done in columns:
         step, _, _, _, outcome, set_, clear = meta["kinds"][kind]
         assert (set_, clear) == (event["set"], event["clear"])
-        assert done * PAGE == event["end"] - event["start"]
+        assert done * P == event["end"] - event["start"]
         if done:
-            assert first * PAGE == event["start"]
+            assert first * P == event["start"]
         assert asked >= done
         assert step.split()[0] == Step(event["step"]).name
         assert outcome == outcome_name(event["outcome"])
@@ -699,7 +699,7 @@ def sixteen_tebibytes():
     for number in range(1, 100):
         operations = empty_operations(50)
         operations["gpa"] = (4 << 30) + (rng.integers(0, (16 << 40) - (4 << 30), 50) >> 12 << 12)
-        operations["size"] = rng.choice([PAGE, 64 * PAGE, 2 << 20, 1 << 30], 50)
+        operations["size"] = rng.choice([P, 64 * P, 2 << 20, 1 << 30], 50)
         operations["attributes"] = rng.choice([0, 8], 50)
         series.record(vm, operations, player.run(operations), 50 * (number - 1))
         series.take(vm, 50 * number)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gmemcore
-from support.guests import PAGE, random_guest
+from support.guests import random_guest
 from support.runs import cell
 
 matplotlib.use("Agg")
@@ -40,6 +40,7 @@ from gmemcore.units import size_words
 from gmemcore.vmm.audit import audit
 from gmemcore.workload.layout import Layout
 from gmemcore.workload.player import build
+from support.kinds import P
 
 
 @pytest.fixture(autouse=True)
@@ -85,16 +86,16 @@ def drawn_states(ax):
 
 def guest_of_six_states():
     vm = gmemcore.create_vm("SNP", "v5")
-    gmem = vm.create_guest_memfd(8 * PAGE, 3)
+    gmem = vm.create_guest_memfd(8 * P, 3)
     vm.add_memslot(0, 0, gmem.size, gmem)
-    gmem.set_memory_attributes(0, 3 * PAGE, 8)
-    vm.accept(0, PAGE)
+    gmem.set_memory_attributes(0, 3 * P, 8)
+    vm.accept(0, P)
     with pytest.raises(gmemcore.GmemError):
-        vm.guest_read(PAGE, 1)
-    gmem.host_read(3 * PAGE, 1)
-    gmem.pin(4 * PAGE, PAGE)
-    gmem.host_read(5 * PAGE, 1)
-    gmem.poison(5 * PAGE)
+        vm.guest_read(P, 1)
+    gmem.host_read(3 * P, 1)
+    gmem.pin(4 * P, P)
+    gmem.host_read(5 * P, 1)
+    gmem.poison(5 * P)
     return vm
 
 
@@ -116,9 +117,9 @@ def positions(snapshot):
     found = []
     for slot in snapshot.slots:
         states = states_of(snapshot.planes(slot.file))
-        low = slot.offset // PAGE
-        bits = {name: pages.bits(low, low + slot.size // PAGE) for name, pages in states.items()}
-        found += [next(n for n in bits if bits[n][i]) for i in range(slot.size // PAGE)]
+        low = slot.offset // P
+        bits = {name: pages.bits(low, low + slot.size // P) for name, pages in states.items()}
+        found += [next(n for n in bits if bits[n][i]) for i in range(slot.size // P)]
     return found
 
 
@@ -138,7 +139,7 @@ def test_every_page_of_a_guest_is_drawn_at_its_address(vm_type, abi, seed):
     assert labels["0x100000000"] == 1500 // 64 + 1 - 0.5
     for label, at in labels.items():
         gpa = int(label, 16)
-        row = gpa // (64 * PAGE) if gpa < 1 << 32 else 1500 // 64 + 1 + (gpa - (1 << 32)) // (64 * PAGE)
+        row = gpa // (64 * P) if gpa < 1 << 32 else 1500 // 64 + 1 + (gpa - (1 << 32)) // (64 * P)
         assert row - 0.5 == at
     assert "a guest" in ax.get_title(loc="left")
     assert ax.get_ylabel() == "guest physical address of the row"
@@ -148,11 +149,11 @@ def test_every_page_of_a_guest_is_drawn_at_its_address(vm_type, abi, seed):
 def test_the_hilbert_caption_is_true_for_every_size(pages):
     """The circle is at the first page, the square at the last one, and the caption has their addresses."""
     vm = gmemcore.create_vm("SNP", backing="none")
-    gmem = vm.create_guest_memfd(pages * PAGE)
+    gmem = vm.create_guest_memfd(pages * P)
     vm.add_memslot(0, 1 << 30, gmem.size, gmem)
-    gmem.convert(0, PAGE, "shared")
+    gmem.convert(0, P, "shared")
     if pages > 1:
-        gmem.convert((pages - 1) * PAGE, PAGE, "shared")
+        gmem.convert((pages - 1) * P, P, "shared")
     ax = page_map(vm, order="hilbert")
     cells = drawn_states(ax)
     flat = [cell for row in cells for cell in row if cell]
@@ -164,7 +165,7 @@ def test_the_hilbert_caption_is_true_for_every_size(pages):
     assert sorted({first, last}) == sorted(shared)
     assert first == (0, 0)
     assert [line.get_marker() for line in ax.get_lines()] == ["o", "s"]
-    end = (1 << 30) + (pages - 1) * PAGE
+    end = (1 << 30) + (pages - 1) * P
     caption = f"Hilbert curve from the circle (gpa 0x40000000) to the square ({end:#x})"
     assert ax.get_xlabel() == caption
 
@@ -193,7 +194,7 @@ def test_a_large_guest_is_drawn_by_the_mean_of_its_pages():
     vm = gmemcore.create_vm("SNP", backing="none")
     gmem = vm.create_guest_memfd(5 << 30)
     vm.add_memslot(0, 0, gmem.size, gmem)
-    gmem.set_memory_attributes(4 * PAGE, PAGE, 0)
+    gmem.set_memory_attributes(4 * P, P, 0)
     gmem.set_memory_attributes(4 << 30, 1 << 30, 0)
     ax = page_map(vm)
     assert cell_size(gmem.n_pages) == 2
@@ -301,7 +302,7 @@ def test_run_lengths_as_steps(weight):
     for attribute in ("private", "shared"):
         own = table.where(attribute=attribute)
         sizes, shares = lines[attribute].get_data()
-        assert sizes[1:].tolist() == (own["length"] * PAGE).tolist()
+        assert sizes[1:].tolist() == (own["length"] * P).tolist()
         assert shares[1:] == pytest.approx(own[f"cdf_{weight}"])
         assert shares[0] == 0
     assert words(ax.get_legend()) == ["private", "shared"]
@@ -330,8 +331,8 @@ def series():
     for step in range(8):
         vm.accept(step << 27, 1 << 27)
         if step > 3:
-            gmem.set_memory_attributes(step << 24, 3 * PAGE, 0)
-            gmem.fallocate(1, step << 24, 3 * PAGE)
+            gmem.set_memory_attributes(step << 24, 3 * P, 0)
+            gmem.fallocate(1, step << 24, 3 * P)
         taken.take(vm, step * 4000)
     return taken
 
@@ -363,7 +364,7 @@ def test_mappability_of_both_sizes(series):
 
 
 def test_a_guest_without_blocks_has_no_line():
-    gmem = gmemcore.create_vm("SNP", backing="none").create_guest_memfd(4 * PAGE)
+    gmem = gmemcore.create_vm("SNP", backing="none").create_guest_memfd(4 * P)
     ax = mappability_over_time(Series([take(gmem, at=at) for at in (0, 0)], "s"))
     assert not ax.get_lines()
     assert ax.get_xlabel() == "time (s)"
@@ -757,14 +758,14 @@ def test_axes_start_where_data_lives():
     series = Series()
     for i in range(4):
         gmem.convert(i << 27, "64m", "shared")
-        gmem.convert(i << 21, PAGE, "private" if i else "shared")
+        gmem.convert(i << 21, P, "private" if i else "shared")
         series.take(vm, i * 10)
     low, high = mappability_over_time(series).get_ylim()
     figures = mappability(series)["fraction"] * 100
     assert low <= figures.min() <= figures.max() <= high
     assert high - low < 1.3 * max(figures.max() - figures.min(), 5)
     left, right = run_length_cdf(vm).get_xlim()
-    lengths = run_lengths(vm)["length"] * PAGE
+    lengths = run_lengths(vm)["length"] * P
     assert lengths.min() / 2 < left <= lengths.min()
     assert lengths.max() <= right < lengths.max() * 2
     assert mappability_over_time(series).get_xlim() == (0, 30)

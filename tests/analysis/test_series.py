@@ -21,7 +21,6 @@ from gmemcore.workload.layout import Layout
 from gmemcore.workload.operations import empty_operations
 from gmemcore.workload.player import Player
 from support.guests import (
-    PAGE,
     PAGES,
     gpa_of,
     page_planes,
@@ -30,7 +29,7 @@ from support.guests import (
     recorded,
     two_ranges,
 )
-from support.kinds import VM_TYPES
+from support.kinds import VM_TYPES, P
 from support.paths import needs_compiler
 
 # ---- kept by what changed ----------------------------------------------------------------------------
@@ -43,7 +42,7 @@ def test_snapshots_come_back_as_they_were(vm_type, abi):
     for i, operation in enumerate(np.split(random_operations(3, 60), 60)):
         player.run(operation)
         if i == 30:
-            vm.create_guest_memfd(700 * PAGE)
+            vm.create_guest_memfd(700 * P)
         if i == 45:
             vm.files[0].close()
         taken.append(series.take(vm, i))
@@ -73,10 +72,10 @@ def test_files_of_one_number_and_another_size():
 
 def test_what_changes_between_states_of_a_short_last_block():
     vm = gmemcore.create_vm("SNP", backing="none")
-    gmem = vm.create_guest_memfd(700 * PAGE)
+    gmem = vm.create_guest_memfd(700 * P)
     states = [gmem.packed_state()]
     for start, n, attributes in ((0, 700, 0), (512, 188, 8), (699, 1, 0), (0, 512, 8), (5, 3, 0)):
-        gmem.set_memory_attributes(start * PAGE, n * PAGE, attributes)
+        gmem.set_memory_attributes(start * P, n * P, attributes)
         states.append(gmem.packed_state())
     for before in states:
         for after in states:
@@ -161,12 +160,12 @@ def test_states_by_block_page_by_page(vm_type, abi, block):
     expected = {}
     for slot in snapshot.slots:
         states = analysis.distributions.states_of(snapshot.planes(slot.file))
-        for page in range(slot.size // PAGE):
-            gpa = slot.gpa + page * PAGE
+        for page in range(slot.size // P):
+            gpa = slot.gpa + page * P
             start = max(gpa // blocks.size * blocks.size, 0 if gpa < 1 << 32 else 1 << 32)
             column = next(
                 i for i, state in enumerate(STATES)
-                if states[state.name].bits(slot.offset // PAGE + page, slot.offset // PAGE + page + 1)[0]
+                if states[state.name].bits(slot.offset // P + page, slot.offset // P + page + 1)[0]
             )  # fmt: skip
             expected.setdefault(start, [0] * 8)[column] += 1
     assert dict(zip(blocks.gpas.tolist(), counts.tolist(), strict=True)) == expected
@@ -182,20 +181,20 @@ def test_positions_and_addresses():
     for position in (0, 1, 599, 600, 601, 899):
         assert memory.gpa_of(position) == gpa_of(position)
         assert memory.position_of(gpa_of(position)) == position
-    assert memory.gpa_of(900) == (1 << 32) + 300 * PAGE
-    for nowhere in (600 * PAGE, (1 << 32) - 1, (1 << 32) + 300 * PAGE, 1 << 50):
+    assert memory.gpa_of(900) == (1 << 32) + 300 * P
+    for nowhere in (600 * P, (1 << 32) - 1, (1 << 32) + 300 * P, 1 << 50):
         assert memory.position_of(nowhere) is None
 
 
 def test_files_without_a_memslot_follow_the_last_one():
     vm = two_ranges()
-    vm.create_guest_memfd(10 * PAGE)
+    vm.create_guest_memfd(10 * P)
     memory = GuestMemory([take(vm)])
     assert memory.loose == {3: 5 << 30}
     assert memory.pages == PAGES + 10
     alone = gmemcore.create_vm("SNP", backing="none")
-    alone.create_guest_memfd(3 * PAGE)
-    alone.create_guest_memfd(2 * PAGE)
+    alone.create_guest_memfd(3 * P)
+    alone.create_guest_memfd(2 * P)
     memory = GuestMemory([take(alone)])
     assert memory.loose == {0: 0, 1: 1 << 30}
     assert by_address(alone, "1g")["pages"].tolist() == [3, 2]
@@ -227,7 +226,7 @@ def test_runs_of_planes_page_by_page(vm_type, abi, seed):
 def test_memory_that_is_not_there_yet():
     vm = two_ranges()
     early = take(vm)
-    gmem = vm.create_guest_memfd(7 * PAGE, 3)
+    gmem = vm.create_guest_memfd(7 * P, 3)
     vm.add_memslot(9, 1 << 33, gmem.size, gmem)
     late = take(vm, at=1)
     memory = GuestMemory([early, late])
@@ -276,7 +275,7 @@ def test_since_is_told_apart_from_last_touched():
         since = series.since(gpa_of(position))
         if since.operation is not None:
             touched = operations[since.operation]
-            assert touched["gpa"] <= gpa_of(position) < touched["gpa"] + touched["size"] + PAGE
+            assert touched["gpa"] <= gpa_of(position) < touched["gpa"] + touched["size"] + P
     assert str(series.since(0)).startswith(("operation", "last touched by operation", "since the first"))
 
 
@@ -295,19 +294,19 @@ def test_a_series_without_operations_knows_nothing():
 def test_history_of_a_range():
     operations = empty_operations(4)
     operations["step"] = [Step.CONVERT, Step.HOST_WRITE, Step.CONVERT, Step.PIN]
-    operations["gpa"] = [0, PAGE, PAGE, 100 * PAGE]
-    operations["size"] = [4 * PAGE, PAGE, PAGE, PAGE]
+    operations["gpa"] = [0, P, P, 100 * P]
+    operations["size"] = [4 * P, P, P, P]
     operations["attributes"] = [0, 0, 8, 0]
     operations["flags"] = [1, 0, 2, 0]
     series = watch(two_ranges("SW_PROTECTED"), operations, every=2)
-    assert series.history(PAGE, "4k").rows.tolist() == [
-        (0, "CONVERT to shared", "VMM", 0, 4 * PAGE, "ZERO", "OK"),
-        (1, "HOST_WRITE", "host", PAGE, PAGE, "", "OK"),
-        (2, "CONVERT to private", "VMM", PAGE, PAGE, "PRESERVE", "OK"),
+    assert series.history(P, "4k").rows.tolist() == [
+        (0, "CONVERT to shared", "VMM", 0, 4 * P, "ZERO", "OK"),
+        (1, "HOST_WRITE", "host", P, P, "", "OK"),
+        (2, "CONVERT to private", "VMM", P, P, "PRESERVE", "OK"),
     ]
-    assert len(series.history(200 * PAGE)) == 0
-    assert series.history(100 * PAGE)["outcome"].tolist() == ["EFAULT"]
-    assert str(series.since(PAGE)) == "operation 2: CONVERT to private 0x1000+0x1000 by the VMM"
+    assert len(series.history(200 * P)) == 0
+    assert series.history(100 * P)["outcome"].tolist() == ["EFAULT"]
+    assert str(series.since(P)) == "operation 2: CONVERT to private 0x1000+0x1000 by the VMM"
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -316,17 +315,15 @@ def test_what_is_kept_of_too_many_operations(seed):
     rng = np.random.default_rng(seed)
     events = np.zeros(400, EVENT)
     events["operation"] = np.arange(400)
-    events["start"] = rng.integers(0, 3000, 400) * PAGE
-    events["end"] = events["start"] + rng.choice([0, 1, 2, 300, 2000], 400).astype(np.uint64) * np.uint64(
-        PAGE
-    )
+    events["start"] = rng.integers(0, 3000, 400) * P
+    events["end"] = events["start"] + rng.choice([0, 1, 2, 300, 2000], 400).astype(np.uint64) * np.uint64(P)
     at = np.array([0, 150, 399], np.uint64)
     assert len(thinned(events, at, 400)) == 400
     expected = set()
     for low, high in ((0, 150), (150, 399), (399, 400)):
         last = {}
         for event in events[low:high]:
-            for page in range(int(event["start"]) // PAGE, int(event["end"]) // PAGE):
+            for page in range(int(event["start"]) // P, int(event["end"]) // P):
                 last[page] = int(event["operation"])
         expected |= set(last.values())
     kept = thinned(events, at, len(expected))
@@ -366,7 +363,7 @@ def test_a_series_in_pandas_and_xarray(tmp_path):
             assert frame[state].iloc[number] == pages
             assert int(data["pages"].isel(operation=number).sel(state=state).sum()) == pages
         assert frame["memory"].iloc[number] == snapshot.memory_pages
-        assert int(data["memory"][number]) == snapshot.memory_pages * PAGE
+        assert int(data["memory"][number]) == snapshot.memory_pages * P
         counters = data["counters"].isel(operation=number).to_series().to_dict()
         assert counters == snapshot.counters.asdict()
     assert data["phase"].values.tolist() == [one.phase for one in series]

@@ -16,7 +16,8 @@ from gmemcore.workload.container import ContainerError
 from gmemcore.workload.layout import Layout, Region
 from gmemcore.workload.operations import empty_operations
 from gmemcore.workload.player import build
-from support.guests import KINDS, PAGE, naive_planes, random_guest
+from support.guests import KINDS, naive_planes, random_guest
+from support.kinds import P
 from support.paths import TESTS
 
 
@@ -50,14 +51,14 @@ def test_planes_and_the_way_through_a_file(vm_type, abi, seed, tmp_path):
 def test_a_terabyte_is_small():
     vm = gmemcore.create_vm("SNP", backing="none")
     gmem = vm.create_guest_memfd(1 << 40)
-    gmem.set_memory_attributes(PAGE, PAGE, 0)
+    gmem.set_memory_attributes(P, P, 0)
     assert take(vm).nbytes == (1 << 19) * 8 + 64  # one word per block, and the line of the mixed one
 
 
 def test_nothing_of_what_was_in_memory_is_in_the_file(tmp_path):
     seed = 0x0123456789ABCDEF
     vm = gmemcore.create_vm("SW_PROTECTED", seed=seed)
-    gmem = vm.create_guest_memfd(4 * PAGE, 3)
+    gmem = vm.create_guest_memfd(4 * P, 3)
     gmem.host_write(0, b"plaintext of the guest")
     take(vm).write(tmp_path / "one.gms")
     written = (tmp_path / "one.gms").read_bytes()
@@ -80,8 +81,8 @@ def test_a_file_alone():
 
 def test_frames_that_no_memslot_shows():
     vm = gmemcore.create_vm("SNP", "legacy", backing="none")
-    vm.create_guest_memfd(4 * PAGE)
-    vm.set_memory_attributes(0, 4 * PAGE, 8)
+    vm.create_guest_memfd(4 * P)
+    vm.set_memory_attributes(0, 4 * P, 8)
     snapshot = take(vm)
     assert snapshot.private_frames.tolist() == [[0, 4]]
     assert snapshot.planes(0).private.count() == 0
@@ -89,9 +90,9 @@ def test_frames_that_no_memslot_shows():
 
 def test_a_snapshot_stays_as_it_was():
     vm = gmemcore.create_vm("SNP", backing="none")
-    gmem = vm.create_guest_memfd(1024 * PAGE)
+    gmem = vm.create_guest_memfd(1024 * P)
     before = take(vm)
-    gmem.set_memory_attributes(0, 100 * PAGE, 0)
+    gmem.set_memory_attributes(0, 100 * P, 0)
     gmem.close()
     assert before.planes(0).private.count() == 1024
     assert before.counters.pages_changed == 0
@@ -111,10 +112,10 @@ def test_differences_page_by_page(vm_type, abi):
     for _ in range(20):
         start, n = int(rng.integers(1400)), int(rng.integers(1, 100))
         if abi == "legacy":
-            vm.set_memory_attributes(start * PAGE, n * PAGE, 8 * int(rng.integers(2)))
+            vm.set_memory_attributes(start * P, n * P, 8 * int(rng.integers(2)))
         else:
-            vm.files[0].fallocate(3, start * PAGE, n * PAGE)
-            vm.files[0].set_memory_attributes(start * PAGE, n * PAGE, 8 * int(rng.integers(2)))
+            vm.files[0].fallocate(3, start * P, n * P)
+            vm.files[0].set_memory_attributes(start * P, n * P, 8 * int(rng.integers(2)))
     after = take(vm)
     changes = diff(before, after)
     assert changes.counters == after.counters - before.counters
@@ -141,10 +142,10 @@ def test_differences_page_by_page(vm_type, abi):
 
 def test_files_that_come_and_go():
     vm = gmemcore.create_vm("SNP", backing="none")
-    first = vm.create_guest_memfd(PAGE)
+    first = vm.create_guest_memfd(P)
     before = take(vm)
     first.close()
-    vm.create_guest_memfd(2 * PAGE)
+    vm.create_guest_memfd(2 * P)
     after = take(vm)
     changes = diff(before, after)
     assert (changes.appeared, changes.gone, len(changes.changes)) == ((1,), (0,), 0)
@@ -153,8 +154,8 @@ def test_files_that_come_and_go():
 
 def test_snapshots_of_different_guests():
     ours, others = (gmemcore.create_vm("SNP", backing="none") for _ in range(2))
-    ours.create_guest_memfd(PAGE)
-    others.create_guest_memfd(2 * PAGE)
+    ours.create_guest_memfd(P)
+    others.create_guest_memfd(2 * P)
     with pytest.raises(ValueError, match="file 0 has 0x1000 and 0x2000 bytes"):
         diff(take(ours), take(others))
 
@@ -166,9 +167,9 @@ def test_a_series_through_a_file(tmp_path):
     vm = random_guest("TDX", "v5", 6)
     series = Series(unit="s")
     series.take(vm, 0.5)
-    vm.files[0].set_memory_attributes(0, 700 * PAGE, 0)
+    vm.files[0].set_memory_attributes(0, 700 * P, 0)
     series.take(vm, 1.5, "after")
-    vm.create_guest_memfd(PAGE)
+    vm.create_guest_memfd(P)
     series.take(vm, 1.5)
     series.write(tmp_path / "all.gms")
     read = Series.read(tmp_path / "all.gms")
@@ -196,11 +197,11 @@ def test_thousands_fit_into_a_file(tmp_path):
 
 def test_the_last_slot_at_the_end_of_memory(tmp_path):
     vm = gmemcore.create_vm("SNP", backing="none")
-    gmem = vm.create_guest_memfd(2 * PAGE)
-    vm.add_memslot(32763, (1 << 64) - 2 * PAGE, PAGE, gmem)
+    gmem = vm.create_guest_memfd(2 * P)
+    vm.add_memslot(32763, (1 << 64) - 2 * P, P, gmem)
     take(vm).write(tmp_path / "one.gms")
     (slot,) = Snapshot.read(tmp_path / "one.gms").slots
-    assert (slot.slot, slot.gpa) == (32763, (1 << 64) - 2 * PAGE)
+    assert (slot.slot, slot.gpa) == (32763, (1 << 64) - 2 * P)
 
 
 # ---- files that aren't what they say ------------------------------------------------------------------
@@ -281,7 +282,7 @@ DAMAGES = {
     "a memslot of no file": (put("slots", (0, 3), 9), "isn't within a file"),
     "an empty memslot": (put("slots", (0, 2), 0), "isn't whole pages"),
     "an unaligned memslot": (put("slots", (0, 1), 12), "isn't whole pages"),
-    "a memslot beyond all memory": (put("slots", (2, 1), (1 << 64) - PAGE), "isn't whole pages"),
+    "a memslot beyond all memory": (put("slots", (2, 1), (1 << 64) - P), "isn't whole pages"),
     "memslots that overlap": (put("slots", (1, 1), 0), "memslots that overlap"),
     "memslots of the same pages": (put("slots", (1, 4), 0), "memslots that overlap"),
     "frames out of order": (
@@ -400,8 +401,8 @@ def test_a_plane_of_a_later_release_is_refused_where_it_says_something(parts):
 
 def test_a_line_can_not_speak_of_pages_beyond_the_end(tmp_path):
     vm = gmemcore.create_vm("SNP", backing="none")
-    gmem = vm.create_guest_memfd(100 * PAGE)
-    gmem.set_memory_attributes(0, PAGE, 0)
+    gmem = vm.create_guest_memfd(100 * P)
+    gmem.set_memory_attributes(0, P, 0)
     take(vm).write(tmp_path / "one.gms")
     read = container.read(tmp_path / "one.gms", KIND)
     read.sections["lines"][0, 0] -= np.uint64(2)  # a page less, and one beyond the end in its place
@@ -436,8 +437,8 @@ def test_a_run_is_watched(as_array):
     build(vm, Layout((Region(0, 1 << 20),)))
     operations = empty_operations(25)
     operations["step"] = Step.CONVERT
-    operations["gpa"] = np.arange(25) * PAGE
-    operations["size"] = PAGE
+    operations["gpa"] = np.arange(25) * P
+    operations["size"] = P
     operations["attributes"] = 8
     series = watch(vm, operations if as_array else iter([operations[:7], operations[7:]]), every=10)
     assert [snapshot.at for snapshot in series] == [0, 10, 20, 25]

@@ -14,10 +14,10 @@ from gmemcore.cli import main
 from gmemcore.workload.logs import capture
 from gmemcore.workload.logs.forms import EVENTS
 from support import logs
+from support.kinds import P
 from support.paths import ROOT
 
 PAGE = ROOT / "docs" / "record-your-guest.md"
-P = logs.PAGE
 
 
 @pytest.fixture

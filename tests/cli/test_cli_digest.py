@@ -13,6 +13,7 @@ import gmemcore
 from gmemcore.cli import main
 from gmemcore.cli.digest import generated_page
 from gmemcore.machine.measurement import VMSA_GPA, LaunchDigest
+from support.kinds import P
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its ctypes structures are of an older style than newer Pythons like
@@ -22,7 +23,6 @@ with warnings.catch_warnings():
     from sevsnpmeasure.sev_mode import SevMode
     from sevsnpmeasure.vmsa import VMSA
 
-PAGE = gmemcore.PAGE_SIZE
 
 REAL_LOG = """\
 kvm_sev_init
@@ -74,7 +74,7 @@ def digest_of(run):
 
 
 def generated(gpa, size, seed=0):
-    return b"".join(generated_page(seed, at) for at in range(gpa, gpa + size, PAGE))
+    return b"".join(generated_page(seed, at) for at in range(gpa, gpa + size, P))
 
 
 # --- what it computes ---------------------------------------------------------------------------------------
@@ -108,10 +108,10 @@ def test_it_equals_a_vm_that_is_launched_so(digest_of):
     vm.launch_update(0xFFC00000, 0x400000, generated(0xFFC00000, 0x400000))
     for gpa, size in ((0x800000, 0x9000), (0x80A000, 0x3000)):
         vm.launch_update(gpa, size, page_type="ZERO")
-    vm.launch_update(0x80D000, PAGE, page_type="SECRETS")
-    vm.launch_update(0x80E000, PAGE, page_type="CPUID")
-    vm.launch_update(0x80F000, PAGE, page_type="ZERO")
-    vm.launch_update(0x810000, PAGE, generated(0x810000, PAGE))
+    vm.launch_update(0x80D000, P, page_type="SECRETS")
+    vm.launch_update(0x80E000, P, page_type="CPUID")
+    vm.launch_update(0x80F000, P, page_type="ZERO")
+    vm.launch_update(0x810000, P, generated(0x810000, P))
     vm.launch_update(0x811000, 0xF000, page_type="ZERO")
     vm.launch_finish()
     assert digest_of(REAL_LOG) == vm.launch_measurement.hex()
@@ -135,7 +135,7 @@ def test_json_has_the_digest_after_each_update(run):
 def test_unmeasured_pages_are_known(digest_of):
     line = "kvm_sev_snp_launch_update src 0x0 gpa 0x800000 len 0x1000 (Unmeasured page)"
     theirs = GCTX()
-    theirs.update_unmeasured_pages(0x800000, PAGE)
+    theirs.update_unmeasured_pages(0x800000, P)
     assert digest_of(line) == theirs.hex_ld()
 
 
@@ -241,7 +241,7 @@ def test_images_give_contents_and_the_seed_the_rest(run, tmp_path):
     done = run(SHORT_LOG, "--image", option)
     ours = LaunchDigest()
     ours.update_range(0x800000, 0x2000, "ZERO")
-    ours.update_range(0x810000, 0x2000, "NORMAL", generated(0x810000, PAGE) + contents)
+    ours.update_range(0x810000, 0x2000, "NORMAL", generated(0x810000, P) + contents)
     assert f"launch digest {ours.digest.hex()}" in done.out
     assert f"1 NORMAL pages from {option}" in done.out
     assert "1 NORMAL pages were generated" in done.out
@@ -250,7 +250,7 @@ def test_images_give_contents_and_the_seed_the_rest(run, tmp_path):
 def test_a_changed_byte_of_an_image_changes_the_digest(digest_of, tmp_path):
     image = tmp_path / "image"
     digests = set()
-    for contents in (bytes(2 * PAGE), bytes(2 * PAGE - 1) + b"\1", b"\1" + bytes(2 * PAGE - 1)):
+    for contents in (bytes(2 * P), bytes(2 * P - 1) + b"\1", b"\1" + bytes(2 * P - 1)):
         image.write_bytes(contents)
         digests.add(digest_of(SHORT_LOG, "--image", f"{image}@0x810000"))
     assert len(digests) == 3
@@ -274,8 +274,8 @@ def test_a_changed_byte_of_an_image_changes_the_digest(digest_of, tmp_path):
 )
 def test_an_image_that_cannot_be_used_is_an_error(run, tmp_path, form, what):
     image = tmp_path / "image"
-    image.write_bytes(bytes(PAGE))
-    (tmp_path / "imageodd").write_bytes(bytes(PAGE + 1))
+    image.write_bytes(bytes(P))
+    (tmp_path / "imageodd").write_bytes(bytes(P + 1))
     (tmp_path / "imageempty").write_bytes(b"")
     done = run(SHORT_LOG, "--image", form.format(image))
     assert (done.status, done.out) == (2, "")
@@ -284,7 +284,7 @@ def test_an_image_that_cannot_be_used_is_an_error(run, tmp_path, form, what):
 
 def test_overlapping_images_are_an_error(run, tmp_path):
     image = tmp_path / "image"
-    image.write_bytes(bytes(2 * PAGE))
+    image.write_bytes(bytes(2 * P))
     done = run(SHORT_LOG, "--image", f"{image}@0x810000", "--image", f"{image}@0x811000")
     assert done.status == 2
     assert "overlap at 0x811000" in done.err
@@ -302,12 +302,12 @@ def test_vmsa_pages_are_measured_last_each_at_the_same_gpa(digest_of, run, tmp_p
     ours = LaunchDigest(bytes.fromhex(digest_of(SHORT_LOG)))
     for n in range(2):
         vmsas += ["--vmsa", tmp_path / f"vmsa{n}"]
-        vmsas[-1].write_bytes(bytes([n]) * PAGE)
-        ours.update(VMSA_GPA, "VMSA", bytes([n]) * PAGE)
+        vmsas[-1].write_bytes(bytes([n]) * P)
+        ours.update(VMSA_GPA, "VMSA", bytes([n]) * P)
     done = run(SHORT_LOG, *vmsas)
     assert ours.digest.hex() in done.out
     assert "2 VMSA pages at launch finish" in done.out
-    vmsas[-1].write_bytes(bytes(PAGE - 1))
+    vmsas[-1].write_bytes(bytes(P - 1))
     assert "must be one page" in run(SHORT_LOG, *vmsas).err
 
 
@@ -348,7 +348,7 @@ def test_a_whole_launch_equals_what_the_guests_owner_computes(run, tmp_path):
     paths["kernel"].write_bytes(b"kernel")
     paths["initrd"].write_bytes(b"initrd")
     hashes = SevHashes(paths["kernel"], paths["initrd"], "console=ttyS0")
-    paths["hashes"].write_bytes(hashes.construct_page(HASHES_GPA % PAGE))
+    paths["hashes"].write_bytes(hashes.construct_page(HASHES_GPA % P))
     for n, page in enumerate(VMSA(SevMode.SEV_SNP, 0x80B004, 0x800F12, 1).pages(2)):
         paths[f"vmsa{n}"].write_bytes(page)
     owner = guest.snp_calc_launch_digest(

@@ -12,10 +12,9 @@ import pytest
 
 import gmemcore
 from gmemcore.engine import kernels as layout
-from support.oracle import key_stream_page
+from support.oracle import PAGE, key_stream_page
 from support.paths import JIT_DISABLED, needs_compiler
 
-PAGE = 4096
 OPERATIONS = 300 if JIT_DISABLED else 6_000
 LONG_OPERATIONS = 1_000_000
 ROUND = 300  # operations of one pair of guests

@@ -12,9 +12,7 @@ from gmemcore.engine.steps import Step
 from gmemcore.workload.layout import Layout, Region
 from gmemcore.workload.operations import empty_operations
 from gmemcore.workload.player import Player, build
-from support.kinds import PLANES, VM_TYPES
-
-PAGE = 4096
+from support.kinds import PLANES, VM_TYPES, P
 
 
 def random_guest(vm_type, abi, seed, *, pages=(1500, 700), steps=150):
@@ -23,8 +21,8 @@ def random_guest(vm_type, abi, seed, *, pages=(1500, 700), steps=150):
     vm = gmemcore.create_vm(vm_type, abi, backing="none", seed=0xDEADBEEF)
     legacy = vm.abi.legacy
     flags = 1 if legacy else 3
-    files = [vm.create_guest_memfd(n * PAGE, 0 if legacy and vm_type != "DEFAULT" else flags) for n in pages]
-    half = pages[0] // 2 // 512 * 512 * PAGE
+    files = [vm.create_guest_memfd(n * P, 0 if legacy and vm_type != "DEFAULT" else flags) for n in pages]
+    half = pages[0] // 2 // 512 * 512 * P
     vm.add_memslot(0, 0, half, files[0], 0)
     vm.add_memslot(1, half, files[0].size - half, files[0], half)
     vm.add_memslot(7, 1 << 32, files[1].size, files[1], 0)
@@ -32,9 +30,9 @@ def random_guest(vm_type, abi, seed, *, pages=(1500, 700), steps=150):
     for step in range(steps):
         which = int(rng.integers(2))
         gmem, (gpa, size) = files[which], spans[which]
-        start = int(rng.integers(size // PAGE))
-        n = min(int(rng.choice([1, 3, 64, 512, 600])), size // PAGE - start)
-        offset, length = start * PAGE, n * PAGE
+        start = int(rng.integers(size // P))
+        n = min(int(rng.choice([1, 3, 64, 512, 600])), size // P - start)
+        offset, length = start * P, n * P
         if step == steps // 3:
             vm.launch_finish()
         action = rng.choice(["convert", "convert", "accept", "pin", "unpin", "poison", "punch", "fallocate"])
@@ -70,9 +68,7 @@ def outcome(call, *arguments):
 
 
 # ---- a guest of two ranges, and operations on it ------------------------------------------------------
-LAYOUT = Layout(
-    (Region(0, 350 * PAGE, True), Region(350 * PAGE, 250 * PAGE, True), Region(1 << 32, 300 * PAGE, True))
-)
+LAYOUT = Layout((Region(0, 350 * P, True), Region(350 * P, 250 * P, True), Region(1 << 32, 300 * P, True)))
 PAGES = 900
 
 
@@ -90,8 +86,8 @@ def random_operations(seed, n):
     size = rng.choice([1, 1, 2, 16, 100, 512], n)
     position = rng.integers(0, PAGES, n)
     high = position >= 600
-    made["gpa"] = np.where(high, (1 << 32) + (position - 600) * PAGE, position * PAGE)
-    made["size"] = np.minimum(size, np.where(high, 300 - (position - 600), 605 - position)) * PAGE
+    made["gpa"] = np.where(high, (1 << 32) + (position - 600) * P, position * P)
+    made["size"] = np.minimum(size, np.where(high, 300 - (position - 600), 605 - position)) * P
     made["attributes"] = np.where(made["step"] == Step.CONVERT, rng.choice([0, 8], n), 0)
     made["variant"] = np.where(
         np.isin(made["step"], (Step.GUEST_READ, Step.GUEST_WRITE)), rng.choice([0, 1, 2], n), 0
@@ -126,8 +122,8 @@ def page_planes(vm):
     """Planes of each page by position; of `legacy`, as its guest sees them."""
     snapshot, found = take(vm), []
     for slot in vm.memslots:
-        planes, low = snapshot.planes(slot.gmem.index), slot.gmem_offset // PAGE
-        high = low + slot.size // PAGE
+        planes, low = snapshot.planes(slot.gmem.index), slot.gmem_offset // P
+        high = low + slot.size // P
         found.append(
             sum(planes[name].bits(low, high).astype(np.uint8) << i for i, name in enumerate(PLANE_NAMES))
         )
@@ -136,7 +132,7 @@ def page_planes(vm):
 
 def gpa_of(position):
     """The address of a page of that guest."""
-    return position * PAGE if position < 600 else (1 << 32) + (position - 600) * PAGE
+    return position * P if position < 600 else (1 << 32) + (position - 600) * P
 
 
 KINDS = [
@@ -154,8 +150,8 @@ def naive_planes(vm, gmem):
     for slot in vm.memslots:
         if slot.gmem is gmem:
             for low, high in vm.private_frames():
-                for frame in range(max(low, slot.gpa // PAGE), min(high, (slot.gpa + slot.size) // PAGE)):
-                    private[frame - slot.gpa // PAGE + slot.gmem_offset // PAGE] = True
+                for frame in range(max(low, slot.gpa // P), min(high, (slot.gpa + slot.size) // P)):
+                    private[frame - slot.gpa // P + slot.gmem_offset // P] = True
     host = {name: gmem._shared.plane(name) for name in PLANE_NAMES}
     return {
         "private": private,

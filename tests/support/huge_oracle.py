@@ -4,8 +4,8 @@ The state of a folio isn't kept: it is what the page of docs says it must be, be
 page state is modelled; bytes are for the other oracle.
 """
 
-PAGE = 4096
-BLOCK = 512
+from support.oracle import BLOCK, PAGE
+
 PRIVATE, HUGETLB, INIT_SHARED = 8, 4, 2
 KEEP_SIZE, PUNCH_HOLE = 1, 2
 STRUCT_PAGE = 64

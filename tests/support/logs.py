@@ -16,8 +16,8 @@ from gmemcore.uapi import PageType
 from gmemcore.workload.layout import Layout
 from gmemcore.workload.logs import Imported, Log, import_log, read_log
 from gmemcore.workload.operations import FROM_SOURCE, empty_operations
+from support.kinds import P
 
-PAGE = 4096
 PAGE_TYPES = dict(zip(PageType, ("Normal", "Zero", "Unmeasured", "Secrets", "Cpuid", "Vmsa"), strict=True))
 
 
@@ -41,7 +41,7 @@ def convert_memory(gpa: int, size: int, private: bool) -> str:
 
 def set_mem_attributes(gpa: int, size: int, private: bool, *, user: bool = False) -> str:
     """KVM's tracepoint, by the kernel's vsnprintf, or by a libc as libtraceevent does (`user`)."""
-    first, last = (f"{frame:#016x}" for frame in (gpa // PAGE, (gpa + size) // PAGE))
+    first, last = (f"{frame:#016x}" for frame in (gpa // P, (gpa + size) // P))
     if user and not gpa:
         first = "0" * 16
     return f"kvm_vm_set_mem_attributes: {first} -- {last} [{8 * private:#x}]"

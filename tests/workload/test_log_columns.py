@@ -12,10 +12,9 @@ from gmemcore.workload.logs.lines import Lines
 from gmemcore.workload.logs.log import Collector
 from gmemcore.workload.trace import TraceError
 from support import logs
+from support.kinds import P
 from support.logs import DIALECTS
 from support.paths import TRACES
-
-P = logs.PAGE
 
 
 def read_by_reference(collector, data, block):

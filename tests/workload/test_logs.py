@@ -28,11 +28,10 @@ from gmemcore.workload.streams import limit
 from gmemcore.workload.touches import begins
 from gmemcore.workload.trace import Header, Trace, TraceError
 from support import logs
-from support.kinds import PRIVATE_VM_TYPES
+from support.kinds import PRIVATE_VM_TYPES, P
 from support.logs import DIALECTS, FINISH, QEMU, imported, read, write_log
 from support.paths import TRACES
 
-P = logs.PAGE
 PRIVATE = int(MemoryAttribute.PRIVATE)
 
 
