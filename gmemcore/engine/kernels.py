@@ -79,8 +79,8 @@ PLANES = np.uint64(6)
 FIELD_BITS = np.uint64(10)
 FIELD = np.uint64((1 << 10) - 1)
 FIELD_ONES = np.uint64(sum(1 << 10 * plane for plane in range(6)))  # times a number: it, in all fields
-PRIVATE_FIELD, ALLOCATED_FIELD, ASSIGNED_FIELD, ACCEPTED_FIELD, PINNED_FIELD = (
-    FIELD << FIELD_BITS * plane for plane in numbers(5)
+PRIVATE_FIELD, ALLOCATED_FIELD, ASSIGNED_FIELD, PINNED_FIELD = (
+    FIELD << FIELD_BITS * plane for plane in (PRIVATE, ALLOCATED, ASSIGNED, PINNED)
 )
 ALLOCATED_WHOLE = np.uint64(10 + 9)  # the bit of a word that is set if a whole block is allocated
 
