@@ -154,7 +154,7 @@ def _flag(abi: str, vm_type: VmType, firmware: Firmware, phase: Phase, direction
 # ---- the work, in a process of its own ---------------------------------------------------------------------
 
 
-class Guest:
+class MeasuredGuest:
     """A guest, and how its memory is brought to the other side.
 
     Parameters
@@ -267,14 +267,14 @@ def run(job: Job) -> Measured:
         return reference.words(written, low, high).view(np.uint8)
 
     # What the work needs besides the guest is allocated before memory is counted.
-    first = Guest(replace(job, memory=min(job.range, PIECE)))
+    first = MeasuredGuest(replace(job, memory=min(job.range, PIECE)))
     first.gmem.host_write(0, words(0, first.gmem.size))
     first.to_private(0, first.gmem.size)
     if job.work != "launch":
         first.to_shared(0, first.gmem.size)
     first.vm.close()
 
-    meter, guest = Meter(job), Guest(job)
+    meter, guest = Meter(job), MeasuredGuest(job)
     for low, high in pieces(0, job.memory):
         guest.gmem.host_write(low, words(low, high))
 

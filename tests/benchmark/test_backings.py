@@ -12,7 +12,7 @@ import pytest
 
 from gmemcore.benchmark import in_place
 from gmemcore.benchmark.expected import WrongContentsError
-from gmemcore.benchmark.in_place import MOST_POINTS, WAYS, Guest, jobs, run, run_apart
+from gmemcore.benchmark.in_place import MOST_POINTS, WAYS, MeasuredGuest, jobs, run, run_apart
 from gmemcore.cli import COMMANDS, main
 from gmemcore.errors import InvalidArgumentError, UnsupportedOperationError
 from gmemcore.results.backings import Measured
@@ -77,7 +77,7 @@ def test_in_place_takes_half_the_memory_of_keeping_both():
 def test_contents_that_got_lost_are_noticed(monkeypatch):
     job = jobs("round trip", "PKVM", MEMORY, RANGE, 1)[1]
     monkeypatch.setattr(
-        Guest, "to_private", lambda self, start, size: self.vm.set_memory_attributes(start, size, 8)
+        MeasuredGuest, "to_private", lambda self, start, size: self.vm.set_memory_attributes(start, size, 8)
     )
     with pytest.raises(WrongContentsError, match="legacy, discarding: the guest reads"):
         run(job)

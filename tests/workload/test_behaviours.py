@@ -16,7 +16,7 @@ from gmemcore.uapi import PAGE_SIZE, PageType
 from gmemcore.workload.behaviours import BEHAVIOURS, Behaviour, Kind, get_behaviour
 from gmemcore.workload.behaviours import walk as walk_module
 from gmemcore.workload.behaviours.behaviour import COMMON
-from gmemcore.workload.behaviours.guest import Grid, Guest, operations
+from gmemcore.workload.behaviours.guest import Grid, SeededGuest, operations
 from gmemcore.workload.layout import Layout, Region
 from gmemcore.workload.operations import Access, check_operations
 from gmemcore.workload.outcomes import CODES
@@ -497,7 +497,7 @@ def test_fragmentation_of_any_memory_is_runs_of_whole_pages_that_do_not_meet(pie
 def test_generators_have_something_to_do_in_little_memory(name, pages):
     """What a generator makes costs a pass over arrays, so most of them must hold operations."""
     row, layout = BEHAVIOURS[name], Layout.single(pages * PAGE_SIZE)
-    guest = Guest.of(layout, Stream(3))
+    guest = SeededGuest.of(layout, Stream(3))
     values = {each.name: each.default for each in row.parameters}
     try:
         arrays = list(islice(row.generate(guest, **values), 2000))

@@ -8,7 +8,7 @@ import numpy as np
 
 from gmemcore.engine.jit import is_compiled
 from gmemcore.engine.steps import Step
-from gmemcore.workload.behaviours.guest import Guest
+from gmemcore.workload.behaviours.guest import SeededGuest
 from gmemcore.workload.behaviours.parameters import Kind, Parameter, Value, checked, switch
 from gmemcore.workload.operations import Operations
 from gmemcore.workload.seeds import Stream
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gmemcore.workload.layout import Layout
 
 Generator = Callable[..., Iterator[Operations]]
-"""Takes a `Guest` and the parameters of its row, and yields operations in arrays of any length."""
+"""Takes a `SeededGuest` and the parameters of its row, and yields operations in arrays of any length."""
 
 COMMON: Final = (
     switch("accesses", True, "guest and host read and write what they convert"),
@@ -119,7 +119,7 @@ class Behaviour:
         stream = seed if isinstance(seed, Stream) else Stream(seed)
         common = {row.name: values.pop(row.name) for row in COMMON}
         generate = self.compiled if compiled and self.compiled and is_compiled() else self.generate
-        made = generate(Guest.of(layout, stream.split("behaviour", self.name)), **values)
+        made = generate(SeededGuest.of(layout, stream.split("behaviour", self.name)), **values)
         return rechunk(_with_common(made, **common), chunk)
 
     def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from gmemcore.workload.behaviours.guest import (
     PRIVATE,
     SHARED,
     Grid,
-    Guest,
     Range,
+    SeededGuest,
     distinct,
     in_turn,
     operations,
@@ -39,7 +39,7 @@ _PAGE_TYPES: Final = list(PageType)
 
 
 def snp_boot(
-    guest: Guest, *, vcpus: int, image: int, swiotlb: int | None, queues: int, ring: int,
+    guest: SeededGuest, *, vcpus: int, image: int, swiotlb: int | None, queues: int, ring: int,
     request: int, accept: int, accepted: float,
 ) -> Iterator[Operations]:  # fmt: skip
     """An SNP guest: populated image with its special pages, GHCBs, chunks made private before PVALIDATE."""
@@ -54,7 +54,7 @@ def snp_boot(
 
 
 def tdx_boot(
-    guest: Guest, *, image: int, swiotlb: int | None, queues: int, ring: int,
+    guest: SeededGuest, *, image: int, swiotlb: int | None, queues: int, ring: int,
     request: int, accept: int, accepted: float,
 ) -> Iterator[Operations]:  # fmt: skip
     """A TD: populated image, memory accepted without asking the host first, MapGPA in pieces."""
@@ -66,7 +66,7 @@ def tdx_boot(
 
 
 def kexec(
-    guest: Guest, *, shared: float, run: int, rounds: int, accept: int, sweep: bool
+    guest: SeededGuest, *, shared: float, run: int, rounds: int, accept: int, sweep: bool
 ) -> Iterator[Operations]:
     """Kernels share memory and hand over: at the end of each, what it shared is private again."""
     grid = guest.grid(run)
@@ -85,7 +85,7 @@ def kexec(
 
 
 # --- parts --------------------------------------------------------------------------------------------
-def _swiotlb(guest: Guest, image: int, asked: int | None) -> Range:
+def _swiotlb(guest: SeededGuest, image: int, asked: int | None) -> Range:
     """Where the bounce buffers are: at the top of low memory."""
     start, room = guest.low_range()
     usual = min(max(guest.memory * SWIOTLB_SHARE // 100, SWIOTLB_LEAST), SWIOTLB_MOST)
@@ -101,14 +101,14 @@ def _swiotlb(guest: Guest, image: int, asked: int | None) -> Range:
     return start + room - size, size
 
 
-def _between(guest: Guest, image: int, bounce: Range) -> Range:
+def _between(guest: SeededGuest, image: int, bounce: Range) -> Range:
     """Low memory without the image and the bounce buffers."""
     start, room = guest.low_range()
     used = image if start == guest.ranges[0][0] else 0
     return start + used, room - used - bounce[1]
 
 
-def _launch(guest: Guest, image: int, special: Sequence[tuple[PageType, int]]) -> Operations:
+def _launch(guest: SeededGuest, image: int, special: Sequence[tuple[PageType, int]]) -> Operations:
     """The VMM's part: an image written by the host, made private, populated in place, measured, finished."""
     start, room = guest.ranges[0]
     pages: list[tuple[PageType, Range]] = []
@@ -135,7 +135,7 @@ def _launch(guest: Guest, image: int, special: Sequence[tuple[PageType, int]]) -
 
 
 def _run(
-    guest: Guest, bounce: Range, small: Sequence[Range], image: int, request: int, accept: int,
+    guest: SeededGuest, bounce: Range, small: Sequence[Range], image: int, request: int, accept: int,
     accepted: float, *, state_change: bool,
 ) -> Iterator[Operations]:  # fmt: skip
     """The guest's part: it accepts what it is about to use, shares, and accepts the rest by and by."""

@@ -9,7 +9,7 @@ from gmemcore.engine.jit import load
 from gmemcore.engine.steps import Step
 from gmemcore.uapi import PAGE_SIZE
 from gmemcore.workload.behaviours.devices import pool_of
-from gmemcore.workload.behaviours.guest import BLOCK, PRIVATE, Guest, over
+from gmemcore.workload.behaviours.guest import BLOCK, PRIVATE, SeededGuest, over
 from gmemcore.workload.behaviours.sweeps import HUGE_PAGE
 from gmemcore.workload.operations import Operations, as_words, empty_operations
 
@@ -19,7 +19,7 @@ _USES: Final = np.array(
 )  # of a buffer that comes, and of one that goes
 
 
-def scatter(guest: Guest, *, run: int) -> Iterator[Operations]:
+def scatter(guest: SeededGuest, *, run: int) -> Iterator[Operations]:
     """See `gmemcore.workload.behaviours.sweeps.scatter`."""
     fill = load(LOOPS).scatter
     ranges = guest.grid(PAGE_SIZE).rows
@@ -33,7 +33,7 @@ def scatter(guest: Guest, *, run: int) -> Iterator[Operations]:
         head, at = head[:0], at + 5 * BLOCK
 
 
-def fragmentation(guest: Guest, *, pieces: int, run: int) -> Iterator[Operations]:
+def fragmentation(guest: SeededGuest, *, pieces: int, run: int) -> Iterator[Operations]:
     """See `gmemcore.workload.behaviours.sweeps.fragmentation`."""
     fill = load(LOOPS).fragment
     grid = guest.grid(HUGE_PAGE)
@@ -49,7 +49,7 @@ def fragmentation(guest: Guest, *, pieces: int, run: int) -> Iterator[Operations
         turn += 1
 
 
-def bounce_churn(guest: Guest, *, pool: float, buffer: int) -> Iterator[Operations]:
+def bounce_churn(guest: SeededGuest, *, pool: float, buffer: int) -> Iterator[Operations]:
     """See `gmemcore.workload.behaviours.devices.bounce_churn`."""
     fill = load(LOOPS).churn
     area, grid, toggles, sizes = pool_of(guest, pool, buffer)

@@ -12,8 +12,8 @@ from gmemcore.workload.behaviours.guest import (
     BLOCK,
     PRIVATE,
     Grid,
-    Guest,
     Range,
+    SeededGuest,
     Toggles,
     distinct,
     in_turn,
@@ -27,7 +27,7 @@ _SHARED_STEPS: Final = (Step.CONVERT, Step.HOST_WRITE, Step.GUEST_READ)
 """A part is shared, and used by a device and the guest."""
 
 
-def bounce_churn(guest: Guest, *, pool: float, buffer: int) -> Iterator[Operations]:
+def bounce_churn(guest: SeededGuest, *, pool: float, buffer: int) -> Iterator[Operations]:
     """Buffers of random sizes are shared, used by device and guest, and made private again."""
     area, grid, toggles, sizes = pool_of(guest, pool, buffer)
     yield over(Step.CONVERT, area, PRIVATE)
@@ -44,14 +44,14 @@ def bounce_churn(guest: Guest, *, pool: float, buffer: int) -> Iterator[Operatio
         )
 
 
-def pool_of(guest: Guest, pool: float, buffer: int) -> tuple[list[Range], Grid, Toggles, Words]:
+def pool_of(guest: SeededGuest, pool: float, buffer: int) -> tuple[list[Range], Grid, Toggles, Words]:
     """Return a pool of buffers, all of them private, and the size of each."""
     area, grid, toggles = _pool(guest, pool, buffer)
     pages = guest.stream.split("sizes").below(buffer // PAGE_SIZE, 0, grid.count) + np.uint64(1)
     return area, grid, toggles, pages * np.uint64(PAGE_SIZE)
 
 
-def vfio_pin(guest: Guest, *, pool: float, buffer: int, late: float) -> Iterator[Operations]:
+def vfio_pin(guest: SeededGuest, *, pool: float, buffer: int, late: float) -> Iterator[Operations]:
     """Memory is shared and mapped for an assigned device, and unmapped before it is made private again."""
     area, grid, toggles = _pool(guest, pool, buffer)
     lateness = guest.stream.split("late")
@@ -73,7 +73,7 @@ def vfio_pin(guest: Guest, *, pool: float, buffer: int, late: float) -> Iterator
         )
 
 
-def balloon(guest: Guest, *, target: float, unit: int) -> Iterator[Operations]:
+def balloon(guest: SeededGuest, *, target: float, unit: int) -> Iterator[Operations]:
     """The guest gives pages to the host, which discards them, and takes them back, again and again."""
     grid = guest.grid(unit)
     n = min(max(1, round(target * grid.count)), grid.count)
@@ -88,7 +88,7 @@ def balloon(guest: Guest, *, target: float, unit: int) -> Iterator[Operations]:
         turn += 1
 
 
-def free_page_reporting(guest: Guest, *, pool: float, order: int, accept: int) -> Iterator[Operations]:
+def free_page_reporting(guest: SeededGuest, *, pool: float, order: int, accept: int) -> Iterator[Operations]:
     """Free blocks are reported to the host, which discards them, and accepted again when used."""
     area, grid, toggles = _pool(guest, pool, order)
     pieces = max(order // accept, 1)
@@ -109,7 +109,9 @@ def free_page_reporting(guest: Guest, *, pool: float, order: int, accept: int) -
         )
 
 
-def hotplug(guest: Guest, *, pluggable: float, block: int, accept: int, shared: int) -> Iterator[Operations]:
+def hotplug(
+    guest: SeededGuest, *, pluggable: float, block: int, accept: int, shared: int
+) -> Iterator[Operations]:
     """Memory is plugged block by block, used and partly shared, and unplugged in the opposite order."""
     area = _top(guest, pluggable)
     grid = Grid(area, block)
@@ -143,14 +145,14 @@ def hotplug(guest: Guest, *, pluggable: float, block: int, accept: int, shared: 
 
 
 # --- parts --------------------------------------------------------------------------------------------
-def _pool(guest: Guest, share: float, cell: int) -> tuple[list[Range], Grid, Toggles]:
+def _pool(guest: SeededGuest, share: float, cell: int) -> tuple[list[Range], Grid, Toggles]:
     """The top of memory as a pool of cells, all of them off."""
     area = _top(guest, share)
     grid = Grid(area, cell)
     return area, grid, Toggles(guest.stream.split("cells"), np.zeros(grid.count, np.bool_))
 
 
-def _top(guest: Guest, share: float) -> list[Range]:
+def _top(guest: SeededGuest, share: float) -> list[Range]:
     """The last part of memory, one page at least, ascending."""
     left = max(int(share * guest.memory) // PAGE_SIZE, 1) * PAGE_SIZE
     area = []

@@ -90,14 +90,14 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
-class Guest:
+class SeededGuest:
     """What a generator is given: the guest's memory, and the random numbers that are its own."""
 
     ranges: tuple[Range, ...]
     stream: Stream
 
     @classmethod
-    def of(cls, layout: "Layout", stream: Stream) -> "Guest":
+    def of(cls, layout: "Layout", stream: Stream) -> "SeededGuest":
         """Return the guest with a layout's memory, in the order of its addresses."""
         return cls(tuple(sorted((region.gpa, region.size) for region in layout.regions)), stream)
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from gmemcore.engine.steps import Step
 from gmemcore.uapi import PAGE_SIZE
-from gmemcore.workload.behaviours.guest import BLOCK, PRIVATE, Guest, operations
+from gmemcore.workload.behaviours.guest import BLOCK, PRIVATE, SeededGuest, operations
 from gmemcore.workload.operations import Access, Operations, join_operations
 from gmemcore.workload.seeds import Stream, Words
 
@@ -27,8 +27,8 @@ KINDS: Final = ("valid", "repeated", "overlapping", "boundary", "unaligned", "ar
 
 
 def hostile(
-    guest: Guest, *, valid: float, repeated: float, overlapping: float, boundary: float, unaligned: float,
-    argument: float, run: int,
+    guest: SeededGuest, *, valid: float, repeated: float, overlapping: float, boundary: float,
+    unaligned: float, argument: float, run: int,
 ) -> Iterator[Operations]:  # fmt: skip
     """Valid requests, and such that repeat, overlap, cross the ends of memory, or are nonsense."""
     weights = (valid, repeated, overlapping, boundary, unaligned, argument)

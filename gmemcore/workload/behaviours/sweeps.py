@@ -8,7 +8,15 @@ from numpy.typing import NDArray
 
 from gmemcore.engine.steps import Step
 from gmemcore.uapi import PAGE_SIZE
-from gmemcore.workload.behaviours.guest import BLOCK, PRIVATE, Guest, distinct, in_turn, operations, over
+from gmemcore.workload.behaviours.guest import (
+    BLOCK,
+    PRIVATE,
+    SeededGuest,
+    distinct,
+    in_turn,
+    operations,
+    over,
+)
 from gmemcore.workload.operations import Operations
 from gmemcore.workload.seeds import Words
 
@@ -16,7 +24,7 @@ HUGE_PAGE = 2 << 20
 
 
 def migration_sweep(
-    guest: Guest, *, piece: int, passes: int, dirty: float, read: int | None
+    guest: SeededGuest, *, piece: int, passes: int, dirty: float, read: int | None
 ) -> Iterator[Operations]:
     """Piece by piece, memory is shared, read by the host and taken back: all, then what was written since."""
     grid = guest.grid(piece)
@@ -39,7 +47,7 @@ def migration_sweep(
         n = max(1, int(n * dirty))
 
 
-def fragmentation(guest: Guest, *, pieces: int, run: int) -> Iterator[Operations]:
+def fragmentation(guest: SeededGuest, *, pieces: int, run: int) -> Iterator[Operations]:
     """Every 2 MiB block gets `pieces` shared runs, each in a place of its own; then all of them go again."""
     grid = guest.grid(HUGE_PAGE)
     total = grid.count * pieces
@@ -71,7 +79,7 @@ def fragmentation(guest: Guest, *, pieces: int, run: int) -> Iterator[Operations
         turn += 1
 
 
-def scatter(guest: Guest, *, run: int) -> Iterator[Operations]:
+def scatter(guest: SeededGuest, *, run: int) -> Iterator[Operations]:
     """Random ranges of 1 to `run` pages, to private or to shared."""
     grid = guest.grid(PAGE_SIZE)
     ends = np.array([start + size for start, size in guest.ranges], np.uint64)

@@ -7,7 +7,7 @@ from gmemcore.engine.steps import Step
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.uapi import PAGE_SIZE
 from gmemcore.units import format_size
-from gmemcore.workload.behaviours.guest import PRIVATE, SHARED, Guest, Range, over
+from gmemcore.workload.behaviours.guest import PRIVATE, SHARED, Range, SeededGuest, over
 from gmemcore.workload.operations import Operations, join_operations
 
 _P: Final = PAGE_SIZE
@@ -20,7 +20,7 @@ RANGES: Final = ((0, _P), (0, _2M), (_P, _P), (_P, _2M), (_2M, _P))
 """What is converted in turn: offset in the region, bytes."""
 
 
-def conversion_walk(guest: Guest, *, vcpus: int, probes: bool) -> Iterator[Operations]:
+def conversion_walk(guest: SeededGuest, *, vcpus: int, probes: bool) -> Iterator[Operations]:
     """Explicit conversion without and with fallocate, then punched holes, whole regions and precise ones."""
     start, room = max(guest.ranges, key=lambda each: each[1])
     needed = (vcpus - 1) * STRIDE + REGION

@@ -31,7 +31,7 @@ _MAIN: Final = re.compile(r"main$|qemu|cloud-hyp|crosvm$|firecracker|kvmtool|lkv
 
 
 @dataclass(frozen=True, slots=True)
-class Guest:
+class LoggedGuest:
     """One guest of a log.
 
     Attributes
@@ -49,11 +49,11 @@ class Guest:
     events: int
 
 
-def guests_of(log: Log) -> list[Guest]:
+def guests_of(log: Log) -> list[LoggedGuest]:
     """Return the guests of a log, in the order in which they appear."""
     groups = _groups(log)
     counts = np.bincount(log.events["thread"], minlength=len(log.threads)).tolist()
-    return [Guest(_name(log, group), tuple(group), sum(counts[i] for i in group)) for group in groups]
+    return [LoggedGuest(_name(log, group), tuple(group), sum(counts[i] for i in group)) for group in groups]
 
 
 def choose(log: Log, wanted: str | None) -> NDArray[np.bool_] | None:
@@ -83,7 +83,7 @@ def choose(log: Log, wanted: str | None) -> NDArray[np.bool_] | None:
     return np.isin(log.events["thread"], sorted(threads))
 
 
-def _threads_named(log: Log, guests: Sequence[Guest], wanted: str) -> set[int]:
+def _threads_named(log: Log, guests: Sequence[LoggedGuest], wanted: str) -> set[int]:
     """Return the threads that a choice names: whole guests, or exactly the threads that are listed."""
     by_name = {i for guest in guests if guest.name == wanted for i in guest.threads}
     if by_name:
@@ -99,7 +99,7 @@ def _threads_named(log: Log, guests: Sequence[Guest], wanted: str) -> set[int]:
     }
 
 
-def _listed(log: Log, guests: Sequence[Guest]) -> str:
+def _listed(log: Log, guests: Sequence[LoggedGuest]) -> str:
     texts = []
     for guest in guests[:_SHOWN]:
         threads = [str(log.threads[i]) for i in guest.threads]
