@@ -166,7 +166,9 @@ DIFFERENCES = (
             written=written,
             found="EINVAL",
             when=_beyond_guest_memory,
-            why="a memslot must end within the guest addresses of this host, which is checked before the file",
+            why=(
+                "a memslot must end within the guest addresses of this host, which is checked before the file"
+            ),
             follow=Follow.MODEL_OMITS if written == "OK" else Follow.NOTHING,
         )
         for written in ("OK", "EEXIST", "EBADF")
@@ -190,7 +192,10 @@ DIFFERENCES = (
         since=(6, 18),
         before=(6, 19),
         when=_file_range_overflows,
-        why="a fault of kvm_gmem_bind: the end of the file's range is a signed number, and 2^63 below every size",
+        why=(
+            "a fault of kvm_gmem_bind: the end of the file's range is a signed number, "
+            "and 2^63 below every size"
+        ),
         follow=Follow.KERNEL_DELETES,
     ),
     *(

@@ -233,7 +233,9 @@ _POSTINGS = (
         date="2026",
         message_id="",
         status=Status.PROPOSAL,
-        summary="Huge pages in two public trees: a conversion that fails leaves earlier huge pages converted.",
+        summary=(
+            "Huge pages in two public trees: a conversion that fails leaves earlier huge pages converted."
+        ),
         abi="huge-partial",
     ),
 )
