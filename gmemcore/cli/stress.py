@@ -1,5 +1,6 @@
 """``gmemcore stress``: run fleets of seeded guests, check them, inject faults, and resume after a kill."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from gmemcore.cli.console import complain, is_quiet, note, reporting, say_records, working
-from gmemcore.cli.options import ForceSwitch, JsonSwitch, LinesOutput, SnapshotOption
+from gmemcore.cli.options import ForceSwitch, JsonSwitch, LinesOutput, ProposalFiles, SnapshotOption
 from gmemcore.cli.predictions import CostOption, read_cost
 from gmemcore.cli.stress_report import print_fleet, print_guest, progress_text
 from gmemcore.errors import InputError
@@ -98,6 +99,13 @@ def stress(
     spec: Annotated[Path, Parameter(help="The fleet: a TOML file, see gmemcore template fleet.")],
     /,
     *,
+    proposal: Annotated[
+        ProposalFiles,
+        Parameter(
+            help="TOML file of a proposal, run next to the abis of the fleet that it isn't one of. "
+            "Can be repeated."
+        ),
+    ] = (),
     cost: CostOption = None,
     force: ForceSwitch = False,
     results: Annotated[Results | None, Parameter(name="*", group=_RESULTS)] = None,
@@ -114,13 +122,16 @@ def stress(
     """
     results, workers, one = results or Results(), workers or Workers(), one or OneGuest()
     with reporting("stress"):
+        from gmemcore.policy.proposal import read_as_written
         from gmemcore.stress.spec import read
 
         _check_options(results, workers, one, force=force)
-        fleet, figures = read(spec), read_cost(cost)
+        fleet, figures = read(spec, read_as_written(proposal)), read_cost(cost)
+        files = (word for path in proposal for word in ("--proposal", str(path)))
+        again = shlex.join(["gmemcore", "stress", str(spec), *files])
         if one.guest is not None:
-            return _run_guest(spec, fleet, one.guest, one, figures, force=force)
-        return _run_fleet(spec, fleet, results, workers, figures, force=force)
+            return _run_guest(again, fleet, one.guest, one, figures, force=force)
+        return _run_fleet(spec, again, fleet, results, workers, figures, force=force)
 
 
 def _check_options(results: Results, workers: Workers, one: OneGuest, *, force: bool) -> None:
@@ -161,6 +172,7 @@ def _given(options: Results | Workers | OneGuest) -> dict[str, object]:
 # ---- a fleet -----------------------------------------------------------------------------------------------
 def _run_fleet(
     path: Path,
+    again: str,
     spec: "Spec",
     results: Results,
     workers: Workers,
@@ -185,7 +197,7 @@ def _run_fleet(
         say_records(json_lines(done))
     else:
         print_fleet(path, done, figures)
-    return 0 if done.violation is None else _print_violation(path, spec, done.violation)
+    return 0 if done.violation is None else _print_violation(again, spec, done.violation)
 
 
 def _run_with_log(path: Path, spec: "Spec", results: Results, workers: Workers) -> "Run":
@@ -254,7 +266,7 @@ class _Lines:
 
 # ---- one guest ---------------------------------------------------------------------------------------------
 def _run_guest(
-    path: Path, spec: "Spec", number: int, one: OneGuest, figures: "CostFile | None", *, force: bool
+    again: str, spec: "Spec", number: int, one: OneGuest, figures: "CostFile | None", *, force: bool
 ) -> int:
     """Run one guest here and report."""
     from gmemcore.stress.guest import Violation, run_guest
@@ -264,7 +276,7 @@ def _run_guest(
     with working("stress"):
         found = run_guest(spec, number, until=one.until, watch=watch)
     if isinstance(found, Violation):
-        return _print_violation(path, spec, found)
+        return _print_violation(again, spec, found)
     print_guest(plan, one.until, found, figures)
     return 0
 
@@ -279,13 +291,13 @@ def _keeping(path: Path | None, label: str, *, force: bool) -> "Callable[[VmFace
     return lambda vm, at: take(vm, at=at + 1, label=label).write(path)
 
 
-def _print_violation(path: Path, spec: "Spec", found: "Violation") -> int:
+def _print_violation(again: str, spec: "Spec", found: "Violation") -> int:
     """Print a violation and the command that reproduces it; returns the exit status."""
     plan = spec.plan(found.guest)
     complain(
         "stress",
         f"guest {found.guest} ({plan.cell}, key {plan.stream.key:#x}), operation {found.operation}:\n"
         f"  {found.what}\n"
-        f"  again: gmemcore stress {path} --guest {found.guest} --until {found.operation}",
+        f"  again: {again} --guest {found.guest} --until {found.operation}",
     )
     return 1

@@ -9,7 +9,9 @@ import msgspec
 
 from gmemcore.analysis.runs import StressRun, run_of
 from gmemcore.errors import InvalidArgumentError
+from gmemcore.front.workloads import is_file_of_proposal
 from gmemcore.names import chosen
+from gmemcore.policy.proposal import Proposal, read_as_written
 from gmemcore.stress.processes import Processes
 from gmemcore.stress.run import check_memory, open_log, serial
 from gmemcore.stress.run import run as run_fleet
@@ -45,7 +47,7 @@ def stress(
     memory : str or None
         In place of the spec's: memory of each guest, as ``"64g"``.
     vm_types, abis, firmware : str, or a sequence of them, or None
-        In place of the spec's; ``"SNP,TDX"``.
+        In place of the spec's; ``"SNP,TDX"``. Of `abis`, the path of a proposal's TOML file.
     workers : int
         Worker processes on this machine. Results are the same for any number.
     log : str, Path or None
@@ -83,9 +85,14 @@ def stress(
     for name, kind, value in (("vm_types", VmType, vm_types), ("firmware", Firmware, firmware)):
         if value is not None:
             own[name] = [each.value for each in chosen(kind, value)]
+    proposals: list[Proposal] = []
     if abis is not None:
-        own["abis"] = [name.strip() for name in abis.split(",")] if isinstance(abis, str) else list(abis)
-    fleet = check({**tree, "guest": own})
+        names = abis.split(",") if isinstance(abis, str) else [abis] if isinstance(abis, Path) else list(abis)
+        files = [each for each in names if is_file_of_proposal(each)]
+        proposals = read_as_written(Path(str(each).strip()) for each in files)
+        named = dict(zip(files, (row.name for row in proposals), strict=True))
+        own["abis"] = [named.get(each, str(each).strip()) for each in names]
+    fleet = check({**tree, "guest": own}, proposals)
     check_memory(fleet, workers)
     if resume and log is None:
         raise InvalidArgumentError("resume needs the log that it goes on with, as log='fleet.log'")

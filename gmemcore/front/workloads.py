@@ -212,8 +212,13 @@ def abis_of(what: Any) -> tuple[Abi, ...]:
     return tuple(_abi(each) for each in what)
 
 
+def is_file_of_proposal(what: Any) -> bool:
+    """Return whether what stands for a revision is the path of a proposal's file."""
+    return isinstance(what, Path) or (isinstance(what, str) and what.strip().lower().endswith(".toml"))
+
+
 def _abi(what: Any) -> Abi:
     """Return one revision; a path that ends in .toml is a proposal's."""
-    if isinstance(what, Path) or (isinstance(what, str) and what.strip().lower().endswith(".toml")):
+    if is_file_of_proposal(what):
         return read_proposal(Path(str(what).strip()))
     return get_abi(what.strip() if isinstance(what, str) else what)

@@ -6,7 +6,7 @@ same engine.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import product
@@ -81,14 +81,14 @@ class RuleRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Proposal(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """A proposal file; see `gmemcore.policy.Abi`."""
+    """A proposal as it is written; `abi_of` makes an `Abi` of it."""
 
     name: _AbiName
     title: _Text
     source: _Text
-    flags: list[FlagRow]
-    capabilities: list[CapabilityRow]
-    rules: list[RuleRow]
+    flags: tuple[FlagRow, ...]
+    capabilities: tuple[CapabilityRow, ...]
+    rules: tuple[RuleRow, ...]
     error_offset_must_be_zero: bool = False
     in_place_populate: bool = True
 
@@ -101,14 +101,7 @@ def read_proposal(path: Path) -> Abi:
     ProposalError
         The file can't be read, or isn't a valid proposal.
     """
-    try:
-        data = read_file(path, MAX_BYTES)
-    except OSError as error:
-        raise ProposalError(f"{path}: {error.strerror}") from error
-    except InputError as error:
-        raise ProposalError(str(error)) from error
-    with expecting(path, "a proposal"):
-        return parse_proposal(data, str(path))
+    return abi_of(_read(path))
 
 
 def parse_proposal(data: bytes, name: str) -> Abi:
@@ -119,13 +112,42 @@ def parse_proposal(data: bytes, name: str) -> Abi:
     ProposalError
         It isn't a valid proposal.
     """
+    return abi_of(_parse(data, name))
+
+
+def check_proposal(proposal: Proposal, where: str = "$") -> None:
+    """Raise if rows contradict each other or use unknown names; `where` is their path in a file.
+
+    Raises
+    ------
+    ProposalError
+        The first problem, with its path.
+    """
+    for path, problem in _problems(proposal):
+        raise ProposalError(f"{problem} - at `{where}.{path}`")
+
+
+def _read(path: Path) -> Proposal:
+    try:
+        data = read_file(path, MAX_BYTES)
+    except OSError as error:
+        raise ProposalError(f"{path}: {error.strerror}") from error
+    except InputError as error:
+        raise ProposalError(str(error)) from error
+    with expecting(path, "a proposal"):
+        return _parse(data, str(path))
+
+
+def _parse(data: bytes, name: str) -> Proposal:
     try:
         proposal = decode_toml(data, Proposal, name)
     except InputError as error:
         raise ProposalError(str(error)) from error
-    for path, problem in _problems(proposal):
-        raise ProposalError(f"{name}: {problem} - at `$.{path}`")
-    return _abi_of(proposal)
+    try:
+        check_proposal(proposal)
+    except ProposalError as error:
+        raise ProposalError(f"{name}: {error}") from error
+    return proposal
 
 
 @cache
@@ -153,19 +175,26 @@ def read_proposals(paths: Iterable[Path]) -> list[Abi]:
     ProposalError
         As `read_proposal`; or a name that another file or the package uses.
     """
+    return [abi_of(proposal) for proposal in read_as_written(paths)]
+
+
+def read_as_written(paths: Iterable[Path]) -> list[Proposal]:
+    """Read proposals as `read_proposals` does, and return their rows."""
     taken = {abi.name: "the package" for abi in shipped_proposals()}
     proposals = []
     for path in paths:
-        abi = read_proposal(path)
-        if abi.name in taken:
-            raise ProposalError(f"{path}: {abi.name!r} is a proposal of {taken[abi.name]} - at `$.name`")
-        taken[abi.name] = str(path)
-        proposals.append(abi)
+        proposal = _read(path)
+        if proposal.name in taken:
+            taker = taken[proposal.name]
+            raise ProposalError(f"{path}: {proposal.name!r} is a proposal of {taker} - at `$.name`")
+        taken[proposal.name] = str(path)
+        proposals.append(proposal)
     return proposals
 
 
-def _abi_of(proposal: Proposal) -> Abi:
-    """Convert checked rows to an `Abi`."""
+@cache
+def abi_of(proposal: Proposal) -> Abi:
+    """Return the `Abi` of a proposal that `check_proposal` accepts."""
     bits = {NO_FLAG: ContentMode.NONE} | {row.name: ContentMode(row.bit) for row in proposal.flags}
     return Abi(
         name=proposal.name,
@@ -267,7 +296,7 @@ def _rule_problems(path: str, rule: RuleRow, flags: list[str]) -> Iterator[_Prob
             yield f"{path}.{column}", f"unknown {column} {value!r}; known: {names}"
 
 
-def _contradictions(rules: list[RuleRow]) -> Iterator[_Problem]:
+def _contradictions(rules: Sequence[RuleRow]) -> Iterator[_Problem]:
     """Yield rules about a request that an earlier rule covers."""
     claimed: dict[tuple[str, ...], int] = {}
     for i, rule in enumerate(rules):

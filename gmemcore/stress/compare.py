@@ -59,7 +59,7 @@ class Comparison:
     def predict(self, request: oracle.Request, runs: list[oracle.PageRun]) -> oracle.Answer:
         """Return the oracle's answer to a request on pages in these runs."""
         vm = self._vm
-        return oracle.answer(oracle.Context(vm.vm_type, vm.abi.name, vm.firmware, vm.phase), request, runs)
+        return oracle.answer(oracle.Context(vm.vm_type, vm.abi, vm.firmware, vm.phase), request, runs)
 
     def locate(self, operation: Operations) -> tuple[GuestMemfd | None, oracle.Request]:
         """Return the file that holds all of an operation (None: no single one) and the request to it."""

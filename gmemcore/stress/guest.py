@@ -177,7 +177,7 @@ class GuestRun:
         self._closely = spec.operations if closely is None else closely
         self.vm = create_vm(
             plan.vm_type,
-            plan.abi,
+            plan.revision,
             firmware=plan.firmware,
             seed=plan.stream.split("key").key,
             backing=backing_of(spec),

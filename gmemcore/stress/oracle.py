@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from gmemcore.engine.steps import Step
-from gmemcore.policy import PLATFORMS, cell, get_abi
+from gmemcore.policy import PLATFORMS, Abi, cell, get_abi
 from gmemcore.uapi import PAGE_SIZE, ContentMode, Direction, Firmware, Phase, VmType
 from gmemcore.workload.operations import Access
 
@@ -52,7 +52,7 @@ class Context:
     """
 
     vm_type: VmType
-    abi: str
+    abi: Abi | str
     firmware: Firmware
     phase: Phase
 

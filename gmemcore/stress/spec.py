@@ -5,6 +5,7 @@ is an error with its path. `Spec.hash` covers what decides results, so not how w
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -19,7 +20,9 @@ from gmemcore.errors import GmemError, InputError, with_known
 from gmemcore.files.kinds import expecting
 from gmemcore.files.reading import read_file, toml_tree
 from gmemcore.machine.vm import MAX_THREADS
-from gmemcore.policy import get_abi
+from gmemcore.names import plain
+from gmemcore.policy import Abi, get_abi
+from gmemcore.policy.proposal import Proposal, ProposalError, abi_of, check_proposal, shipped_proposals
 from gmemcore.uapi import PAGE_SIZE, ContentWork, Firmware, VmType
 from gmemcore.units import format_size, parse_size
 from gmemcore.workload.behaviours import BEHAVIOURS
@@ -158,6 +161,8 @@ class Spec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     behaviour : list of BehaviourTable
     guest, checks, faults, chunks
         The other tables.
+    proposals : list of Proposal
+        Proposals that `guest.abis` names, with the tables of a proposal's file.
     """
 
     guests: int
@@ -168,6 +173,7 @@ class Spec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     checks: ChecksTable = ChecksTable()
     faults: FaultsTable = FaultsTable()
     chunks: ChunksTable = ChunksTable()
+    proposals: tuple[Proposal, ...] = ()
 
     @property
     def memory(self) -> int:
@@ -182,15 +188,35 @@ class Spec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     @property
     def hash(self) -> str:
         """SHA-256 of everything that decides results, in hexadecimal."""
-        deciding = msgspec.to_builtins(self)
+        deciding = self.tree
         del deciding["chunks"], deciding["guest"]["threads"], deciding["guest"]["contents"]
         deciding["guest"]["memory"] = self.memory  # 64g and 65536m are one size
         text = msgspec.json.encode([_HASH_VERSION, deciding], order="sorted")
         return hashlib.sha256(text).hexdigest()
 
+    @property
+    def tree(self) -> dict[str, Any]:
+        """Plain values, from which `check` makes an equal spec."""
+        tree: dict[str, Any] = msgspec.to_builtins(self)
+        if not self.proposals:
+            del tree["proposals"]
+        return tree
+
     def encode(self) -> bytes:
         """Return the spec as JSON, which `decode` reads."""
-        return msgspec.json.encode(self)
+        return msgspec.json.encode(self.tree)
+
+    def revision(self, name: str) -> Abi:
+        """Return the revision or proposal of a name, first of all one of the spec's own proposals.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: no such name.
+        """
+        own = (row for row in self.proposals if plain(row.name) == plain(name))
+        proposal = next(own, None)
+        return get_abi(name) if proposal is None else abi_of(proposal)
 
     @property
     def cells(self) -> int:
@@ -225,6 +251,7 @@ class Spec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
             number=number,
             behaviour=self.behaviour[behaviour],
             abi=self.guest.abis[abi],
+            revision=self.revision(self.guest.abis[abi]),
             vm_type=self.guest.vm_types[vm_type],
             firmware=self.guest.firmware[firmware],
             stream=Stream(seed).split("fleet", behaviour, place % self.guests),
@@ -240,7 +267,9 @@ class Plan:
     number : int
         Number of the guest in the fleet.
     behaviour, abi, vm_type, firmware
-        Kind of the guest.
+        Kind of the guest; `abi` as the spec names it.
+    revision : Abi
+        The revision or proposal of that name.
     stream : Stream
         Its random numbers.
     """
@@ -248,6 +277,7 @@ class Plan:
     number: int
     behaviour: BehaviourTable
     abi: str
+    revision: Abi
     vm_type: VmType
     firmware: Firmware
     stream: Stream
@@ -263,8 +293,8 @@ def template() -> str:
     return files("gmemcore.stress").joinpath("template.toml").read_text(encoding="utf-8")
 
 
-def read(path: Path) -> Spec:
-    """Read a spec.
+def read(path: Path, proposals: Sequence[Proposal] = ()) -> Spec:
+    """Read a spec; see `check`.
 
     Raises
     ------
@@ -279,7 +309,7 @@ def read(path: Path) -> Spec:
         except InputError as error:
             raise SpecError(str(error)) from error
         try:
-            return check(tree)
+            return check(tree, proposals)
         except SpecError as error:
             raise SpecError(f"{path}: {error}") from error
 
@@ -295,8 +325,15 @@ def decode(text: bytes) -> Spec:
     return check(msgspec.json.decode(text))
 
 
-def check(tree: Any) -> Spec:
+def check(tree: Any, proposals: Sequence[Proposal] = ()) -> Spec:
     """Return a spec from a tree of plain values.
+
+    Parameters
+    ----------
+    tree : dict
+        Tables and values as in a file.
+    proposals : sequence of Proposal
+        Proposals to include: those that `guest.abis` doesn't name are added to it.
 
     Raises
     ------
@@ -309,9 +346,19 @@ def check(tree: Any) -> Spec:
         raise SpecError(with_known(error, Spec)) from error
     except RecursionError as error:
         raise SpecError("nested too deeply") from error
+    if proposals:
+        spec = _including(spec, proposals)
     _check_figures(spec)
     _check_names(spec)
     return spec
+
+
+def _including(spec: Spec, proposals: Sequence[Proposal]) -> Spec:
+    """Return the spec with further proposals."""
+    named = set(map(plain, spec.guest.abis))
+    added = tuple(row.name for row in proposals if plain(row.name) not in named)
+    guest = msgspec.structs.replace(spec.guest, abis=(*spec.guest.abis, *added))
+    return msgspec.structs.replace(spec, guest=guest, proposals=(*spec.proposals, *proposals))
 
 
 def _check_figures(spec: Spec) -> None:
@@ -348,6 +395,7 @@ def _check_names(spec: Spec) -> None:
             raise SpecError(f"the same value twice - at `{path}`")
     if spec.total > MAX_GUESTS:
         raise SpecError(f"at most {MAX_GUESTS} guests can be run, not {spec.total} - at `$`")
+    _check_proposals(spec)
     _check_guest(spec)
     for i, row in enumerate(spec.behaviour):
         _check_behaviour(spec, f"$.behaviour[{i}]", row)
@@ -371,10 +419,29 @@ def _check_behaviour(spec: Spec, path: str, row: BehaviourTable) -> None:
         raise SpecError(f"no operations with these parameters - at `{path}`") from None
 
 
+def _check_proposals(spec: Spec) -> None:
+    """Refuse proposals that aren't valid, have the name of another one, or that no guest uses."""
+    taken = {plain(row.name) for row in shipped_proposals()}
+    used = set(map(plain, spec.guest.abis))
+    for i, proposal in enumerate(spec.proposals):
+        name, path = proposal.name, f"$.proposals[{i}]"
+        try:
+            check_proposal(proposal, path)
+        except ProposalError as error:
+            raise SpecError(str(error)) from error
+        if plain(name) in taken:
+            raise SpecError(f"there is another proposal {name!r} - at `{path}.name`")
+        if plain(name) not in used:
+            raise SpecError(
+                f"proposal {name!r} isn't one of the abis - at `{path}`; add it to `$.guest.abis`"
+            )
+        taken.add(plain(name))
+
+
 def _check_guest(spec: Spec) -> None:
     for i, abi in enumerate(spec.guest.abis):
         try:
-            get_abi(abi)
+            spec.revision(abi)
         except GmemError as error:
             raise SpecError(f"{error.strerror} - at `$.guest.abis[{i}]`") from error
     try:

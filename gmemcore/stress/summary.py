@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from gmemcore.engine.counters import COUNTER_NAMES
 from gmemcore.errors import MissingExtraError
 from gmemcore.files.records import lines_of
@@ -25,7 +23,7 @@ def json_lines(run: Run) -> Iterator[bytes]:
         environment=as_object(environment()),
         code=code_id(),
         spec_hash=run.spec.hash,
-        spec=msgspec.to_builtins(run.spec),
+        spec=run.spec.tree,
     )
     guests = (run.merger.results[number] for number in sorted(run.merger.results))
     cells = {cell: totals.asdict() for cell, totals in run.merger.by_cell().items()}

@@ -24,6 +24,7 @@ from gmemcore.engine import store as stores
 from gmemcore.engine.counters import Counters
 from gmemcore.engine.steps import Step
 from gmemcore.machine import GuestMemfd
+from gmemcore.policy.proposal import shipped_files
 from gmemcore.results.fields import SCHEMA
 from gmemcore.stress import faults, oracle, places, spec, work
 from gmemcore.stress import guest as guests
@@ -142,6 +143,48 @@ def test_the_hash_is_of_what_decides_results():
     )
     assert len({made.hash, *(small(**change).hash for change in others)}) == len(others) + 1
     assert spec.decode(made.encode()) == made
+
+
+PROPOSAL = {
+    "name": "mine",
+    "title": "zeros before launch",
+    "source": "a test",
+    "flags": [{"name": "ZERO", "bit": 1, "summary": "zeros"}],
+    "capabilities": [{"name": "MEMORY_ATTRIBUTES2_FLAGS"}],
+    "rules": [
+        {"vm_types": ["SNP"], "flag": "ZERO", "effect": "ZERO", "why": "it can", "source": "a test"},
+        {"vm_types": ["SNP"], "flag": "NONE", "effect": "SCRAMBLE", "why": "no promise", "source": "a test"},
+    ],
+}
+
+PROPOSAL_FILE = shipped_files()["by-direction.toml"].replace('name = "by-direction"', 'name = "mine"')
+
+
+def test_a_proposal_is_part_of_the_spec():
+    made = small(guest__abis=["v5", "mine"], proposals=[PROPOSAL])
+    assert spec.decode(made.encode()) == made
+    changed = {**PROPOSAL, "error_offset_must_be_zero": True}
+    assert len({made.hash, small().hash, small(guest__abis=["v5", "mine"], proposals=[changed]).hash}) == 3
+    proposed = spec.check(fleet(), made.proposals)
+    assert proposed == made
+    assert spec.check(fleet(guest__abis=["MINE"]), made.proposals).guest.abis == ("MINE",)
+    plans = [made.plan(number) for number in range(made.total)]
+    assert {plan.abi: plan.revision.title for plan in plans}["mine"] == PROPOSAL["title"]
+
+
+@pytest.mark.parametrize(
+    ("proposals", "message"),
+    [
+        ([PROPOSAL, PROPOSAL], r"another proposal 'mine' - at `\$\.proposals\[1\]\.name`"),
+        ([{**PROPOSAL, "name": "v5"}], r"'v5' is a revision .* - at `\$\.proposals\[0\]\.name`"),
+        ([{**PROPOSAL, "name": "by-direction"}], r"another proposal 'by-direction' - at"),
+        ([{**PROPOSAL, "name": "other"}], r"isn't one of the abis - at `\$\.proposals\[0\]`"),
+        ([{**PROPOSAL, "rules": [{}]}], r"missing required field .* at `\$\.proposals\[0\]\.rules\[0\]`"),
+    ],
+)
+def test_a_wrong_proposal_is_refused_with_its_path(proposals, message):
+    with pytest.raises(spec.SpecError, match=message):
+        small(guest__abis=["v5", "mine"][: 1 + (proposals[0]["name"] == "mine")], proposals=proposals)
 
 
 def test_every_combination_gets_its_guests_and_the_same_streams():
@@ -777,6 +820,29 @@ def command(tmp_path, capsys, monkeypatch):
         return ended.value.code, out, err
 
     return call
+
+
+def test_a_fleet_with_a_proposal_of_a_file(command, tmp_path):
+    write(tmp_path / "fleet.toml", guests=1, operations=20)
+    (tmp_path / "my own.toml").write_text(PROPOSAL_FILE)
+    status, _, _ = command("fleet.toml", "--proposal", "my own.toml", "-o", "out.jsonl")
+    assert status == 0
+    done = read_run(tmp_path / "out.jsonl")
+    assert [guest.cell.split()[2] for guest in done.records] == ["v5", "mine"]
+    again = gmemcore.stress("fleet.toml", abis=["v5", "my own.toml"])
+    assert again.last.total.digest == done.last.total.digest
+    status, _, err = command("fleet.toml", "--resume")
+    assert status == 2
+    assert "is of another spec" in err
+
+
+def test_the_command_that_reproduces_a_violation_names_proposals(command, tmp_path, monkeypatch):
+    write(tmp_path / "fleet.toml")
+    (tmp_path / "my own.toml").write_text(PROPOSAL_FILE)
+    monkeypatch.setattr(guests, "run_guest", lambda made, number, **_: Violation(number, 7, "wrong"))
+    status, _, err = command("fleet.toml", "--proposal", "my own.toml", "--guest", 3)
+    assert status == 1
+    assert "again: gmemcore stress fleet.toml --proposal 'my own.toml' --guest 3 --until 7" in err
 
 
 def test_a_run_ends_with_a_table_a_digest_and_files(command, tmp_path):

@@ -56,7 +56,7 @@ def page(run: Run) -> Page:
         Section("Every guest", [_guests(run.records), *left_off(len(run.records))]),
         Section(
             "Spec",
-            [key_values(_flat(run.first.spec) | {"hash": run.first.spec_hash}, "What decides the results")],
+            [key_values(_settings(run.first.spec, run.first.spec_hash), "What decides the results")],
         ),
         Section("Environment", [key_values(run.first.environment | {"code": run.first.code})]),
     ]
@@ -140,6 +140,14 @@ def _guests(guests: Sequence[StressGuest]) -> Table:
         "digest",
     )
     return Table(columns, rows, frozenset({0, 2, 3, 4, 5, 6}))
+
+
+def _settings(spec: Mapping[str, Any], spec_hash: str) -> dict[str, Any]:
+    """Return what decides the results; proposals by name."""
+    flat = _flat(spec) | {"hash": spec_hash}
+    if "proposals" in flat:
+        flat["proposals"] = [row["name"] for row in flat["proposals"]]
+    return flat
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
