@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from gmemcore.analysis.address import GuestMemory, block_bytes, states_by_block
 from gmemcore.analysis.bitmap import Bitmap
-from gmemcore.analysis.parts import SlotState
+from gmemcore.analysis.parts import FileState, SlotState
 from gmemcore.analysis.series import Series
 from gmemcore.analysis.snapshot import Snapshot, as_snapshot
 from gmemcore.analysis.states import STATES, states_of
 from gmemcore.analysis.tables import Table, make_table
 from gmemcore.engine.packed import BLOCK_PAGES
 from gmemcore.machine import GuestMemfd, VmFace
+from gmemcore.machine.huge_pages import vmemmap_pages
 from gmemcore.uapi import PAGE_SIZE
 from gmemcore.units import size_words
 from gmemcore.workload.layout import Region
@@ -33,6 +34,9 @@ _Distribution = TypeVar("_Distribution", bound=Callable[..., Table])
 
 SIZES: Final = {"2m": 1, "1g": 512}
 """Sizes above a page that a nested page table maps whole, in 2 MiB blocks."""
+
+PAGE_SIZES: Final = {"4k": 0, "2m": 9, "1g": 18}
+"""Sizes of one entry of a page table, and the order of each."""
 
 QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 """Quantiles unless others are asked for."""
@@ -383,6 +387,62 @@ def _blocks_of_slot(private: Bitmap, slot: SlotState, blocks: int) -> tuple[int,
 
 
 @over_time
+def mapping_sizes(source: Sources) -> Table:
+    """How much of the memory in use can be mapped with entries of each size, by the folios that it has.
+
+    A whole folio of a huge page can be mapped with one entry, everything else with entries of 4 KiB.
+    `mappability` asks the same of attributes alone, whatever the folios are.
+
+    Returns
+    -------
+    Table
+        One row per size: size, entries, bytes, fraction (of the memory in use), split (huge pages of this
+        size that are split to 4 KiB, and counted there), struct_pages (bytes that their struct pages need).
+
+    References
+    ----------
+    docs/huge-pages.md, Folios and Struct pages.
+    """
+    snapshot = one_snapshot(source)
+    entries, split = dict.fromkeys(PAGE_SIZES.values(), 0), dict.fromkeys(PAGE_SIZES.values(), 0)
+    for file in snapshot.files:
+        if file.page_order:
+            whole, divided = count_folios(snapshot, file)
+            entries[file.page_order] += whole
+            split[file.page_order] += divided
+            entries[0] += divided << file.page_order
+        else:
+            entries[0] += snapshot.planes(file.index).memory_pages
+    in_use = sum(n << order for order, n in entries.items())
+    rows = []
+    for size, order in PAGE_SIZES.items():
+        pages = entries[order] << order
+        struct_pages = split[order] * vmemmap_pages(order) * PAGE_SIZE if order else 0
+        rows.append(
+            (size, entries[order], pages * PAGE_SIZE, pages / max(in_use, 1), split[order], struct_pages)
+        )
+    columns = [
+        *[("size", "U2"), ("entries", "<i8"), ("bytes", "<i8"), ("fraction", "<f8"), ("split", "<i8")],
+        ("struct_pages", "<i8"),
+    ]
+    units = {"entries": "entries", "bytes": "bytes", "fraction": "1", "split": "huge pages"}
+    units |= {"struct_pages": "bytes"}
+    return make_table("mapping sizes in use", columns, rows, ("size",), units)
+
+
+def count_folios(snapshot: Snapshot, file: FileState) -> tuple[int, int]:
+    """Count the huge pages of a file in use that are whole folios, and those that are split.
+
+    Page state decides: a huge page is in use if one of its pages is allocated, and then whole if all of them
+    are private.
+    """
+    planes, blocks = snapshot.planes(file.index), (1 << file.page_order) // BLOCK_PAGES
+    private, _ = planes.private.uniform_blocks(blocks)
+    _, absent = planes.allocated.uniform_blocks(blocks)
+    return int((private & ~absent).sum()), int((~private & ~absent).sum())
+
+
+@over_time
 def fragmentation(source: Sources) -> Table:
     """How broken up private and shared memory are: the kernel's unusable free space index, of attributes.
 
@@ -497,8 +557,9 @@ def splits_and_merges(series: Series) -> Table:
     return make_table("2 MiB blocks split and merged", columns, rows, (time,), units)
 
 
+_MIXES: Final = (state_mix, by_slot, by_region)
+
 DISTRIBUTIONS: Final = {
-    each.__name__: each
-    for each in (state_mix, by_slot, by_region, run_quantiles, fragmentation, mappability, iommu)
+    each.__name__: each for each in (*_MIXES, mapping_sizes, run_quantiles, fragmentation, mappability, iommu)
 }
 """What ``gmemcore snapshot info`` prints of a snapshot, by name."""

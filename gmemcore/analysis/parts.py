@@ -83,6 +83,8 @@ class FileState:
         Its planes.
     host : PackedState or None
         In `legacy`: those of the host memory beside it.
+    page_order : int
+        Order of its huge pages, 9 or 18; 0: it has pages of 4 KiB.
     """
 
     index: int
@@ -90,6 +92,7 @@ class FileState:
     counters: Counters
     state: PackedState
     host: PackedState | None = None
+    page_order: int = 0
 
     @property
     def size(self) -> int:

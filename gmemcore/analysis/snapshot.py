@@ -258,7 +258,14 @@ def take(source: Vm | GuestMemfd, *, at: float = 0.0, label: str = "") -> Snapsh
     moment = vm.freeze(None if isinstance(source, Vm) else [source])
     files = [file.gmem for file in moment.files]
     states = tuple(
-        FileState(file.gmem.index, int(file.gmem.flags), file.counters, file.state, file.host)
+        FileState(
+            file.gmem.index,
+            int(file.gmem.flags),
+            file.counters,
+            file.state,
+            file.host,
+            file.gmem.page_order,
+        )
         for file in moment.files
     )
     slots = tuple(

@@ -3,7 +3,8 @@
 Counters and planes are stored by name: the header lists both, in the order of the columns of ``counters`` and
 of the fields of ``words``. A counter or a plane that a file doesn't name is 0 in all its snapshots, so a new
 one leaves old files as readable as they were. A counter that this gmemcore doesn't know is passed over; a
-plane that it doesn't know is refused if any page is in it. Files of gmemcore 0.1 name neither.
+plane that it doesn't know is refused if any page is in it. Files of gmemcore 0.1 name neither. The orders of
+huge pages are in the header too, and only if there are any.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from gmemcore.analysis.parts import FileState, SlotState, SnapshotState
 from gmemcore.engine.arguments import U64_MAX
 from gmemcore.engine.counters import COUNTER_NAMES, Counters
 from gmemcore.engine.packed import BLOCK_PAGES, LINE_WORDS, PLANE_NAMES, PackedState, block_sizes
+from gmemcore.policy.huge_pages import ORDERS
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE
 from gmemcore.workload import container
 
@@ -99,7 +101,7 @@ def read_snapshots(path: str | Path, make: Callable[..., _State]) -> tuple[list[
     return snapshots, meta.unit
 
 
-class _SnapshotMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _SnapshotMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     vm_type: _Name
     abi: _Name
     firmware: _Name
@@ -110,6 +112,11 @@ class _SnapshotMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: _Count
     slots: _Count
     frames: _Count
+    page_orders: tuple[_Count, ...] = ()  # of each file, if one has huge pages
+
+    def __post_init__(self) -> None:
+        if self.page_orders and len(self.page_orders) != self.files:
+            raise ValueError(f"page_orders must be {self.files} orders or none, not {len(self.page_orders)}")
 
 
 class _SeriesMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -201,11 +208,13 @@ def _by_name(
 
 
 def _meta(snapshot: SnapshotState) -> _SnapshotMeta:
+    orders = tuple(file.page_order for file in snapshot.files)
     return _SnapshotMeta(
         **{name: getattr(snapshot, name) for name in _FACTS},
         files=len(snapshot.files),
         slots=len(snapshot.slots),
         frames=len(snapshot.private_frames),
+        page_orders=orders if any(orders) else (),
     )
 
 
@@ -221,7 +230,9 @@ def _slot_row(slot: SlotState) -> tuple[int, ...]:
 def _restored(meta: _SnapshotMeta, parts: _Parts) -> dict[str, Any]:
     """Return the fields of the next snapshot; parts that contradict each other are a ValueError."""
     counters = parts.counters()
-    files = [_restored_file(row, meta.legacy, parts) for row in parts.take("files", meta.files).tolist()]
+    rows = parts.take("files", meta.files).tolist()
+    orders = meta.page_orders or (0,) * meta.files
+    files = [_restored_file(row, order, meta.legacy, parts) for row, order in zip(rows, orders, strict=True)]
     slots = [
         SlotState(slot if slot < 1 << 63 else slot - (1 << 64), *place)
         for slot, *place in parts.take("slots", meta.slots).tolist()
@@ -237,17 +248,20 @@ def _restored(meta: _SnapshotMeta, parts: _Parts) -> dict[str, Any]:
     }
 
 
-def _restored_file(row: list[int], legacy: bool, parts: _Parts) -> FileState:
+def _restored_file(row: list[int], order: int, legacy: bool, parts: _Parts) -> FileState:
     index, flags, n_pages, lines, host_lines = row
     if index >= 1 << 31 or flags >= 1 << 63:
         raise ValueError(
             f"file {index} with flags {flags:#x} must have a number below 2^31 and flags below 2^63"
         )
+    if order not in (0, *ORDERS) or n_pages % (1 << order):
+        raise ValueError(f"file {index} of {n_pages} pages can't have huge pages of order {order}")
     if not legacy and host_lines:
         raise ValueError(f"file {index} has lines of a host side; only legacy has one")
     counters = parts.counters()
     state = parts.state(n_pages, lines)
-    return FileState(index, flags, counters, state, parts.state(n_pages, host_lines) if legacy else None)
+    host = parts.state(n_pages, host_lines) if legacy else None
+    return FileState(index, flags, counters, state, host, order)
 
 
 def _check_slots(slots: Sequence[SlotState], files: Sequence[FileState]) -> None:

@@ -53,6 +53,12 @@ _OPTIONS: Final[dict[str, frozenset[str]]] = {
 }
 """What a picture is of -> options that mean something for it."""
 
+_PRINTED_IF: "Final[dict[str, Callable[[Snapshot], bool]]]" = {
+    "by_region": lambda snapshot: len(snapshot.slots) > 1,
+    "mapping_sizes": lambda snapshot: any(file.page_order for file in snapshot.files),
+}
+"""Distributions that say nothing new of other snapshots; JSON has them always."""
+
 _Number = Annotated[
     int | None,
     Parameter(
@@ -305,8 +311,9 @@ def _print_info(path: Path, series: "Series", snapshot: "Snapshot", place: int) 
     in_use = format_bytes(snapshot.memory_pages << 12)
     say(f"files: {len(snapshot.files)}, of {format_size(snapshot.size)}; memory in use: {in_use}", "")
     for name, table in _tables(snapshot).items():
-        if name != "by_region" or len(snapshot.slots) > 1:
-            _print_table(table, counting=("pages",) if name in ("state_mix", "by_slot", "by_region") else ())
+        if name not in _PRINTED_IF or _PRINTED_IF[name](snapshot):
+            counting = ("pages",) if name in ("state_mix", "by_slot", "by_region") else ()
+            _print_table(table, counting=counting)
     if len(series) > 1:
         _print_table(splits_and_merges(series), counting=("split", "merged"))
     _print_counters(snapshot.counters.asdict())

@@ -130,7 +130,7 @@ def test_a_part_of_a_series_is_a_series():
     "name",
     [
         *("state_mix", "by_slot", "by_region", "by_address", "run_lengths", "run_histogram", "run_quantiles"),
-        *("mappability", "fragmentation", "iommu"),
+        *("mappability", "mapping_sizes", "fragmentation", "iommu"),
     ],
 )
 def test_a_distribution_of_a_series_is_that_of_each_snapshot(name):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gmemcore
-from gmemcore.analysis import Series, Snapshot, diff, state_mix, take, watch
+from gmemcore.analysis import Series, Snapshot, diff, mapping_sizes, state_mix, take, watch
 from gmemcore.analysis.snapshot_file import KIND
 from gmemcore.engine.counters import COUNTER_NAMES, Counters
 from gmemcore.engine.packed import PLANE_NAMES
@@ -65,6 +65,35 @@ def test_nothing_of_what_was_in_memory_is_in_the_file(tmp_path):
     assert b"plaintext" not in written
     assert seed.to_bytes(8, "little") not in written
     assert str(seed).encode() not in written
+
+
+@pytest.mark.parametrize("order", [9, 18])
+def test_mapping_sizes_are_those_of_the_folios(order, tmp_path):
+    size = PAGE << order
+    vm = gmemcore.create_vm("SNP", "huge-partial", backing="none")
+    small, huge = vm.create_guest_memfd(PAGE), vm.create_guest_memfd(5 * size, 5, order)
+    small.fallocate(1, 0, PAGE)
+    huge.fallocate(1, 0, 3 * size)
+    huge.convert(size - PAGE, 2 * PAGE, 0)  # splits two
+    huge.convert(4 * size, PAGE, 0)  # not in use
+    huge.convert(size, PAGE, 8)  # merges one
+    taken = take(vm)
+    taken.write(tmp_path / "one.gms")
+    read = Snapshot.read(tmp_path / "one.gms")
+    assert [file.page_order for file in read.files] == [0, order]
+    struct_pages = huge.struct_page_bytes
+    assert struct_pages == ((1 << order) // 64 - 1) * PAGE
+    for source in (vm, taken, read):
+        table = mapping_sizes(source)
+        in_bytes = dict(zip(table["size"], table["bytes"].tolist(), strict=True))
+        name = "2m" if order == 9 else "1g"
+        assert {in_bytes["4k"], in_bytes[name]} == {size + PAGE, 2 * size}
+        assert in_bytes[name] == huge.mapped_bytes()[size]
+        assert in_bytes["4k"] == huge.mapped_bytes()[PAGE] + PAGE
+        (row,) = table.where(size=name).records()
+        assert (row["entries"], row["split"], row["struct_pages"]) == (2, 1, struct_pages)
+        assert table["fraction"].sum() == pytest.approx(1)
+    assert Series([taken]).tabulate(mapping_sizes)["bytes"].sum() == 3 * size + PAGE
 
 
 def test_a_file_alone():
@@ -258,6 +287,9 @@ DAMAGES = {
     "a text for a number": (change_meta(files="2"), r"Expected `int`"),
     "more files than there are": (change_meta(files=3), "section files must have 3 more rows"),
     "fewer files than there are": (change_meta(files=1), "rows too many|isn't within a file"),
+    "huge pages of half of the files": (change_meta(page_orders=[9]), "must be 2 orders or none"),
+    "huge pages of no size": (change_meta(page_orders=[0, 4]), "huge pages of order 4"),
+    "a file of a part of a huge page": (change_meta(page_orders=[9, 0]), "huge pages of order 9"),
     "less than no slots": (change_meta(slots=-1), "Expected `int` >= 0"),
     "one side only": (change_meta(legacy=False), "only legacy has one"),
     "words left over": (longer("words"), "section words has 1 rows too many"),

@@ -77,6 +77,28 @@ def test_info_as_json(files, capsys):
     assert "splits_and_merges" not in legacy
 
 
+def test_mapping_sizes_of_huge_pages(files, capsys):
+    vm = gmemcore.create_vm("SNP", "huge-partial", backing="none")
+    gmem = vm.create_guest_memfd("2g", "hugetlb", page_order=18)
+    gmem.fallocate(1, 0, gmem.size)
+    gmem.convert(0, 4096, 0)
+    take(vm).write(files[0] / "huge.gms")
+    assert run("info", files[0] / "huge.gms") == 0
+    text = capsys.readouterr().out
+    shown = text[text.index("mapping sizes in use") :].splitlines()[3:6]
+    assert [line.split() for line in shown] == [
+        ["4k", "262,144", "1g", "50", "%", "0", "0"],
+        ["2m", "0", "0", "0", "%", "0", "0"],
+        ["1g", "1", "1g", "50", "%", "1", "16m"],
+    ]
+    assert run("info", files[0] / "huge.gms", files[0] / "after.gms", "--json") == 0
+    huge, small = json.loads(capsys.readouterr().out)
+    assert huge["mapping_sizes"] == analysis.mapping_sizes(vm).records()
+    assert [row["split"] for row in small["mapping_sizes"]] == [0, 0, 0]
+    assert run("info", files[0] / "after.gms") == 0
+    assert "mapping sizes in use" not in capsys.readouterr().out
+
+
 def test_many_rows_are_cut(tmp_path, capsys):
     vm = gmemcore.create_vm("SNP", backing="none")
     gmem = vm.create_guest_memfd(1 << 20, flags=3)

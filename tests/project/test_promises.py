@@ -293,7 +293,7 @@ DISTRIBUTION_AND_PICTURE = Exercise(
     edits=(
         (
             "analysis/distributions.py",
-            "DISTRIBUTIONS: Final = {",
+            "_MIXES: Final = (",
             '''@over_time
 def parity(source: Sources) -> Table:
     """How many pages have an even and an odd number, by attribute."""
