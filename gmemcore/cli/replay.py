@@ -102,6 +102,7 @@ class Targets:
             help="Pages that files consist of: 4k, 2m, 1g. 2m and 1g need a revision with huge pages. "
             "[default: 4k]",
             converter=several(_page_size),
+            show_default=False,
         ),
     ] = (PAGE_SIZE,)
     all_abis: Annotated[bool, Parameter(help="Every revision, legacy included, on every VM type.")] = False

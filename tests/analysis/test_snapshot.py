@@ -69,31 +69,31 @@ def test_nothing_of_what_was_in_memory_is_in_the_file(tmp_path):
 
 @pytest.mark.parametrize("order", [9, 18])
 def test_mapping_sizes_are_those_of_the_folios(order, tmp_path):
-    size = PAGE << order
+    size = P << order
     vm = gmemcore.create_vm("SNP", "huge-partial", backing="none")
-    small, huge = vm.create_guest_memfd(PAGE), vm.create_guest_memfd(5 * size, 5, order)
-    small.fallocate(1, 0, PAGE)
+    small, huge = vm.create_guest_memfd(P), vm.create_guest_memfd(5 * size, 5, order)
+    small.fallocate(1, 0, P)
     huge.fallocate(1, 0, 3 * size)
-    huge.convert(size - PAGE, 2 * PAGE, 0)  # splits two
-    huge.convert(4 * size, PAGE, 0)  # not in use
-    huge.convert(size, PAGE, 8)  # merges one
+    huge.convert(size - P, 2 * P, 0)  # splits two
+    huge.convert(4 * size, P, 0)  # not in use
+    huge.convert(size, P, 8)  # merges one
     taken = take(vm)
     taken.write(tmp_path / "one.gms")
     read = Snapshot.read(tmp_path / "one.gms")
     assert [file.page_order for file in read.files] == [0, order]
     struct_pages = huge.struct_page_bytes
-    assert struct_pages == ((1 << order) // 64 - 1) * PAGE
+    assert struct_pages == ((1 << order) // 64 - 1) * P
     for source in (vm, taken, read):
         table = mapping_sizes(source)
         in_bytes = dict(zip(table["size"], table["bytes"].tolist(), strict=True))
         name = "2m" if order == 9 else "1g"
-        assert {in_bytes["4k"], in_bytes[name]} == {size + PAGE, 2 * size}
+        assert {in_bytes["4k"], in_bytes[name]} == {size + P, 2 * size}
         assert in_bytes[name] == huge.mapped_bytes()[size]
-        assert in_bytes["4k"] == huge.mapped_bytes()[PAGE] + PAGE
+        assert in_bytes["4k"] == huge.mapped_bytes()[P] + P
         (row,) = table.where(size=name).records()
         assert (row["entries"], row["split"], row["struct_pages"]) == (2, 1, struct_pages)
         assert table["fraction"].sum() == pytest.approx(1)
-    assert Series([taken]).tabulate(mapping_sizes)["bytes"].sum() == 3 * size + PAGE
+    assert Series([taken]).tabulate(mapping_sizes)["bytes"].sum() == 3 * size + P
 
 
 def test_a_file_alone():

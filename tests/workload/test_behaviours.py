@@ -290,6 +290,43 @@ def test_swiotlb_is_six_percent_between_64m_and_1g(memory, share):
         assert shared_bytes(ops) == share + ghcbs
 
 
+def test_what_a_guest_shares_is_whole_multiples_of_its_granularity():
+    layout = Layout((Region(0, 47 * M), Region(4 * G, 15 * M)))
+    for name, given, n in (
+        ("snp-boot", {"swiotlb": 4 * M}, 6 * M),
+        ("tdx-boot", {"swiotlb": 4 * M}, 6 * M),
+        ("tdx-boot", {"swiotlb": 4 * M, "queues": 0}, 4 * M),
+        ("bounce-churn", {"buffer": 3 * M, "pool": 0.4}, None),
+    ):
+        ops = take(name, 4000, layout=layout, granularity=2 * M, **given)
+        start = 1 + max(np.flatnonzero(ops["step"] == Step.LAUNCH_FINISH), default=1)
+        shares = of(ops[start:], Step.CONVERT, 0)
+        assert len(shares)
+        ends = (shares["gpa"] + shares["size"])[:, None] == [47 * M, 4 * G + 15 * M]
+        assert not (shares["gpa"] % (2 * M)).any()
+        assert ((shares["size"] % (2 * M) == 0) | ends.any(axis=1)).all()
+        if n is None:
+            assert set(shares["size"].tolist()) >= {2 * M, 4 * M}
+        else:
+            assert len(np.unique(shares["gpa"])) == len(shares)
+            assert (shares["size"].sum(), shares["gpa"][-1] + shares["size"][-1]) == (n, 46 * M)
+            small = of(ops[start:], Step.HOST_READ)
+            assert (small["gpa"] >= 46 * M - n).all()
+            assert (small["gpa"][1:] >= (small["gpa"] + small["size"])[:-1]).all()
+    with pytest.raises(InvalidArgumentError, match=r"doesn't fit.*granularity"):
+        take("snp-boot", granularity=1 * G)
+
+
+def test_fragmentation_splits_huge_pages_of_a_size():
+    layout = Layout.single(3 * G)
+    ops = take("fragmentation", 7, layout=layout, block=1 * G)
+    with gmemcore.create_vm("SNP", "huge-partial", backing="none") as vm:
+        gmem = vm.create_guest_memfd(layout.size, 5, 18)
+        gmem.fallocate(1, 0, layout.size)
+        assert not gmem.apply_many(ops["step"], ops["gpa"], ops["size"], ops["attributes"]).errno.any()
+        assert (vm.counters.folios_1g_split, vm.counters.folios_1g_merged) == (3, 3)
+
+
 @pytest.mark.parametrize("accept", [2 * M, 4 * M, 64 * K])
 @pytest.mark.parametrize("name", ["snp-boot", "tdx-boot"])
 def test_boot_accepts_in_the_chunk_asked(name, accept):

@@ -28,8 +28,8 @@ LAYOUTS = {
 COMPILED = {name: row for name, row in BEHAVIOURS.items() if row.compiled}
 PARAMETERS = {
     "scatter": ({}, {"run": "4k"}, {"run": "1g"}),
-    "fragmentation": ({}, {"pieces": 3}, {"pieces": 100, "run": "16k"}, {"pieces": 256}),
-    "bounce-churn": ({}, {"buffer": "1m"}, {"accesses": False, "share_flags": 2}),
+    "fragmentation": ({}, {"pieces": 3}, {"pieces": 100, "run": "16k"}, {"pieces": 256, "block": "4m"}),
+    "bounce-churn": ({}, {"buffer": "1m", "granularity": "384k"}, {"accesses": False, "share_flags": 2}),
 }
 
 

@@ -1,6 +1,7 @@
 """A Linux guest comes up: its image, lazily accepted memory, what it shares; and goes, by kexec."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -40,29 +41,26 @@ _PAGE_TYPES: Final = list(PageType)
 
 def snp_boot(
     guest: SeededGuest, *, vcpus: int, image: int, swiotlb: int | None, queues: int, ring: int,
-    request: int, accept: int, accepted: float,
+    request: int, accept: int, accepted: float, granularity: int,
 ) -> Iterator[Operations]:  # fmt: skip
     """An SNP guest: populated image with its special pages, GHCBs, chunks made private before PVALIDATE."""
     special = sum(size for _, size in SPECIAL_PAGES)
     launch = _launch(guest, image, SPECIAL_PAGES)
-    bounce = _swiotlb(guest, image + special, swiotlb)
-    rest = _between(guest, image + special, bounce)
-    small = guest.spread("rings and ghcbs", rest, queues + vcpus, max(ring, PAGE_SIZE), "rings and GHCBs")
-    small = [(gpa, ring if i < queues else PAGE_SIZE) for i, (gpa, _) in enumerate(small)]
+    sizes = [ring] * queues + [PAGE_SIZE] * vcpus
+    shared = _shared(guest, image + special, swiotlb, sizes, "rings and GHCBs", granularity)
     yield launch
-    yield from _run(guest, bounce, small, image + special, request, accept, accepted, state_change=True)
+    yield from _run(guest, shared, image + special, request, accept, accepted, state_change=True)
 
 
 def tdx_boot(
     guest: SeededGuest, *, image: int, swiotlb: int | None, queues: int, ring: int,
-    request: int, accept: int, accepted: float,
+    request: int, accept: int, accepted: float, granularity: int,
 ) -> Iterator[Operations]:  # fmt: skip
     """A TD: populated image, memory accepted without asking the host first, MapGPA in pieces."""
     launch = _launch(guest, image, ())
-    bounce = _swiotlb(guest, image, swiotlb)
-    small = guest.spread("rings", _between(guest, image, bounce), queues, ring, "rings")
+    shared = _shared(guest, image, swiotlb, [ring] * queues, "rings", granularity)
     yield launch
-    yield from _run(guest, bounce, small, image, request, accept, accepted, state_change=False)
+    yield from _run(guest, shared, image, request, accept, accepted, state_change=False)
 
 
 def kexec(
@@ -85,20 +83,47 @@ def kexec(
 
 
 # --- parts --------------------------------------------------------------------------------------------
-def _swiotlb(guest: SeededGuest, image: int, asked: int | None) -> Range:
-    """Where the bounce buffers are: at the top of low memory."""
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What a guest shares: bounce buffers, and small areas in them (`granularity`) or anywhere else."""
+
+    bounce: Range
+    small: list[Range]
+    granularity: int
+
+
+def _shared(
+    guest: SeededGuest, image: int, swiotlb: int | None, sizes: Sequence[int], what: str, granularity: int
+) -> _Shared:
+    """Choose where shared memory is: small areas spread over low memory, or with it in one aligned range."""
+    if granularity == PAGE_SIZE:
+        bounce = _swiotlb(guest, image, swiotlb)
+        name, longest = what.lower(), max(sizes, default=PAGE_SIZE)
+        spread = guest.spread(name, _between(guest, image, bounce), len(sizes), longest, what)
+        return _Shared(
+            bounce, [(gpa, size) for (gpa, _), size in zip(spread, sizes, strict=True)], granularity
+        )
+    bounce = _swiotlb(guest, image, swiotlb, sum(sizes), granularity)
+    starts = bounce[0] + np.cumsum([0, *sizes])
+    return _Shared(bounce, [(int(gpa), size) for gpa, size in zip(starts, sizes, strict=False)], granularity)
+
+
+def _swiotlb(
+    guest: SeededGuest, image: int, asked: int | None, more: int = 0, granularity: int = PAGE_SIZE
+) -> Range:
+    """Where the bounce buffers are, with room for more: at the top of low memory, in whole multiples."""
     start, room = guest.low_range()
+    end = (start + room) // granularity * granularity
     usual = min(max(guest.memory * SWIOTLB_SHARE // 100, SWIOTLB_LEAST), SWIOTLB_MOST)
     size = -(-usual // SWIOTLB_UNIT) * SWIOTLB_UNIT if asked is None else asked
-    if start == guest.ranges[0][0]:
-        room -= image
+    size = -(-(size + more) // granularity) * granularity
+    room = end - start - (image if start == guest.ranges[0][0] else 0)
     if size > room:
         raise InvalidArgumentError(
             f"swiotlb of {format_size(size)} doesn't fit next to the image in {format_size(max(room, 0))} of "
-            "low memory; use a smaller swiotlb or image, or more memory"
+            "low memory; use a smaller swiotlb, image or granularity, or more memory"
         )
-    start, room = guest.low_range()
-    return start + room - size, size
+    return end - size, size
 
 
 def _between(guest: SeededGuest, image: int, bounce: Range) -> Range:
@@ -135,17 +160,17 @@ def _launch(guest: SeededGuest, image: int, special: Sequence[tuple[PageType, in
 
 
 def _run(
-    guest: SeededGuest, bounce: Range, small: Sequence[Range], image: int, request: int, accept: int,
-    accepted: float, *, state_change: bool,
+    guest: SeededGuest, shared: _Shared, image: int, request: int, accept: int, accepted: float,
+    *, state_change: bool,
 ) -> Iterator[Operations]:  # fmt: skip
     """The guest's part: it accepts what it is about to use, shares, and accepts the rest by and by."""
     grid = guest.grid(accept)
-    used = [(guest.ranges[0][0], image), *small, bounce]
+    used = [(guest.ranges[0][0], image), *shared.small, shared.bounce]
     early = np.unique(
         np.concatenate([np.arange(each.start, each.stop, dtype=np.uint64) for each in _cells(grid, used)])
     )
     yield from _accept_cells(grid, early, state_change)
-    yield from _share(small, bounce, request)
+    yield from _share(shared, request)
     wanted = max(round(accepted * grid.count) - len(early), 0)
     fresh = np.ones(grid.count, np.bool_)
     fresh[early] = False
@@ -172,21 +197,16 @@ def _accept_cells(grid: Grid, cells: Words, state_change: bool) -> Iterator[Oper
     yield in_turn(columns)
 
 
-def _share(small: Sequence[Range], bounce: Range, request: int) -> Iterator[Operations]:
+def _share(shared: _Shared, request: int) -> Iterator[Operations]:
     """Share the bounce buffers, in requests of a size, then rings and GHCBs, which both sides then use."""
-    start, size = bounce
-    pieces = Grid([(0, size)] if size else [], request)
+    (start, size), small, unit = shared.bounce, shared.small, shared.granularity
+    pieces = Grid([(0, size)] if size else [], -(-request // unit) * unit)
     for cells in pieces.blocks():
         offset, length = pieces[cells]
         yield operations(Step.CONVERT, np.uint64(start) + offset, length)
     if small:
-        yield in_turn(
-            [
-                over(Step.CONVERT, small, SHARED),
-                over(Step.GUEST_WRITE, small),
-                over(Step.HOST_READ, small),
-            ]
-        )
+        uses = [over(Step.GUEST_WRITE, small), over(Step.HOST_READ, small)]
+        yield in_turn([over(Step.CONVERT, small, SHARED), *uses] if unit == PAGE_SIZE else uses)
 
 
 def _share_cells(grid: Grid, chosen: Words) -> Iterator[Operations]:

@@ -10,7 +10,6 @@ from gmemcore.engine.steps import Step
 from gmemcore.uapi import PAGE_SIZE
 from gmemcore.workload.behaviours.devices import pool_of
 from gmemcore.workload.behaviours.guest import BLOCK, PRIVATE, SeededGuest, over
-from gmemcore.workload.behaviours.sweeps import HUGE_PAGE
 from gmemcore.workload.operations import Operations, as_words, empty_operations
 
 LOOPS: Final = "gmemcore.workload.loops"
@@ -33,10 +32,10 @@ def scatter(guest: SeededGuest, *, run: int) -> Iterator[Operations]:
         head, at = head[:0], at + 5 * BLOCK
 
 
-def fragmentation(guest: SeededGuest, *, pieces: int, run: int) -> Iterator[Operations]:
+def fragmentation(guest: SeededGuest, *, block: int, pieces: int, run: int) -> Iterator[Operations]:
     """See `gmemcore.workload.behaviours.sweeps.fragmentation`."""
     fill = load(LOOPS).fragment
-    grid = guest.grid(HUGE_PAGE)
+    grid = guest.grid(block)
     total, of_all = grid.count * pieces, (grid.rows, grid.cell, np.uint64(pieces), np.uint64(run))
     yield over(Step.CONVERT, guest.ranges, PRIVATE)
     turn = 0
@@ -49,10 +48,10 @@ def fragmentation(guest: SeededGuest, *, pieces: int, run: int) -> Iterator[Oper
         turn += 1
 
 
-def bounce_churn(guest: SeededGuest, *, pool: float, buffer: int) -> Iterator[Operations]:
+def bounce_churn(guest: SeededGuest, *, pool: float, buffer: int, granularity: int) -> Iterator[Operations]:
     """See `gmemcore.workload.behaviours.devices.bounce_churn`."""
     fill = load(LOOPS).churn
-    area, grid, toggles, sizes = pool_of(guest, pool, buffer)
+    area, grid, toggles, sizes = pool_of(guest, pool, buffer, granularity)
     key, at = np.uint64(toggles.stream.key), 0
     yield over(Step.CONVERT, area, PRIVATE)
     while True:

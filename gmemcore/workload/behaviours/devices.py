@@ -27,9 +27,9 @@ _SHARED_STEPS: Final = (Step.CONVERT, Step.HOST_WRITE, Step.GUEST_READ)
 """A part is shared, and used by a device and the guest."""
 
 
-def bounce_churn(guest: SeededGuest, *, pool: float, buffer: int) -> Iterator[Operations]:
+def bounce_churn(guest: SeededGuest, *, pool: float, buffer: int, granularity: int) -> Iterator[Operations]:
     """Buffers of random sizes are shared, used by device and guest, and made private again."""
-    area, grid, toggles, sizes = pool_of(guest, pool, buffer)
+    area, grid, toggles, sizes = pool_of(guest, pool, buffer, granularity)
     yield over(Step.CONVERT, area, PRIVATE)
     while True:
         cells, shared = toggles.next_block()
@@ -44,11 +44,14 @@ def bounce_churn(guest: SeededGuest, *, pool: float, buffer: int) -> Iterator[Op
         )
 
 
-def pool_of(guest: SeededGuest, pool: float, buffer: int) -> tuple[list[Range], Grid, Toggles, Words]:
+def pool_of(
+    guest: SeededGuest, pool: float, buffer: int, granularity: int
+) -> tuple[list[Range], Grid, Toggles, Words]:
     """Return a pool of buffers, all of them private, and the size of each."""
-    area, grid, toggles = _pool(guest, pool, buffer)
-    pages = guest.stream.split("sizes").below(buffer // PAGE_SIZE, 0, grid.count) + np.uint64(1)
-    return area, grid, toggles, pages * np.uint64(PAGE_SIZE)
+    most = -(-buffer // granularity)
+    area, grid, toggles = _pool(guest, pool, most * granularity, granularity)
+    units = guest.stream.split("sizes").below(most, 0, grid.count) + np.uint64(1)
+    return area, grid, toggles, units * np.uint64(granularity)
 
 
 def vfio_pin(guest: SeededGuest, *, pool: float, buffer: int, late: float) -> Iterator[Operations]:
@@ -145,20 +148,23 @@ def hotplug(
 
 
 # --- parts --------------------------------------------------------------------------------------------
-def _pool(guest: SeededGuest, share: float, cell: int) -> tuple[list[Range], Grid, Toggles]:
+def _pool(
+    guest: SeededGuest, share: float, cell: int, granularity: int = PAGE_SIZE
+) -> tuple[list[Range], Grid, Toggles]:
     """The top of memory as a pool of cells, all of them off."""
-    area = _top(guest, share)
+    area = _top(guest, share, granularity)
     grid = Grid(area, cell)
     return area, grid, Toggles(guest.stream.split("cells"), np.zeros(grid.count, np.bool_))
 
 
-def _top(guest: SeededGuest, share: float) -> list[Range]:
-    """The last part of memory, one page at least, ascending."""
+def _top(guest: SeededGuest, share: float, granularity: int = PAGE_SIZE) -> list[Range]:
+    """The last part of memory, one page at least, ascending; it begins at a multiple of the granularity."""
     left = max(int(share * guest.memory) // PAGE_SIZE, 1) * PAGE_SIZE
     area = []
     for gpa, size in reversed(guest.ranges):
         part = min(size, left)
-        area.append((gpa + size - part, part))
+        start = max((gpa + size - part) // granularity * granularity, gpa)
+        area.append((start, gpa + size - start))
         left -= part
         if not left:
             break

@@ -20,8 +20,6 @@ from gmemcore.workload.behaviours.guest import (
 from gmemcore.workload.operations import Operations
 from gmemcore.workload.seeds import Words
 
-HUGE_PAGE = 2 << 20
-
 
 def migration_sweep(
     guest: SeededGuest, *, piece: int, passes: int, dirty: float, read: int | None
@@ -47,11 +45,11 @@ def migration_sweep(
         n = max(1, int(n * dirty))
 
 
-def fragmentation(guest: SeededGuest, *, pieces: int, run: int) -> Iterator[Operations]:
-    """Every 2 MiB block gets `pieces` shared runs, each in a place of its own; then all of them go again."""
-    grid = guest.grid(HUGE_PAGE)
+def fragmentation(guest: SeededGuest, *, block: int, pieces: int, run: int) -> Iterator[Operations]:
+    """Every block gets `pieces` shared runs, each in a place of its own; then all of them go again."""
+    grid = guest.grid(block)
     total = grid.count * pieces
-    stride = np.uint64(HUGE_PAGE // PAGE_SIZE // pieces * PAGE_SIZE)
+    stride = np.uint64(block // PAGE_SIZE // pieces * PAGE_SIZE)
     # A run leaves a page of its place private where there are two, so that no two runs touch.
     longest = min(np.uint64(run), stride - np.uint64(PAGE_SIZE))
 

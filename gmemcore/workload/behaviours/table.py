@@ -28,6 +28,9 @@ _BOOT: Final = (
     size("ring", "12k", "a ring of 256 entries takes 3 pages", "4k", "16m"),
     _ACCEPT,
     share("accepted", 0.25, "memory accepted by the end of the boot"),
+    size(
+        "granularity", "4k", "of what the guest shares; above 4k all of it is one aligned range", "4k", "1g"
+    ),
 )
 
 
@@ -69,6 +72,7 @@ _ROWS: Final = (
         (
             _pool(0.06, "memory that buffers are taken from, at the top"),
             size("buffer", "256k", "the largest buffer; sizes are random up to it", "4k", "1g"),
+            size("granularity", "4k", "buffers are whole multiples of it, aligned", "4k", "1g"),
         ),
         ends=False,
         compiled=compiled.bounce_churn,
@@ -152,11 +156,12 @@ _ROWS: Final = (
     ),
     Behaviour(
         "fragmentation",
-        "Every 2 MiB block is split by shared runs, and merged again: the costliest pattern for huge pages",
+        "Every huge page is split by shared runs, and merged again: the costliest pattern for huge pages",
         "cover.1747264138.git.ackerleytng@google.com (splitting and merging huge pages at conversion)",
         fragmentation,
         (
-            count("pieces", 1, "shared runs in each 2 MiB", "runs", 1, 256),
+            size("block", "2m", "what the runs split; 1g for huge pages of that size", "2m", "1g"),
+            count("pieces", 1, "shared runs in each block", "runs", 1, 256),
             size("run", "4k", "size of a run; shorter where the pieces leave less room", "4k", "1m"),
         ),
         ends=False,
