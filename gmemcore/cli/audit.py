@@ -8,10 +8,11 @@ from cyclopts import Parameter
 from gmemcore.cli.console import listed, progress, say, say_json_rows, say_paragraphs
 from gmemcore.cli.options import AbiOption, JsonSwitch, MarkdownSwitch, at_most_one, chosen_revisions
 from gmemcore.cli.tables import print_legend, print_markdown, print_table
-from gmemcore.policy import DEFAULT_ABI
+from gmemcore.policy import DEFAULT_ABI, HUGE_PAGES
 
 if TYPE_CHECKING:
     from gmemcore.vmm.audit import AuditCell, AuditRow
+    from gmemcore.vmm.huge_pages import AfterFailure
 
 _COLUMNS: Final = (
     *("revision", "VM-type checks", "contents lost", "over-promised", "under-promised"),
@@ -59,6 +60,9 @@ def audit(
         for revision in chosen:
             rows.append(audit_abi(revision))
             done(len(rows))
+    huge = [row for row in rows if row.after_failure]
+    if abi is None and not as_json and not cells:
+        huge += [audit_abi(revision) for revision in HUGE_PAGES.values()]
     rows.sort(key=lambda row: row.rank)
     if as_json:
         say_json_rows(_as_record(row) for row in rows)
@@ -68,10 +72,12 @@ def audit(
         say("\n\n".join(_answer(rows)), "")
         print_markdown(_COLUMNS, map(_as_row, rows), figures=range(1, len(_COLUMNS)))
         print_legend(_LEGEND, markdown=True)
+        _print_after_failure(huge, markdown=True)
     else:
         say_paragraphs(_answer(rows))
         print_table(_COLUMNS, [*map(_as_row, rows)], figures=range(1, len(_COLUMNS)))
         print_legend(_LEGEND)
+        _print_after_failure(huge)
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------
@@ -87,6 +93,7 @@ def _as_record(row: "AuditRow") -> dict[str, Any]:
         "direction_checks": row.direction_checks,
         "capabilities": list(row.capabilities),
         "cells": [_as_cell(cell) for cell in row.cells],
+        **({"after_failure": row.after_failure._asdict()} if row.after_failure else {}),
     }
 
 
@@ -156,6 +163,26 @@ def _as_row(row: "AuditRow") -> tuple[str, ...]:
     """Return the table row of a revision."""
     counts = (row.vm_type_checks, row.broken, row.lies, row.hidden, row.phase_checks, row.direction_checks)
     return (row.abi, *map(str, (*counts, row.kept, len(row.capabilities), row.capability_bits)))
+
+
+def _print_after_failure(rows: "list[AuditRow]", *, markdown: bool = False) -> None:
+    """Print what a caller has to handle after a conversion of huge pages failed."""
+    from gmemcore.vmm.audit import HUGE_PAGES as COUNT
+
+    if not rows:
+        return
+    say(f"\nAfter a conversion of {COUNT} huge pages failed at one, a caller handles:")
+    print_legend(
+        {row.abi: _handled(row.after_failure) for row in rows if row.after_failure}, markdown=markdown
+    )
+
+
+def _handled(after: "AfterFailure") -> str:
+    size = "; needs the page size to tell which" if after.needs_page_size else ""
+    return (
+        f"{after.states} state{'s' * (after.states != 1)} of the range{size}; requests to finish: "
+        f"{after.calls_to_finish}, to undo: {after.calls_to_undo}"
+    )
 
 
 def _print_cells(rows: "list[AuditRow]", *, markdown: bool) -> None:

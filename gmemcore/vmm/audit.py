@@ -8,6 +8,7 @@ proposal is judged as its users would see it. docs/spec.md, What userspace belie
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Final
 
 from gmemcore.errors import GmemError
 from gmemcore.machine import GuestMemfd, VmFace, create_vm
@@ -22,7 +23,11 @@ from gmemcore.uapi import (
     Phase,
     VmType,
 )
+from gmemcore.vmm.huge_pages import AfterFailure, after_failure
 from gmemcore.vmm.probe import probe
+
+HUGE_PAGES: Final = 5
+"""Huge pages of a conversion that fails."""
 
 _SIZE = 2 * PAGE_SIZE
 _HOST_DATA = b"\xef\xbe\xad\xde" * (_SIZE // 4)
@@ -101,6 +106,9 @@ class AuditRow:
         Bits that these ever set, over all VMs.
     cells : tuple of AuditCell
         The evidence.
+    after_failure : AfterFailure or None
+        Of a revision with huge pages: what a caller has to handle after a conversion of `HUGE_PAGES` of them
+        failed.
     """
 
     abi: str
@@ -113,6 +121,7 @@ class AuditRow:
     capabilities: tuple[str, ...]
     capability_bits: int
     cells: tuple[AuditCell, ...] = field(repr=False)
+    after_failure: AfterFailure | None = None
 
     @property
     def kept(self) -> int:
@@ -165,6 +174,7 @@ def audit_abi(abi: Abi | str) -> AuditRow:
         capabilities=tuple(dict.fromkeys(row.name for row in revision.capabilities)),
         capability_bits=_capability_bits(revision),
         cells=cells,
+        after_failure=after_failure(revision, HUGE_PAGES) if revision.huge_pages else None,
     )
 
 

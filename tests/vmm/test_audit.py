@@ -495,6 +495,23 @@ def test_the_template_is_a_proposal_with_a_name_of_its_own(capsys, tmp_path):
     assert "| mine | 0 | 0 | 0 | 0 | 0 | 0 | 24 | 3 | 5 |" in out
 
 
+def test_what_a_caller_handles_after_a_failure_in_huge_pages(capsys):
+    expected = (
+        "After a conversion of 5 huge pages failed at one, a caller handles "
+        "huge-partial 5 states of the range; needs the page size to tell which; "
+        "requests to finish 1, to undo 1 "
+        "huge-rollback 1 state of the range; requests to finish 1, to undo 0"
+    )
+    for arguments in ([], ["--markdown"]):
+        words = re.sub("[*:]", " ", run(arguments, capsys)[1]).split()
+        assert " ".join(words).endswith(expected)
+    (row,) = json.loads(run(["--abi", "huge-rollback", "--json"], capsys)[1])
+    assert row["after_failure"] == {
+        **{"states": 1, "calls_to_finish": 1, "calls_to_undo": 0, "needs_page_size": False},
+    }
+    assert "After a conversion" not in run(["--abi", "v5"], capsys)[1]
+
+
 def test_unusable_input_is_exit_status_2_and_one_line(capsys, tmp_path):
     (tmp_path / "bad.toml").write_text("name = 1")
     for arguments in (["--abi", "v99"], [tmp_path / "bad.toml"], [tmp_path / "none.toml"], [tmp_path]):
