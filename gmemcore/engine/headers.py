@@ -5,11 +5,12 @@ releases them afterwards, in the parent and in the child. So the child never see
 was changing, and never waits for a thread that it doesn't have.
 """
 
+import ctypes
 import os
 import weakref
 from contextlib import suppress
 from functools import cache, partial
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +93,10 @@ class Header:
 
     def __setitem__(self, slot: int, value: int) -> None:
         self.words[slot] = value
+
+    def slot(self, slot: int) -> Any:
+        """Return one word for C functions that take a pointer; it keeps the words alive."""
+        return ctypes.byref(ctypes.c_uint64.from_buffer(self.words.data, 8 * int(slot)))
 
 
 @cache

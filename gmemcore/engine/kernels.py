@@ -101,10 +101,10 @@ SELF, N_PAGES, WORDS, LINES, MEMORY, MEMORY_WORDS, OWNER, IS_CLOSED = numbers(8,
 DENSE, SEED, FIRST_WORD, SCRAMBLES, ALLOCATIONS_LEFT, TRACKING, MEMORY_ALIGNED = numbers(7, LOCK_WORDS + 9)
 HOST_WORK, HOST_VIEW, COMMIT, RELEASE, DESCRIPTOR, RESIDENT, HOST_STEPS_LEFT = numbers(7, LOCK_WORDS + 16)
 THREADS, TASKS, PART, ORDER, FOLIOS = numbers(5, LOCK_WORDS + 23)
-DEFERRED, DEFERRED_LINES, STORE, MOST_STORED, PAGES_STORED, VIEWS, VIEWS_GONE = numbers(7, LOCK_WORDS + 28)
-TOTALS = np.uint64(LOCK_WORDS + 35)
+DEFERRED, DEFERRED_LINES, STORE, MOST_STORED, PAGES_STORED, VIEWED = numbers(6, LOCK_WORDS + 28)
+TOTALS = np.uint64(LOCK_WORDS + 34)
 COUNTERS = 20
-HEADER_SLOTS = np.uint64(LOCK_WORDS + 35 + COUNTERS)
+HEADER_SLOTS = np.uint64(LOCK_WORDS + 34 + COUNTERS)
 
 # The header of an owner, shared by its files: the launch phase, the rules of both phases and the number of
 # exits; then the launch, and the attributes by guest frame of an owner with two backings.
@@ -1030,7 +1030,7 @@ def edit_contents(address, plane, start, end, keep, put):
 @inlined
 def is_viewed(header):
     """Return whether somebody has a raw view of the file's memory, which must stay up to date."""
-    return header[VIEWS] != header[VIEWS_GONE]
+    return header[VIEWED] != U0
 
 
 @kernel
@@ -2980,8 +2980,9 @@ KEEPS_VIEW, WRITES_VIEW = U1, U2
 def bring_up_to_date(call):
     """Do what is due on the bytes of a range; ANSWER: how many pages that stores, and MOST how many it may.
 
-    flags: `KEEPS_VIEW`, the caller will have a raw view to read; `WRITES_VIEW`, one to write, from which on
-    the file's contents aren't deferred any more. `NO_MEMORY`: the host has none, and no byte has changed.
+    flags: `KEEPS_VIEW`, the caller has a raw view to read, whose end clears `VIEWED`; `WRITES_VIEW`, it will
+    have one to write, and from then on the file's contents aren't deferred any more. `NO_MEMORY`: the host
+    has none, and no byte has changed.
     """
     if not enter(call):
         return CLOSED_FILE
@@ -2996,7 +2997,7 @@ def bring_up_to_date(call):
         else:
             materialise(call[FILE], start, end)
             if flags == KEEPS_VIEW:
-                header[VIEWS] += U1
+                header[VIEWED] = U1
             elif flags == WRITES_VIEW:
                 header[DEFERRED], header[COMMIT] = U0, header[STORE]
     unlock(call[FILE])

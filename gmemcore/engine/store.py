@@ -4,10 +4,10 @@ Only stores and owners write page state and guest bytes. A guest_memfd is a stor
 host memory next to it is another one. Each method makes one kernel call, which takes the file's lock.
 """
 
+import ctypes
 import struct
 import weakref
-from collections.abc import Callable, Iterator
-from itertools import count
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -155,8 +155,7 @@ class Store:
         self.contents = ContentState(self.n_pages) if deferred else None
         lines = self.state.lines if self.contents is None else self.contents.lines
         self.header[layout.DEFERRED_LINES] = lines.ctypes.data  # always an address that can be prefetched
-        self._view: Callable[[], NDArray[np.uint8] | None] = lambda: None
-        self._views_gone = count(1)
+        self._views: dict[int, tuple[_View, _View]] = {}
         if self.contents is not None:
             self.header[layout.DEFERRED] = self.contents.marks.ctypes.data
             self.header[layout.STORE] = MADV_POPULATE_WRITE
@@ -422,12 +421,24 @@ class Store:
         """
         if self.contents is None:
             return readonly(self.backing.words, np.dtype(np.uint8))
-        view = self._view()
-        if view is None:
+        view = self._shared_view()
+        if not self.header[layout.VIEWED]:
             self.materialise(0, self.n_pages << PAGE_SHIFT, layout.KEEPS_VIEW)
-            view = readonly(self.backing.words, np.dtype(np.uint8))
-            weakref.finalize(view, _note_view_gone, self.header.words, self._views_gone).atexit = False
-            self._view = weakref.ref(view)
+        return view
+
+    def _shared_view(self) -> NDArray[np.uint8]:
+        """Return the one raw view that all callers share.
+
+        Its end is noted by C code alone, because a signal handler can interrupt a finalizer in Python.
+        """
+        forget = partial(self._views.pop, 0)  # the dead reference is its second argument, the default
+        clear = partial(_clear, self.header.slot(layout.VIEWED), 0, 8)
+        view = None
+        while view is None:
+            made = readonly(self.backing.words, np.dtype(np.uint8))
+            # The later reference is called first. Those of a view that comes too late are gone before it is.
+            known = self._views.setdefault(0, (weakref.ref(made, forget), weakref.ref(made, clear)))
+            view = known[0]()
         return view
 
     def materialise(self, offset: int, size: int, view: int = 0) -> None:
@@ -436,7 +447,8 @@ class Store:
         Parameters
         ----------
         view : int
-            `kernels.KEEPS_VIEW` or `kernels.WRITES_VIEW`, if the caller will have a raw view.
+            `kernels.KEEPS_VIEW` if the caller has a raw view, `kernels.WRITES_VIEW` if it will have one to
+            write.
 
         Raises
         ------
@@ -490,9 +502,10 @@ class Store:
         self.backing.close()
 
 
-def _note_view_gone(header: NDArray[np.uint64], gone: Iterator[int]) -> None:
-    """Note that a raw view is garbage. Counts noted in another order only delay what that allows."""
-    header[layout.VIEWS_GONE] = next(gone)
-
+_View = weakref.ref[NDArray[np.uint8]]
+_clear: Final = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t, ctypes.py_object)(
+    ("memset", ctypes.pythonapi)
+)
+"""memset as the callback of a weak reference, which is the argument that it ignores."""
 
 _NO_STATE: Final = PageState(1, private=False)

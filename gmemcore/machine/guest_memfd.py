@@ -222,8 +222,7 @@ class GuestMemfd:
             raise InvalidArgumentError(
                 f"materialize of {offset:#x}+{size:#x} must end at the file's end {self.size:#x} or before"
             )
-        for store in self._stores():
-            store.materialise(offset, size)
+        self._store.materialise(offset, size)  # shared memory of its own has no key, so nothing is due
 
     def dram(self, offset: int | str, size: int | str) -> bytes:
         """Copy the DRAM of a range as the bus sees it, whatever the attributes, without changing anything.

@@ -43,8 +43,12 @@ class Interruption(BaseException):
     """What a signal handler raises."""
 
 
-def interrupted(call, number):
-    """Make a call, raising at the given bytecode that it runs in the package; False: it ran fewer."""
+def interrupt():
+    raise Interruption
+
+
+def interrupted(call, number, handler=interrupt):
+    """Make a call, and a handler's at the given bytecode that it runs in the package; False: it ran fewer."""
     seen = 0
 
     def local(frame, event, _):
@@ -52,7 +56,7 @@ def interrupted(call, number):
         if event == "opcode":
             seen += 1
             if seen == number:
-                raise Interruption
+                handler()
         return local
 
     def hook(frame, *_):
@@ -386,6 +390,86 @@ def test_attributes_that_need_more_room_too():
         return scene
 
     whole_or_nothing(make, lambda s: s.vm.set_memory_attributes(1000 * P, P, PRIVATE))
+
+
+# ---- raw views of deferred contents ---------------------------------------------------------------
+
+
+@pytest.fixture
+def unlimited(monkeypatch):
+    """Let memory be available without a thousand bytecodes that find out how much."""
+    monkeypatch.setattr("gmemcore.engine.store.available_memory", lambda: None)
+
+
+def keyed():
+    """Make a guest with a file in which XOR is due on pages without host memory."""
+    scene = Scene(gmemcore.create_vm("SNP", "two-caps", "cipher", seed=5, contents="deferred"))
+    scene.file(8).host_write(P, DATA)
+    scene.vm.launch_finish()
+    scene.files[0].set_memory_attributes(0, 8 * P, PRIVATE, PRESERVE)
+    return scene
+
+
+def is_deferring(gmem):
+    """Return whether XOR of pages without host memory stays due, as it does while nobody has a view."""
+    gmem.fallocate(3, 0, 8 * P)
+    gmem.set_memory_attributes(0, 8 * P, 0, PRESERVE)
+    gmem.set_memory_attributes(0, 8 * P, PRIVATE, PRESERVE)
+    return gmem.stored == 0
+
+
+def look(gmem):
+    assert gmem.memory.any()
+
+
+VIEWS: dict[str, Operation] = {
+    "memory": lambda s: look(s.files[0]),
+    "memory twice": lambda s: [look(s.files[0]) for _ in range(2)],
+    "materialize": lambda s: s.files[0].materialize(0, 4 * P),
+}
+
+
+@pytest.mark.usefixtures("unlimited")
+@pytest.mark.parametrize("name", VIEWS)
+def test_an_interrupted_view_leaves_contents_deferred_and_as_they_were(name):
+    expected, number = keyed().files[0].dram(0, 8 * P), 0
+    was_interrupted = True
+    while was_interrupted:
+        number += 1
+        scene = keyed()
+        gmem = scene.files[0]
+        was_interrupted = interrupted(lambda scene=scene: VIEWS[name](scene), number)
+        assert gmem.dram(0, 8 * P) == expected
+        assert gmem.stored in (P, 4 * P if name == "materialize" else 8 * P)
+        assert is_deferring(gmem), f"viewed after bytecode {number}"
+        goes_on(scene)
+        scene.vm.close()
+    assert number > 20
+
+
+@pytest.mark.usefixtures("unlimited")
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_view_that_is_made_while_another_one_is_stays_up_to_date(keeps):
+    """As a signal handler or another thread makes it, at every bytecode; and drops it, or keeps it."""
+    number, was_interrupted = 0, True
+    while was_interrupted:
+        number += 1
+        scene = keyed()
+        gmem, others = scene.files[0], []
+
+        def handler(gmem=gmem, others=others):
+            others.append(gmem.memory)
+
+        was_interrupted = interrupted(lambda gmem=gmem: look(gmem), number, handler)
+        if not keeps:
+            others.clear()
+        view = gmem.memory if not keeps or not was_interrupted else others[0]
+        gmem.set_memory_attributes(0, 8 * P, 0, PRESERVE)
+        assert view.tobytes() == bytes(P) + DATA + bytes(6 * P), f"stale after bytecode {number}"
+        del view
+        others.clear()
+        assert is_deferring(gmem)
+        scene.vm.close()
 
 
 # ---- real signals ---------------------------------------------------------------------------------
