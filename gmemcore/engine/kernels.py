@@ -1060,6 +1060,8 @@ def store_operated(address, operations, start, end):
     file = file_at(address)
     marks, lines = contents_of(file.header)
     views = ONES if is_viewed(file.header) else U0
+    if views == U0 and not has_operation(operations, SCRAMBLE):
+        return True
     while start < end:
         row, low = start >> ROW_SHIFT, start & U63
         stop = smaller(start - low + U64, end)
@@ -1191,6 +1193,31 @@ def operation_bits(operations, operation, allocated, assigned, accepted):
 
 
 @inlined
+def has_operation(operations, operation):
+    """Return whether pages of some rank have a given operation."""
+    for rank in range(4):
+        if (operations >> (np.uint64(rank) * OPERATION_BITS)) & OPERATION == operation:
+            return True
+    return False
+
+
+@inlined
+def end_of_same(words, block, end):
+    """Return the end of the blocks from one on whose words are the same; compares 32 at a time."""
+    word, block = words[block], block + U1
+    while block + U32 <= end:
+        differ = U0
+        for k in range(32):
+            differ |= words[block + np.uint64(k)] ^ word
+        if differ:
+            break
+        block += U32
+    while block < end and words[block] == word:
+        block += U1
+    return block
+
+
+@inlined
 def uniform_rank(word, pages):
     """Return the rank of all pages of a block, from its word; 4 if they differ."""
     allocated = (word >> (ALLOCATED * FIELD_BITS)) & FIELD
@@ -1232,8 +1259,7 @@ def transform(address, operations, start, end, results, i):
             rank = uniform_rank(words[block], pages_of_block(n_pages, block))
             if rank < U4:
                 operation = (operations >> (rank * OPERATION_BITS)) & OPERATION
-                while stop < end and words[stop >> BLOCK_SHIFT] == words[block]:
-                    stop += BLOCK_PAGES
+                stop = end_of_same(words, block, (end + BLOCK_MASK) >> BLOCK_SHIFT) << BLOCK_SHIFT
             else:
                 if start >> ROW_SHIFT != row:
                     row = start >> ROW_SHIFT
