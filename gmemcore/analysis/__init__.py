@@ -24,6 +24,7 @@ from gmemcore.analysis.pictures import (
     compare_series,
     compare_snapshots,
     conversion_sizes,
+    cost_by_page_size,
     fleet_outcomes,
     heat_map,
     mappability_over_time,
@@ -34,6 +35,7 @@ from gmemcore.analysis.pictures import (
     runs_of_series,
     state_bars,
     state_stream,
+    struct_pages_over_time,
 )
 from gmemcore.analysis.runs import Run, read_run
 from gmemcore.analysis.series import Series, watch
@@ -60,6 +62,7 @@ __all__ = [
     "compare_series",
     "compare_snapshots",
     "conversion_sizes",
+    "cost_by_page_size",
     "cost_by_range",
     "diff",
     "fleet_outcomes",
@@ -82,6 +85,7 @@ __all__ = [
     "state_bars",
     "state_mix",
     "state_stream",
+    "struct_pages_over_time",
     "take",
     "watch",
 ]

@@ -101,6 +101,10 @@ class SeriesPlot:
         """Draw the memory in use over time; see `gmemcore.analysis.memory_over_time`."""
         return _draw("memory_over_time", {self._series.name: self._series}, ax)
 
+    def struct_pages(self, ax: "Axes | None" = None) -> "Axes":
+        """Draw what split huge pages need; see `gmemcore.analysis.struct_pages_over_time`."""
+        return _draw("struct_pages_over_time", {self._series.name: self._series}, ax)
+
     def runs(self, ax: "Axes | None" = None, *, weight: str = "pages") -> "Axes":
         """Draw how long runs of one attribute are, at the begin and at the end of the run."""
         return _draw("runs_of_series", self._series, ax, weight=weight)
@@ -122,7 +126,8 @@ class SeriesPlot:
             One more, or several by name.
         ax : matplotlib Axes or None
         what : str
-            ``memory`` in use, ``mappable`` by 2 MiB entries, or a state, as ``shared``.
+            ``memory`` in use, ``struct pages`` of split huge pages, ``mappable`` by 2 MiB entries, or a
+            state, as ``shared``.
         """
         return _draw("compare_series", self._series, other, ax, what=what)
 
@@ -166,6 +171,10 @@ class ReplayPlot(RunPlot):
     def refusals(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the operations refused, by revision and VM type; see `gmemcore.analysis.refusal_map`."""
         return _draw("refusal_map", self._run, ax)
+
+    def page_sizes(self, ax: "Axes | None" = None) -> "Axes":
+        """Draw what conversions cost, by page size; see `gmemcore.analysis.cost_by_page_size`."""
+        return _draw("cost_by_page_size", self._run, ax)
 
 
 class StressPlot(RunPlot):

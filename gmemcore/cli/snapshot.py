@@ -153,8 +153,8 @@ def plot(
 ) -> None:
     """Draw a picture of page states or of a run.
 
-    Of a snapshot: map, hilbert, bars, runs. Of a series: stream, heatmap, mappable, memory. Of bench: cube,
-    axes, cost. Of stress: sizes, outcomes. Of replay: refusals.
+    Of a snapshot: map, hilbert, bars, runs. Of a series: stream, heatmap, mappable, memory, struct-pages.
+    Of bench: cube, axes, cost. Of stress: sizes, outcomes. Of replay: refusals, page-sizes.
     """
     with reporting("snapshot plot"), _input_errors():
         name = _usual_picture(files[0]) if picture is None else picture

@@ -16,6 +16,7 @@ from gmemcore.errors import InvalidArgumentError
 from gmemcore.front.workloads import Loaded, Memory, Workload, load
 from gmemcore.html import note
 from gmemcore.machine import VmFace, create_vm
+from gmemcore.machine.huge_pages import page_order_of
 from gmemcore.names import member
 from gmemcore.policy import DEFAULT_ABI, Abi, flag_name, get_abi
 from gmemcore.uapi import ContentMode, ContentWork, Firmware, VmType
@@ -218,6 +219,7 @@ def run(
     launching: bool = False,
     guest: str | None = None,
     launch: int | None = None,
+    page_size: int | str = "4k",
     **parameters: Any,
 ) -> RunResult:
     """Run a workload on one guest and keep its page states over time.
@@ -256,6 +258,8 @@ def run(
         The guest doesn't run yet, though no launch is shown.
     guest, launch
         Which guest of a log, and which of its launches, from 1.
+    page_size : int or str
+        Pages that files consist of: ``4k``, or ``2m`` or ``1g`` under a revision with huge pages.
     **parameters
         Of the behaviour, as ``swiotlb="64m"``.
 
@@ -286,7 +290,7 @@ def run(
         member(Firmware, firmware),
         member(Flags, flags),
     )
-    kind = None if vm_type is None else member(VmType, vm_type)
+    kind, page_order = None if vm_type is None else member(VmType, vm_type), page_order_of(page_size)
     loaded = load(
         workload,
         memory=memory,
@@ -302,7 +306,7 @@ def run(
     run_as = kind or loaded.trace.header.vm_type or DEFAULT_VM_TYPE, abi, firmware, seed, backing
     vm = create_vm(*run_as, contents=contents)
     try:
-        build(vm, loaded.trace.header.layout, loaded.trace.start)
+        build(vm, loaded.trace.header.layout, loaded.trace.start, page_order)
         player = Player(vm, seed=loaded.trace.header.seed, discard=discard)
         return RunResult(player, loaded, every, flags)
     except BaseException:

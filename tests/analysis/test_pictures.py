@@ -14,7 +14,18 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from gmemcore.analysis import STATES, Series, heat_map, mappability, page_map, run_lengths, state_mix, take
+from gmemcore.analysis import (
+    STATES,
+    Series,
+    cost_by_page_size,
+    heat_map,
+    mappability,
+    page_map,
+    run_lengths,
+    state_mix,
+    struct_pages_over_time,
+    take,
+)
 from gmemcore.analysis.hilbert import hilbert
 from gmemcore.analysis.pictures import (
     PICTURES,
@@ -712,6 +723,56 @@ def test_refusals_stand_at_their_revision_and_vm_type():
         refusal_map(replay_run())
     with pytest.raises(ValueError, match="must be a run of replay, not of bench"):
         refusal_map(bench_run())
+
+
+def test_what_conversions_cost_by_page_size(tmp_path):
+    asked = {"memory": "3g", "operations": 500, "swiotlb": "16m", "page_sizes": "1g,4k,2m"}
+    run = gmemcore.replay("snp-boot", "huge-partial", "SNP", **asked)
+    ax = cost_by_page_size(run)
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["4 KiB", "2 MiB", "1 GiB"]
+    lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
+    by_size = {replay.page_size: replay.counters for replay in run.records}
+    small, middle, large = (by_size[P << order] for order in (0, 9, 18))
+    splits = [0, middle["folios_2m_split"], large["folios_1g_split"]]
+    assert list(lines["huge pages split"]) == splits
+    assert splits[1] > splits[2] > 0
+    assert list(lines["TLB flushes"]) == [each["tlb_flushes"] for each in (small, middle, large)]
+    (tmp_path / "prices.toml").write_text(
+        'title = "a test"\n[events.tlb_flushes]\nns = 2000\nsource = "none"\n'
+        '[events.pages_restructured]\nns = 10\nsource = "none"\n'
+    )
+    priced = gmemcore.replay("snp-boot", "huge-partial", "SNP", cost=tmp_path / "prices.toml", **asked)
+    drawn = cost_by_page_size(priced)
+    heights = {
+        container.get_label(): [bar.get_height() for bar in container] for container in drawn.containers
+    }
+    assert heights["tlb_flushes"] == pytest.approx([lines["TLB flushes"][i] * 2e-3 for i in range(3)])
+    assert heights["pages_restructured"][2] == pytest.approx(large["pages_restructured"] * 1e-5)
+    two = gmemcore.replay("snp-boot", "huge-partial,huge-rollback", "SNP", **asked)
+    ax = cost_by_page_size(two)
+    assert [text.get_text() for text in ax.get_xticklabels()][3] == "4 KiB\nhuge-rollback\nSNP"
+    labels = [line.get_label() for line in ax.get_lines() if not line.get_label().startswith("_")]
+    assert len(ax.get_lines()) == 2 * len(labels) == 2 * len(lines)
+    with pytest.raises(ValueError, match="replayed nowhere"):
+        cost_by_page_size(replay_run())
+
+
+def test_struct_pages_of_two_page_sizes():
+    runs = {}
+    for size in ("2m", "1g"):
+        asked = {"operations": 300, "every": 100, "page_size": size, "swiotlb": "16m"}
+        runs[size] = gmemcore.run("snp-boot", "3g", abi="huge-partial", **asked).series
+    ax = struct_pages_over_time(runs)
+    for line, (name, series) in zip(ax.get_lines(), runs.items(), strict=True):
+        assert line.get_label() == name
+        needed = [one.counters.vmemmap_pages_allocated - one.counters.vmemmap_pages_freed for one in series]
+        assert line.get_ydata() == pytest.approx(np.array(needed) * P / (1 << 20))
+    assert max(line.get_ydata().max() for line in ax.get_lines()) > 15
+    assert ax.get_ylabel() == "struct pages (MiB)"
+    same = runs["1g"].plot.compare({"2m": runs["2m"]}, what="struct pages")
+    assert len(same.get_lines()) == 2
+    with pytest.raises(gmemcore.GmemError, match="page size must be 4k, 2m or 1g"):
+        gmemcore.run("snp-boot", "3g", page_size="8k")
 
 
 def bars(ax):

@@ -10,7 +10,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gmemcore.analysis.pictures.audits import audit_bars
-from gmemcore.analysis.pictures.fleets import conversion_sizes, fleet_outcomes, refusal_map
+from gmemcore.analysis.pictures.fleets import (
+    conversion_sizes,
+    cost_by_page_size,
+    fleet_outcomes,
+    refusal_map,
+)
 from gmemcore.analysis.pictures.maps import heat_map, page_map
 from gmemcore.analysis.pictures.moments import (
     compare_snapshots,
@@ -24,6 +29,7 @@ from gmemcore.analysis.pictures.times import (
     memory_of_ways,
     memory_over_time,
     state_stream,
+    struct_pages_over_time,
 )
 from gmemcore.analysis.speed import bench_axes, bench_cube, bench_effects, cost_by_range
 
@@ -49,6 +55,7 @@ PICTURES: Final = {
     "heatmap": Picture("guest addresses against time", "series", heat_map),
     "mappable": Picture("what large entries could map over time", "series", mappability_over_time),
     "memory": Picture("memory in use over time, a line per file", "several series", memory_over_time),
+    "struct-pages": Picture("struct pages of split huge pages", "several series", struct_pages_over_time),
     "cube": Picture("what each cell of policy costs", "bench", bench_cube),
     "axes": Picture("what work costs over all axes that were measured", "bench", bench_axes),
     "effects": Picture("GB/s of each effect, next to memcpy, memset and XOR", "bench", bench_effects),
@@ -56,6 +63,7 @@ PICTURES: Final = {
     "sizes": Picture("conversions by size, a bar per behaviour", "stress", conversion_sizes),
     "outcomes": Picture("operations by outcome, a bar per kind of guest", "stress", fleet_outcomes),
     "refusals": Picture("conversions refused, by revision and VM type", "replay", refusal_map),
+    "page-sizes": Picture("what conversions cost, by page size", "replay", cost_by_page_size),
 }
 """Pictures by name."""
 
@@ -69,6 +77,7 @@ __all__ = [
     "compare_series",
     "compare_snapshots",
     "conversion_sizes",
+    "cost_by_page_size",
     "cost_by_range",
     "fleet_outcomes",
     "heat_map",
@@ -81,4 +90,5 @@ __all__ = [
     "runs_of_series",
     "state_bars",
     "state_stream",
+    "struct_pages_over_time",
 ]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmemcore.analysis.runs import Run
-from gmemcore.analysis.style import FRACTION_MAP, LINES, axes_for, legend_beside, text_colour
+from gmemcore.analysis.style import FRACTION_MAP, LINES, axes_for, legend_beside, line_style, text_colour
 from gmemcore.uapi import PAGE_SIZE
 from gmemcore.units import format_percent, size_words
 
@@ -158,3 +158,82 @@ def refusal_map(run: Run, ax: "Axes | None" = None) -> "Axes":
     drawn.spines[:].set_visible(False)
     drawn.set_title("Conversions refused", loc="left", pad=12)
     return drawn
+
+
+_HUGE_EVENTS: Final = {
+    "huge pages split": ("folios_2m_split", "folios_1g_split"),
+    "huge pages merged": ("folios_2m_merged", "folios_1g_merged"),
+    "pages restructured": ("pages_restructured",),
+    "pages of struct pages": ("vmemmap_pages_allocated", "vmemmap_pages_freed"),
+    "TLB flushes": ("tlb_flushes",),
+    "RMP or S-EPT entries split": ("psmashes", "sept_demotions"),
+}
+"""What a conversion in huge pages costs, and the counters that add up to it."""
+
+
+def cost_by_page_size(run: Run, ax: "Axes | None" = None) -> "Axes":
+    """Draw what a workload's conversions cost in pages of each size: predicted time, or else counters.
+
+    Parameters
+    ----------
+    run : Run
+        Of ``gmemcore replay --page-size 4k,2m,1g --json``. With a cost file, bars are predicted times by
+        event; without, lines are events. Revisions and VM types are beside each other.
+    ax : matplotlib Axes or None
+
+    Raises
+    ------
+    ValueError
+        A run of another kind, or one without a replay.
+    """
+    run.require("replay")
+    if not run.records:
+        raise ValueError("the trace was replayed nowhere")
+    targets: dict[tuple[str, ...], list[Any]] = {}
+    for replay in run.records:
+        targets.setdefault((replay.abi, replay.vm_type, replay.firmware), []).append(replay)
+    groups = [sorted(each, key=lambda replay: replay.page_size) for each in targets.values()]
+    records = [replay for group in groups for replay in group]
+    drawn = axes_for(ax, (max(7.0, 2.8 + 1.1 * len(records)), 4.2))
+    if all(replay.predicted for replay in records):
+        _bars_of_events(drawn, records)
+    else:
+        _lines_of_events(drawn, groups)
+    several = len(groups) > 1
+    labels = [
+        f"{size_words(each.page_size)}\n{each.abi}\n{each.vm_type}" if several else size_words(each.page_size)
+        for each in records
+    ]
+    drawn.set_xticks(range(len(records)), labels)
+    drawn.set_xlabel("page size of the guest's files")
+    drawn.set_title(f"Cost of {records[0].conversions:,} conversions", loc="left")
+    return drawn
+
+
+def _bars_of_events(ax: "Axes", records: Sequence[Any]) -> None:
+    priced = dict.fromkeys(event for replay in records for event in replay.predicted.by_event)
+    base, places = np.zeros(len(records)), range(len(records))
+    for number, event in enumerate(priced):
+        heights = np.array([replay.predicted.by_event.get(event, 0.0) for replay in records]) * 1e3
+        if heights.any():
+            ax.bar(places, heights, bottom=base, label=event, color=LINES[number % len(LINES)][0], width=0.6)
+        base += heights
+    ax.set_ylabel("predicted time (ms)")
+    legend_beside(ax, title="event")
+
+
+def _lines_of_events(ax: "Axes", groups: Sequence[Sequence[Any]]) -> None:
+    for number, (label, names) in enumerate(_HUGE_EVENTS.items()):
+        figures = [
+            np.array([sum(each.counters.get(name, 0) for name in names) for each in own]) for own in groups
+        ]
+        place = 0
+        for own in figures if any(each.any() for each in figures) else []:
+            ax.plot(
+                range(place, place + len(own)), own, label=label if not place else None, **line_style(number)
+            )
+            place += len(own)
+    ax.set_yscale("symlog", linthresh=1)
+    ax.set_ylim(bottom=0)
+    ax.set_ylabel("events")
+    legend_beside(ax)

@@ -1,12 +1,12 @@
 """Pictures over time: states, large mappings and memory in use; runs beside each other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gmemcore.analysis.distributions import mappability, state_mix
+from gmemcore.analysis.distributions import mappability, mapping_sizes, state_mix
 from gmemcore.analysis.series import Series
 from gmemcore.analysis.states import STATES
 from gmemcore.analysis.style import STATE_COLOURS, axes_for, legend_beside, line_style
@@ -92,6 +92,39 @@ def memory_over_time(runs: Mapping[str, Series], ax: "Axes | None" = None) -> "A
     return drawn
 
 
+def struct_pages_over_time(runs: Mapping[str, Series], ax: "Axes | None" = None) -> "Axes":
+    """Draw the memory that split huge pages need for their struct pages, a line per run.
+
+    Parameters
+    ----------
+    runs : mapping of str to Series
+        Runs by name, for instance one in 2 MiB and one in 1 GiB pages; of one unit.
+    ax : matplotlib Axes or None
+
+    Raises
+    ------
+    ValueError
+        No run, runs of different units, or fewer than two snapshots.
+    """
+    times = _times_of(runs)
+    needed = {name: _struct_pages(series) for name, series in runs.items()}
+    unit, unit_name = binary_unit(max(int(each.max()) for each in needed.values()))
+    drawn = axes_for(ax)
+    for number, (name, figures) in enumerate(needed.items()):
+        style = line_style(number, marks=len(figures)) | {"drawstyle": "steps-post"}
+        drawn.plot(times[name], figures / unit, label=name, **style)
+    _finish(drawn, runs, times)
+    drawn.set_ylim(bottom=0)
+    drawn.set_ylabel(f"struct pages ({unit_name})")
+    drawn.set_title("Memory that split huge pages take", loc="left")
+    return drawn
+
+
+def _struct_pages(series: Series) -> NDArray[np.int64]:
+    """Bytes at each snapshot."""
+    return np.array([mapping_sizes(snapshot)["struct_pages"].sum() for snapshot in series])
+
+
 def compare_series(series: Series, other: Any, ax: "Axes | None" = None, *, what: str = "memory") -> "Axes":
     """Draw a run beside others, over time.
 
@@ -101,7 +134,8 @@ def compare_series(series: Series, other: Any, ax: "Axes | None" = None, *, what
     other : Series, a result with a ``series``, or a mapping of names to them
     ax : matplotlib Axes or None
     what : str
-        ``memory`` in use, ``mappable`` by 2 MiB entries, or the name of a state.
+        ``memory`` in use, ``struct pages`` of split huge pages, ``mappable`` by 2 MiB entries, or the name of
+        a state.
 
     Raises
     ------
@@ -109,11 +143,11 @@ def compare_series(series: Series, other: Any, ax: "Axes | None" = None, *, what
         Nothing to compare by that name, or fewer than two snapshots.
     """
     runs = _named(series, other)
-    if what == "memory":
-        return memory_over_time(runs, ax)
+    if what in _OF_RUNS:
+        return _OF_RUNS[what](runs, ax)
     states = [state.name for state in STATES]
     if what not in {"mappable", *states}:
-        known = ", ".join(["memory", "mappable", *states])
+        known = ", ".join(["memory", "mappable", *states, "struct pages"])
         raise ValueError(f"nothing to compare by the name {what!r}; known: {known}")
     times = _times_of(runs)
     drawn, shares = axes_for(ax), []
@@ -130,6 +164,13 @@ def compare_series(series: Series, other: Any, ax: "Axes | None" = None, *, what
     drawn.set_ylabel("share of memory (%)")
     drawn.set_title(title, loc="left")
     return drawn
+
+
+_OF_RUNS: "Final[Mapping[str, Callable[..., Axes]]]" = {
+    "memory": memory_over_time,
+    "struct pages": struct_pages_over_time,
+}
+"""What is compared by a picture that takes several runs anyway."""
 
 
 def _named(series: Series, other: Any) -> dict[str, Series]:
