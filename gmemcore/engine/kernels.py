@@ -782,7 +782,8 @@ def survey_pages(address, out):
             if found != count:
                 out[SURVEY_PAGE] = block << BLOCK_SHIFT
                 return WRONG_COUNT
-        wrong = contradiction(words, lines, n_pages, block)
+        is_doubtful = pages != BLOCK_PAGES or contradicts(lines, word, block)
+        wrong = contradiction(words, lines, n_pages, block) if is_doubtful else U0
         if wrong != U0:
             out[SURVEY_PAGE] = block << BLOCK_SHIFT
             return wrong
@@ -810,6 +811,33 @@ def first_wrong_folio(address):
         if folios[f] & FOLIO_STATE != state:
             return np.uint64(f)
     return NEVER
+
+
+@inlined
+def masks_of(word, plane):
+    """Return what makes a line of a whole block its plane's rows: a mask to keep, and bits to set."""
+    count = (word >> (plane * FIELD_BITS)) & FIELD
+    return U0 - (U1 if count & BLOCK_MASK else U0), U0 - (count >> BLOCK_SHIFT)
+
+
+@inlined
+def contradicts(lines, word, block):
+    """Return whether a page of a whole block breaks a relation between planes; all rows at once."""
+    private_kept, private_set = masks_of(word, PRIVATE)
+    allocated_kept, allocated_set = masks_of(word, ALLOCATED)
+    assigned_kept, assigned_set = masks_of(word, ASSIGNED)
+    accepted_kept, accepted_set = masks_of(word, ACCEPTED)
+    pinned_kept, pinned_set = masks_of(word, PINNED)
+    first, wrong = block << U3, U0
+    for r in range(8):
+        row = first + np.uint64(r)
+        private = lines[PRIVATE, row] & private_kept | private_set
+        allocated = lines[ALLOCATED, row] & allocated_kept | allocated_set
+        assigned = lines[ASSIGNED, row] & assigned_kept | assigned_set
+        pinned = lines[PINNED, row] & pinned_kept | pinned_set
+        wrong |= (lines[ACCEPTED, row] & accepted_kept | accepted_set) & ~assigned
+        wrong |= assigned & ~(allocated & private) | pinned & ~(allocated & ~private)
+    return wrong != U0
 
 
 @kernel
