@@ -159,6 +159,8 @@ class Blocks(NamedTuple):
 
         Uniform blocks are one piece; only mixed ones are read page by page.
         """
+        if end - start == 1:
+            return [(start, end, self._planes_of(start))]
         words = self.words
         differ = words[1:] != words[:-1]
         if (self.first + len(words)) * _BLOCK_PAGES >= self.n_pages:
@@ -173,6 +175,17 @@ class Blocks(NamedTuple):
                 elif at < until:
                     runs.append((at, until, planes))
         return runs
+
+    def _planes_of(self, page: int) -> int:
+        """Return the `Plane` bits of one page."""
+        block, at = divmod(page, _BLOCK_PAGES)
+        word, pages = int(self.words[block - self.first]), min(_BLOCK_PAGES, self.n_pages - page + at)
+        row, planes = (block - self.first) * _BLOCK_ROWS + at // 64, 0
+        for plane in range(len(PLANE_NAMES)):
+            count = word >> int(layout.FIELD_BITS) * plane & int(layout.FIELD)
+            if count == pages or (count and int(self.lines[plane, row]) >> at % 64 & 1):
+                planes |= 1 << plane
+        return planes
 
     def _runs_of_blocks(self, low: int, high: int) -> list[tuple[int, int, int]]:
         """List the runs of blocks low to high, which have equal words."""
