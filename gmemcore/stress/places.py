@@ -5,7 +5,10 @@ into arrays.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from heapq import merge
+from itertools import groupby
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -85,25 +88,25 @@ class Places:
         self._waiting: dict[str, tuple[int, int]] = {}  # by kind: since when, and tries left
         self._met: dict[str, int] = {}  # by kind: since when the last one that was met had waited
 
-    def events(self, base: int, operations: Operations) -> list[tuple[int, list[Event]]]:
-        """Return the events at operations number base and on, in order.
+    def events(self, base: int, operations: Operations) -> Iterator[tuple[int, list[Event]]]:
+        """Yield the events at operations number base and on, in order.
 
-        Where an operation has several, the first one that is possible is done.
+        Where an operation has several, the first one that is possible is done. What waits is asked for one by
+        one, because most of it is met at once.
         """
         end, checks = base + len(operations), self._spec.checks
-        events: dict[int, list[Event]] = {}
-        for kind in self._kinds:
-            for position, due in self._checkpoints(kind, base, operations):
-                events.setdefault(position, []).append(Event(kind, due))
         every = checks.invariants_every
         last_ones = range((base // every + 1) * every - 1, end, every) if every else ()
-        for kind, positions in (
-            ("oracle", places(self._stream.split("oracle"), checks.oracle_every, base, end)),
-            ("invariants", (*last_ones, *range(max(base, self._closely), end))),
-        ):
-            for position in positions:
-                events.setdefault(position, []).append(Event(kind, position))
-        return sorted(events.items())
+        at_once = {
+            "oracle": places(self._stream.split("oracle"), checks.oracle_every, base, end),
+            "invariants": sorted((*last_ones, *range(max(base, self._closely), end))),
+        }
+        found: list[Iterable[tuple[int, Event]]] = [
+            self._checkpoints(kind, base, operations) for kind in self._kinds
+        ]
+        found += [[(at, Event(kind, at)) for at in positions] for kind, positions in at_once.items()]
+        for position, here in groupby(merge(*found, key=itemgetter(0)), itemgetter(0)):
+            yield position, [event for _, event in here]
 
     def is_open(self, event: Event) -> bool:
         """Return whether an event is still to be done: what waits is met once."""
@@ -113,8 +116,8 @@ class Places:
         """Strike an event off after it was met."""
         self._met[event.kind] = event.due
 
-    def _checkpoints(self, kind: str, base: int, operations: Operations) -> Iterator[tuple[int, int]]:
-        """Operations at which an event is tried, and since which one it waits; a new one ends the wait."""
+    def _checkpoints(self, kind: str, base: int, operations: Operations) -> Iterator[tuple[int, Event]]:
+        """Operations at which an event is tried until it is met; a new one ends the wait."""
         (every, candidates_of), end = self._kinds[kind], base + len(operations)
         if not every:
             return
@@ -125,7 +128,11 @@ class Places:
         for until in (*dues, end):
             low, high = candidates.searchsorted((first, until))
             tried = candidates[low:high][:left].tolist()
-            yield from ((position, due) for position in tried)
+            event = Event(kind, due)
+            for position in tried:
+                if not self.is_open(event):
+                    break
+                yield position, event
             self._waiting[kind] = due, left - len(tried)
             first, due, left = until, until, TRIES
 

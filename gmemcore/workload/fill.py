@@ -42,7 +42,7 @@ class Fill:
 
     def written(self, number: int, start: int, size: int) -> NDArray[np.uint8]:
         """Return bytes start to start + size of what an operation writes: uint8, a view, at most `PIECE`."""
-        at = (int(self._places.below(_POOL_WORDS, number, 1)[0]) * 8 + start) % PIECE
+        at = (self._places.one_below(_POOL_WORDS, number) * 8 + start) % PIECE
         return self._pool[at : at + size]
 
     def image(self, gpa: int, size: int) -> bytes:
