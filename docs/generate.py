@@ -35,7 +35,7 @@ API = {
 
 EXPLANATION = "explanation/index"
 SCHEMAS = ("bench", "backings", "stress", "replay")
-NOTEBOOKS = ("quick_start", "page_states", "qemu_log", "conversion_cost", "fleet", "proposals")
+NOTEBOOKS = ("quick_start", "page_states", "qemu_log", "conversion_cost", "huge_pages", "fleet", "proposals")
 PAGES = {"DESIGN.md": "design.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 """Pages at the root of the repository, and what they are called here."""
 
