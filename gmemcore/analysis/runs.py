@@ -64,7 +64,8 @@ class Run:
     def require(self, kind: str) -> None:
         """Raise ValueError if it is a run of another kind."""
         if self.kind != kind:
-            raise ValueError(f"must be a run of {kind}, not of {self.kind}")
+            named = f"{self.name}: " if self.name else ""
+            raise ValueError(f"{named}must be a run of {kind}, not of {self.kind}")
 
     def __len__(self) -> int:
         return len(self.records)

@@ -120,7 +120,7 @@ def _answer(rows: "list[AuditRow]") -> list[str]:
         names = listed([row.abi for row in good])
         best = max(good, key=lambda row: row.kept)
         places = len({(cell.vm_type, cell.firmware, cell.phase, cell.direction) for cell in best.cells})
-        lines.append(f"A VMM that knows only flags and capabilities is never misled by {names}.")
+        lines.append(f"A VMM that knows only flags and capabilities is never misled under {names}.")
         if best.kept:
             which = f"Of these, {best.abi}" if len(good) > 1 else "It"
             lines.append(

@@ -64,7 +64,8 @@ def conform(
             {"cases": cases, "wrong": wrong, "steps": steps, "unreadable": unreadable, "results": records}
         )
     else:
-        say(f"{cases - wrong} of {cases} cases as written, {steps} steps, {unreadable} files unreadable")
+        files = f"{unreadable} file{'s' * (unreadable != 1)}"
+        say(f"{cases - wrong} of {cases} cases as written, {steps} steps, {files} unreadable")
     return 2 if unreadable or not cases else int(wrong > 0)
 
 

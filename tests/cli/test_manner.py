@@ -143,6 +143,14 @@ def test_one_form_is_printed(words, capsys):
         assert form in said
 
 
+def test_a_word_too_many_is_named(capsys):
+    for command in ("policy list", "bench"):
+        with pytest.raises(SystemExit) as ended:
+            main([*command.split(), "surplus", "words"])
+        assert ended.value.code == 2
+        assert f"gmemcore {command}: unexpected argument 'surplus'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", TREE, ids=" ".join)
 def test_where_a_revision_is_named_a_proposal_can_be_given(words):
     names = names_of(words)

@@ -278,7 +278,7 @@ def test_files_that_cannot_be_compared_are_one_line(runs, tmp_path, capsys):
     backings.write_bytes(msgspec.json.encode(BackingsFirst({})) + b"\n")
     for arguments, text in (
         ((old, write(tmp_path / "v5.jsonl", other)), "no cell in common"),
-        ((old, backings), "must be a run of bench, not of backings"),
+        ((old, backings), f"{backings}: must be a run of bench, not of backings"),
         ((old, tmp_path / "missing"), "No such file"),
         ((old, old, "--fail-over", "many"), "--fail-over must be a percentage such as 5%, not 'many'"),
         ((old, old, "--fail-over", "nan"), "--fail-over must be a percentage"),

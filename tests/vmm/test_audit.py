@@ -539,7 +539,7 @@ def test_the_answer_stands_above_the_table(capsys):
         }
     names = ("lies", "hidden", "broken", "vm_type_checks")
     good = [row["abi"] for row in records if not any(row[name] for name in names)]
-    assert re.findall(r"[a-z0-9-]+", sentences[0].split("misled by ")[1].replace(" and ", " ")) == good
+    assert re.findall(r"[a-z0-9-]+", sentences[0].split("misled under ")[1].replace(" and ", " ")) == good
     assert len(examples) == 2
     cells = {
         (

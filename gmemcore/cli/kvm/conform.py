@@ -121,7 +121,7 @@ class Tally:
         )
         yield (
             f"{self.skipped.total()} skipped, {self.after} after a difference; "
-            f"{len(self.records)} cases, {self.unreadable} files unreadable"
+            f"{len(self.records)} cases, {self.unreadable} file{'s' * (self.unreadable != 1)} unreadable"
         )
 
     def record(self, host: "Host") -> dict[str, Any]:
