@@ -22,7 +22,16 @@ def _draw(name: str, *arguments: Any, **options: Any) -> "Axes":
     return axes
 
 
-class SnapshotPlot:
+class Pictures:
+    """The pictures of a thing; its repr names them."""
+
+    def __repr__(self) -> str:
+        kinds = [kind for kind in type(self).__mro__ if issubclass(kind, Pictures)]
+        names = [name for kind in reversed(kinds) for name in vars(kind) if not name.startswith("_")]
+        return f"Pictures: {', '.join(f'{name}()' for name in names)}"
+
+
+class SnapshotPlot(Pictures):
     """Pictures of one moment of a guest.
 
     Parameters
@@ -66,7 +75,7 @@ class SnapshotPlot:
         return _draw("compare_snapshots", self._snapshot, other, ax, what=what)
 
 
-class SeriesPlot:
+class SeriesPlot(Pictures):
     """Pictures of a run over time.
 
     Parameters
@@ -132,7 +141,7 @@ class SeriesPlot:
         return _draw("compare_series", self._series, other, ax, what=what)
 
 
-class RunPlot:
+class RunPlot(Pictures):
     """Pictures of a run of results.
 
     Parameters

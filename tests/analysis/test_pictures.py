@@ -1,5 +1,6 @@
 """Pictures show what page state says: the artists, their data, labels and legends, not their pixels."""
 
+import re
 from itertools import pairwise
 
 import matplotlib
@@ -871,3 +872,11 @@ def test_without_matplotlib(monkeypatch):
 def test_sizes_of_hostile_requests_have_words():
     words = [size_words(size) for size in (4096, 3 << 19, 5 << 50, 1 << 62)]
     assert words == ["4 KiB", "1.5 MiB", "5 PiB", "4 EiB"]
+
+
+def test_the_pictures_of_a_thing_are_listed_by_it():
+    run = gmemcore.run("balloon", memory="64m", operations=5)
+    for plot in (run.plot, run.snapshot.plot):
+        listed = re.findall(r"(\w+)\(\)", repr(plot))
+        assert listed == [name for name in vars(type(plot)) if not name.startswith("_")]
+        assert all(callable(getattr(plot, name)) for name in listed)
