@@ -106,7 +106,7 @@ class Scene:
             seen += [gmem.closed, gmem.counters]
             if not gmem.closed:
                 seen += [gmem.plane(name).tobytes() for name in PLANES]
-                seen += [gmem.packed_state(host=True).words.tobytes()]
+                seen += [gmem.packed_state(host=True).words.tobytes(), gmem.folio_states().tobytes()]
                 seen += [zlib.crc32(gmem.memory)] if gmem.has_bytes else []
                 if gmem.has_bytes and vm.abi.legacy:
                     seen.append(zlib.crc32(gmem._shared.memory()))
@@ -304,6 +304,36 @@ def test_where_the_hosts_view_is_enforced_too(backing, name):
 @pytest.mark.parametrize("name", ["convert", "convert back", "host_write", "guest_write", "close"])
 def test_with_deferred_contents_too(name):
     whole_or_nothing(prepared(name, contents="deferred"), {**IN_PLACE, **WITH_BYTES}[name], step=3)
+
+
+HUGE = 512 * P
+HUGE_PAGES: dict[str, Operation] = {
+    "split two": lambda s: s.files[0].set_memory_attributes(HUGE - P, 2 * P, 0),
+    "merge one of three": lambda s: suppressed(s.files[0].set_memory_attributes, 0, 3 * HUGE, PRIVATE),
+    "punch a hole": lambda s: s.files[0].fallocate(3, HUGE, HUGE),
+}
+
+
+def suppressed(call, *arguments):
+    with suppress(GmemError):
+        call(*arguments)
+
+
+@pytest.mark.parametrize("abi", ["huge-partial", "huge-rollback"])
+@pytest.mark.parametrize("name", HUGE_PAGES)
+def test_in_huge_pages_too(name, abi):
+    def make():
+        scene = Scene(gmemcore.create_vm("SNP", abi, backing="none"))
+        gmem = scene.vm.create_guest_memfd(3 * HUGE, 5, 9)
+        scene.vm.add_memslot(0, GPA, gmem.size, gmem)
+        scene.files.append(gmem)
+        gmem.fallocate(1, 0, gmem.size)
+        if name == "merge one of three":  # the second fails
+            gmem.set_memory_attributes(P, 3 * HUGE - P, 0)
+            gmem.pin(HUGE + 5 * P, P)
+        return scene
+
+    whole_or_nothing(make, HUGE_PAGES[name])
 
 
 @pytest.mark.parametrize("vm_type", ["TDX", "SW_PROTECTED", "PKVM"])

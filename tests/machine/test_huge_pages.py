@@ -1,5 +1,6 @@
 """Files of huge pages: the package beside an oracle written from docs/huge-pages.md."""
 
+import json
 import os
 import random
 from dataclasses import replace
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 
 import gmemcore
+from gmemcore.conformance import read_vectors, run_vectors
+from gmemcore.engine import Counters
 from gmemcore.errors import GmemError, OutOfMemoryError, PagePinnedError
 from gmemcore.machine import Folio, FolioCounts, HugePagePool
 from gmemcore.machine.huge_pages import vmemmap_pages
@@ -373,6 +376,75 @@ def test_bytes_before_and_after_a_failure(abi, backing):
         assert vm.guest_read(M2 + 5, 19, private=True) == b"written by the host"
     assert gmem.host_read(2 * M2 + 5, 19) == b"written by the host"
     assert gmem.survey().wrong == ""
+
+
+@needs_compiler
+@pytest.mark.parametrize("abi", POLICIES)
+def test_deferred_contents_are_those_of_eager_ones(abi):
+    def everything(contents):
+        vm = gmemcore.create_vm("SNP", CIPHER[abi], "cipher", 7, contents=contents)
+        gmem = vm.create_guest_memfd(3 * M2, MMAP | HUGETLB, 9)
+        vm.add_memslot(0, 0, gmem.size, gmem)
+        vm.launch_finish()
+        draw, seen = random.Random(SEED), []
+        names = ["convert", "convert", "write", "write", "accept", "guest", "pin", "unpin", "punch", "budget"]
+        for _ in range(600):
+            name = draw.choice(names)
+            page, n = draw.randrange(1536), draw.choice([1, 3, 600, 1536])
+            n = min(n, 1536 - page)
+            offset, size, data = page * P, n * P, draw.randbytes(3000)
+            way, mode = draw.choice(["private", "shared"]), draw.choice([None, "preserve"])
+            calls = {
+                "convert": (gmem.convert, offset, size, way, mode),
+                "write": (gmem.host_write, offset + 7, data),
+                "accept": (vm.accept, offset, size),
+                "guest": (vm.guest_write, offset + 7, data),
+                "pin": (gmem.pin, offset, P),
+                "unpin": (gmem.unpin, 0, gmem.size),
+                "punch": (gmem.fallocate, 3, offset // M2 * M2, M2),
+                "budget": (gmem.fail_allocations_after, draw.choice([100, None])),
+            }
+            call, *arguments = calls[name]
+            try:
+                call(*arguments)
+                seen.append(name)
+            except GmemError as error:
+                seen.append((name, error.outcome, error.error_offset))
+            seen += [vm.counters, gmem.folio_states().tolist()]
+        seen += [gmem.plane(name).tobytes() for name in ("private", "allocated", "assigned", "accepted")]
+        return [*seen, bytes(gmem.memory), gmem.survey().wrong]
+
+    eager, deferred = everything("eager"), everything("deferred")
+    assert eager == deferred
+    refused = {each[1] for each in eager if isinstance(each, tuple) and isinstance(each[0], str)}
+    assert {"EAGAIN", "ENOMEM"} <= refused
+    assert max(each.folios_2m_merged for each in eager if isinstance(each, Counters)) > 0
+
+
+# --- vectors can fail -----------------------------------------------------------------------------
+WRONG = {
+    "folios": lambda folios: ["split" if state == "whole" else "whole" for state in folios],
+    "values": lambda values: values | {"folios_2m_split": values["folios_2m_split"] + 1},
+    "error_offset": lambda offset: offset + P,
+    "expect": lambda outcome: "EINVAL",
+    "runs": lambda runs: [[0, runs[-1][1], "private" if len(runs) > 1 else "shared"]],
+}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_a_vector_that_is_wrong_in_one_field_is_found(field, tmp_path):
+    document = load(VECTORS / "huge-partial-snp.json")
+    changed = 0
+    for case in document["cases"]:
+        for step in case["steps"]:
+            if field in step and not changed:
+                step[field], changed = WRONG[field](step[field]), changed + 1
+    assert changed == 1
+    (tmp_path / "wrong.json").write_text(json.dumps(document))
+    found = [wrong for _, wrong in run_vectors(read_vectors(tmp_path / "wrong.json")) if wrong]
+    assert [each.what for each in found] == [
+        {"values": "counter folios_2m_split", "expect": "outcome"}.get(field, field)
+    ]
 
 
 def test_a_refusal_of_the_whole_request_comes_first():
