@@ -572,20 +572,33 @@ def restructure(address, start, end, set_, clear, results, i):
             split += was_whole
             folios[f] += was_whole
     elif set_ & (PRIVATE_FIELD | ALLOCATED_FIELD):
-        for f in range(low, high):
-            state = folios[f] & FOLIO_STATE
-            if (state == SPLIT and set_ & PRIVATE_FIELD) or (state == ABSENT and set_ & ALLOCATED_FIELD):
-                first = np.uint64(f) << order
-                is_whole = set_ & PRIVATE_FIELD != U0 and start <= first and first + (U1 << order) <= end
-                if is_whole:
-                    folios[f] = WHOLE
-                else:
-                    folios[f] = state_of_used(address, np.uint64(f), folios[f] >> SHARED_BLOCK_SHIFT)
+        f, covered, stop = low, high, high  # huge pages that become private as a whole
+        if set_ & ALLOCATED_FIELD == U0:
+            covered, stop = (start + (U1 << order) - U1) >> order, end >> order
+        while f < high:
+            if f == covered and f < stop:
+                for k in range(f, stop):
+                    was_split = (folios[k] >> U1) & U1  # of the three states, SPLIT alone has this bit
+                    merged += was_split
+                    folios[k] = (folios[k] & FOLIO_STATE) - was_split
+                f = stop
+            else:
+                state = folios[f] & FOLIO_STATE
+                if (state == SPLIT and set_ & PRIVATE_FIELD) or (state == ABSENT and set_ & ALLOCATED_FIELD):
+                    folios[f] = state_of_used(address, f, folios[f] >> SHARED_BLOCK_SHIFT)
                     is_whole = folios[f] == WHOLE
-                merged += U1 if is_whole and state == SPLIT else U0
-                split += U1 if not is_whole and state == ABSENT else U0
+                    merged += U1 if is_whole and state == SPLIT else U0
+                    split += U1 if not is_whole and state == ABSENT else U0
+                f += U1
     if split | merged:
         tally_folios(file.header, results, i, split, merged)
+
+
+@inlined
+def prefetch_folio(file, page):
+    """Prefetch the word of a page's folio."""
+    if file.header[ORDER]:
+        prefetch(words_at(file.header[FOLIOS], folio_count(file)), page >> file.header[ORDER])
 
 
 @inlined
@@ -1975,7 +1988,7 @@ def convert_folios(address, offset, size, attributes, flags, error_offset, reser
     order = file.header[ORDER]
     start, end = offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
     is_one = start >> order == (end - U1) >> order
-    if is_one and not error_offset | reserved:
+    if not error_offset | reserved and (is_one or has_no_pins(file, start, end)):
         cell = cell_of(attributes, flags)
         if convert_short(file, whole_pages(file), offset, size, attributes, flags, results, i):
             if results[PAGES_CHANGED, i]:
@@ -2002,6 +2015,14 @@ def convert_folios(address, offset, size, attributes, flags, error_offset, reser
     commit_conversion(file, offset, size, attributes, flags, results, i)
     if results[PAGES_CHANGED, i]:
         tally(file.header, results, TLB_FLUSHES, i, used)
+
+
+@inlined
+def has_no_pins(file, start, end):
+    """Return whether [start, end) is a short range without pins, so that no part of it can fail by itself."""
+    if start >= end or end > file.header[N_PAGES] or end - start > BLOCK_PAGES:
+        return False
+    return (file.words[start >> BLOCK_SHIFT] | file.words[(end - U1) >> BLOCK_SHIFT]) & PINNED_FIELD == U0
 
 
 @kernel
@@ -2780,6 +2801,7 @@ def prefetch_soon(file, is_keyed, offsets, sizes, i):
         row = row if row < rows else U0
         prefetch(words, row >> U3)
         prefetch(lines, PRIVATE, row)
+        prefetch_folio(file, row << ROW_SHIFT)
         row = (offsets[soon] + sizes[soon] - U1) >> (PAGE_SHIFT + ROW_SHIFT)
         row = row if row < rows else U0
         prefetch(lines, PRIVATE, row)
