@@ -1,4 +1,4 @@
-"""Tables of runs: the records of bench, replay and stress, flat, with the columns that name a row."""
+"""Tables of runs: records of every kind as flat rows, with the columns that name a row."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple

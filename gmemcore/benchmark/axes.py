@@ -27,7 +27,7 @@ from gmemcore.uapi import PAGE_SIZE
 Mask = NDArray[np.bool_]
 
 BLOCK_PAGES: Final = 512
-"""Pages of 2 MiB, within which random patterns are even."""
+"""Pages of a 2 MiB block; random patterns pick half of each block."""
 HOLE_EVERY: Final = 32
 """In a 2 MiB block with holes, every 32nd page is unallocated: 16 pages."""
 

@@ -1,9 +1,9 @@
 """Output files, put in place whole or not at all.
 
-A file is written beside its place, flushed to the disk and renamed, and the folder is flushed. After an
+A file is written next to its final place, flushed to disk and renamed, and the folder is flushed. After an
 exception, a full disk or a crash at any time, what was there before is still there. A symbolic link stays,
-and its target is replaced. A pipe, a terminal and ``/dev/null`` are written through, and so is the process's
-own ``/dev/stdout``. Folders, sockets and disks are refused.
+and its target is replaced. A pipe, a terminal and ``/dev/null`` are written to directly, and so is the
+process's own ``/dev/stdout``. Folders, sockets and disks are refused.
 """
 
 import errno
@@ -33,11 +33,11 @@ class Target(NamedTuple):
     path : str
         As the user wrote it; errors name it.
     place : Path
-        Where a regular file is, or will be: no link.
+        Where a regular file is, or will be, with links resolved.
     status : os.stat_result or None
-        Of the file that is there.
+        Of the file, if it exists.
     through : bool
-        It is written to as it is, and not replaced.
+        Whether it is written to directly, instead of being replaced.
     """
 
     path: str
@@ -59,7 +59,7 @@ def target_of(path: PathLike) -> Target:
     InputError
         A folder, a socket, a disk, or a descriptor of another process.
     OSError
-        Its folder isn't there, or can't be looked at; its name is too long; it may not be written.
+        Its folder doesn't exist or can't be read; its name is too long; it isn't writable.
     """
     text = os.fspath(path)
     if _own_descriptor(text) is not None:
@@ -106,14 +106,14 @@ def check_output(path: PathLike, *, force: bool = False) -> None:
     Parameters
     ----------
     path : path-like
-        Where it is to go.
+        Path of the output.
     force : bool
         Whether it may replace a file that holds something.
 
     Raises
     ------
     InputError
-        A file is there and `force` is off; or as `target_of`.
+        The file exists and `force` is off; or as `target_of`.
     OSError
         Nothing can be written there.
     """
@@ -131,11 +131,11 @@ def replace_file(path: PathLike, parts: Iterable[Buffer], *, mode: int | None = 
     Parameters
     ----------
     path : path-like
-        Where; a regular file that is there is replaced.
+        Path of the file; an existing regular file is replaced.
     parts : iterable of bytes-like
         The contents, one part after another.
     mode : int or None
-        Permissions of a new file; None: as of any new file. A file that is replaced keeps its own.
+        Permissions of a new file; None: by the umask. A replaced file keeps its own.
 
     Raises
     ------
@@ -177,7 +177,7 @@ def replacing(path: PathLike, *, mode: int | None = None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _beside(target: Target, mode: int | None = None) -> Iterator[tuple[BinaryIO, Path]]:
-    """Open a new file in the folder of a target; it is gone afterwards, unless it was renamed."""
+    """Open a new file in the folder of a target; remove it afterwards, unless it was renamed."""
     beside = beside_of(target)
     try:
         with open(open_beside(target, beside, mode), "wb") as file:
@@ -224,10 +224,10 @@ def open_through(target: Target) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Let a new name reach the disk; the file itself is there already."""
+    """Flush a folder to disk, so that a new name in it survives a crash."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except PermissionError:  # a folder that may be written and not read
+    except PermissionError:  # a folder that can be written but not read
         return
     try:
         os.fsync(descriptor)
@@ -240,7 +240,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def naming(path: str, *, unnamed: bool = False) -> Iterator[None]:
-    """Let an error name the path that the user wrote; unnamed: only one that names none."""
+    """Put the path that the user wrote into an OSError; `unnamed`: only into one without a path."""
     try:
         yield
     except OSError as error:

@@ -37,11 +37,11 @@ class LoggedGuest:
     Attributes
     ----------
     name : str
-        What chooses it: its name, or the id of its process or of its first thread.
+        Name that selects it: the guest's name, or the id of its process or of its first thread.
     threads : tuple of int
         Numbers of its threads in the log.
     events : int
-        How many events are its.
+        Number of its events.
     """
 
     name: str
@@ -70,7 +70,7 @@ def choose(log: Log, wanted: str | None) -> NDArray[np.bool_] | None:
     Raises
     ------
     TraceError
-        There are several and none was named, or none is of that name; the message lists them.
+        The log has several guests and none was chosen, or none has that name; the message lists them.
     """
     guests = guests_of(log)
     if wanted is None:

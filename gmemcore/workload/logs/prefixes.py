@@ -1,8 +1,8 @@
-"""What stands before the name of an event: which thread it was, and when.
+"""Prefixes of log lines: which thread wrote an event, and when.
 
 `KERNEL` has the prefixes of tracers in the kernel. Elsewhere one program can put its prefix before another's
-(a journal's before QEMU's), so the text is searched for facts one by one: `FACTS` has a row per way of
-writing some of them, and the first row that knows a fact decides it.
+(a journal's before QEMU's), so each fact is searched for by itself: `FACTS` has a row per notation,
+and the first row that finds a fact decides it.
 
 References
 ----------
@@ -18,12 +18,12 @@ from typing import Final, NamedTuple
 
 
 class Thread(NamedTuple):
-    """What a prefix says of who wrote the line; None where it says nothing.
+    """The writer of a line, as far as its prefix tells; None where it doesn't.
 
     Attributes
     ----------
     name : str or None
-        The thread's, as ``CPU 0/KVM``.
+        Name of the thread, as ``CPU 0/KVM``.
     tid, pid : int or None
         Ids of the thread and of its process.
     guest : str or None
@@ -41,13 +41,13 @@ class Thread(NamedTuple):
 
 
 QUOTE_MARKS: Final = b"> \t"
-"""What a mail program puts before a line that it quotes."""
+"""Marks that a mail program puts before a quoted line."""
 _SECONDS: Final = rb"(?P<seconds>\d{1,10})\.(?P<fraction>\d{6}|\d{9})"
 _CLOCK_VALUE: Final = rb"(?:" + _SECONDS + rb"|\d{1,20}(?:us\s?\S?)?\s*)"
-"""Seconds; or what is no time: counts of other clocks (``trace_clock``), microseconds of a latency trace."""
+"""Seconds, or no time: counts of other clocks (``trace_clock``), microseconds of a latency trace."""
 _CPU: Final = rb"(?:\[\d{1,5}\]\s+)?"
 _CONSOLE: Final = rb"^(?:(?:\w+ +\d+ [\d:]+ \S+ kernel: )?\[\s*\d+\.\d+\](?:\[\s*\w+\])?)?"
-"""What a kernel puts before lines that it dumps to its console."""
+"""Prefix of lines that a kernel dumps to its console."""
 
 KERNEL: Final = tuple(
     re.compile(pattern, re.ASCII)
@@ -66,7 +66,7 @@ KERNEL: Final = tuple(
         + rb":",
     )
 )
-"""Prefixes of kernel tracers, each whole; command, process and CPU are options of theirs."""
+"""Prefixes of kernel tracers, matched whole; each can leave out command, process and CPU."""
 FACTS: Final = tuple(
     re.compile(pattern, re.ASCII)
     for pattern in (
@@ -83,7 +83,7 @@ FACTS: Final = tuple(
         rb"(?<![\w.])" + _SECONDS + rb":\s*(?:[\w-]+:)*\s*$",
     )
 )
-"""Other ways of writing facts, the surest first; a prefix may have several."""
+"""Other notations, the most specific first; a prefix can match several."""
 
 _CLOCK: Final = frozenset({"seconds", "fraction", "date", "digits", "zone"})
 
