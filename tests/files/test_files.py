@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import stat
@@ -449,7 +450,15 @@ def test_records_come_back_with_their_end(tmp_path):
     found = read_lines(path)
     assert (found.first, found.records) == (b'{"first":1}\n', [(2, b'{"n":1}\n'), (3, b'{"n":2}\n')])
     assert found.shortfall is None
-    assert b"".join(lines_of({"first": 1}, [{"n": 1}, {"n": 2}])) == path.read_bytes()
+    made = list(lines_of({"first": 1}, [{"n": 1}, {"n": 2}]))
+    kept = path.read_bytes().splitlines(keepends=True)
+    assert kept[:-1] == made[:-1]
+    ends = [json.loads(lines[-1])["end"] for lines in (kept, made)]
+    for end in ends:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", end.pop("time"))
+        assert end.pop("load_average") >= 0
+    assert ends[0] == ends[1]
+    assert ends[0]["records"] == 2
 
 
 def is_json(text):
