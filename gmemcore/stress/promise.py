@@ -15,7 +15,7 @@ from gmemcore.policy import cell
 from gmemcore.stress.compare import describe, pages_of
 from gmemcore.stress.invariants import ViolationError
 from gmemcore.stress.oracle import Request
-from gmemcore.uapi import PAGE_SIZE, ContentMode, Direction
+from gmemcore.uapi import PAGE_SIZE, ContentMode, Direction, Phase
 from gmemcore.workload.fill import Fill
 from gmemcore.workload.operations import Operations
 from gmemcore.workload.seeds import Stream
@@ -38,6 +38,7 @@ class Promise:
     def __init__(self, vm: VmFace, stream: Stream) -> None:
         self._vm, self._stream = vm, stream
         self._fill = Fill(stream.key)
+        self._decrypting: dict[tuple[Phase, int], bool] = {}
         self._bits = int(sum(row.bit for row in vm.abi.flags if row.preserves))
 
     def candidates(self, operations: Operations) -> NDArray[np.intp]:
@@ -50,7 +51,7 @@ class Promise:
         first, end = pages_of(request)
         if request.offset % PAGE_SIZE or request.size % PAGE_SIZE or end > gmem.n_pages:
             return {}
-        drawn = self._stream.below(end - first, due * SAMPLES, SAMPLES).tolist()
+        drawn = [self._stream.one_below(end - first, due * SAMPLES + number) for number in range(SAMPLES)]
         written = {}
         for number, page in enumerate(sorted({first + at for at in drawn})):
             planes = _planes(gmem, page)
@@ -68,14 +69,19 @@ class Promise:
         """Return whether the promise covers a page, and writing it in clear changes no page state."""
         if "allocated" not in planes or "poisoned" in planes:
             return False
-        vm = self._vm
-        if not vm.platform.coco or "private" not in planes:
+        if not self._vm.platform.coco or "private" not in planes:
             return True
-        direction = Direction.TO_PRIVATE if request.attributes else Direction.TO_SHARED
-        flag = ContentMode(request.flags)
-        effect = cell(vm.abi, vm.vm_type, vm.firmware, vm.phase, direction, flag).effect
         # Where the bytes are left alone, a guest's page is ciphertext to the host: nothing is promised.
-        return "accepted" in planes and (direction == Direction.TO_PRIVATE or effect == "DECRYPT")
+        return "accepted" in planes and (request.attributes != 0 or self._decrypts(request.flags))
+
+    def _decrypts(self, flags: int) -> bool:
+        """Return whether a conversion to shared with these flags decrypts."""
+        vm = self._vm
+        case = vm.phase, flags
+        if case not in self._decrypting:
+            rule = cell(vm.abi, vm.vm_type, vm.firmware, vm.phase, Direction.TO_SHARED, ContentMode(flags))
+            self._decrypting[case] = rule.effect == "DECRYPT"
+        return self._decrypting[case]
 
     def check(self, gmem: GuestMemfd, request: Request, gpa: int, written: dict[int, bytes]) -> None:
         """Read the pages again as each side that can access them does.
