@@ -256,6 +256,22 @@ def driver_seconds(spec: specs.Spec, workers: int) -> tuple[float, float]:
     return watch.rate, time.process_time() - began
 
 
+def dask_seconds(task: bytes, answer_size: int, tasks: int = 1000) -> float:
+    """Processor time of Dask's client and scheduler for a task that does nothing, on two workers."""
+    from distributed import Client, LocalCluster
+
+    options = {"n_workers": WORKERS, "threads_per_worker": 1, "dashboard_address": None}
+    with LocalCluster(host="127.0.0.1", **options) as cluster, Client(cluster) as client:
+        for count in (50, tasks):  # the first ones warm up
+            began = time.process_time()
+            client.gather([client.submit(_no_chunk, task, answer_size, i) for i in range(count)])
+        return (time.process_time() - began) / tasks
+
+
+def _no_chunk(task: bytes, answer_size: int, number: int) -> bytes:
+    return bytes(answer_size)
+
+
 def scaling() -> bool:
     """What is outside of guests: processor time of the driver per chunk and guest, bytes of a result."""
     spec = fleet(400, 10_000, {"memory": "64g"})
@@ -273,9 +289,9 @@ def scaling() -> bool:
     guest = per_guest[1] - chunk
     text = spec.encode()
     answer = run_chunk(text, range(8), code_id())
-    rate = by_workers[1] / spec.operations
-    in_chunk = rate * spec.chunks.seconds
-    feeds = 1 / (guest + chunk / in_chunk) / rate
+    rate, seconds = by_workers[1], spec.chunks.seconds
+    in_chunk = rate / spec.operations * seconds
+    per_task = dask_seconds(text, len(answer) // 8 * round(in_chunk))
     print(f"scaling: guests of 64g, {spec.operations} operations each")
     for workers, found in by_workers.items():
         print(f"  {workers} workers: {found / 1e6:.2f}M operations/s")
@@ -283,10 +299,15 @@ def scaling() -> bool:
     print(
         f"  a task: {len(text)} bytes and a number per guest; a result: {len(answer) / 8:.0f} bytes per guest"
     )
-    for workers in (1, 10, 100, 1000):
-        shown = min(workers, feeds) * by_workers[1] / 1e6
-        print(f"  {workers:5} workers: {shown:.0f}M operations/s expected")
-    print(f"  one driver feeds {feeds:.0f} workers, {in_chunk:.0f} guests per {spec.chunks.seconds} s chunk")
+    print(f"  with Dask, {per_task * 1e6:.0f} µs more per chunk, in its client and scheduler")
+    print(f"  a chunk takes {seconds} s, {in_chunk:.0f} of these guests; expected, in M operations/s:")
+    counts = (1, 10, 100, 1000)
+    print("  operations  chunks over  1 driver feeds" + "".join(f"{count:>9}" for count in counts))
+    for operations in (10_000, 100_000, 1_000_000):
+        for link, more in (("pipes", 0), ("Dask", per_task)):
+            busy = guest * rate / operations + (chunk + more) / seconds  # of the driver, per worker
+            shown = "".join(f"{min(count, 1 / busy) * rate / 1e6:9.0f}" for count in counts)
+            print(f"  {operations:10}  {link:11}  {1 / busy:6.0f} workers{shown}")
     return True
 
 
