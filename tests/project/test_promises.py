@@ -349,7 +349,7 @@ BEHAVIOUR = Exercise(
         (
             "workload/behaviours/sweeps.py",
             "def fragmentation(",
-            '''def blink(guest: Guest, *, times: int) -> Iterator[Operations]:
+            '''def blink(guest: SeededGuest, *, times: int) -> Iterator[Operations]:
     """All of memory becomes private and shared again."""
     for _ in range(times):
         yield over(Step.CONVERT, guest.ranges, PRIVATE)
