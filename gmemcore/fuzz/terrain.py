@@ -62,10 +62,6 @@ class Terrain:
         """Guest addresses that memslots are near; none is near the local APIC's page at 0xfee00000."""
         return tuple(anchor for anchor in ANCHORS if anchor < 1 << self.address_bits)
 
-    def beside(self, flags: int) -> bool:
-        """Whether a file with these creation flags has shared memory beside it."""
-        return self.abi.legacy and not (self.abi.mapped_alone and flags & GuestMemfdFlag.MMAP)
-
     @property
     def modes(self) -> tuple[int, ...]:
         """Content flags of conversions, known and unknown; none that leaves bytes that nobody can predict."""

@@ -110,7 +110,7 @@ class Scene:
             return
         op = step["op"]
         if op == "create":
-            beside = self.terrain.beside(step["flags"])
+            beside = self.terrain.abi.shared_beside(step["flags"])
             mappable = beside or bool(step["flags"] & GuestMemfdFlag.MMAP)
             self.files[step["as"]] = FileNote(step["size"] // P, beside, mappable)
         elif op == "slot_add":

@@ -151,8 +151,8 @@ def _mapped_files_differ(context: Context) -> bool:
     """Accesses to a file that the host can map, where the vectors have memory beside it and kernels don't."""
     abi = context.machine.abi
     files = context.files_behind if context.step["op"] in GUEST_OPS else [context.file]
-    mapped = any(gmem is not None and gmem.flags & GuestMemfdFlag.MMAP for gmem in files)
-    return abi.legacy and not abi.mapped_alone and mapped
+    mapped = (gmem for gmem in files if gmem is not None and gmem.flags & GuestMemfdFlag.MMAP)
+    return any(abi.shared_beside(gmem.flags) for gmem in mapped)
 
 
 def _attributes_elsewhere(context: Context) -> bool:

@@ -57,8 +57,8 @@ class TwoBackings:
 
     Parameters
     ----------
-    mapped_alone : bool
-        A file with MMAP is the only memory, for private and shared accesses.
+    abi : Abi
+        Decides which files are the only memory, for private and shared accesses.
 
     References
     ----------
@@ -67,16 +67,16 @@ class TwoBackings:
 
     two_backings = True
 
-    def __init__(self, mapped_alone: bool) -> None:
-        self._mapped_alone = mapped_alone
+    def __init__(self, abi: Abi) -> None:
+        self._abi = abi
 
     def new_sides(self, new_store: NewStore, flags: GuestMemfdFlag) -> Sides:
         """See `Layout`."""
-        alone = self._mapped_alone and bool(flags & GuestMemfdFlag.MMAP)
+        alone = not self._abi.shared_beside(flags)
         private = new_store(private=not flags & GuestMemfdFlag.INIT_SHARED, host_maps=alone)
         return Sides(private, private if alone else new_store(private=False, host_maps=True))
 
 
 def layout_of(abi: Abi) -> Layout:
     """Return the layout of an abi."""
-    return TwoBackings(abi.mapped_alone) if abi.legacy else InPlace()
+    return TwoBackings(abi) if abi.legacy else InPlace()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gmemcore.uapi import ContentMode, Direction, Firmware, Phase, VmType
+from gmemcore.uapi import ContentMode, Direction, Firmware, GuestMemfdFlag, Phase, VmType
 
 ALL_FIRMWARE = frozenset(Firmware)
 ALL_PHASES = frozenset(Phase)
@@ -174,6 +174,10 @@ class Abi:
 
     def _repr_html_(self) -> str:
         return type(self).to_html(self)
+
+    def shared_beside(self, creation_flags: int) -> bool:
+        """Return whether shared memory lies beside a file with these creation flags, not in it."""
+        return self.legacy and not (self.mapped_alone and bool(creation_flags & GuestMemfdFlag.MMAP))
 
     @property
     def known_flags(self) -> ContentMode:
