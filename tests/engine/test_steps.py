@@ -26,6 +26,8 @@ KINDS = [
     for vm_type in VM_TYPES
     for running in (False, True)
 ]
+# Every third kind still has every value of every column.
+MET = KINDS[::3] if JIT_DISABLED else KINDS
 PRIVATE = {0: None, 1: False, 2: True}
 
 
@@ -86,7 +88,7 @@ def single(vm, gmem, step, offset, size, attributes, flags, contents):
     return "OK", None
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
+@pytest.mark.parametrize("kind", MET, ids=lambda kind: "-".join(map(str, kind)))
 def test_a_batch_is_the_same_steps_one_by_one(kind):
     for seed in range(SEEDS):
         columns = random_steps(seed, kind[0])
@@ -105,7 +107,7 @@ def test_a_batch_is_the_same_steps_one_by_one(kind):
             assert (batch_gmem.plane(name) == one_gmem.plane(name)).all(), name
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
+@pytest.mark.parametrize("kind", MET, ids=lambda kind: "-".join(map(str, kind)))
 def test_beyond_the_end_and_the_numbers_a_batch_agrees_too(kind):
     """Pages before the end of the file refuse first, and a launch update does those that it can."""
     steps = [step for step in Step if step not in (Step.CONVERT, Step.POISON, Step.LAUNCH_FINISH)]
