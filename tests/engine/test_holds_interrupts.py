@@ -675,7 +675,8 @@ thread.join()
 def broken_pin(body, **names):
     """Make a variant of `GuestMemfd.pin` that seems to be in the package."""
     names["pin"] = GuestMemfd.pin
-    exec(compile(f"def broken(gmem, offset, size):\n{body}", f"{PACKAGE}/broken.py", "exec"), names)
+    place = GuestMemfd.pin.__code__.co_filename
+    exec(compile(f"def broken(gmem, offset, size):\n{body}", place, "exec"), names)
     return names["broken"]
 
 
