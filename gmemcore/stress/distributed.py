@@ -166,11 +166,13 @@ class DaskLink(Link):
             collecting.cancel()
 
     async def _collect(self, task: int, future: Any) -> None:
-        """Wait for the result of a chunk."""
+        """Wait for the result of a chunk, and report it."""
         try:
-            self._put(Ended(task, await future))
+            self._put(Ended(task, await self._result(future)))
         except CancelledError:  # the scheduler was restarted and lost it
             self._put(Failed(task, "it was cancelled", gone=True))
+        except LostResultError:
+            self._put(Failed(task, "its worker died", gone=True))
         except ModuleNotFoundError as error:
             self._put(Down(f"a worker has no gmemcore: {error}"))
         except Exception as error:
@@ -178,3 +180,21 @@ class DaskLink(Link):
         finally:
             self._collecting.pop(task, None)
             future.release()
+
+    async def _result(self, future: Any) -> bytes:
+        """Fetch a result by a request of its own.
+
+        ``await future`` shares requests: one that waits for a stopped worker holds up results of others, and
+        when its chunk is taken back, they are cancelled with it.
+        """
+        if (error := await future.exception()) is not None:
+            raise error
+        found = await self._client.scheduler.gather(keys=[future.key])
+        if found["status"] != "OK":
+            raise LostResultError
+        result: bytes = found["data"][future.key]
+        return result
+
+
+class LostResultError(Exception):
+    """A chunk has run, but its worker has gone with the result."""

@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from gmemcore.stress import distributed
-from gmemcore.stress.distributed import Cluster
+from gmemcore.stress.distributed import Cluster, DaskLink
 from gmemcore.stress.guest import Violation
-from gmemcore.stress.link import ClusterError
+from gmemcore.stress.link import ClusterError, Ended
 from gmemcore.stress.run import run
 from gmemcore.stress.work import ChunkResult, code_id
 from support.fleets import end_group, guests_in, small, started, undisturbed, wait_for, write
@@ -196,15 +196,48 @@ def test_the_other_worker_goes_on_when_one_is_stopped(tmp_path):
     path = write(tmp_path / "fleet.toml", **{**LONG, "guests": 40})
     log = path.with_suffix(".log")
     with cluster(2) as (address, _, workers):
-        command = started(path, "--scheduler", address, "--patience", "5")
+        command = started(path, "--scheduler", address, "--patience", "12")
         try:
             assert wait_for(lambda: guests_in(log) >= 4, command, 120)
             os.killpg(workers[0].pid, signal.SIGSTOP)
-            out, err = command.communicate(timeout=120)
+            out, err = command.communicate(timeout=200)
         finally:
             end_group(command)
     assert command.returncode == 0, err
     assert out.splitlines()[-1] == undisturbed(path)
+
+
+def test_results_do_not_wait_for_those_of_a_worker_that_is_stopped():
+    """A worker may be stopped when its results are about to be fetched."""
+    from distributed import LocalCluster
+
+    made = small(**SPEC)
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "protocol": "tcp://"}
+    with LocalCluster(**options, host="127.0.0.1", dashboard_address=None) as local:
+        stopped, other = (worker.address for worker in local.workers.values())
+        scheduler = local.scheduler
+        gather = scheduler.handlers["gather"]
+
+        async def held_up(keys, **options):
+            if any(stopped in places for places in scheduler.get_who_has(keys).values()):
+                await asyncio.Event().wait()
+            return await gather(keys=keys, **options)
+
+        scheduler.handlers["gather"] = held_up
+        with DaskLink(Cluster(local.scheduler_address), made.encode(), code_id()) as link:
+
+            def ended(task):
+                return any(isinstance(event, Ended) and event.task == task for event in link.events(0.1))
+
+            for task in range(7):
+                link.submit(stopped, task, [task])
+            assert wait_for(lambda: [task.state for task in [*scheduler.tasks.values()]] == ["memory"] * 7)
+            link.submit(other, 7, [7])
+            assert wait_for(lambda: ended(7))
+            link.submit(other, 8, [8])
+            for task in range(7):
+                link.forget(task)
+            assert wait_for(lambda: ended(8))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

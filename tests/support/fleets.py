@@ -76,13 +76,15 @@ def guests_in(path):
     return path.read_bytes().count(b'"guest":') if path.exists() else 0
 
 
-def wait_for(condition, process, seconds=60):
-    """Wait until a condition holds, or the process has ended; whether the process still runs."""
+def wait_for(condition, process=None, seconds=60):
+    """Wait until a condition holds, or the process has ended; whether the process, if any, still runs."""
     until = time.monotonic() + seconds
-    while not condition() and process.poll() is None:
+    while not condition():
+        if process is not None and process.poll() is not None:
+            return False
         assert time.monotonic() < until, "nothing happened"
         time.sleep(0.01)
-    return process.poll() is None
+    return process is None or process.poll() is None
 
 
 def descendants(pid):
