@@ -173,7 +173,7 @@ def test_a_cluster_that_falls_silent_is_given_up_and_loses_nothing(tmp_path, who
     path = write(tmp_path / "fleet.toml", **LONG)
     log = path.with_suffix(".log")
     with cluster(2) as (address, scheduler, workers):
-        command = started(path, "--scheduler", address, "--patience", "5")
+        command = started(path, "--scheduler", address, "--patience", "10")
         try:
             assert wait_for(lambda: guests_in(log) >= 4, command, 120)
             for each in workers if who.startswith("workers") else [scheduler]:
