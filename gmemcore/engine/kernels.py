@@ -1418,9 +1418,7 @@ def copy_keyed(header, target, source, offset, length):
 @kernel
 def zero_bytes(target, length):
     """Zero bytes at an address."""
-    to = bytes_at(target, length)
-    for k in range(to.shape[0]):
-        to[k] = np.uint8(0)
+    bytes_at(target, length)[:] = np.uint8(0)
 
 
 @kernel
