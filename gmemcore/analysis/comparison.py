@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from gmemcore.analysis.runs import BenchCell, Run
-from gmemcore.results.bench_tables import cells_words, range_words, setting_words
+from gmemcore.results.bench_tables import cells_words, page_size_words, range_words, setting_words
 from gmemcore.results.statistics import STABLE_SAMPLES, Interval, change, geometric_mean
 from gmemcore.units import format_number
 
@@ -172,7 +172,7 @@ def _other_answers(old: Run, new: Run) -> Iterator[Change]:
 def _change(pairs: Sequence[tuple[BenchCell, BenchCell]], basis: Basis) -> Change:
     first, other = pairs[0]
     ratio, finding = _judge(_costs(first, basis), _costs(other, basis))
-    words = cells_words([cell for cell, _ in pairs])
+    words = ", ".join([cells_words([cell for cell, _ in pairs]), *page_size_words(first.page_size)])
     return Change(words, range_words(first), _does(first), len(pairs), ratio, finding, _ns(first), _ns(other))
 
 
@@ -217,7 +217,7 @@ def _measured(run: Run) -> dict[tuple[object, ...], BenchCell]:
         (
             *_cell_key(cell),
             *(cell.range, cell.pages_allocated_before == 0, cell.fragmentation),
-            *(cell.backing, cell.huge_pages, cell.threads, cell.enforce),
+            *(cell.backing, cell.huge_pages, cell.threads, cell.enforce, cell.page_size),
         ): cell
         for cell in run.records
         if cell.outcome == "OK"

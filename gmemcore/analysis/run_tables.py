@@ -51,7 +51,8 @@ FORMS: Final[Mapping[str, _Form]] = {
         "cost of conversions",
         (
             *("abi", "vm_type", "firmware", "phase", "direction", "flag", "range", "fragmentation"),
-            *("backing", "huge_pages", "threads", "enforce", "pages_allocated_before", "operation"),
+            *("backing", "huge_pages", "threads", "enforce", "page_size"),
+            *("pages_allocated_before", "operation"),
         ),
         frozenset({"samples", "populate_samples", "primitive_samples"}),
         lambda record: flattened(record),

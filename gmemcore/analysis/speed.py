@@ -29,6 +29,7 @@ PALE: Final = "0.75"
 """Grey of the bars of primitives."""
 _MOST_BEYOND: Final = 1.3
 """Where intervals are cut, in lengths of the longest bar: a wild one must not make all bars short."""
+_Setting = tuple[str, bool, int, bool, int]
 _IN_CELL: Final[dict[str, Any]] = {"ha": "center", "va": "center", "fontsize": 7.5}
 
 
@@ -102,7 +103,7 @@ def bench_cube(
     -----
     A cell says what happens to the bytes, whether by the flag or by the platform itself, and what the
     conversion costs, in ns per 4 KiB page; the colour is the cost, on a logarithmic scale. Populate and copy
-    have columns of their own in the run. Of several settings (backing, huge pages, threads) the first is
+    have columns of their own in the run. Of several settings (backing, threads, page size) the first is
     drawn, of several fragmentations uniform memory.
     """
     cells = _cells_of(run_cells(run), abi)
@@ -218,16 +219,17 @@ def _column(cell: BenchCell) -> tuple[bool, str, int]:
     return shape != UNIFORM, shape, cell.range
 
 
-def _setting_words(settings: Sequence[tuple[str, bool, int, bool]]) -> dict[tuple[str, bool, int, bool], str]:
+def _setting_words(settings: Sequence[_Setting]) -> dict[_Setting, str]:
     """Return each setting in the words that tell it from the others."""
     words = {
-        (backing, huge, threads, enforce): (
+        (backing, huge, threads, enforce, page_size): (
             backing,
             "huge pages" if huge else "small pages",
             "1 thread" if threads == 1 else f"{threads} threads",
             "enforced" if enforce else "not enforced",
+            f"files of {size_words(page_size)} pages",
         )
-        for backing, huge, threads, enforce in settings
+        for backing, huge, threads, enforce, page_size in settings
     }
     telling = [len(set(column)) > 1 for column in zip(*words.values(), strict=True)]
     return {
@@ -470,8 +472,8 @@ def _of_one_setting(cells: Sequence[BenchCell]) -> list[BenchCell]:
     return [cell for cell in cells if cell.effect is None or (*_setting(cell), cell.fragmentation) in wanted]
 
 
-def _setting(cell: BenchCell) -> tuple[str, bool, int, bool]:
-    return cell.backing, cell.huge_pages, cell.threads, cell.enforce
+def _setting(cell: BenchCell) -> _Setting:
+    return cell.backing, cell.huge_pages, cell.threads, cell.enforce, cell.page_size
 
 
 def _cells_of(cells: Sequence[BenchCell], abi: str | None) -> list[BenchCell]:

@@ -6,6 +6,7 @@ backing        where the bytes live
 huge_pages     whether they live in transparent huge pages
 threads        how many threads one conversion uses
 enforce        whether host accesses to private pages fault, using mprotect
+page_size      what pages the guest's file consists of: 4 KiB, or huge pages
 ============== =======================================================================================
 
 To add a value, add a row. Settings that the host lacks are refused before anything is measured
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmemcore.uapi import PAGE_SIZE
+from gmemcore.units import size_words
 
 Mask = NDArray[np.bool_]
 
@@ -113,12 +115,15 @@ class Setting:
         Threads of one conversion.
     enforce : bool
         Make host accesses to private pages of a memfd fault (``enforce="mprotect"``).
+    page_size : int
+        Bytes of a page of the guest's file: 4 KiB, or a huge page of 2 MiB or 1 GiB.
     """
 
     backing: str = "anonymous"
     huge_pages: bool = True
     threads: int = 1
     enforce: bool = False
+    page_size: int = PAGE_SIZE
 
     @property
     def possible(self) -> bool:
@@ -129,7 +134,10 @@ class Setting:
     def __str__(self) -> str:
         pages = "huge pages" if self.huge_pages else "small pages"
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
-        return ", ".join([self.backing, pages, threads, *["enforced by mprotect"] * self.enforce])
+        parts = [self.backing, pages, threads, *["enforced by mprotect"] * self.enforce]
+        if self.page_size > PAGE_SIZE:
+            parts.append(f"files of {size_words(self.page_size)} pages")
+        return ", ".join(parts)
 
 
 DEFAULT_SETTING: Final = Setting()
@@ -141,6 +149,7 @@ def settings(
     huge_pages: Sequence[bool] | None = None,
     threads: Sequence[int] = (1,),
     enforce: Sequence[bool] = (False,),
+    page_sizes: Sequence[int] = (PAGE_SIZE,),
 ) -> Iterator[Setting]:
     """Yield every possible combination of the given values.
 
@@ -151,7 +160,7 @@ def settings(
     """
     for backing in backings:
         usual = (backing == "anonymous",)
-        for values in product(usual if huge_pages is None else huge_pages, threads, enforce):
+        for values in product(usual if huge_pages is None else huge_pages, threads, enforce, page_sizes):
             setting = Setting(backing, *values)
             if setting.possible:
                 yield setting

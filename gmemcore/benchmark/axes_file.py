@@ -12,10 +12,11 @@ from gmemcore.benchmark.cases import Case, table
 from gmemcore.errors import GmemError, InputError, InvalidArgumentError, with_known
 from gmemcore.files.kinds import expecting
 from gmemcore.files.reading import read_file, toml_tree
+from gmemcore.machine.huge_pages import page_order_of
 from gmemcore.names import member, plain
-from gmemcore.policy import EFFECTS, Abi, content_flags, get_abi
-from gmemcore.uapi import ContentWork, Direction, Phase
-from gmemcore.units import parse_size
+from gmemcore.policy import EFFECTS, HUGE_PAGES, Abi, content_flags, get_abi
+from gmemcore.uapi import PAGE_SIZE, ContentWork, Direction, Phase
+from gmemcore.units import format_sizes, parse_size
 
 MAX_BYTES: Final = 64 << 10
 """Largest file in bytes that is read."""
@@ -50,12 +51,19 @@ TEMPLATE: Final = """\
 
 # threads = [1]                       # threads of one conversion
 # enforce = [false]                   # true: private pages fault in the host's mapping of a memfd (mprotect)
+
+# Pages that the guest's file consists of. Huge ones need the revision huge-partial or huge-rollback.
+# page_size = ["4k"]                  # 4k, 2m, 1g
 """
 """Every key, commented, with an example or its default."""
 
 
 class Size(int):
     """Bytes, written as ``4k``, ``2m`` or ``1g``."""
+
+
+class PageSize(int):
+    """Bytes of a page of a file, written as ``4k``, ``2m`` or ``1g``."""
 
 
 Names = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
@@ -78,6 +86,7 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     huge_pages: Annotated[tuple[bool, ...], msgspec.Meta(min_length=1)] | None = None
     threads: Annotated[tuple[Annotated[int, msgspec.Meta(ge=1)], ...], msgspec.Meta(min_length=1)] = (1,)
     enforce: Annotated[tuple[bool, ...], msgspec.Meta(min_length=1)] = (False,)
+    page_size: Annotated[tuple[PageSize, ...], msgspec.Meta(min_length=1)] = (PageSize(PAGE_SIZE),)
 
     def cases(self, memory: int, proposals: Sequence[Abi] = ()) -> list[Case]:
         """Return the cases of these axes, grouped by setting.
@@ -94,15 +103,18 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
         InvalidArgumentError
             EINVAL: an unknown name, a combination that no host offers, or a selection without a case.
         """
-        chosen = [*settings(self.backing, self.huge_pages, self.threads, self.enforce)]
+        page_sizes = [*map(int, self.page_size)]
+        chosen = [*settings(self.backing, self.huge_pages, self.threads, self.enforce, page_sizes)]
         if not chosen:
             wanted = "--enforce on needs --backing memfd"
             if not any(self.enforce):
                 wanted = "--huge-pages on needs --backing anonymous"
             raise InvalidArgumentError(f"{wanted}, not {', '.join(self.backing)}")
+        revisions = self._revisions(proposals)
+        self._check_pages(revisions)
         found = [
             case
-            for abi in self._revisions(proposals) or (None,)
+            for abi in revisions or (None,)
             for vm_type in self.vm_type or (None,)
             for firmware in self.firmware or (None,)
             for case in table(
@@ -124,11 +136,20 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
         return sorted(found, key=lambda case: chosen.index(case.setting))
 
     def _revisions(self, proposals: Sequence[Abi]) -> list[Abi]:
-        """Return the revisions that are named, else the proposals."""
+        """Return the revisions that are named, else the proposals, else for huge pages one that has them."""
         if self.abi is None:
-            return [*proposals]
+            default = [*HUGE_PAGES.values()][:1] if max(self.page_size) > PAGE_SIZE else []
+            return [*proposals] or default
         own = {plain(row.name): row for row in proposals}
         return [own.get(plain(name)) or get_abi(name) for name in self.abi]
+
+    def _check_pages(self, revisions: Sequence[Abi]) -> None:
+        """Raise if no revision has any of the page sizes."""
+        if min(self.page_size) > PAGE_SIZE and not any(abi.huge_pages for abi in revisions):
+            raise InvalidArgumentError(
+                f"--page-size {format_sizes(self.page_size)} needs --abi {' or '.join(HUGE_PAGES)}, "
+                f"not {', '.join(abi.name for abi in revisions)}"
+            )
 
 
 def _flag_names(proposals: Sequence[Abi]) -> dict[str, None]:
@@ -200,12 +221,11 @@ def _axes_of(chosen: dict[str, Any], options: Mapping[str, Any], where: str) -> 
         raise InvalidArgumentError(f"{where}{with_known(error, Axes)}; see gmemcore template axes") from None
 
 
-def _size(kind: type, value: object) -> Size:
+def _size(kind: type, value: object) -> Size | PageSize:
     """Parse a size; msgspec adds where it stands."""
-    assert kind is Size
     if not isinstance(value, str):
         raise ValueError(f"a size is a string like '4k', not {value!r}")
     try:
-        return Size(parse_size(value))
+        return Size(parse_size(value)) if kind is Size else PageSize(PAGE_SIZE << page_order_of(value))
     except GmemError as error:
         raise ValueError(error.strerror or str(error)) from None

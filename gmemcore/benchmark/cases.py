@@ -13,6 +13,7 @@ from typing import Final
 from gmemcore.benchmark.axes import DEFAULT_SETTING, Fragmentation, Mask, Setting
 from gmemcore.engine.byte_operations import BYTE_OPERATIONS
 from gmemcore.errors import InvalidArgumentError
+from gmemcore.machine.huge_pages import page_order_of
 from gmemcore.policy import (
     ASSIGNED,
     DEFAULT_ABI,
@@ -337,19 +338,22 @@ def table(
     list of Case
         A refused cell once: at the smallest range, uniform, under the first setting. Any other cell at every
         range, and if its effect is more than KEEP also with unallocated memory, at `UNALLOCATED_RANGE`.
+        Settings whose pages a cell's guest can't have (`has_pages`) are left out.
 
     Raises
     ------
     InvalidArgumentError
-        EINVAL: an unknown name, or a range larger than the memory.
+        EINVAL: an unknown name, a range larger than the memory, or memory that isn't whole pages.
     """
     sizes = _ranges(memory, ranges)
+    _check_whole_pages(memory, settings)
     return [
         case
         for setting in settings
         for revision, each_firmware in _selection(abi, firmware)
         for key, answer in cells(revision, vm_type, each_firmware)
-        if answer.outcome == OK or setting == settings[0]
+        if has_pages(revision, key.vm_type, setting.page_size)
+        if answer.outcome == OK or setting == _first_of(settings, revision, key.vm_type)
         if (phases is None or key.phase in phases) and (directions is None or key.direction in directions)
         for case in _cases_of(revision, key, answer, memory, sizes, fragmentations, setting)
         if flags is None or case.flag_name in flags
@@ -366,6 +370,29 @@ def _ranges(memory: int, ranges: Sequence[int] | None) -> tuple[int, ...]:
                 f"range {format_size(size)} must not be larger than the memory, {format_size(memory)}"
             )
     return tuple(sorted(chosen))
+
+
+def _check_whole_pages(memory: int, settings: Sequence[Setting]) -> None:
+    for size in sorted({setting.page_size for setting in settings}):
+        if memory % size:
+            pages, least = format_size(size), format_size(-(-memory // size) * size)
+            raise InvalidArgumentError(
+                f"the memory must be a multiple of its pages of {pages}, not {format_size(memory)}; "
+                f"use --memory {least}"
+            )
+
+
+def has_pages(abi: Abi, vm_type: VmType, page_size: int) -> bool:
+    """Return whether a guest can have a file of such pages: a file of huge pages starts private."""
+    if page_size == PAGE_SIZE:
+        return True
+    orders = abi.huge_pages.orders if abi.huge_pages else ()
+    return page_order_of(page_size) in orders and PLATFORMS[vm_type].private_memory
+
+
+def _first_of(settings: Sequence[Setting], abi: Abi, vm_type: VmType) -> Setting:
+    """Return the first setting whose pages a guest can have."""
+    return next(setting for setting in settings if has_pages(abi, vm_type, setting.page_size))
 
 
 def _selection(

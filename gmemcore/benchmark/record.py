@@ -70,6 +70,7 @@ def cell_of(result: Result) -> BenchCell:
         huge_pages=case.setting.huge_pages,
         threads=case.setting.threads,
         enforce=case.setting.enforce,
+        page_size=case.setting.page_size,
         primitive=None if case.refused else case.primitive,
         primitive_ns_per_page=primitive,
         primitive_gbps=PAGE_SIZE / primitive if primitive and case.primitive != "bitmap" else None,

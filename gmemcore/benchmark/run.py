@@ -296,7 +296,8 @@ class Bench:
         if moves or case.abi.legacy or case.setting.enforce:
             return new_scene(case, self.memory, self.reference, self._count(case))
         count = _attribute_ranges(case.range, self.effort)
-        size = max(count * case.range, case.memory)
+        page = case.setting.page_size
+        size = max(-(-count * case.range // page) * page, case.memory)
         return new_scene(case, AttributesOnly(size), self.reference, count)
 
 

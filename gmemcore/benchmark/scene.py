@@ -40,13 +40,13 @@ from gmemcore.engine.byte_operations import COUNTED
 from gmemcore.engine.steps import ACCESS_KINDS, Step
 from gmemcore.engine.store import Store
 from gmemcore.machine import GuestMemfd, LegacyVm, VmFace, create_vm
+from gmemcore.machine.huge_pages import page_order_of
 from gmemcore.policy import Rank
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, FallocateMode, GuestMemfdFlag, MemoryAttribute, Phase
 
 CALLS = 64
 """Single calls that are timed together."""
 PUNCH_HOLE = FallocateMode.KEEP_SIZE | FallocateMode.PUNCH_HOLE
-_SHARED = GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -124,7 +124,7 @@ class Scene:
             Whether the old side's contents are written. Timing alone can do without.
         """
         case = self.case
-        self._new_vm(_SHARED if self._starts_shared else GuestMemfdFlag.MMAP)
+        self._new_vm(shared=self._starts_shared)
         if case.key.phase == Phase.RUNNING:
             self.vm.launch_finish()
         if not case.uniform:
@@ -159,7 +159,8 @@ class Scene:
         case = self.case
         return case.platform.coco and not case.to_private and case.rank == Rank.ALLOCATED
 
-    def _new_vm(self, flags: GuestMemfdFlag) -> None:
+    def _new_vm(self, *, shared: bool) -> None:
+        """Make a fresh Vm whose ranges start shared or private."""
         if hasattr(self, "vm"):
             self.vm.close()
         key, lender = self.case.key, self._memory.lender()
@@ -174,8 +175,16 @@ class Scene:
             threads=self.case.setting.threads,
             enforce="mprotect" if self.case.setting.enforce else None,
         )
-        self.gmem = self.vm.create_guest_memfd(self._memory.size, flags)
+        page_order = page_order_of(self.case.setting.page_size)
+        flags = GuestMemfdFlag.MMAP
+        if page_order:
+            flags |= GuestMemfdFlag.HUGETLB
+        elif shared:
+            flags |= GuestMemfdFlag.INIT_SHARED
+        self.gmem = self.vm.create_guest_memfd(self._memory.size, flags, page_order)
         self.vm.add_memslot(0, 0, self._memory.size, self.gmem)
+        if page_order and shared:  # HUGETLB excludes INIT_SHARED
+            self.gmem.set_memory_attributes(0, self.size, 0)
 
     # ---- fragmented, run by run ------------------------------------------------------------------
 
@@ -201,18 +210,16 @@ class Scene:
             for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
                 self._write(start, size, shared=shared)
             return
-        step = Step.ACCEPT if rank == Rank.ACCEPTED else Step.ALLOCATE
+        # The old side touches them, because fallocate takes whole huge pages.
+        touch = Step.HOST_WRITE if shared else Step.GUEST_WRITE
+        step = Step.ACCEPT if rank == Rank.ACCEPTED else touch
         if self.gmem.apply_many(step, starts, sizes).errno.any():
             raise WrongContentsError(f"{self.case.name}: cannot bring its pages into their state")
 
     def _bring(self, start: int, size: int, rank: Rank, written: bool) -> None:
         """Bring the pages of a range to a rank."""
-        if written:
-            self._write(start, size, shared=self._starts_shared)
-        elif rank == Rank.ACCEPTED:
-            self.vm.accept(start, size)
-        else:
-            self.gmem.fallocate(FallocateMode.KEEP_SIZE, start, size)
+        starts, sizes = np.array([[start], [size]], np.uint64)
+        self._bring_runs(starts, sizes, rank, written, shared=self._starts_shared)
 
     def _write(self, start: int, size: int, *, shared: bool) -> None:
         """Let the old side write: the host, the launch, or the guest."""
@@ -440,7 +447,7 @@ class LegacyScene(Scene):
         # stays free, and this run would be about getting it back.
         for side in range(2):
             self._memory.side(side).words[: self.size // 8 : PAGE_SIZE // 8] = 0
-        self._new_vm(GuestMemfdFlag.MMAP)
+        self._new_vm(shared=False)
         if case.key.phase == Phase.RUNNING:
             self.vm.launch_finish()
         shared = case.to_private or not case.platform.private_memory

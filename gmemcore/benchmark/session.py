@@ -12,6 +12,7 @@ from gmemcore.benchmark.run import USUAL, Bench, Effort, Progress, benches, head
 from gmemcore.engine import warmup
 from gmemcore.results.bench import BenchCell, BenchFirst
 from gmemcore.results.environment import environment
+from gmemcore.uapi import PAGE_SIZE
 
 HEADLINE_SHARE: Final = 0.25
 """Share of the time of a setting that goes to the verdict."""
@@ -89,6 +90,8 @@ def records(
 
 def _settings(cases: Sequence[Case], effort: Effort, bench: Bench, share: float) -> dict[str, Any]:
     setting = cases[0].setting
+    # Only where it is an axis: every figure of a default run is of pages of 4 KiB.
+    page_size = {} if setting.page_size == PAGE_SIZE else {"page_size": setting.page_size}
     return {
         "memory": cases[0].memory,
         "backing": setting.backing,
@@ -97,6 +100,7 @@ def _settings(cases: Sequence[Case], effort: Effort, bench: Bench, share: float)
         "threads": setting.threads,
         "seconds": effort.seconds,
         "seed": bench.reference.seed,
+        **page_size,
     }
 
 

@@ -91,6 +91,13 @@ class Conditions:
         Switches,
         Parameter(help="Make host accesses to private pages fault (memfd only). [default: off]"),
     ] = None
+    page_size: Annotated[
+        str | None,
+        Parameter(
+            help="Pages that the guest's file consists of: 4k, 2m, 1g. 2m and 1g need huge-partial, then the "
+            "default revision, or huge-rollback. [default: 4k]"
+        ),
+    ] = None
     contents: Annotated[ContentsOption, Parameter(help="eager: the time of bytes is what is measured.")] = (
         ContentWork.EAGER
     )
@@ -173,6 +180,7 @@ def _as_in_file(asked: Selection, under: Conditions) -> dict[str, Any]:
     for name, switches in (("huge_pages", under.huge_pages), ("enforce", under.enforce)):
         found[name] = None if switches is None else [word == "on" for word in switches]
     found["range"] = under.range_ and under.range_.split(",")
+    found["page_size"] = under.page_size and under.page_size.split(",")
     if under.threads is not None:
         words = under.threads.split(",")
         found["threads"] = [int(word) if word.isascii() and word.isdecimal() else word for word in words]

@@ -34,6 +34,7 @@ def bench(
     huge_pages: Any = None,
     threads: Any = None,
     enforce: Any = None,
+    page_sizes: Any = None,
     contents: ContentWork | str = ContentWork.EAGER,
     axes: str | Path | None = None,
     seconds: float | None = None,
@@ -61,6 +62,9 @@ def bench(
     backings, huge_pages, threads, enforce
         Where the bytes live, and how they are converted: ``anonymous``, ``memfd`` or ``guest_memfd``; True or
         False; threads of one conversion; True or False.
+    page_sizes
+        Pages that the guest's file consists of: ``4k``, ``2m`` or ``1g``. Huge ones need a revision that has
+        them, by default huge-partial. [default: 4k]
     contents : ContentWork or str
         ``eager``: the time of bytes is what is measured.
     axes : str, Path or None
@@ -113,6 +117,7 @@ def bench(
         "huge_pages": _several(huge_pages),
         "threads": _several(threads),
         "enforce": _several(enforce),
+        "page_size": _several(page_sizes, str),
         "memory": None if memory is None else str(memory),
     }
     asked = {name: value for name, value in given.items() if value is not None}

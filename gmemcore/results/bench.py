@@ -9,6 +9,7 @@ import msgspec
 
 from gmemcore.results.fields import SCHEMA, Count, Name, Positive
 from gmemcore.results.statistics import Interval
+from gmemcore.uapi import PAGE_SIZE
 
 SAMPLES = 10_000
 """Samples of one series that a reader takes."""
@@ -201,6 +202,8 @@ class BenchCell(msgspec.Struct, frozen=True):
         Bytes compared with their expected contents.
     fragmentation, backing, huge_pages, threads, enforce
         The setting.
+    page_size : int
+        Bytes of a page of the guest's file: 4 KiB, or a huge page.
     primitive : str or None
         The primitive that the judged step is compared with.
     primitive_gbps : float or None
@@ -260,6 +263,7 @@ class BenchCell(msgspec.Struct, frozen=True):
     huge_pages: bool = True
     threads: Count = 1
     enforce: bool = False
+    page_size: Count = PAGE_SIZE
     primitive: Name | None = None
     primitive_gbps: Positive | None = None
     samples: Samples = []

@@ -82,6 +82,7 @@ def machine_words(first: BenchFirst) -> str:
     """Return the machine and what was measured, in one line."""
     environment, settings = first.environment, first.settings
     memory, huge = settings.get("memory"), settings.get("huge_pages")
+    page_size = settings.get("page_size")
     largest = max((line.range for line in first.verdict.effects), default=0)
     parts = [
         environment.get("cpu"),
@@ -89,6 +90,7 @@ def machine_words(first: BenchFirst) -> str:
         f"guest {size_words(memory)}" if isinstance(memory, int) else None,
         settings.get("backing"),
         None if huge is None else "huge pages" if huge else "small pages",
+        *(page_size_words(page_size) if isinstance(page_size, int) else []),
         f"ranges of {size_words(largest)}" if largest and largest != memory else None,
     ]
     return ", ".join(str(part) for part in parts if part)
@@ -137,7 +139,12 @@ def setting_words(cell: BenchCell) -> str:
     huge = "huge pages" if cell.huge_pages else "small pages"
     threads = f"{cell.threads} thread{'s' if cell.threads != 1 else ''}"
     enforced = ["enforced by mprotect"] if cell.enforce else []
-    return ", ".join([cell.backing, huge, threads, *enforced])
+    return ", ".join([cell.backing, huge, threads, *enforced, *page_size_words(cell.page_size)])
+
+
+def page_size_words(page_size: int) -> list[str]:
+    """Return what the guest's file consists of, where it is huge pages."""
+    return [] if page_size == PAGE_SIZE else [f"files of {size_words(page_size)} pages"]
 
 
 def place_words(cell: BenchCell) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,14 +12,21 @@ from gmemcore.benchmark.axes import Fragmentation, Setting, runs_of, settings
 from gmemcore.benchmark.axes_file import MAX_BYTES, TEMPLATE, read_axes
 from gmemcore.benchmark.cases import find, table
 from gmemcore.benchmark.expected import RANDOM, WRITTEN, Contents, Reference, WrongContentsError, key_stream
-from gmemcore.benchmark.memory import Memory, check_host, default_memory, huge_page_share, new_backing
+from gmemcore.benchmark.memory import (
+    AttributesOnly,
+    Memory,
+    check_host,
+    default_memory,
+    huge_page_share,
+    new_backing,
+)
 from gmemcore.benchmark.primitives import Primitives
 from gmemcore.benchmark.record import cell_of
 from gmemcore.benchmark.run import QUICK, Bench, benches
 from gmemcore.benchmark.scene import Scene
 from gmemcore.cli import main
 from gmemcore.errors import GmemError, InvalidArgumentError, UnsupportedOperationError
-from gmemcore.policy import Rank
+from gmemcore.policy import PLATFORMS, Rank
 from gmemcore.uapi import PAGE_SIZE
 from support.paths import JIT_DISABLED
 
@@ -250,6 +258,74 @@ def test_memory_beside_a_guest_memfd_is_ordinary(monkeypatch):
     assert len(new_backing("memfd", SMALL).words) == SMALL // 8
 
 
+# ---- huge pages of the file ------------------------------------------------------------------------------
+
+HUGE = Setting(page_size=2 << 20)
+
+
+@pytest.mark.parametrize("abi", ["huge-partial"] if JIT_DISABLED else ["huge-partial", "huge-rollback"])
+def test_cells_in_huge_pages_are_verified_and_split_or_merge_one(abi):
+    cases = table(
+        *(abi, "SNP", "today"),
+        memory=2 << 20,
+        ranges=[4096, 8192],
+        phases={"running"},
+        flags={"NONE", "ZERO"},
+        fragmentations=[Fragmentation.UNIFORM, Fragmentation.ALTERNATING_ACCEPTED],
+        settings=[HUGE],
+    )
+    assert sum(case.refused for case in cases) == 2
+    assert {case.fragmentation for case in cases} == {"uniform", "alternating-accepted"}
+    for result in Bench(Memory(2 << 20), replace(QUICK, region=8192)).run(cases):
+        record = cell_of(result)
+        assert record.page_size == 2 << 20
+        assert record.verified_bytes >= record.range
+        if record.outcome == "OK":
+            counted = record.counters["folios_2m_split"], record.counters["folios_2m_merged"]
+            assert counted == ((0, 1) if record.direction == "to_private" else (1, 0))
+
+
+def test_a_small_conversion_in_a_page_of_1_gib_splits_all_of_it():
+    case = find(
+        table("huge-partial", "SNP", memory=1 << 30, ranges=[4096], settings=[Setting(page_size=1 << 30)]),
+        direction="to_shared",
+        phase="running",
+    )
+    scene = Scene(case, AttributesOnly(1 << 30), Reference())
+    scene.prepare(written=False)
+    scene.convert()
+    counters = scene.counters()
+    assert (counters.pages_changed, counters.folios_1g_split) == (1, 1)
+    assert counters.vmemmap_pages_allocated == 4095
+
+
+def test_huge_pages_are_for_guests_that_can_have_them():
+    axes = read_axes(None, {"page_size": ["2m", "4k"], "abi": ["v5", "huge-partial"], "memory": "2m"})
+    sizes = {}
+    for case in axes.cases(0):
+        sizes.setdefault((case.key.abi, case.key.vm_type), set()).add(case.setting.page_size)
+    assert {kind for kind, own in sizes.items() if len(own) == 2} == {
+        ("huge-partial", kind.vm_type) for kind in PLATFORMS.values() if kind.private_memory
+    }
+    assert all(4096 in own for own in sizes.values())
+    refused = [(case.key, case.range) for case in axes.cases(0) if case.refused]
+    assert len(refused) == len(set(refused))
+    default = read_axes(None, {"page_size": ["1g"]}).cases(1 << 30)
+    assert {case.key.abi for case in default} == {"huge-partial"}
+
+
+@needs_speed
+def test_page_sizes_are_told_apart_in_tables_and_records(capsys):
+    wanted = ("--quick", "--memory", "2m", "--vm-type", "PKVM", "--abi", "huge-partial", "--range", "4k")
+    assert bench(*wanted, "--page-size", "4k,2m", "--json") == 0
+    _, *records, _ = map(json.loads, capsys.readouterr().out.splitlines())
+    assert {record["page_size"] for record in records} == {4096, 2 << 20}
+    assert bench(*wanted, "--page-size", "2m", "--full") == 0
+    assert "files of 2 MiB pages" in capsys.readouterr().out
+    assert bench(*wanted, "--full") == 0
+    assert "files of" not in capsys.readouterr().out
+
+
 # ---- the file --------------------------------------------------------------------------------------------
 
 
@@ -367,6 +443,9 @@ def test_the_command_takes_axes_and_draws(tmp_path, capsys):
             "--huge-pages on needs --backing anonymous, not memfd",
         ),
         (("--enforce", "on"), "--enforce on needs --backing memfd, not anonymous"),
+        (("--page-size", "3m"), "the page size must be 4k, 2m or 1g, not '3m' - at `$.page_size[0]`"),
+        (("--page-size", "2m", "--abi", "v5"), "2m needs --abi huge-partial or huge-rollback, not v5"),
+        (("--page-size", "1g", "--memory", "2m"), "a multiple of its pages of 1g, not 2m; use --memory 1g"),
         (("--plot", "/nonexistent/x.png", "--memory", "16k"), "No such file"),
     ],
 )

@@ -379,6 +379,10 @@ def test_cells_of_a_bench_run_in_any_notation():
         ({"fragmentations": "holes"}, "holes"),
         ({"backings": "paper"}, "paper"),
         ({"threads": 0}, "threads"),
+        (
+            {"page_sizes": "2m", "abis": "v5"},
+            "--page-size 2m needs --abi huge-partial or huge-rollback, not v5",
+        ),
         ({"abis": "v13", "effects": "ENCRYPT"}, "no cell of policy"),
     ],
 )

@@ -104,6 +104,19 @@ def test_a_tenth_slower_is_found_and_nothing_else(runs):
         assert slower == {("ENCRYPT", "4 KiB"), ("ENCRYPT", "2 MiB")}
 
 
+def test_page_sizes_are_compared_each_with_itself(tmp_path):
+    def run(name, seed, slower):
+        small = [*cells(seed, noise=0.01)]
+        huge = [msgspec.structs.replace(cell, page_size=2 << 20) for cell in cells(seed, slower, noise=0.01)]
+        return read_run(write(tmp_path / name, [*small, *huge]))
+
+    changes = compare(run("old", 1, ()), run("new", 2, ("ZERO", "ENCRYPT", "KEEP"))).changes
+    assert len(changes) == 2 * len(WORKS) * len(RANGES)
+    for change in changes:
+        huge = change.cells.endswith(", files of 2 MiB pages")
+        assert change.finding == (Finding.SLOWER if huge else Finding.SAME)
+
+
 def test_a_tenth_faster_is_found(runs):
     findings = found(runs("old", 1, noise=0.01), runs("new", 2, slower=("ZERO",), share=0.9, noise=0.01))
     assert findings["ZERO", "4 KiB"] == findings["ZERO", "2 MiB"] == Finding.FASTER
