@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gmemcore.analysis.address import GuestMemory, block_bytes, states_by_block
 from gmemcore.analysis.bitmap import Bitmap
-from gmemcore.analysis.parts import FileState, SlotState
+from gmemcore.analysis.parts import SlotState
 from gmemcore.analysis.series import Series
 from gmemcore.analysis.snapshot import Snapshot, as_snapshot
 from gmemcore.analysis.states import STATES, states_of
@@ -407,7 +407,7 @@ def mapping_sizes(source: Sources) -> Table:
     entries, split = dict.fromkeys(PAGE_SIZES.values(), 0), dict.fromkeys(PAGE_SIZES.values(), 0)
     for file in snapshot.files:
         if file.page_order:
-            whole, divided = count_folios(snapshot, file)
+            whole, divided = snapshot.count_folios(file)
             entries[file.page_order] += whole
             split[file.page_order] += divided
             entries[0] += divided << file.page_order
@@ -428,18 +428,6 @@ def mapping_sizes(source: Sources) -> Table:
     units = {"entries": "entries", "bytes": "bytes", "fraction": "1", "split": "huge pages"}
     units |= {"struct_pages": "bytes"}
     return make_table("mapping sizes in use", columns, rows, ("size",), units)
-
-
-def count_folios(snapshot: Snapshot, file: FileState) -> tuple[int, int]:
-    """Count the huge pages of a file in use that are whole folios, and those that are split.
-
-    Page state decides: a huge page is in use if one of its pages is allocated, and then whole if all of them
-    are private.
-    """
-    planes, blocks = snapshot.planes(file.index), (1 << file.page_order) // BLOCK_PAGES
-    private, _ = planes.private.uniform_blocks(blocks)
-    _, absent = planes.allocated.uniform_blocks(blocks)
-    return int((private & ~absent).sum()), int((~private & ~absent).sum())
 
 
 @over_time

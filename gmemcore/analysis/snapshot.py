@@ -19,7 +19,7 @@ from gmemcore.analysis.snapshot_file import read_snapshots, write_snapshots
 from gmemcore.analysis.states import STATES, states_of
 from gmemcore.analysis.tables import Table, extra, make_table, write_parquet
 from gmemcore.engine.counters import COUNTER_NAMES
-from gmemcore.engine.packed import PackedState
+from gmemcore.engine.packed import BLOCK_PAGES, PackedState
 from gmemcore.html import facts
 from gmemcore.machine import GuestMemfd, Vm
 from gmemcore.uapi import PAGE_SHIFT
@@ -91,9 +91,15 @@ class Snapshot(SnapshotState):
 
     @property
     def memory_pages(self) -> int:
-        """Pages of memory in use: in `legacy` those of both sides."""
-        states = [state for file in self.files for state in (file.state, file.host) if state is not None]
-        return sum(state.totals["allocated"] for state in states)
+        """Pages of memory in use: in `legacy` those of both sides, in huge pages all pages of each."""
+        pages = 0
+        for file in self.files:
+            if file.page_order:
+                pages += sum(self.count_folios(file)) << file.page_order
+            else:
+                states = [state for state in (file.state, file.host) if state is not None]
+                pages += sum(state.totals["allocated"] for state in states)
+        return pages
 
     @property
     def plot(self) -> SnapshotPlot:
@@ -201,6 +207,17 @@ class Snapshot(SnapshotState):
             poisoned=own["poisoned"],
             memory_pages=memory + file.host.totals["allocated"],
         )
+
+    def count_folios(self, file: FileState) -> tuple[int, int]:
+        """Count the huge pages of a file in use that are whole folios, and those that are split.
+
+        Page state decides: a huge page is in use if one of its pages is allocated, and then whole if all of
+        them are private.
+        """
+        planes, blocks = self.planes(file.index), (1 << file.page_order) // BLOCK_PAGES
+        private, _ = planes.private.uniform_blocks(blocks)
+        _, absent = planes.allocated.uniform_blocks(blocks)
+        return int((private & ~absent).sum()), int((~private & ~absent).sum())
 
     def _private_pages(self, file: FileState) -> Bitmap:
         """Pages of a file whose guest frames are private, through its memslots."""

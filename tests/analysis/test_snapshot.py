@@ -94,6 +94,8 @@ def test_mapping_sizes_are_those_of_the_folios(order, tmp_path):
         assert (row["entries"], row["split"], row["struct_pages"]) == (2, 1, struct_pages)
         assert table["fraction"].sum() == pytest.approx(1)
     assert Series([taken]).tabulate(mapping_sizes)["bytes"].sum() == 3 * size + P
+    huge.host_touch(4 * size, P)  # one page, and the whole huge page is in use
+    assert take(vm).memory_pages * P == mapping_sizes(vm)["bytes"].sum() == 4 * size + P
 
 
 def test_a_file_alone():
