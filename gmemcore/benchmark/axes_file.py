@@ -14,7 +14,7 @@ from gmemcore.files.kinds import expecting
 from gmemcore.files.reading import read_file, toml_tree
 from gmemcore.machine.huge_pages import page_order_of
 from gmemcore.names import member, plain
-from gmemcore.policy import EFFECTS, HUGE_PAGES, Abi, content_flags, get_abi
+from gmemcore.policy import EFFECTS, HUGE_PAGES, Abi, content_flags, default_abi, get_abi
 from gmemcore.uapi import PAGE_SIZE, ContentWork, Direction, Phase
 from gmemcore.units import format_sizes, parse_size
 
@@ -138,8 +138,8 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     def _revisions(self, proposals: Sequence[Abi]) -> list[Abi]:
         """Return the revisions that are named, else the proposals, else for huge pages one that has them."""
         if self.abi is None:
-            default = [*HUGE_PAGES.values()][:1] if max(self.page_size) > PAGE_SIZE else []
-            return [*proposals] or default
+            largest = max(self.page_size)
+            return [*proposals] or ([default_abi(largest)] if largest > PAGE_SIZE else [])
         own = {plain(row.name): row for row in proposals}
         return [own.get(plain(name)) or get_abi(name) for name in self.abi]
 

@@ -116,7 +116,7 @@ class Targets:
         InputError
             A proposal that can't be read, or a name that doesn't exist.
         """
-        from gmemcore.policy import ABIS, DEFAULT_ABI, HUGE_PAGES
+        from gmemcore.policy import ABIS, HUGE_PAGES, default_abi
         from gmemcore.policy.proposal import read_proposals
         from gmemcore.workload.replay import targets
 
@@ -124,7 +124,7 @@ class Targets:
         if self.all_abis and self.abi is not None:
             raise InputError("--all-abis and --abi exclude each other")
         is_huge = max(self.page_size) > PAGE_SIZE
-        default = next(iter(HUGE_PAGES)) if is_huge else DEFAULT_ABI
+        default = default_abi(max(self.page_size)).name
         names = (*ABIS, *read) if self.all_abis else self.abi or read or (default,)
         known = revisions(self.proposal)
         vm_types = self.vm_type or (tuple(VmType) if self.all_abis else (VmType(recorded),))

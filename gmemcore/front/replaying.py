@@ -6,9 +6,9 @@ import msgspec
 
 from gmemcore.analysis.runs import ReplayRun
 from gmemcore.front.running import DEFAULT_VM_TYPE
-from gmemcore.front.workloads import Memory, Workload, abis_of, load
+from gmemcore.front.workloads import Memory, Workload, abis_of, load, with_pages
 from gmemcore.names import chosen
-from gmemcore.policy import DEFAULT_ABI
+from gmemcore.policy import default_abi
 from gmemcore.results.environment import as_object, environment
 from gmemcore.results.replay import Replay, ReplayFirst, ReplayTrace
 from gmemcore.uapi import ContentWork, Firmware, VmType
@@ -20,7 +20,7 @@ from gmemcore.workload.replay import replay as replay_one
 
 def replay(
     workload: Workload,
-    abis: Any = DEFAULT_ABI,
+    abis: Any = None,
     vm_types: Any = None,
     firmware: Firmware | str = Firmware.TODAY,
     *,
@@ -45,8 +45,9 @@ def replay(
     ----------
     workload, memory, operations, seed, flags, backing, contents, discard, touch, launching, guest, launch
         As `gmemcore.run`.
-    abis : str, Abi, Path, or a sequence of them
-        Revisions: ``"v5"``, ``"v5,two-caps"``, ``"all"``; the path of a proposal's TOML file.
+    abis : str, Abi, Path, a sequence of them, or None
+        Revisions: ``"v5"``, ``"v5,two-caps"``, ``"all"``; the path of a proposal's TOML file. None: v5, with
+        huge pages huge-partial.
     vm_types : str, VmType, or a sequence of them
         ``"SNP"``, ``"SNP,TDX"``, ``"all"``; by default what the workload is from, else SNP.
     firmware : Firmware or str
@@ -54,7 +55,7 @@ def replay(
     cost : str, Path, CostFile or None
         Nanoseconds per event on some hardware, to predict time by.
     page_sizes : str
-        Pages that files consist of: ``"4k,2m,1g"``, the huge ones under a revision that has them.
+        Pages that files consist of: ``"4k,2m,1g"``. Only huge-partial and huge-rollback have huge ones.
     **parameters
         As `gmemcore.run`.
 
@@ -94,8 +95,12 @@ def replay(
     header = loaded.trace.header
     kinds = chosen(VmType, vm_types if vm_types is not None else header.vm_type or DEFAULT_VM_TYPE)
     backing, contents = kept_bytes(backing, contents)
+    sizes = parse_sizes(page_sizes)
+    largest = max(sizes)
+    named = abis_of(default_abi(largest) if abis is None else abis)
+    revisions = [with_pages(abi, largest) for abi in named]
     records = []
-    for target in targets(abis_of(abis), kinds, firmware, parse_sizes(page_sizes)):
+    for target in targets(revisions, kinds, firmware, sizes):
         result = replay_one(
             loaded.trace,
             target,

@@ -13,13 +13,13 @@ from gmemcore.analysis.snapshot import Snapshot
 from gmemcore.analysis.tables import Table, make_table
 from gmemcore.engine import Counters
 from gmemcore.errors import InvalidArgumentError
-from gmemcore.front.workloads import Loaded, Memory, Workload, load
+from gmemcore.front.workloads import Loaded, Memory, Workload, load, with_pages
 from gmemcore.html import note
 from gmemcore.machine import VmFace, create_vm
 from gmemcore.machine.huge_pages import page_order_of
 from gmemcore.names import member
-from gmemcore.policy import DEFAULT_ABI, Abi, flag_name, get_abi
-from gmemcore.uapi import ContentMode, ContentWork, Firmware, VmType
+from gmemcore.policy import Abi, default_abi, flag_name, get_abi
+from gmemcore.uapi import PAGE_SIZE, ContentMode, ContentWork, Firmware, VmType
 from gmemcore.workload.outcomes import NAMES, Outcomes
 from gmemcore.workload.player import Player, build
 from gmemcore.workload.replay import Flags, kept_bytes, with_flags
@@ -205,7 +205,7 @@ def run(
     workload: Workload,
     memory: Memory = None,
     vm_type: VmType | str | int | None = None,
-    abi: str | Abi = DEFAULT_ABI,
+    abi: str | Abi | None = None,
     firmware: Firmware | str = Firmware.TODAY,
     *,
     operations: int | None = None,
@@ -235,7 +235,7 @@ def run(
     vm_type : VmType, str or int
         ``SNP`` and the like; by default what the workload is from, else SNP.
     abi, firmware
-        Revision of the interface, and ``today`` or ``cipher``.
+        Revision of the interface (None: v5, with huge pages huge-partial), and ``today`` or ``cipher``.
     operations : int or None
         Most operations; None: all, or 100,000 of a behaviour that doesn't end.
     every : int or None
@@ -259,7 +259,8 @@ def run(
     guest, launch
         Which guest of a log, and which of its launches, from 1.
     page_size : int or str
-        Pages that files consist of: ``4k``, or ``2m`` or ``1g`` under a revision with huge pages.
+        Pages that files consist of: ``4k``, ``2m`` or ``1g``. Only huge-partial and huge-rollback have
+        huge ones.
     **parameters
         Of the behaviour, as ``swiotlb="64m"``.
 
@@ -284,13 +285,10 @@ def run(
     >>> len(boot.series), boot.snapshot.phase
     (4, 'running')
     """
-    every, abi, firmware, flags = (
-        _checked(every),
-        get_abi(abi),
-        member(Firmware, firmware),
-        member(Flags, flags),
-    )
+    every, firmware, flags = _checked(every), member(Firmware, firmware), member(Flags, flags)
     kind, page_order = None if vm_type is None else member(VmType, vm_type), page_order_of(page_size)
+    size = PAGE_SIZE << page_order
+    abi = with_pages(default_abi(size) if abi is None else get_abi(abi), size)
     loaded = load(
         workload,
         memory=memory,

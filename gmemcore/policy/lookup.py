@@ -17,6 +17,7 @@ from gmemcore.policy.ranks import ByteOperation, Operations
 from gmemcore.policy.releases import RELEASES
 from gmemcore.policy.revisions import ABIS, ALIASES, DEFAULT_ABI
 from gmemcore.uapi import (
+    PAGE_SIZE,
     Capability,
     ContentMode,
     Direction,
@@ -99,6 +100,11 @@ def get_abi(name: str | Abi = DEFAULT_ABI) -> Abi:
     if abi is None:
         raise InvalidArgumentError(f"unknown abi {name!r}; known: {', '.join(abi_names())}")
     return abi
+
+
+def default_abi(page_size: int) -> Abi:
+    """Return the revision of a guest for which none is named: with huge pages, the first that has them."""
+    return next(iter(HUGE_PAGES.values())) if page_size > PAGE_SIZE else ABIS[DEFAULT_ABI]
 
 
 def abi_names() -> tuple[str, ...]:

@@ -231,6 +231,23 @@ def test_replays_with_a_proposal_and_a_cost_file(tmp_path):
         gm.replay("snp-boot", 5)
 
 
+def test_huge_pages_need_a_revision_that_has_them():
+    asked = {"memory": "16m", "operations": 20}
+    assert gm.run("bounce-churn", page_size="2m", **asked).vm.abi.name == "huge-partial"
+    done = gm.replay("bounce-churn", page_sizes="4k,2m", **asked)
+    assert [(row.abi, row.page_size) for row in done.records] == [
+        ("huge-partial", 4096),
+        ("huge-partial", 2 << 20),
+    ]
+    needs = "pages of 2 MiB need abi huge-partial or huge-rollback, not v5"
+    for call in (
+        lambda: gm.run("bounce-churn", abi="v5", page_size="2m", **asked),
+        lambda: gm.replay("bounce-churn", "huge-partial,v5", page_sizes="4k,2m", **asked),
+    ):
+        with pytest.raises(InvalidArgumentError, match=needs):
+            call()
+
+
 # ---- stress ------------------------------------------------------------------------------------------------
 
 SPEC = """
