@@ -23,8 +23,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gmemcore.results.bench_tables import page_size_words
 from gmemcore.uapi import PAGE_SIZE
-from gmemcore.units import size_words
 
 Mask = NDArray[np.bool_]
 
@@ -134,10 +134,8 @@ class Setting:
     def __str__(self) -> str:
         pages = "huge pages" if self.huge_pages else "small pages"
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
-        parts = [self.backing, pages, threads, *["enforced by mprotect"] * self.enforce]
-        if self.page_size > PAGE_SIZE:
-            parts.append(f"files of {size_words(self.page_size)} pages")
-        return ", ".join(parts)
+        enforced = ["enforced by mprotect"] * self.enforce
+        return ", ".join([self.backing, pages, threads, *enforced, *page_size_words(self.page_size)])
 
 
 DEFAULT_SETTING: Final = Setting()

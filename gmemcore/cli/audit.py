@@ -167,11 +167,11 @@ def _as_row(row: "AuditRow") -> tuple[str, ...]:
 
 def _print_after_failure(rows: "list[AuditRow]", *, markdown: bool = False) -> None:
     """Print what a caller has to handle after a conversion of huge pages failed."""
-    from gmemcore.vmm.audit import HUGE_PAGES as COUNT
+    from gmemcore.vmm.audit import FAILING_PAGES
 
     if not rows:
         return
-    say(f"\nAfter a conversion of {COUNT} huge pages failed at one, a caller handles:")
+    say(f"\nAfter a conversion of {FAILING_PAGES} huge pages failed at one, a caller handles:")
     print_legend(
         {row.abi: _handled(row.after_failure) for row in rows if row.after_failure}, markdown=markdown
     )

@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,9 @@ from gmemcore.engine.arguments import as_int, as_u64
 from gmemcore.errors import InvalidArgumentError, OutOfMemoryError
 from gmemcore.machine.versions import Versions
 from gmemcore.policy import Abi
+from gmemcore.policy.huge_pages import ORDERS
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, GuestMemfdFlag
 from gmemcore.units import format_size
-
-ORDERS: Final = (9, 18)
-"""Orders of the host's huge pages: 2 MiB and 1 GiB."""
 
 
 class Folio(IntEnum):

@@ -26,7 +26,7 @@ from gmemcore.uapi import (
 from gmemcore.vmm.huge_pages import AfterFailure, after_failure
 from gmemcore.vmm.probe import probe
 
-HUGE_PAGES: Final = 5
+FAILING_PAGES: Final = 5
 """Huge pages of a conversion that fails."""
 
 _SIZE = 2 * PAGE_SIZE
@@ -107,8 +107,8 @@ class AuditRow:
     cells : tuple of AuditCell
         The evidence.
     after_failure : AfterFailure or None
-        Of a revision with huge pages: what a caller has to handle after a conversion of `HUGE_PAGES` of them
-        failed.
+        Of a revision with huge pages: what a caller has to handle after a conversion of `FAILING_PAGES` of
+        them failed.
     """
 
     abi: str
@@ -174,7 +174,7 @@ def audit_abi(abi: Abi | str) -> AuditRow:
         capabilities=tuple(dict.fromkeys(row.name for row in revision.capabilities)),
         capability_bits=_capability_bits(revision),
         cells=cells,
-        after_failure=after_failure(revision, HUGE_PAGES) if revision.huge_pages else None,
+        after_failure=after_failure(revision, FAILING_PAGES) if revision.huge_pages else None,
     )
 
 
