@@ -11,6 +11,7 @@ import mmap
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -293,18 +294,21 @@ def backing_factory(name: str, **options: object) -> BackingFactory:
     return lambda size: kind(size, **chosen)
 
 
+@lru_cache(maxsize=32)
+def _parameters_of(kind: Callable[..., Backing]) -> tuple[inspect.Parameter, ...]:
+    """Return the parameters of a backing after its size. Reading a signature takes a third of making a Vm."""
+    return tuple(inspect.signature(kind).parameters.values())[1:]
+
+
 def _options_of(kind: Callable[..., Backing]) -> dict[str, inspect.Parameter]:
     """Return the parameters of a backing after its size, by name."""
-    after_size = list(inspect.signature(kind).parameters.values())[1:]
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {each.name: each for each in after_size if each.kind in named}
+    return {each.name: each for each in _parameters_of(kind) if each.kind in named}
 
 
 def _takes(kind: Callable[..., Backing], option: str) -> bool:
     """Return whether a backing has an option, or takes any (``**options``)."""
-    takes_any = any(
-        each.kind is inspect.Parameter.VAR_KEYWORD for each in inspect.signature(kind).parameters.values()
-    )
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in _parameters_of(kind))
     return takes_any or option in _options_of(kind)
 
 
