@@ -126,6 +126,17 @@ def churn(out, key, at, ranges, cell_size, is_on, sizes, steps):
         write(out, 3 * k + 2, steps[row, 1], gpa, size, U0)
 
 
+@entry
+def set_flags(operations, to_shared, to_private):
+    """Set the flags of conversions, by direction; 0: leave them."""
+    for k in range(operations.shape[0]):
+        if operations[k, 0] & STEP_MASK == U0:
+            if operations[k, 3] == U0 and to_shared:
+                operations[k, 4] = to_shared
+            elif operations[k, 3] == PRIVATE and to_private:
+                operations[k, 4] = to_private
+
+
 # ---- batches -------------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,9 @@ OPERATION = np.dtype(
 Operations = NDArray[Any]
 """A structured array of `OPERATION`, shape (n,)."""
 
+LOOPS: Final = "gmemcore.workload.loops"
+"""The module of compiled loops over operations."""
+
 
 class Access(IntEnum):
     """Kind of a guest's access, which it chooses on SNP and TDX."""

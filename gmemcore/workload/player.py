@@ -25,7 +25,7 @@ from gmemcore.errors import (
     InvalidArgumentError,
     LaunchUpdateError,
 )
-from gmemcore.machine import GuestMemfd, VmFace, memslot_pieces
+from gmemcore.machine import GuestMemfd, Memslot, VmFace, memslot_pieces
 from gmemcore.machine.access import check_guest_range
 from gmemcore.uapi import (
     PAGE_SIZE,
@@ -40,6 +40,7 @@ from gmemcore.workload.fill import PIECE, Fill
 from gmemcore.workload.layout import Layout
 from gmemcore.workload.operations import (
     FROM_SOURCE,
+    LOOPS,
     Access,
     Operations,
     as_words,
@@ -55,8 +56,6 @@ _KINDS: Final[dict[int, bool | None]] = {
     Access.SHARED: False,
     Access.PRIVATE: True,
 }
-LOOPS: Final = "gmemcore.workload.loops"
-"""The module of compiled loops."""
 _BATCH: Final = 10
 """Operations in a row from which on a batch is quicker than single calls."""
 _TOUCHES: Final = (
@@ -212,6 +211,7 @@ class Player:
         self._fill = Fill(seed)
         self._discard = discard
         self._before = vm.counters
+        self._slots = _Slots(())
 
     @property
     def counters(self) -> Counters:
@@ -238,8 +238,13 @@ class Player:
         """
         check_array(operations)
         outcomes = np.zeros(len(operations), OUTCOME)
-        slots = _Slots(self.vm)
-        if len(operations) >= _BATCH and is_compiled() and not self.vm.abi.legacy:
+        slots = self._current_slots()
+        if len(operations) < _BATCH:
+            check_operations(operations)
+            self._run_single(slots, operations, outcomes, 0, len(operations))
+            self.done += len(operations)
+            return outcomes
+        if is_compiled() and not self.vm.abi.legacy:
             gmem, columns = slots.read_batch(operations)
             if gmem is not None:
                 _apply(gmem, columns, operations["gpa"], outcomes, slice(None))
@@ -258,6 +263,13 @@ class Player:
                 self._run_single(slots, operations, outcomes, start, end)
         self.done += len(operations)
         return outcomes
+
+    def _current_slots(self) -> "_Slots":
+        """Return the Vm's memslots, read again only if they are other ones than the last time."""
+        memslots = self.vm.memslots
+        if memslots is not self._slots.memslots:
+            self._slots = _Slots(memslots)
+        return self._slots
 
     def _run_single(
         self, slots: "_Slots", operations: Operations, outcomes: Outcomes, start: int, end: int
@@ -405,22 +417,24 @@ _RUN: Final[dict[int, Callable[[Player, "_Slots", _One], None]]] = {
 class _Slots:
     """The memslots of a Vm, as arrays: finds the files of many operations at once, or the pieces of one."""
 
-    def __init__(self, vm: VmFace) -> None:
-        self._slots = vm.memslots
-        self.files = tuple(dict.fromkeys(slot.gmem for slot in self._slots))
+    def __init__(self, memslots: tuple[Memslot, ...]) -> None:
+        self.memslots = memslots
+        self.files = tuple(dict.fromkeys(slot.gmem for slot in memslots))
         self.have_bytes = all(gmem.has_bytes for gmem in self.files)
-        self._starts = np.array([slot.gpa for slot in self._slots], np.uint64)
-        self._sizes = np.array([slot.size for slot in self._slots], np.uint64)
-        self._offsets = np.array([slot.gmem_offset for slot in self._slots], np.uint64)
-        self._files = np.array([self.files.index(slot.gmem) for slot in self._slots], np.intp)
+        self._starts = np.array([slot.gpa for slot in memslots], np.uint64)
+        self._sizes = np.array([slot.size for slot in memslots], np.uint64)
+        self._offsets = np.array([slot.gmem_offset for slot in memslots], np.uint64)
+        self._files = np.array([self.files.index(slot.gmem) for slot in memslots], np.intp)
+        files = self._files.astype(np.uint64)
+        self._rows = np.stack([self._starts, self._sizes, self._offsets, files], axis=1)
 
     def locate(self, operations: Operations) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
         """File (its index in `files`; -1 unless one memslot holds all of it) and offset of each operation."""
-        if not self._slots:
+        if not self.memslots:
             return np.full(len(operations), -1), np.zeros(len(operations), np.uint64)
         gpa, size = (np.ascontiguousarray(operations[name]) for name in ("gpa", "size"))
         slot = np.zeros(1, np.intp)
-        if len(self._slots) > 1:
+        if len(self.memslots) > 1:
             slot = np.searchsorted(self._starts, gpa, side="right") - 1
         within = gpa - self._starts.take(slot)  # below the first memslot this wraps, and is beyond its size
         sizes = self._sizes.take(slot)
@@ -430,9 +444,8 @@ class _Slots:
     def read_batch(self, operations: Operations) -> tuple[GuestMemfd | None, NDArray[np.uint64]]:
         """Return operations as columns of one batch and its file; no file: they take more than that."""
         columns = np.empty((5, len(operations)), np.uint64)
-        rows = np.array([self._starts, self._sizes, self._offsets, self._files.astype(np.uint64)]).T
         words, variants = as_words(np.ascontiguousarray(operations)), _VARIANTS_IN_BATCH[self.have_bytes]
-        file = load(LOOPS).read_batch(words, np.ascontiguousarray(rows), variants, columns)
+        file = load(LOOPS).read_batch(words, self._rows, variants, columns)
         return None if file < 0 else self.files[file], columns
 
     def pages(self, one: _One, hole: type[GmemError] | None) -> Iterator[tuple[GuestMemfd, int, int]]:
@@ -458,7 +471,7 @@ class _Slots:
         """
         check_guest_range(one.gpa, one.size)
         end = one.gpa + one.size
-        overlapping = [slot for slot in self._slots if slot.gpa < end and one.gpa < slot.gpa + slot.size]
+        overlapping = [slot for slot in self.memslots if slot.gpa < end and one.gpa < slot.gpa + slot.size]
         if hole is not None:
             at = one.gpa
             for slot in overlapping:

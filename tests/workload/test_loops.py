@@ -11,7 +11,7 @@ from gmemcore.workload import player as players
 from gmemcore.workload.behaviours import BEHAVIOURS, compiled
 from gmemcore.workload.behaviours import behaviour as behaviours
 from gmemcore.workload.layout import Layout, Region
-from gmemcore.workload.operations import as_words, empty_operations, join_operations, shows_launch
+from gmemcore.workload.operations import LOOPS, as_words, empty_operations, join_operations, shows_launch
 from gmemcore.workload.player import Player, build
 from gmemcore.workload.seeds import Stream
 from gmemcore.workload.streams import limit
@@ -27,7 +27,7 @@ LAYOUTS = {
 }
 COMPILED = {name: row for name, row in BEHAVIOURS.items() if row.compiled}
 PARAMETERS = {
-    "scatter": ({}, {"run": "4k"}, {"run": "1g"}),
+    "scatter": ({}, {"run": "4k", "share_flags": 2, "private_flags": 3}, {"run": "1g"}),
     "fragmentation": ({}, {"pieces": 3}, {"pieces": 100, "run": "16k"}, {"pieces": 256, "block": "4m"}),
     "bounce-churn": ({}, {"buffer": "1m", "granularity": "384k"}, {"accesses": False, "share_flags": 2}),
 }
@@ -72,7 +72,7 @@ def test_sizes_are_counted_by_powers_of_two():
     operations["size"][:-1] = pages * np.uint64(PAGE_SIZE)
     operations["step"][-2:] = Step.ACCEPT  # not counted
     counts = np.zeros(40, np.int64)
-    load(players.LOOPS).count_sizes(as_words(operations), np.zeros(256, np.int64), counts)
+    load(LOOPS).count_sizes(as_words(operations), np.zeros(256, np.int64), counts)
     expected = [0] * 40
     for each in pages[:-1].tolist():
         if each:
@@ -119,7 +119,7 @@ def test_a_batch_that_is_read_at_once_does_what_the_others_do(vm_type, name, hos
 def test_a_batch_is_read_at_once_where_it_is_of_one_file(monkeypatch):
     vm = create_vm("SNP", "v5")
     build(vm, LAYOUTS["three"])
-    slots = players._Slots(vm)
+    slots = players._Slots(vm.memslots)
     rng = np.random.default_rng(5)
     of_one = random_operations(rng, Layout.single(3 * M), 50, False)
     gmem, columns = slots.read_batch(of_one)

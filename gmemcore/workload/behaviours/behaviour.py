@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from gmemcore.engine.jit import is_compiled
+from gmemcore.engine.jit import is_compiled, load
 from gmemcore.engine.steps import Step
 from gmemcore.workload.behaviours.guest import SeededGuest
 from gmemcore.workload.behaviours.parameters import Kind, Parameter, Value, checked, switch
-from gmemcore.workload.operations import Operations
+from gmemcore.workload.operations import LOOPS, Operations, as_words
 from gmemcore.workload.seeds import Stream
 from gmemcore.workload.streams import CHUNK, rechunk
 
@@ -118,9 +118,10 @@ class Behaviour:
         values = self.check(parameters)
         stream = seed if isinstance(seed, Stream) else Stream(seed)
         common = {row.name: values.pop(row.name) for row in COMMON}
-        generate = self.compiled if compiled and self.compiled and is_compiled() else self.generate
+        in_loops = compiled and is_compiled()
+        generate = self.compiled if in_loops and self.compiled else self.generate
         made = generate(SeededGuest.of(layout, stream.split("behaviour", self.name)), **values)
-        return rechunk(_with_common(made, **common), chunk)
+        return rechunk(_with_common(made, in_loops=in_loops, **common), chunk)
 
     def check(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return a value for every parameter, given as values or texts; EINVAL for one that can't be."""
@@ -132,12 +133,14 @@ class Behaviour:
 
 
 def _with_common(
-    stream: Iterator[Operations], accesses: bool, share_flags: int, private_flags: int
+    stream: Iterator[Operations], accesses: bool, share_flags: int, private_flags: int, *, in_loops: bool
 ) -> Iterator[Operations]:
     """The same stream, as the common parameters have it."""
     for operations in stream:
         kept = operations if accesses else operations[~np.isin(operations["step"], _ACCESSES)]
-        if share_flags or private_flags:
+        if in_loops and (share_flags or private_flags):
+            load(LOOPS).set_flags(as_words(kept), np.uint64(share_flags), np.uint64(private_flags))
+        elif share_flags or private_flags:
             converts = kept["step"] == Step.CONVERT
             for attributes, flags in ((0, share_flags), (8, private_flags)):
                 if flags:

@@ -10,12 +10,16 @@ from gmemcore.engine.steps import Step
 from gmemcore.uapi import PAGE_SIZE
 from gmemcore.workload.behaviours.devices import pool_of
 from gmemcore.workload.behaviours.guest import BLOCK, PRIVATE, SeededGuest, over
-from gmemcore.workload.operations import Operations, as_words, empty_operations
+from gmemcore.workload.operations import LOOPS, OPERATION, Operations, as_words
 
-LOOPS: Final = "gmemcore.workload.loops"
 _USES: Final = np.array(
     [[Step.HOST_WRITE, Step.GUEST_READ], [Step.ACCEPT, Step.GUEST_WRITE]], np.uint64
 )  # of a buffer that comes, and of one that goes
+
+
+def _unwritten(n: int) -> Operations:
+    """Return n operations whose every word is still to be written."""
+    return np.empty(n, OPERATION)
 
 
 def scatter(guest: SeededGuest, *, run: int) -> Iterator[Operations]:
@@ -25,7 +29,7 @@ def scatter(guest: SeededGuest, *, run: int) -> Iterator[Operations]:
     keys = [np.uint64(guest.stream.split(name).key) for name in ("place", "length and direction")]
     head, at = over(Step.CONVERT, guest.ranges, PRIVATE), 0
     while True:
-        made = empty_operations(len(head) + 5 * BLOCK)
+        made = _unwritten(len(head) + 5 * BLOCK)
         made[: len(head)] = head
         fill(as_words(made), len(head), *keys, np.uint64(at), ranges, np.uint64(run // PAGE_SIZE))
         yield made
@@ -43,7 +47,7 @@ def fragmentation(guest: SeededGuest, *, block: int, pieces: int, run: int) -> I
         key = np.uint64(guest.stream.split("turn", turn).key)
         for attributes in (0, PRIVATE):
             for low in range(0, total, 5 * BLOCK):
-                made = empty_operations(min(5 * BLOCK, total - low))
+                made = _unwritten(min(5 * BLOCK, total - low))
                 yield made[: fill(as_words(made), key, np.uint64(low), *of_all, np.uint64(attributes))]
         turn += 1
 
@@ -55,7 +59,7 @@ def bounce_churn(guest: SeededGuest, *, pool: float, buffer: int, granularity: i
     key, at = np.uint64(toggles.stream.key), 0
     yield over(Step.CONVERT, area, PRIVATE)
     while True:
-        made = empty_operations(3 * BLOCK)
+        made = _unwritten(3 * BLOCK)
         fill(as_words(made), key, np.uint64(at), grid.rows, grid.cell, toggles.on, sizes, _USES)
         yield made
         at += BLOCK
