@@ -160,7 +160,7 @@ class Blocks(NamedTuple):
         Uniform blocks are one piece; only mixed ones are read page by page.
         """
         if end - start == 1:
-            return [(start, end, self._planes_of(start))]
+            return [(start, end, self.planes_of(start))]
         words = self.words
         differ = words[1:] != words[:-1]
         if (self.first + len(words)) * _BLOCK_PAGES >= self.n_pages:
@@ -176,7 +176,7 @@ class Blocks(NamedTuple):
                     runs.append((at, until, planes))
         return runs
 
-    def _planes_of(self, page: int) -> int:
+    def planes_of(self, page: int) -> int:
         """Return the `Plane` bits of one page."""
         block, at = divmod(page, _BLOCK_PAGES)
         word, pages = int(self.words[block - self.first]), min(_BLOCK_PAGES, self.n_pages - page + at)

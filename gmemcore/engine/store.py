@@ -7,6 +7,7 @@ host memory next to it is another one. Each method makes one kernel call, which 
 import ctypes
 import struct
 import weakref
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -46,6 +47,7 @@ _CONVERSION: Final = struct.Struct("=7Q")
 _STEP: Final = struct.Struct("=9Q")
 """The same, then step and data."""
 _AT: Final = 8 * int(layout.FILE)
+_BLOCK_PAGES: Final = int(layout.BLOCK_PAGES)
 _FIELDS: Final = ("offset", "size", "attributes", "flags", "error_offset", "reserved")
 _REASON_AND_OFFSET: Final = struct.Struct("=2Q")
 
@@ -379,15 +381,23 @@ class Store:
 
     def blocks(self, start: int, end: int) -> Blocks:
         """Copy the state of the blocks that contain pages [start, end)."""
-        first, last = start // int(layout.BLOCK_PAGES), -(-end // int(layout.BLOCK_PAGES))
+        first, last = start // _BLOCK_PAGES, -(-end // _BLOCK_PAGES)
         words = np.empty(last - first, np.uint64)
         lines = np.empty((len(PLANE_NAMES), 8 * (last - first)), np.uint64)
         self._check(layout.copy_blocks, self._call(first), words, lines)
         return Blocks(self.n_pages, first, words, lines)
 
+    def planes_of(self, pages: Sequence[int]) -> list[Plane]:
+        """Return the planes of each of some pages."""
+        copies: dict[int, Blocks] = {}
+        for page in pages:
+            if page // _BLOCK_PAGES not in copies:
+                copies[page // _BLOCK_PAGES] = self.blocks(page, page + 1)
+        return [Plane(copies[page // _BLOCK_PAGES].planes_of(page)) for page in pages]
+
     def totals(self) -> dict[str, int]:
         """Count the pages of each plane."""
-        words = np.empty(-(-self.n_pages // int(layout.BLOCK_PAGES)), np.uint64)
+        words = np.empty(-(-self.n_pages // _BLOCK_PAGES), np.uint64)
         self._check(layout.copy_blocks, self._call(), words, np.empty((len(PLANE_NAMES), 0), np.uint64))
         return totals(words)
 

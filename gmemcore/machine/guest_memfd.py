@@ -359,6 +359,27 @@ class GuestMemfd:
         }
         return [(low, high, names[planes]) for low, high, planes in runs]
 
+    def planes_of(self, pages: Sequence[int]) -> list[Plane]:
+        """Return the planes that each of some pages is in; `state_runs` lists those of a range.
+
+        Parameters
+        ----------
+        pages : sequence of int
+            Numbers of pages of the file.
+
+        Raises
+        ------
+        InvalidArgumentError
+            EINVAL: a page beyond the end.
+        """
+        store = self._open(self._store)
+        pages = [as_u64(page, "page") for page in pages]
+        if pages and max(pages) >= store.n_pages:
+            raise InvalidArgumentError(
+                f"page {max(pages):#x} must be below {store.n_pages:#x}, the number of pages of the file"
+            )
+        return store.planes_of(pages)
+
     def survey(self) -> Survey:
         """Hash, count and check all page state in one pass."""
         return self._store.survey()

@@ -29,10 +29,16 @@ from gmemcore.stress.promise import Promise
 from gmemcore.stress.spec import Plan, Spec
 from gmemcore.uapi import ContentWork
 from gmemcore.workload.behaviours import BEHAVIOURS
-from gmemcore.workload.behaviours.compiled import LOOPS
 from gmemcore.workload.layout import Layout
-from gmemcore.workload.operations import Operations, as_words, empty_operations, shows_launch
-from gmemcore.workload.outcomes import NAMES, OUTCOME
+from gmemcore.workload.operations import (
+    LOOPS,
+    Operations,
+    as_words,
+    empty_operations,
+    join_operations,
+    shows_launch,
+)
+from gmemcore.workload.outcomes import NAMES, OUTCOME, Outcomes
 from gmemcore.workload.player import Player, build
 
 SIZE_CLASSES: Final = 40
@@ -119,10 +125,23 @@ class _Tally:
     operations: int = 0
     codes: Counter[int] = field(default_factory=Counter)
     sizes: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(SIZE_CLASSES, np.int64))
+    _waiting: list[tuple[Operations, Outcomes]] = field(default_factory=list)
     _all_ok: int = 0  # operations before the first refused one, while they are few
     _hash: Any = None
 
-    def add(self, operations: Operations, outcomes: Any) -> None:
+    def add(self, operations: Operations, outcomes: Outcomes) -> None:
+        """Add operations. `settle` counts them, all at once: events cut batches into many short pieces."""
+        self._waiting.append((operations, outcomes))
+
+    def settle(self) -> None:
+        """Count what was added."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        operations, outcomes = waiting[0]
+        if len(waiting) > 1:
+            operations = join_operations([part for part, _ in waiting])
+            outcomes = np.concatenate([part.view(np.uint8) for _, part in waiting]).view(OUTCOME)
         self.operations += len(operations)
         words, by_pages = as_words(np.ascontiguousarray(operations)), np.zeros(_SMALL, np.int64)
         load(LOOPS).count_sizes(words, by_pages, self.sizes)
@@ -248,6 +267,7 @@ class GuestRun:
             if position >= self._closely:
                 self._check()
         self._play(base + done, operations[done:])
+        self._tally.settle()
 
     def _play(self, number: int, operations: Operations) -> Any:
         """Run operations and add up their outcomes."""

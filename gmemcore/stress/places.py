@@ -124,17 +124,17 @@ class Places:
         dues = places(self._stream.split(kind), every, base, end)
         self._checks[f"{kind}_due"] += len(dues)
         candidates = candidates_of(operations) + base
-        first, (due, left) = base, self._waiting.get(kind, (0, 0))
-        for until in (*dues, end):
-            low, high = candidates.searchsorted((first, until))
-            tried = candidates[low:high][:left].tolist()
+        first, (due, left) = 0, self._waiting.get(kind, (0, 0))
+        stops = (*dues, end)
+        for until, stop in zip(candidates.searchsorted(stops).tolist(), stops, strict=True):
+            tried = candidates[first : min(until, first + left)].tolist()
             event = Event(kind, due)
             for position in tried:
                 if not self.is_open(event):
                     break
                 yield position, event
             self._waiting[kind] = due, left - len(tried)
-            first, due, left = until, until, TRIES
+            first, due, left = until, stop, TRIES
 
 
 def places(stream: Stream, every: int, start: int, end: int) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gmemcore.engine.state import Plane
 from gmemcore.engine.steps import Step
 from gmemcore.machine import GuestMemfd, VmFace
 from gmemcore.policy import cell
@@ -52,27 +53,26 @@ class Promise:
         if request.offset % PAGE_SIZE or request.size % PAGE_SIZE or end > gmem.n_pages:
             return {}
         drawn = [self._stream.one_below(end - first, due * SAMPLES + number) for number in range(SAMPLES)]
-        written = {}
-        for number, page in enumerate(sorted({first + at for at in drawn})):
-            planes = _planes(gmem, page)
+        pages, written = sorted({first + at for at in drawn}), {}
+        for number, (page, planes) in enumerate(zip(pages, gmem.planes_of(pages), strict=True)):
             if not self._is_live(request, planes):
                 continue
             data = self._fill.written(due * SAMPLES + number, 0, PAGE_SIZE).tobytes()
-            if "private" in planes:
+            if planes & Plane.PRIVATE:
                 self._vm.guest_write(gpa + page * PAGE_SIZE, data)
             else:
                 gmem.host_write(page * PAGE_SIZE, data)
             written[page] = data
         return written
 
-    def _is_live(self, request: Request, planes: tuple[str, ...]) -> bool:
+    def _is_live(self, request: Request, planes: Plane) -> bool:
         """Return whether the promise covers a page, and writing it in clear changes no page state."""
-        if "allocated" not in planes or "poisoned" in planes:
+        if not planes & Plane.ALLOCATED or planes & Plane.POISONED:
             return False
-        if not self._vm.platform.coco or "private" not in planes:
+        if not self._vm.platform.coco or not planes & Plane.PRIVATE:
             return True
         # Where the bytes are left alone, a guest's page is ciphertext to the host: nothing is promised.
-        return "accepted" in planes and (request.attributes != 0 or self._decrypts(request.flags))
+        return bool(planes & Plane.ACCEPTED) and (request.attributes != 0 or self._decrypts(request.flags))
 
     def _decrypts(self, flags: int) -> bool:
         """Return whether a conversion to shared with these flags decrypts."""
@@ -91,15 +91,14 @@ class Promise:
         ViolationError
             A side reads something else.
         """
-        for page, data in written.items():
-            planes, offset = _planes(gmem, page), page * PAGE_SIZE
-            found = {}
-            if "private" not in planes:
+        for (page, data), planes in zip(written.items(), gmem.planes_of([*written]), strict=True):
+            offset, found = page * PAGE_SIZE, {}
+            if not planes & Plane.PRIVATE:
                 found = {
                     "host": gmem.host_read(offset, PAGE_SIZE),
                     "guest": self._vm.guest_read(gpa + offset, PAGE_SIZE),
                 }
-            elif not self._vm.platform.coco or "accepted" in planes:
+            elif not self._vm.platform.coco or planes & Plane.ACCEPTED:
                 found = {"guest": self._vm.guest_read(gpa + offset, PAGE_SIZE)}
             else:  # before launch a launch update takes it from there
                 found = {"memory": gmem.dram(offset, PAGE_SIZE)}
@@ -109,8 +108,3 @@ class Promise:
                         f"{describe(request)}: the {side} doesn't read what was written to page {page:#x} "
                         "before the conversion"
                     )
-
-
-def _planes(gmem: GuestMemfd, page: int) -> tuple[str, ...]:
-    [(_, _, planes)] = gmem.state_runs(page * PAGE_SIZE, PAGE_SIZE)
-    return planes

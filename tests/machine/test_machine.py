@@ -697,6 +697,10 @@ def test_runs_of_pages_in_one_state_are_those_of_the_planes():
                 tuple(name for name in planes if planes[name][page]) for page in range(start, start + count)
             ]
             assert all(one[2] != other[2] for one, other in pairwise(runs))
+            some = sorted({0, start, start + count // 2, start + count - 1})
+            assert gmem.planes_of(some) == [
+                sum(bit for bit, name in enumerate(planes, start=1) if planes[name][page]) for page in some
+            ]
             where = np.flatnonzero(planes["private"] & ~planes["allocated"])
             assert gmem.find_page(["private"], ["allocated"]) == (int(where[0]) * P if len(where) else None)
 
@@ -708,6 +712,17 @@ def test_a_short_last_block_is_full_by_the_count_of_a_mixed_one():
     private = [(low, high) for low, high, names in gmem.state_runs(0, gmem.size) if "private" in names]
     assert private == [(100, 177), (512, 589)]
     assert outcome(gmem.state_runs, 0, gmem.size + P) == "EINVAL"
+    assert [int(planes) & 1 for planes in gmem.planes_of([99, 100, 176, 177, 511, 512, 588])] == [
+        0,
+        1,
+        1,
+        0,
+        0,
+        1,
+        1,
+    ]
+    assert gmem.planes_of([]) == []
+    assert {outcome(gmem.planes_of, [page]) for page in (589, -1, 1 << 64)} == {"EINVAL"}
     assert outcome(gmem.find_page, ["colour"]) == "EINVAL"
 
 
