@@ -71,6 +71,31 @@ def add_atomically(typing: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, index, value), generate
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def find_edges(typing: Any, words: Any, index: Any, before: Any, edges: Any, at: Any) -> Any:
+    """Find the bits of eight words that differ from the one before them; return which words have any.
+
+    In vectors, which LLVM doesn't make of a loop that also has to return a bit per word.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        one, lane, line = ir.IntType(64), ir.IntType(32), ir.VectorType(ir.IntType(64), 8)
+        source = _pointer(context, builder, signature.args[0], arguments[0], [arguments[1]])
+        target = _pointer(context, builder, signature.args[3], arguments[3], [arguments[4]])
+        bits = builder.load(builder.bitcast(source, line.as_pointer()), align=8)
+        last = builder.lshr(bits, ir.Constant(line, [63] * 8))
+        first = builder.insert_element(ir.Constant(line, None), arguments[2], ir.Constant(lane, 0))
+        order = ir.Constant(ir.VectorType(lane, 8), [0, *range(8, 15)])  # the first, then all but the last
+        carried = builder.shuffle_vector(first, last, order)
+        shifted = builder.or_(builder.shl(bits, ir.Constant(line, [1] * 8)), carried)
+        differing = builder.xor(bits, shifted)
+        builder.store(differing, builder.bitcast(target, line.as_pointer()), align=8)
+        found = builder.icmp_unsigned("!=", differing, ir.Constant(line, None))
+        return builder.zext(builder.bitcast(found, ir.IntType(8)), one)
+
+    return WORD(words, index, before, edges, at), generate
+
+
 # ---- views of addresses --------------------------------------------------------------------------
 
 
@@ -143,7 +168,7 @@ def last_error(typing: Any) -> Any:
 
 
 NAMES = (
-    *("prefetch", "zero_line", "add_atomically"),
+    *("prefetch", "zero_line", "find_edges", "add_atomically"),
     *("words_at", "table_at", "bytes_at", "loose_words_at"),
     *("lock", "unlock", "start_thread", "join_thread", "this_thread"),
     *("move_bytes", "compare_bytes", "advise", "protect", "seek", "list_resident", "last_error"),

@@ -39,6 +39,7 @@ from gmemcore.engine.plain import (
     advise,
     bytes_at,
     compare_bytes,
+    find_edges,
     join_thread,
     last_error,
     list_resident,
@@ -260,6 +261,8 @@ SEEK_DATA, SEEK_HOLE = np.int32(3), np.int32(4)
 EINTR, EAGAIN, EINVAL = np.int32(4), np.int32(11), np.int32(22)
 RESIDENT_PAGES = np.uint64(4096)  # pages per mincore call
 
+GROUP = np.uint64(64)  # blocks whose edges are found before they are listed: 4 KiB of them
+GROUP_ROWS, RUNS_SCRATCH = 64 * 8, 2 * 64 * 8
 GOLDEN = np.uint64(0x9E37_79B9_7F4A_7C15)
 AHEAD = np.uint64(32)  # requests: how far ahead page state is prefetched
 FIRST_LINES = np.uint64(16)  # of a page, to be prefetched: all 64 were as slow as none (docs/benchmark.md)
@@ -741,16 +744,22 @@ def mixed_in(state, value):
 
 
 @inlined
-def hash_line(lines, plane, block):
+def hash_line(lines, plane, block, rows):
     """Return the number of pages in a block's line of a plane, and two sums that depend on every bit."""
     row, found, sum_low, sum_high = block << U3, U0, U0, U0
-    for r in range(8):
+    for r in range(rows):
         bits = lines[plane, row + np.uint64(r)]
         found += popcount(bits)
-        key = GOLDEN * np.uint64(2 * r + 1)
+        key = GOLDEN * np.uint64(U2 * r + U1)
         sum_low += (bits ^ (bits >> U32)) * key
         sum_high += (bits ^ (bits << U7)) * (key ^ MIX)
     return found, sum_low, sum_high
+
+
+@inlined
+def rows_of_block(lines):
+    """Return 8, which the compiler doesn't know: it unrolls loops of eight, instead of using vectors."""
+    return smaller(U8, np.uint64(lines.shape[1]))
 
 
 @kernel
@@ -762,7 +771,7 @@ def survey_pages(address, out):
     """
     file = file_at(address)
     words, lines, n_pages = file.words, file.lines, file.header[N_PAGES]
-    low, high, mixed_blocks, plain = GOLDEN, n_pages, U0, U0
+    low, high, mixed_blocks, plain, rows = GOLDEN, n_pages, U0, U0, rows_of_block(lines)
     for b in range(words.shape[0]):
         block = np.uint64(b)
         word = words[block]
@@ -774,7 +783,7 @@ def survey_pages(address, out):
             plain += pages
             continue
         if word >> FIELD_BITS == U0:  # shared and private, and nothing else
-            found, sum_low, sum_high = hash_line(lines, PRIVATE, block)
+            found, sum_low, sum_high = hash_line(lines, PRIVATE, block, rows)
             low, high = mixed_in(low, sum_low), mixed_in(high, sum_high)
             plain += word
             mixed_blocks += U1
@@ -788,14 +797,14 @@ def survey_pages(address, out):
             out[SURVEY_TOTALS + plane] += count
             if count == U0 or count == pages:
                 continue
-            found, sum_low, sum_high = hash_line(lines, plane, block)
+            found, sum_low, sum_high = hash_line(lines, plane, block, rows)
             low, high = mixed_in(low, sum_low), mixed_in(high, sum_high)
             if p == 0:
                 mixed_blocks += U1
             if found != count:
                 out[SURVEY_PAGE] = block << BLOCK_SHIFT
                 return WRONG_COUNT
-        is_doubtful = pages != BLOCK_PAGES or contradicts(lines, word, block)
+        is_doubtful = pages != BLOCK_PAGES or contradicts(lines, word, block, rows)
         wrong = contradiction(words, lines, n_pages, block) if is_doubtful else U0
         if wrong != U0:
             out[SURVEY_PAGE] = block << BLOCK_SHIFT
@@ -834,7 +843,7 @@ def masks_of(word, plane):
 
 
 @inlined
-def contradicts(lines, word, block):
+def contradicts(lines, word, block, rows):
     """Return whether a page of a whole block breaks a relation between planes; all rows at once."""
     private_kept, private_set = masks_of(word, PRIVATE)
     allocated_kept, allocated_set = masks_of(word, ALLOCATED)
@@ -842,7 +851,7 @@ def contradicts(lines, word, block):
     accepted_kept, accepted_set = masks_of(word, ACCEPTED)
     pinned_kept, pinned_set = masks_of(word, PINNED)
     first, wrong = block << U3, U0
-    for r in range(8):
+    for r in range(rows):
         row = first + np.uint64(r)
         private = lines[PRIVATE, row] & private_kept | private_set
         allocated = lines[ALLOCATED, row] & allocated_kept | allocated_set
@@ -882,34 +891,55 @@ def most_runs(words, plane):
 
 
 @kernel
-def list_runs(words, lines, n_pages, plane, ends):
-    """Write the end page of each run of one plane; return how many. ends has room for `most_runs`."""
+def list_runs(words, lines, n_pages, plane, ends, scratch):
+    """Write the end page of each run of one plane; return how many, 0 if there is too little room.
+
+    The edges of a group of blocks are found a line at a time, then listed: no branch depends on where they
+    are. scratch: room for `RUNS_SCRATCH` words.
+    """
     field = plane * FIELD_BITS
+    edges, places = scratch[:GROUP_ROWS], scratch[GROUP_ROWS:]  # of a group: bits, and the rows with any
     before = plane_row(words, lines, n_pages, plane, U0) & U1  # the page before, as the lowest bit
-    runs, rows = U0, lines[plane]
-    for b in range(words.shape[0]):
-        block = np.uint64(b)
-        first = block << BLOCK_SHIFT
-        count = (words[block] >> field) & FIELD
-        if count == U0 or count == pages_of_block(n_pages, block):
-            value = U1 if count else U0
-            ends[runs] = first
-            runs += value ^ before
-            before = value
-            continue
-        for r in range(block << U3, (block + U1) << U3):
-            row = rows[r]
-            edges = row ^ ((row << U1) | before)
-            before = row >> U63
-            # Written unconditionally: most rows have no edge or one, and that branch is unpredictable.
-            ends[runs] = first + lowest_bit(edges)
-            runs += U1 if edges else U0
-            edges &= edges - U1
-            while edges != U0:
-                ends[runs] = first + lowest_bit(edges)
+    runs, rows, n_blocks = U0, lines[plane], np.uint64(words.shape[0])
+    for g in range((n_blocks + GROUP - U1) // GROUP):
+        group, found = np.uint64(g) * GROUP, U0
+        stop = smaller(group + GROUP, n_blocks)
+        for b in range(group, stop):
+            block = np.uint64(b)
+            at = (block - group) << U3
+            count = (words[block] >> field) & FIELD
+            if count == U0 or count == pages_of_block(n_pages, block):
+                value = U1 if count else U0
+                edges[at] = value ^ before
+                places[found] = at
+                found += value ^ before
+                before = value
+                continue
+            mask = find_edges(rows, block << U3, before, edges, at)
+            before = rows[(block << U3) + U7] >> U63
+            n_rows = popcount(mask)
+            for k in range(4):  # written unconditionally, as most blocks have few; and again below
+                places[found + np.uint64(k)] = at + lowest_bit(mask)
+                mask &= mask - U1
+            if mask != U0:
+                for k in range(4, 8):
+                    places[found + np.uint64(k)] = at + lowest_bit(mask)
+                    mask &= mask - U1
+            found += n_rows
+        if runs + ((stop - group) << BLOCK_SHIFT) >= np.uint64(ends.shape[0]):
+            return U0
+        for k in range(found):
+            bits = edges[places[k]]
+            first = (group << BLOCK_SHIFT) + (places[k] << ROW_SHIFT)
+            ends[runs] = first + lowest_bit(bits)
+            bits &= bits - U1
+            ends[runs + U1] = first + lowest_bit(bits)
+            runs += U1 + (U1 if bits else U0)
+            bits &= bits - U1
+            while bits != U0:
+                ends[runs] = first + lowest_bit(bits)
                 runs += U1
-                edges &= edges - U1
-            first += U64
+                bits &= bits - U1
     while runs and ends[runs - U1] >= n_pages:  # an artefact: bits beyond the end are clear
         runs -= U1
     ends[runs] = n_pages
@@ -3180,7 +3210,7 @@ def hash_contents(address):
     is_deferred = header[DEFERRED] != U0
     marks = bytes_at(header[DEFERRED] if is_deferred else header[WORDS], n_blocks)  # unread if eager
     lines = table_at(header[DEFERRED_LINES], U2, n_blocks << U3)
-    total, whole = U0, mix(ONES)
+    total, whole, rows = U0, mix(ONES), rows_of_block(lines)
     for b in range(n_blocks):
         block = np.uint64(b)
         pages = pages_of_block(n_pages, block)
@@ -3192,13 +3222,20 @@ def hash_contents(address):
         ):  # keyed, and nothing stored
             total += whole * GOLDEN * ((block << U7) + U64)  # the sum of its eight rows
             continue
+        if is_deferred and mark & MARK_MASK == U0 and pages == BLOCK_PAGES:  # nothing stored, some keyed
+            inverted = U0 - (mark >> MARK_BITS & INVERTED)
+            for r in range(rows):
+                row = (block << U3) + np.uint64(r)
+                total += mix(lines[KEYED, row] ^ inverted) * (GOLDEN * ((row << U1) + U1))
+            continue
         for r in range((pages + U63) >> ROW_SHIFT):
             row, first = (block << U3) + np.uint64(r), np.uint64(r) << ROW_SHIFT
             exists = bits_between(U0, smaller(pages - first, U64))
-            stored, keyed = plane_row(file.words, file.lines, n_pages, ALLOCATED, row) & exists, U0
             if is_deferred:
                 stored = contents_row(marks, lines, STORED, row) & exists
                 keyed = contents_row(marks, lines, KEYED, row) & exists
+            else:
+                stored, keyed = plane_row(file.words, file.lines, n_pages, ALLOCATED, row) & exists, U0
             found, streams = hash_stored(address, row, stored, keyed)
             total += found + mix(streams | (keyed & ~stored)) * (GOLDEN * ((row << U1) + U1))
     return total
@@ -3297,17 +3334,18 @@ def survey(call, out):
 
 
 @entry
-def copy_runs(call, ends):
-    """List the runs of a plane: how many, and whether the first is in it. `NO_ROOM`: the room they need."""
+def copy_runs(call, ends, scratch):
+    """List the runs of a plane: how many, and whether the first is in it. `NO_ROOM`: room that is enough."""
     if not enter_to_check(call):
         return CLOSED_FILE
     file, plane, reason = file_at(call[FILE]), call[ATTRIBUTES], U0
-    call[ANSWER] = most_runs(file.words, plane)
-    if call[ANSWER] <= np.uint64(ends.shape[0]):
-        call[ANSWER] = list_runs(file.words, file.lines, file.header[N_PAGES], plane, ends)
-        call[MORE] = plane_row(file.words, file.lines, file.header[N_PAGES], plane, U0) & U1
+    n_pages, call[ANSWER] = file.header[N_PAGES], U0
+    if ends.shape[0]:
+        call[ANSWER] = list_runs(file.words, file.lines, n_pages, plane, ends, scratch)
+    if call[ANSWER]:
+        call[MORE] = plane_row(file.words, file.lines, n_pages, plane, U0) & U1
     else:
-        reason = NO_ROOM
+        call[ANSWER], reason = most_runs(file.words, plane) + (GROUP << BLOCK_SHIFT) + U1, NO_ROOM
     unlock(call[FILE])
     return reason
 

@@ -34,6 +34,19 @@ def add_atomically(array: Words, index: int, value: int) -> None:
         array[index] += value
 
 
+def find_edges(words: Words, index: int, before: int, edges: Words, at: int) -> np.uint64:
+    """Find the bits of eight words that differ from the one before them; return which words have any.
+
+    before: the bit before the first word. The edges are written to edges[at] and those after it.
+    """
+    found = 0
+    for k, word in enumerate(words[index : index + 8]):
+        edges[at + k] = word ^ (word << 1 | before)
+        found |= int(edges[at + k] != 0) << k
+        before = word >> 63
+    return np.uint64(found)
+
+
 # ---- views of addresses --------------------------------------------------------------------------
 
 

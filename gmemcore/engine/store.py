@@ -48,6 +48,8 @@ _STEP: Final = struct.Struct("=9Q")
 """The same, then step and data."""
 _AT: Final = 8 * int(layout.FILE)
 _BLOCK_PAGES: Final = int(layout.BLOCK_PAGES)
+_MANY_RUNS: Final = 1 << 21
+"""Runs that there is room for at first: 16 MiB, which the allocator has without page faults."""
 _FIELDS: Final = ("offset", "size", "attributes", "flags", "error_offset", "reserved")
 _REASON_AND_OFFSET: Final = struct.Struct("=2Q")
 
@@ -360,13 +362,14 @@ class Store:
     def runs(self, plane: str = "private") -> tuple[NDArray[np.uint64], bool]:
         """Return the end page of each maximal run of one plane, and whether the first run is in it."""
         call = self._call(planes=PLANE_NAMES.index(plane))
-        ends = np.empty(0, np.uint64)
-        while (reason := layout.copy_runs(call.words, ends)) == layout.NO_ROOM:
-            ends = np.empty(call[layout.ANSWER], np.uint64)  # an upper bound: untouched memory costs nothing
+        ends, scratch = np.empty(0, np.uint64), np.empty(layout.RUNS_SCRATCH, np.uint64)
+        while (reason := layout.copy_runs(call.words, ends, scratch)) == layout.NO_ROOM:
+            enough = call[layout.ANSWER]  # an upper bound: untouched memory costs nothing
+            ends = np.empty(enough if len(ends) else min(enough, _MANY_RUNS), np.uint64)
         raise_for_file(reason)
-        runs = ends[: call[layout.ANSWER]], bool(call[layout.MORE])
+        n_runs, is_first_in = call[layout.ANSWER], bool(call[layout.MORE])
         idle.append(call)
-        return runs
+        return ends[:n_runs] if 2 * n_runs > len(ends) else ends[:n_runs].copy(), is_first_in
 
     def bitmap(self, plane: str) -> NDArray[np.uint64]:
         """Copy one plane as a bitmap, shape (ceil(n_pages / 64),): bit i of word w is page 64·w + i."""

@@ -705,6 +705,29 @@ def test_runs_of_pages_in_one_state_are_those_of_the_planes():
             assert gmem.find_page(["private"], ["allocated"]) == (int(where[0]) * P if len(where) else None)
 
 
+@pytest.mark.parametrize("room", [1, 40_000, 1 << 21])
+def test_ends_of_runs_are_where_the_plane_changes(room, monkeypatch):
+    """With any room at first: in blocks that are uniform, mixed or short, and groups of them."""
+    from gmemcore.engine import store
+
+    monkeypatch.setattr(store, "_MANY_RUNS", room)
+    choose = np.random.default_rng(7)
+    for pages in (1, 63, 512, 513, 64 * 512, 130 * 512 + 77):
+        gmem = gmemcore.create_vm("SNP", backing="none").create_guest_memfd(pages * P, 3)
+        for dense in (False, True):
+            if dense:
+                every_third = np.arange(0, pages, 3, dtype=np.uint64) * np.uint64(P)
+                gmem.set_memory_attributes_many(every_third[:3000], np.full(len(every_third[:3000]), P), 8)
+            starts = choose.integers(0, pages, 30)
+            ends = np.minimum(starts + choose.integers(1, 2000, 30), pages)
+            gmem.set_memory_attributes_many(starts * P, (ends - starts) * P, choose.integers(0, 2, 30) * 8)
+            plane = gmem.plane("private")
+            assert gmem.run_ends().tolist() == [
+                *(np.flatnonzero(plane[1:] != plane[:-1]) + 1).tolist(),
+                pages,
+            ]
+
+
 def test_a_short_last_block_is_full_by_the_count_of_a_mixed_one():
     gmem = gmemcore.create_vm("SNP", backing="none").create_guest_memfd((512 + 77) * P, 3)
     gmem.set_memory_attributes(100 * P, 77 * P, 8)
