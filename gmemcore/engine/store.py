@@ -390,13 +390,13 @@ class Store:
         self._check(layout.copy_blocks, self._call(first), words, lines)
         return Blocks(self.n_pages, first, words, lines)
 
-    def planes_of(self, pages: Sequence[int]) -> list[Plane]:
-        """Return the planes of each of some pages."""
+    def planes_of(self, pages: Sequence[int]) -> NDArray[np.uint8]:
+        """Return the `Plane` bits of each of some pages, shape (n,)."""
         copies: dict[int, Blocks] = {}
         for page in pages:
             if page // _BLOCK_PAGES not in copies:
                 copies[page // _BLOCK_PAGES] = self.blocks(page, page + 1)
-        return [Plane(copies[page // _BLOCK_PAGES].planes_of(page)) for page in pages]
+        return np.array([copies[page // _BLOCK_PAGES].planes_of(page) for page in pages], np.uint8)
 
     def totals(self) -> dict[str, int]:
         """Count the pages of each plane."""

@@ -359,8 +359,8 @@ class GuestMemfd:
         }
         return [(low, high, names[planes]) for low, high, planes in runs]
 
-    def planes_of(self, pages: Sequence[int]) -> list[Plane]:
-        """Return the planes that each of some pages is in; `state_runs` lists those of a range.
+    def planes_of(self, pages: Sequence[int]) -> NDArray[np.uint8]:
+        """Return the planes that each of some pages is in, as `Plane` bits, shape (n,).
 
         Parameters
         ----------
@@ -371,6 +371,10 @@ class GuestMemfd:
         ------
         InvalidArgumentError
             EINVAL: a page beyond the end.
+
+        See Also
+        --------
+        state_runs : the planes of all pages of a range.
         """
         store = self._open(self._store)
         pages = [as_u64(page, "page") for page in pages]

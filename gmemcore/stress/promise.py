@@ -23,6 +23,9 @@ from gmemcore.workload.seeds import Stream
 
 SAMPLES: Final = 4
 """Pages of a conversion that are tried."""
+_PRIVATE, _ALLOCATED, _ACCEPTED, _POISONED = map(
+    int, (Plane.PRIVATE, Plane.ALLOCATED, Plane.ACCEPTED, Plane.POISONED)
+)
 
 
 class Promise:
@@ -54,25 +57,25 @@ class Promise:
             return {}
         drawn = [self._stream.one_below(end - first, due * SAMPLES + number) for number in range(SAMPLES)]
         pages, written = sorted({first + at for at in drawn}), {}
-        for number, (page, planes) in enumerate(zip(pages, gmem.planes_of(pages), strict=True)):
+        for number, (page, planes) in enumerate(zip(pages, gmem.planes_of(pages).tolist(), strict=True)):
             if not self._is_live(request, planes):
                 continue
             data = self._fill.written(due * SAMPLES + number, 0, PAGE_SIZE).tobytes()
-            if planes & Plane.PRIVATE:
+            if planes & _PRIVATE:
                 self._vm.guest_write(gpa + page * PAGE_SIZE, data)
             else:
                 gmem.host_write(page * PAGE_SIZE, data)
             written[page] = data
         return written
 
-    def _is_live(self, request: Request, planes: Plane) -> bool:
+    def _is_live(self, request: Request, planes: int) -> bool:
         """Return whether the promise covers a page, and writing it in clear changes no page state."""
-        if not planes & Plane.ALLOCATED or planes & Plane.POISONED:
+        if not planes & _ALLOCATED or planes & _POISONED:
             return False
-        if not self._vm.platform.coco or not planes & Plane.PRIVATE:
+        if not self._vm.platform.coco or not planes & _PRIVATE:
             return True
         # Where the bytes are left alone, a guest's page is ciphertext to the host: nothing is promised.
-        return bool(planes & Plane.ACCEPTED) and (request.attributes != 0 or self._decrypts(request.flags))
+        return bool(planes & _ACCEPTED) and (request.attributes != 0 or self._decrypts(request.flags))
 
     def _decrypts(self, flags: int) -> bool:
         """Return whether a conversion to shared with these flags decrypts."""
@@ -91,14 +94,14 @@ class Promise:
         ViolationError
             A side reads something else.
         """
-        for (page, data), planes in zip(written.items(), gmem.planes_of([*written]), strict=True):
+        for (page, data), planes in zip(written.items(), gmem.planes_of([*written]).tolist(), strict=True):
             offset, found = page * PAGE_SIZE, {}
-            if not planes & Plane.PRIVATE:
+            if not planes & _PRIVATE:
                 found = {
                     "host": gmem.host_read(offset, PAGE_SIZE),
                     "guest": self._vm.guest_read(gpa + offset, PAGE_SIZE),
                 }
-            elif not self._vm.platform.coco or planes & Plane.ACCEPTED:
+            elif not self._vm.platform.coco or planes & _ACCEPTED:
                 found = {"guest": self._vm.guest_read(gpa + offset, PAGE_SIZE)}
             else:  # before launch a launch update takes it from there
                 found = {"memory": gmem.dram(offset, PAGE_SIZE)}

@@ -698,7 +698,7 @@ def test_runs_of_pages_in_one_state_are_those_of_the_planes():
             ]
             assert all(one[2] != other[2] for one, other in pairwise(runs))
             some = sorted({0, start, start + count // 2, start + count - 1})
-            assert gmem.planes_of(some) == [
+            assert gmem.planes_of(some).tolist() == [
                 sum(bit for bit, name in enumerate(planes, start=1) if planes[name][page]) for page in some
             ]
             where = np.flatnonzero(planes["private"] & ~planes["allocated"])
@@ -735,7 +735,7 @@ def test_a_short_last_block_is_full_by_the_count_of_a_mixed_one():
     private = [(low, high) for low, high, names in gmem.state_runs(0, gmem.size) if "private" in names]
     assert private == [(100, 177), (512, 589)]
     assert outcome(gmem.state_runs, 0, gmem.size + P) == "EINVAL"
-    assert [int(planes) & 1 for planes in gmem.planes_of([99, 100, 176, 177, 511, 512, 588])] == [
+    assert (gmem.planes_of([99, 100, 176, 177, 511, 512, 588]) & 1).tolist() == [
         0,
         1,
         1,
@@ -744,7 +744,7 @@ def test_a_short_last_block_is_full_by_the_count_of_a_mixed_one():
         1,
         1,
     ]
-    assert gmem.planes_of([]) == []
+    assert len(gmem.planes_of([])) == 0
     assert {outcome(gmem.planes_of, [page]) for page in (589, -1, 1 << 64)} == {"EINVAL"}
     assert outcome(gmem.find_page, ["colour"]) == "EINVAL"
 
