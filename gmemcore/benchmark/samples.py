@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import sqrt
 from typing import Final
 
 from gmemcore.benchmark.cases import Case, Stage
@@ -68,12 +69,20 @@ class Job:
         The primitives.
     yardsticks : sequence of str
         Primitives to interleave with it.
+    share : float
+        Samples that it gets, relative to other jobs of the same cost.
     """
 
     def __init__(
-        self, case: Case, stage: Stage, scene: Scene, primitives: Primitives, yardsticks: Sequence[str]
+        self,
+        case: Case,
+        stage: Stage,
+        scene: Scene,
+        primitives: Primitives,
+        yardsticks: Sequence[str],
+        share: float = 1.0,
     ) -> None:
-        self.case, self.stage = case, stage
+        self.case, self.stage, self.share = case, stage, share
         self._scene, self._primitives = scene, primitives
         self._touched = case.touched(case.range) if stage == Stage.CONVERT else case.range
         self._calls = stage == Stage.CONVERT and scene.count > 1
@@ -102,14 +111,19 @@ class Job:
 
     def sample(self, draw: random.Random) -> None:
         """Take one sample."""
-        self._scene.prepare(self.stage, written=False)
-        runs: dict[str, Callable[[], float]] = {"": lambda: self._scene.time(self.stage)}
+        runs: dict[str, Callable[[], float]] = {"": self._stage}
         runs |= {name: self._yardstick(name) for name in self.series.others}
         for name in draw.sample(list(runs), len(runs)):
             (self.series.others[name] if name else self.series.own).append(runs[name]())
         if self._calls:
             self._scene.prepare(self.stage, written=False)
             self.series.calls.append(self._scene.call())
+        self._scene.settle()
+
+    def _stage(self) -> float:
+        """Time the stage; nothing comes between it and its preparation, least of all a primitive's writes."""
+        self._scene.prepare(self.stage, written=False)
+        return self._scene.time(self.stage)
 
     def _yardstick(self, name: str) -> Callable[[], float]:
         size, step = self._scene.count * self._touched, self._touched
@@ -125,7 +139,7 @@ class PrimitiveJob:
         self.primitive, self.range = primitive, range_
         self._size, self._primitives = size, primitives
         self.series = Series(size // PAGE_SIZE, size // range_)
-        self.cost = 0.0
+        self.share, self.cost = 1.0, 0.0
 
     @property
     def by(self) -> str:
@@ -171,7 +185,7 @@ def take_samples(
     for job in jobs:
         job.warm_up(draw)
         yield job
-    counts = _counts([job.cost for job in jobs], end - time.perf_counter(), least, most)
+    counts = _counts(jobs, end - time.perf_counter(), least, most)
     order = sorted(
         ((k + draw.random()) / count, place) for place, count in enumerate(counts) for k in range(count)
     )
@@ -182,12 +196,18 @@ def take_samples(
             yield job
 
 
-def _counts(costs: Sequence[float], seconds: float, least: int, most: int) -> list[int]:
-    """Return the samples per job that fill the time, giving each job the same share, within the bounds."""
-    low, high = 0.0, max(most * max(costs, default=0.0), 1e-9)
+def _counts(jobs: Sequence[AnyJob], seconds: float, least: int, most: int) -> list[int]:
+    """Return the samples per job that fill the time, within the bounds.
 
-    def counts(share: float) -> list[int]:
-        return [max(least, min(most, int(share / max(cost, 1e-9)))) for cost in costs]
+    They are proportional to a job's share and inversely to the square root of its cost, which gives the
+    figures of all jobs the least variance in total (Neyman's allocation).
+    """
+    costs = [max(job.cost, 1e-9) for job in jobs]
+    wanted = [job.share / sqrt(cost) for job, cost in zip(jobs, costs, strict=True)]
+    low, high = 0.0, max((most / each for each in wanted), default=0.0)
+
+    def counts(unit: float) -> list[int]:
+        return [max(least, min(most, int(unit * each))) for each in wanted]
 
     for _ in range(40):
         middle = (low + high) / 2

@@ -4,6 +4,7 @@
 
     prepare    a fresh Vm in the state that the case starts from                     not timed
     time       one stage over all ranges: conversion, populate or copy, access       timed
+    settle     memory is present again, if the stage discarded any                   not timed
     run        every stage, each range converted and its contents brought across     verified, not timed
     check      the new side accepts where it must and reads everything; every byte is compared with `expected`
 
@@ -256,6 +257,9 @@ class Scene:
             convert(start, size, attributes, flag)
         return (time.perf_counter() - began) / len(starts)
 
+    def settle(self) -> None:
+        """Leave all memory present, untimed, for what is timed next."""
+
     def run(self) -> None:
         """Convert all ranges, and bring contents to the new side where the case needs that."""
         self.convert()
@@ -443,10 +447,6 @@ class LegacyScene(Scene):
         """See `Scene.prepare`."""
         case = self.case
         assert isinstance(self._memory, Memory)
-        # What the last run discarded is taken back first, untimed: a hypervisor below may reclaim memory that
-        # stays free, and this run would be about getting it back.
-        for side in range(2):
-            self._memory.side(side).words[: self.size // 8 : PAGE_SIZE // 8] = 0
         self._new_vm(shared=False)
         if case.key.phase == Phase.RUNNING:
             self.vm.launch_finish()
@@ -487,6 +487,16 @@ class LegacyScene(Scene):
         else:
             return self._access()
         return watch.seconds
+
+    def settle(self) -> None:
+        """Take back what the stage discarded.
+
+        Primitives would otherwise fault it in. A hypervisor below may also reclaim memory that stays free,
+        and the next sample would be about getting it back.
+        """
+        assert isinstance(self._memory, Memory)
+        for side in range(2):
+            self._memory.side(side).words[: self.size // 8 : PAGE_SIZE // 8] = 0
 
     def call(self) -> float:
         """See `Scene.call`."""
