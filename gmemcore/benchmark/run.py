@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final
@@ -46,7 +46,7 @@ class Effort:
     checked: int
 
 
-USUAL: Final = Effort(seconds=45.0, samples=(5, 30), region=64 << 20, checked=4 << 20)
+USUAL: Final = Effort(seconds=45.0, samples=(5, 100), region=64 << 20, checked=4 << 20)
 """Under a minute for the default selection. 64 MiB are larger than most caches."""
 QUICK: Final = Effort(seconds=0.0, samples=(2, 2), region=16 << 20, checked=4 << 20)
 """Run and verify every case; the figures mean little."""
@@ -54,8 +54,12 @@ QUICK_MEMORY: Final = 64 << 20
 """Default guest memory of a quick run."""
 LEGACY_RANGES: Final = 4096
 """Most ranges of a sample of `legacy`, each of which makes several system calls."""
-ATTRIBUTE_RANGES: Final = (256, 16384)
-"""Least and most ranges of a sample that moves no byte."""
+ATTRIBUTE_RANGES: Final = 16384
+ATTRIBUTE_MEMORY: Final = 64 << 30
+FRAGMENTED_MEMORY: Final = 1 << 30
+"""Most ranges of a sample that moves no byte, and most guest memory: in one state, and page by page."""
+UNJUDGED_SHARE: Final = 0.25
+"""Samples of a stage that isn't judged in any case, relative to one that is."""
 EFFECTS: Final = (
     *(row.effect for row in BYTE_OPERATIONS.values() if row.effect),
     *("ENCRYPT", "DECRYPT", "populate", "copy"),
@@ -143,7 +147,7 @@ class Bench:
         cases : sequence of Case
             Of one setting.
         progress : callable
-            Called with the share that is done, up to one half.
+            Called with the share that is verified.
 
         Raises
         ------
@@ -152,7 +156,7 @@ class Bench:
         """
         with collector_off():
             for place, case in enumerate(cases):
-                progress(place / len(cases) / 2, f"verifying {_place(case)}")
+                progress(place / len(cases), f"verifying {_place(case)}")
                 if case not in self._verified:
                     self._verified[case] = self._refuse(case) if case.refused else self._verify(case)
 
@@ -188,23 +192,24 @@ class Bench:
         seconds : float
             Time to spend.
         progress : callable
-            Called with the share that is done, from one half on.
+            Called with the share of the time that is over.
         also : sequence of PrimitiveJob
             Primitives to sample, interleaved with the cases.
         memcpy : bool
             Also compare stages that move bytes with memcpy.
         """
         new: list[AnyJob] = list(also)
-        for case in cases:
-            if not case.refused:
-                new += self._new_jobs(case, memcpy)
+        measured = [case for case in cases if not case.refused]
+        judged = {_key(case, case.judged) for case in measured}
+        for case in measured:
+            new += self._new_jobs(case, judged, memcpy)
         least, most = self.effort.samples
         began = time.perf_counter()
         with collector_off():
             for done, job in enumerate(take_samples(new, seconds, least, most, self._draw)):
                 share = (time.perf_counter() - began) / seconds if seconds else done / len(new) / (most + 1)
                 what = f"timing {_place(job.case) if isinstance(job, Job) else job.primitive}"
-                progress(0.5 + min(share, 1.0) / 2, what)
+                progress(min(share, 1.0), what)
 
     def measured(self, case: Case, stage: Stage) -> Series:
         """Return the samples of a stage of a case that was sampled."""
@@ -221,7 +226,7 @@ class Bench:
 
     def _primitive_size(self, name: str, range_: int) -> int:
         if name == "bitmap":
-            return range_ * _attribute_ranges(range_, self.effort)
+            return range_ * _attribute_ranges(range_)
         return max(min(self.effort.region, self.memory.size) // range_, 1) * range_
 
     # ---- one case ------------------------------------------------------------------------------
@@ -276,7 +281,7 @@ class Bench:
         count = max(min(self.effort.region, case.memory) // case.range, 1)
         return min(count, LEGACY_RANGES) if case.abi.legacy else count
 
-    def _new_jobs(self, case: Case, memcpy: bool) -> Iterator[Job]:
+    def _new_jobs(self, case: Case, judged: Collection[tuple[object, ...]], memcpy: bool) -> Iterator[Job]:
         """Yield the jobs of stages whose work was not sampled yet."""
         for stage, key in _works(case):
             if key in self._jobs:
@@ -285,7 +290,8 @@ class Bench:
             yardsticks = [] if stage == Stage.ACCESS else [case.primitive_of(stage)]
             if memcpy and stage == case.judged and case.primitive not in ("bitmap", "memcpy"):
                 yardsticks.append("memcpy")
-            job = self._jobs[key] = Job(case, stage, scene, self.primitives, yardsticks)
+            share = 1.0 if key in judged else UNJUDGED_SHARE
+            job = self._jobs[key] = Job(case, stage, scene, self.primitives, yardsticks, share)
             yield job
 
     def _timing_scene(self, case: Case, stage: Stage) -> Scene:
@@ -295,15 +301,14 @@ class Bench:
         moves = any(case.moves(each) for each in needed if case.work(each) is not None)
         if moves or case.abi.legacy or case.setting.enforce:
             return new_scene(case, self.memory, self.reference, self._count(case))
-        count = _attribute_ranges(case.range, self.effort)
+        count = _attribute_ranges(case.range, ATTRIBUTE_MEMORY if case.uniform else FRAGMENTED_MEMORY)
         page = case.setting.page_size
         size = max(-(-count * case.range // page) * page, case.memory)
         return new_scene(case, AttributesOnly(size), self.reference, count)
 
 
-def _attribute_ranges(range_: int, effort: Effort) -> int:
-    least, most = ATTRIBUTE_RANGES
-    return max(least, min(most, effort.region // range_))
+def _attribute_ranges(range_: int, memory: int = ATTRIBUTE_MEMORY) -> int:
+    return max(min(ATTRIBUTE_RANGES, memory // range_), 1)
 
 
 def _key(case: Case, stage: Stage) -> tuple[object, ...]:

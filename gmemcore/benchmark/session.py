@@ -1,4 +1,4 @@
-"""Run the benchmark and yield its records: the verdict first, then a block per revision."""
+"""Run the benchmark and yield its records: the verdict first, then the cases of each setting."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,9 @@ from gmemcore.results.environment import environment
 from gmemcore.uapi import PAGE_SIZE
 
 HEADLINE_SHARE: Final = 0.25
-"""Share of the time of a setting that goes to the verdict."""
+"""Share of the time left by verification that goes to the verdict."""
+VERIFYING, HEADLINE, REST = (0.0, 0.3), (0.3, 0.5), (0.5, 1.0)
+"""Where on the progress bar each part of a setting usually is."""
 HUGE_PAGE: Final = 2 << 20
 HUGE_ENOUGH: Final = 0.9
 """A smaller share of memory in huge pages is reported."""
@@ -30,8 +32,8 @@ def records(
 ) -> Iterator[BenchFirst | BenchCell]:
     """Run cases and yield the records of the run: the first line, then one per case.
 
-    If the run is interrupted while it samples, it yields the cases of the current block with the samples so
-    far, and then raises.
+    All cases of a setting are sampled in turn, so a slow minute affects a few samples of each. If the run is
+    interrupted then, it yields the cases with the samples so far, and raises.
 
     Parameters
     ----------
@@ -60,32 +62,32 @@ def records(
         setting, share = own[0].setting, huge_page_share(bench.memory.side(0).words)
         if setting.huge_pages and share < HUGE_ENOUGH and own[0].memory >= HUGE_PAGE:
             note(f"the host holds only {share:.0%} of the memory in huge pages")
-        lines = headline(own) if number == 0 else {}
-        blocks = _blocks(own, list(lines.values()))
-        clock = _Clock(effort.seconds, [_weight(block) for block in blocks])
 
-        def tell(done: float, what: str, clock: _Clock = clock, number: int = number) -> None:
-            progress((number + clock.share(done)) / groups, what)
+        def during(part: tuple[float, float], number: int = number) -> Progress:
+            low, high = part
+            return lambda done, what: progress((number + low + (high - low) * done) / groups, what)
 
-        for place, block in enumerate(blocks):
-            bench.verify(block, tell)
-            interrupted: KeyboardInterrupt | None = None
-            ranges = sorted({case.range for case in own if not case.refused})
-            curves = bench.sample_primitives(ranges) if number == place == 0 else []
-            try:
-                bench.sample(block, clock.seconds(), tell, also=curves, memcpy=not place)
-            except KeyboardInterrupt as error:
-                interrupted = error
-            if number == place == 0:
-                if interrupted:
-                    raise interrupted
-                told = (settings or {}) | _settings(own, effort, bench, share)
-                yield first_of(bench, lines, cases, machine, told)
-            else:
-                yield from (cell_of(result) for result in bench.results(block))
-            if interrupted:
-                raise interrupted
-            clock.next()
+        end = time.perf_counter() + effort.seconds
+        bench.verify(own, during(VERIFYING))
+        if number == 0:
+            lines = headline(own)
+            curves = bench.sample_primitives(sorted({case.range for case in own if not case.refused}))
+            seconds = _until(end) * HEADLINE_SHARE
+            bench.sample([*lines.values()], seconds, during(HEADLINE), also=curves, memcpy=True)
+            told = (settings or {}) | _settings(own, effort, bench, share)
+            yield first_of(bench, lines, cases, machine, told)
+        interrupted: KeyboardInterrupt | None = None
+        try:
+            bench.sample(own, _until(end), during(REST))
+        except KeyboardInterrupt as error:
+            interrupted = error
+        yield from (cell_of(result) for result in bench.results(own))
+        if interrupted:
+            raise interrupted
+
+
+def _until(end: float) -> float:
+    return max(end - time.perf_counter(), 0.0)
 
 
 def _settings(cases: Sequence[Case], effort: Effort, bench: Bench, share: float) -> dict[str, Any]:
@@ -102,41 +104,3 @@ def _settings(cases: Sequence[Case], effort: Effort, bench: Bench, share: float)
         "seed": bench.reference.seed,
         **page_size,
     }
-
-
-def _blocks(cases: Sequence[Case], first: Sequence[Case]) -> list[list[Case]]:
-    """Return the headline cases, then all cases by revision and firmware."""
-    blocks: dict[tuple[str, str], list[Case]] = {}
-    for case in cases:
-        blocks.setdefault((case.key.abi, case.key.firmware), []).append(case)
-    return [list(first), *blocks.values()]
-
-
-def _weight(cases: Sequence[Case]) -> float:
-    return sum(not case.refused for case in cases) or 0.01
-
-
-class _Clock:
-    """Shares the time of a setting among its blocks; the first has the headline cases."""
-
-    def __init__(self, seconds: float, weights: Sequence[float]) -> None:
-        total = sum(weights[1:]) or 1.0
-        rest = 1 - HEADLINE_SHARE
-        self._ends, at = [HEADLINE_SHARE], HEADLINE_SHARE
-        for weight in weights[1:]:
-            at += rest * weight / total
-            self._ends.append(at)
-        self._seconds, self._began, self._place = seconds, time.perf_counter(), 0
-
-    def seconds(self) -> float:
-        """Return the time left for the current block."""
-        return max(self._began + self._seconds * self._ends[self._place] - time.perf_counter(), 0.0)
-
-    def share(self, done: float) -> float:
-        """Return the share of the setting that is done, given that of the current block."""
-        before = self._ends[self._place - 1] if self._place else 0.0
-        return before + (self._ends[self._place] - before) * done
-
-    def next(self) -> None:
-        """Go on to the next block."""
-        self._place += 1

@@ -1,18 +1,21 @@
 """The benchmark room: its one table, its arithmetic, and that what it verifies is really verified."""
 
+import ctypes
 import json
 import mmap
+import random
 import re
 import subprocess
 import sys
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import gmemcore
-from gmemcore.benchmark import expected, loops, run, scene
+from gmemcore.benchmark import expected, loops, run, samples, scene
 from gmemcore.benchmark.cases import DEFAULT_SELECTION, Stage, Transfer, find, table
 from gmemcore.benchmark.expected import Contents, Pattern, Reference, WrongContentsError, key_stream, pieces
 from gmemcore.benchmark.memory import Memory
@@ -354,9 +357,66 @@ def test_attributes_alone_are_timed_on_a_large_guest_without_bytes(bench):
     case = find(table("v5", "PKVM", memory=SMALL, ranges=[SMALL]), effect="KEEP")
     (result,) = bench.run([case])
     series = result.series[Stage.CONVERT]
-    assert series.ranges == 256
-    assert series.pages == 256 * SMALL >> 12
+    assert series.ranges == 16384
+    assert series.pages == 16384 * SMALL >> 12
     assert list(series.others) == ["bitmap"]
+
+
+def test_nothing_comes_between_a_stage_and_its_preparation():
+    """A primitive there would fault in what the stage is to fault in, and be charged for it."""
+    done = []
+
+    def act(name):
+        return lambda *_, **__: done.append(name) or 1.0
+
+    stub = SimpleNamespace(count=1, prepare=act("prepare"), time=act("stage"), settle=act("settle"))
+    case = find(table("legacy", "SNP", memory=SMALL, ranges=[SMALL]), direction="to_private", refused=False)
+    job = samples.Job(case, Stage.POPULATE, stub, SimpleNamespace(seconds=act("memcpy")), ["memcpy"])
+    orders = set()
+    for seed in range(10):
+        done.clear()
+        job.sample(random.Random(seed))
+        orders.add(tuple(done))
+    assert orders == {("prepare", "stage", "memcpy", "settle"), ("memcpy", "prepare", "stage", "settle")}
+
+
+def pages_present(words):
+    found = np.zeros(words.nbytes >> 12, np.uint8)
+    assert not ctypes.CDLL(None).mincore(
+        ctypes.c_void_p(words.ctypes.data), ctypes.c_size_t(words.nbytes), ctypes.c_void_p(found.ctypes.data)
+    )
+    return int(np.count_nonzero(found & 1))
+
+
+@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("direction", ["to_private", "to_shared"])
+def test_memory_that_two_backings_discarded_is_back_for_the_next_sample(direction, stage):
+    memory = Memory(SMALL, huge_pages=False)
+    case = find(
+        table("legacy", "SNP", memory=SMALL, ranges=[SMALL]),
+        direction=direction,
+        phase="running",
+        refused=False,
+    )
+    own = scene.new_scene(case, memory, Reference())
+    own.prepare(stage)
+    own.time(stage)
+    present = [pages_present(memory.side(side).words) for side in range(2)]
+    own.settle()
+    assert [pages_present(memory.side(side).words) for side in range(2)] == [SMALL >> 12] * 2
+    assert present != [SMALL >> 12] * 2 or stage != Stage.CONVERT
+
+
+def test_costly_stages_get_fewer_samples_but_more_time():
+    jobs = [SimpleNamespace(cost=cost, share=share) for cost, share in ((1, 1), (4, 1), (4, 0.25), (1e-6, 1))]
+    counts = samples._counts(jobs, 100.0, 2, 40)
+    assert counts[3] == 40  # the most
+    assert counts[0] == pytest.approx(2 * counts[1], abs=2)
+    assert counts[2] == pytest.approx(counts[1] / 4, abs=1)
+    taken = sum(job.cost * count for job, count in zip(jobs, counts, strict=True))
+    assert 90 < taken <= 100
+    assert samples._counts(jobs, 0.0, 2, 40) == [2] * 4
+    assert samples._counts([], 1.0, 2, 40) == []
 
 
 @pytest.mark.parametrize("ranges", [1, 8])
