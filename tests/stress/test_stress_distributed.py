@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 
 import pytest
 
 from gmemcore.stress import distributed
 from gmemcore.stress.distributed import Cluster, DaskLink
 from gmemcore.stress.guest import Violation
-from gmemcore.stress.link import ClusterError, Ended
+from gmemcore.stress.link import ClusterError, Ended, Failed
 from gmemcore.stress.run import run
 from gmemcore.stress.work import ChunkResult, code_id
 from support.fleets import end_group, guests_in, small, started, undisturbed, wait_for, write
@@ -238,6 +239,42 @@ def test_results_do_not_wait_for_those_of_a_worker_that_is_stopped():
             for task in range(7):
                 link.forget(task)
             assert wait_for(lambda: ended(8))
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_chunk_whose_worker_died_with_its_result_is_reported_as_lost(alive):
+    """It has run, so the guests aren't to blame: they run again elsewhere."""
+    key, done = "chunk", b"result"
+    answers = {True: {"status": "OK", "data": {key: done}}, False: {"status": "error", "keys": [key]}}
+
+    async def nothing():
+        return None
+
+    async def gather(keys):
+        assert keys == [key]
+        return answers[alive]
+
+    released = []
+    future = SimpleNamespace(key=key, exception=nothing, release=lambda: released.append(key))
+    link = DaskLink(Cluster("tcp://127.0.0.1:1"), b"", code_id())
+    link._client = SimpleNamespace(scheduler=SimpleNamespace(gather=gather))
+    asyncio.run(link._collect(4, future))
+    expected = Ended(4, done) if alive else Failed(4, "its worker died", gone=True)
+    assert link.events(0) == [expected]
+    assert released == [key]
+
+
+def test_the_scheduler_says_that_a_result_was_lost():
+    """What `test_a_chunk_whose_worker_died_with_its_result_is_reported_as_lost` takes for granted."""
+    from distributed import Client, LocalCluster
+
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with LocalCluster(**options) as local, Client(local) as client:
+        future = client.submit(int, "7")
+        assert future.result() == 7
+        client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.tasks[future.key].who_has.clear())
+        found = client.sync(client.scheduler.gather, keys=[future.key])
+        assert found["status"] != "OK"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
