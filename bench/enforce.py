@@ -3,8 +3,8 @@
 A range is converted to private and back, in single calls of 4 KiB, of 2 MiB and of the whole memory, over a
 memfd that is faulted in; one guest has no host view, one has a view that nobody touched, and one has a
 view of which the host touched every page, so there are page table entries to change. KEEP moves no
-bytes; ENCRYPT and DECRYPT (``two-caps``, ``cipher`` firmware) move all of them. Each line is microseconds a
-conversion and the median of the paired ratios to the guest without enforcement.
+bytes; ENCRYPT and DECRYPT (``two-caps``, ``cipher`` firmware) move all of them. Each line has
+microseconds per conversion and the median of the paired ratios to the guest without enforcement.
 
 Run: ``python bench/enforce.py [--memory 256m] [--pairs 20]``. There is no bar: enforcement is off by default.
 """

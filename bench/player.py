@@ -1,7 +1,7 @@
 """Cost of a player next to the batch that it makes: the same operations, by gpa and as a bare batch.
 
 Random conversions of 1 to 64 pages on a guest of 64 GiB without bytes, in chunks as streams have them, on one
-memslot and on two; and what guests do besides (behaviours), in nanoseconds an operation. The bar:
+memslot and on two; and what guests do besides (behaviours), in nanoseconds per operation. The bar:
 on one memslot a player runs conversions at half the rate of ``set_memory_attributes_many`` or more.
 
 Run: ``python bench/player.py [--pairs 20]``; exit status 0 if the bar is met.

@@ -1,8 +1,8 @@
 """Names: what people type for a member or a number of the interface, read in one place.
 
 A member of an enumeration, its name in any case and its number (where the interface has one) mean the same in
-every call: ``VmType.SNP``, ``"snp"`` and ``4``; ``MemoryAttribute.PRIVATE``, ``"private"`` and ``8``. Between
-the words of a name a blank, ``-`` and ``_`` are alike.
+every call: ``VmType.SNP``, ``"snp"`` and ``4``; ``MemoryAttribute.PRIVATE``, ``"private"`` and ``8``. The
+words of a name are separated by a space, ``-`` or ``_``, which mean the same.
 """
 
 from collections.abc import Iterable, Mapping

@@ -36,7 +36,7 @@ class Snapshot(SnapshotState):
     vm_type, abi, firmware, phase : str
         As the Vm's.
     legacy : bool
-        Two backings, and attributes by guest frame.
+        Whether each memslot has two backings, and attributes are kept by guest frame.
     counters : Counters
         Events since the Vm's creation.
     files : tuple of FileState
@@ -46,9 +46,9 @@ class Snapshot(SnapshotState):
     private_frames : ndarray of uint64, shape (n, 2)
         In `legacy`: runs of private guest frames, half-open.
     at : float
-        When in its run: operations done, or seconds, as the `Series` says.
+        Its place in the run: operations done, or seconds, in the unit of its `Series`.
     label : str
-        What it is of, in the user's words.
+        What it shows, in the user's words.
     """
 
     def __repr__(self) -> str:
@@ -66,7 +66,7 @@ class Snapshot(SnapshotState):
         return facts(title, values, self._occurring()._repr_html_(), self.counters._repr_html_())
 
     def _occurring(self) -> Table:
-        """The states that some page is in."""
+        """Return the states that at least one page is in."""
         pages = {name: count for name, count in self.state_pages().items() if count}
         rows = [(name, count, count << PAGE_SHIFT, count / self.n_pages) for name, count in pages.items()]
         columns = [("state", "U20"), ("pages", "<i8"), ("bytes", "<i8"), ("fraction", "<f8")]
@@ -75,17 +75,17 @@ class Snapshot(SnapshotState):
 
     @property
     def size(self) -> int:
-        """Bytes of its files together."""
+        """Total size of its files in bytes."""
         return sum(file.size for file in self.files)
 
     @property
     def n_pages(self) -> int:
-        """Pages of its files together."""
+        """Total pages of its files."""
         return self.size >> PAGE_SHIFT
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the snapshot itself takes."""
+        """Memory that the snapshot itself takes, in bytes."""
         states = [state for file in self.files for state in (file.state, file.host) if state is not None]
         return self.private_frames.nbytes + sum(state.nbytes for state in states)
 
@@ -107,7 +107,7 @@ class Snapshot(SnapshotState):
         return SnapshotPlot(self)
 
     def state_pages(self) -> dict[str, int]:
-        """How many pages of its files are in each of `STATES`."""
+        """Count the pages of its files in each of `STATES`."""
         totals = dict.fromkeys((state.name for state in STATES), 0)
         for file in self.files:
             for name, pages in states_of(self.planes(file.index)).items():
@@ -153,8 +153,8 @@ class Snapshot(SnapshotState):
         Returns
         -------
         Dataset
-            ``pages`` (address, state), ``counters`` (counter), ``memory`` (bytes in use); ``attrs`` say what
-            it is of, and every variable has its units.
+            ``pages`` (address, state), ``counters`` (counter), ``memory`` (bytes in use). Every variable has
+            its unit; ``attrs`` name the guest.
 
         Raises
         ------
@@ -176,7 +176,7 @@ class Snapshot(SnapshotState):
         write_frame(self.to_pandas(block), path)
 
     def file(self, index: int) -> FileState:
-        """The file of this number.
+        """Return the file with this number.
 
         Raises
         ------
@@ -190,7 +190,7 @@ class Snapshot(SnapshotState):
         raise KeyError(f"no file {index} in the snapshot; there are {known}")
 
     def planes(self, index: int) -> Planes:
-        """The planes of a file, by its number."""
+        """Return the planes of a file, given its number."""
         file = self.file(index)
         if file.host is None:
             return planes_of(file.state)
@@ -220,7 +220,7 @@ class Snapshot(SnapshotState):
         return int((private & ~absent).sum()), int((~private & ~absent).sum())
 
     def _private_pages(self, file: FileState) -> Bitmap:
-        """Pages of a file whose guest frames are private, through its memslots."""
+        """Return the pages of a file whose guest frames are private, through its memslots."""
         edges = []
         for slot in sorted(self.slots, key=lambda slot: slot.offset):
             if slot.file == file.index:
@@ -260,16 +260,16 @@ def take(source: Vm | GuestMemfd, *, at: float = 0.0, label: str = "") -> Snapsh
     Parameters
     ----------
     source : Vm, LegacyVm or GuestMemfd
-        A file alone keeps the memslots and frames that concern it; counters are then the file's own.
+        Of one file, the snapshot has its memslots, their frames and the file's own counters.
     at : float
-        When in its run, in the unit of its series.
+        Its place in the run, in the unit of its series.
     label : str
-        What it is of.
+        What it shows.
 
     Returns
     -------
     Snapshot
-        All of one moment: conversions on other threads come wholly before or after it.
+        All of one moment: each conversion on another thread is wholly before or after it.
     """
     vm = source if isinstance(source, Vm) else source.vm
     moment = vm.freeze(None if isinstance(source, Vm) else [source])
@@ -306,7 +306,7 @@ def take(source: Vm | GuestMemfd, *, at: float = 0.0, label: str = "") -> Snapsh
 
 
 def as_snapshot(source: "Snapshot | Vm | GuestMemfd") -> Snapshot:
-    """Return a snapshot as it is, and take one of anything else."""
+    """Return `source` if it is a snapshot; otherwise take one."""
     return source if isinstance(source, Snapshot) else take(source)
 
 
@@ -383,7 +383,7 @@ def _bitmaps(state: PackedState) -> dict[str, Bitmap]:
 
 
 def _merged(ranges: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Edges of ranges in order that may touch: where one ends and the next begins there is no edge."""
+    """Return the edges of ordered ranges, without those where one range ends and the next begins."""
     edges = ranges.ravel()
     touching = np.flatnonzero(edges[1:-1:2] == edges[2::2]) * 2 + 1
     return np.delete(edges, np.concatenate([touching, touching + 1]))

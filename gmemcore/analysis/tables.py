@@ -22,9 +22,9 @@ from gmemcore.html import cell_text, table
 _ADDRESSES: Final = frozenset({"address", "gpa"})
 """Columns that are shown in hex."""
 PRINTED_ROWS: Final = 24
-"""Rows that printing a table shows; how many were left off is said."""
+"""Most rows that are printed; a last line counts the others."""
 PRINTED_COLUMNS: Final = 120
-"""Characters of a line that printing a table fills; columns that don't fit are named below."""
+"""Longest line that is printed; columns that don't fit are named below the table."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -34,7 +34,7 @@ class Table:
     Attributes
     ----------
     title : str
-        What it is about.
+        What it shows.
     rows : ndarray, structured, shape (n,)
         The result; ``np.asarray(table)`` gives it too, ``table["pages"]`` one column of it.
     keys : tuple of str
@@ -133,7 +133,7 @@ class Table:
         return frame
 
     def to_xarray(self) -> Any:
-        """Return an xarray Dataset with a dimension a key; every variable has its unit.
+        """Return an xarray Dataset with one dimension per key; every variable has its unit.
 
         Raises
         ------
@@ -170,7 +170,7 @@ class Table:
 
 
 def _fitting(widths: Sequence[int]) -> int:
-    """How many columns fit beside each other; one in any case."""
+    """Return how many columns fit in a line; at least one."""
     ends = np.cumsum(np.asarray(widths) + 2) - 2
     return max(int(np.searchsorted(ends, PRINTED_COLUMNS, side="right")), 1)
 
@@ -187,7 +187,7 @@ def make_table(
 
 
 def stacked(tables: Sequence[tuple[Any, Table]], key: str, kind: Any, unit: str = "") -> Table:
-    """Put tables of one kind below each other, with a first column that says which is which."""
+    """Concatenate tables with equal columns; a new first column names the table of each row."""
     if not tables:
         raise ValueError("no table to stack; at least one is needed")
     first = tables[0][1]

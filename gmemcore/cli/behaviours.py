@@ -146,7 +146,7 @@ def _as_record(row: "Behaviour") -> dict[str, Any]:
 
 
 def _predicted(contents: "Contents", cost: "CostFile") -> "Prediction":
-    """Return what the stream takes, each conversion a call."""
+    """Return the predicted time of the stream, with one call per conversion."""
     from gmemcore.workload.cost import predict
 
     calls = sum(count.operations for name, count in contents.steps.items() if name.startswith("CONVERT"))

@@ -83,7 +83,7 @@ class Populated(NamedTuple):
     at : int
         Guest physical address of the refused page.
     pages : int
-        Pages done.
+        Pages populated.
     counters : Counters
         Events of this update.
     """
@@ -159,7 +159,7 @@ class Owner:
 
     @property
     def has_two_backings(self) -> bool:
-        """Whether the owner has the attributes, by guest frame."""
+        """Whether attributes are the owner's, by guest frame."""
         return bool(self.header[layout.TWO_BACKINGS])
 
     @property
@@ -243,7 +243,7 @@ class Owner:
         *,
         attributes: int = 0,
     ) -> int:
-        """Do one call per range, in one kernel call, for benchmarks; refusals aren't reported.
+        """Make one call per range inside one kernel call, for benchmarks; refusals aren't reported.
 
         Parameters
         ----------
@@ -288,7 +288,7 @@ class Owner:
         return digest
 
     def plan(self, slots: Slots, gpa: int, size: int, load: Load, contents: int = 0) -> int:
-        """Return how many pages a launch update would do; copy their contents to an address (0: don't)."""
+        """Count the pages that a launch update would do; copy their contents to an address (0: don't)."""
         flags = load | int(layout.PLAN_ONLY)
         call = self._call(slots, gpa, size, flags=flags, step=Step.POPULATE, more=contents)
         return self._populate(call).pages

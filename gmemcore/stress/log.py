@@ -37,9 +37,9 @@ FORMAT: Final = "gmemcore stress log 1"
 MAX_LINE: Final = 64 << 20
 """Longest line in bytes."""
 SYNC_SECONDS: Final = 1.0
-"""Longest time between two synchronisations, while results come."""
+"""Longest time between two synchronisations while results arrive."""
 
-_START: Final = "0" * 16  # takes the place of a previous sum in the first line
+_START: Final = "0" * 16  # the first line's previous sum
 _HEAD: Final = b'{"sum": "%s", "record": '
 _HEAD_LENGTH: Final = len(_HEAD % _START.encode())
 _TAIL: Final = b"}\n"
@@ -83,9 +83,9 @@ class Log:
     header : Header
         The run whose results it holds.
     resume : bool
-        Continue an existing log. Without it and `fresh`, the log must be new or empty.
+        Continue an existing log. Without `resume` or `fresh`, the log must be new or empty.
     fresh : bool
-        Replace an existing log when the first results come.
+        Replace an existing log once the first results arrive.
 
     Attributes
     ----------
@@ -98,7 +98,7 @@ class Log:
         Another run has locked it, another spec or gmemcore wrote it, it is damaged, or it holds results and
         neither `resume` nor `fresh` is given.
     InputError
-        It is no regular file.
+        It isn't a regular file.
     OSError
         It can't be read or written.
     """
@@ -107,7 +107,7 @@ class Log:
         self.path, self.dropped = path, 0
         self._sum = _START
         self._synced = time.monotonic()
-        self._header_to_replace_by: Header | None = None
+        self._new_header: Header | None = None
         self._guests: list[dict[str, Any]] = []
         if path.exists():  # opening a device or a pipe can have effects
             check_type(path, path.stat().st_mode, pipe=False)
@@ -116,12 +116,12 @@ class Log:
         try:
             check_type(path, os.fstat(self._fd).st_mode, pipe=False)
             self._lock()
-            holds = os.fstat(self._fd).st_size > 0
-            if fresh and holds:
+            has_results = os.fstat(self._fd).st_size > 0
+            if fresh and has_results:
                 self._require_log()
-                self._header_to_replace_by = header
+                self._new_header = header
                 return
-            if not resume and holds:
+            if not resume and has_results:
                 raise LogError(f"{path} holds results; --resume continues with them, --fresh starts over")
             self._guests = self._read(header)
         except BaseException:
@@ -150,11 +150,11 @@ class Log:
             They can't be written (a full disk, say); the log is unchanged.
         """
         record = msgspec.json.encode(_Record(guests))
-        if self._header_to_replace_by is None:
+        if self._new_header is None:
             self._append(record)
         else:
-            self._replace(msgspec.json.encode(self._header_to_replace_by), record)
-            self._header_to_replace_by = None
+            self._replace(msgspec.json.encode(self._new_header), record)
+            self._new_header = None
 
     def close(self) -> None:
         """Synchronise and close."""
@@ -228,7 +228,7 @@ class Log:
         return [guest for record in records[1:] for guest in self._guests_of(record)]
 
     def _check_torn(self, line: bytes, before: int, at: int, size: int, header: Header) -> None:
-        """Raise unless a wrong line is one that a killed run leaves behind."""
+        """Raise unless a line with a wrong sum is the incomplete last line of a killed run."""
         if before == 0 and not self._line(msgspec.json.encode(header)).startswith(line):
             raise LogError(f"{self.path} isn't a log of a stress run of this spec and gmemcore")
         if at + len(line) < size or line.endswith(b"\n"):

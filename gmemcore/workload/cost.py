@@ -1,4 +1,4 @@
-"""Cost files: nanoseconds an event, by which exact counters become predicted time on other hardware.
+"""Cost files: nanoseconds per event, which turn exact counters into predicted time on other hardware.
 
 A cost file is TOML. Each figure has its source; one without is refused. Files with public figures ship with
 gmemcore (`shipped`); anybody can write their own. An event that was counted and has no figure is listed as
@@ -76,7 +76,7 @@ class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @property
     def ns_each(self) -> float:
-        """Nanoseconds an event."""
+        """Nanoseconds per event."""
         if self.ns is not None:
             return self.ns
         assert self.gbps is not None  # one of the two, since the file was checked
@@ -301,10 +301,10 @@ def counters_in(record: Any) -> dict[str, int] | None:
 
 
 def calls_in(record: Mapping[str, Any]) -> int | None:
-    """Return how many conversion requests a record with counters is of; None: it doesn't say.
+    """Return how many conversion requests a record with counters covers; None: it doesn't say.
 
-    A replay has ``conversions``, a guest of a fleet a histogram of their ``sizes``; a cell of the bench is
-    one conversion of its ``range``. ``calls`` says it in a record of anybody else's.
+    A replay has ``conversions``, and a guest of a fleet has ``sizes``, their histogram. A cell of the bench
+    is one conversion of its ``range``. Records from elsewhere can say it in ``calls``.
 
     Raises
     ------

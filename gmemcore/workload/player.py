@@ -163,7 +163,7 @@ class Played:
     Attributes
     ----------
     outcomes : Outcomes
-        One an operation, shape (n,).
+        One per operation, shape (n,).
     counters : Counters
         The events of the run.
     """

@@ -16,14 +16,15 @@ FOLDERS = ("gmemcore", "bench", "docs", "notebooks", "tests", ".ci")
 SUFFIXES = (".py", ".md", ".ipynb", ".toml")
 
 _WHAT = (
-    r"(?:ns|µs|us|ms|seconds?|bytes?|words?|bits?|lines?|rows?|columns?|(?<!page )tables?|figures?|batch|"
+    r"(?:ns|µs|us|ms|(?:nano|micro|milli)?seconds?|[MG]iB|methods?|objects?|dimensions?|bytes?|words?|bits?|"
+    r"lines?|rows?|columns?|(?<!page )tables?|figures?|batch|"
     r"bitmaps?|counters?|a record|effects?|capability|capabilities|modules?|directory|one)"
 )
 _EACH = (
     r"(?:pages?|blocks?|planes?|cells?|lines?|rows?|columns?|files?|ranges?|calls?|events?|operations?|requests?|"
     r"launch|revisions?|regions?|memslots?|states?|words?|bytes?|seconds?|guests?|runs?|steps?|kinds?|counters?|"
     r"vCPU|VM type|commits?|process|attributes?|sizes?|CPUs?|threads?|records?|array|outcomes?|facts?|"
-    r"subcommands?|units?|4 KiB|2 MiB)"
+    r"subcommands?|units?|cases?|conversions?|keys?|ops?|4 KiB|2 MiB)"
 )
 
 

@@ -48,7 +48,7 @@ def check_read(step, read):
 
 
 class Runner:
-    """One case on a fresh Vm; a method an op."""
+    """One case on a fresh Vm; one method per op."""
 
     def __init__(self, document, seed):
         abi = OF_RELEASE.get(document["abi"], document["abi"])

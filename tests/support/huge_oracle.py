@@ -206,7 +206,7 @@ class HugeFile:
 
 
 class Vectors:
-    """The cases of a vector file about one file, on the oracle; a method an op."""
+    """The cases of a vector file about one file, on the oracle; one method per op."""
 
     def __init__(self, document):
         self.document = document

@@ -10,7 +10,7 @@ KINDS = {Access.AS_ATTRIBUTE: None, Access.SHARED: False, Access.PRIVATE: True}
 
 
 class SingleCalls:
-    """One guest with a file and a memslot a region; every operation is one call, its outcome a name."""
+    """One guest with a file and a memslot for each region; an operation is one call, its outcome a name."""
 
     def __init__(self, vm, layout):
         self.vm, self.slots = vm, []

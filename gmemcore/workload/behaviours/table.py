@@ -47,7 +47,7 @@ _ROWS: Final = (
         "snp-boot",
         "Linux boots as an SNP guest: image, lazy accept with page state changes, swiotlb, GHCBs, rings",
         "arch/x86/coco/sev/core.c (snp_accept_memory, setup_ghcb), arch/x86/mm/mem_encrypt.c (swiotlb: 6 %), "
-        "mm/page_alloc.c (unaccepted memory), GHCB specification (253 entries of 2 MiB a page state change)",
+        "mm/page_alloc.c (unaccepted memory), GHCB specification (253 entries of 2 MiB per PSC request)",
         snp_boot,
         (
             count("vcpus", 4, "vCPUs, each with a shared GHCB page", "vCPUs", 1, 1 << 16),
