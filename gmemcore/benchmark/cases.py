@@ -205,7 +205,7 @@ class Case:
         return found
 
     def touched(self, size: int) -> int:
-        """Return how many of the first `size` bytes a call writes; all of them if it writes none."""
+        """Return how many of the first `size` bytes are written by a call; all of them if none is."""
         return size - self.bytes_by_operation(size)[ByteOperation.NONE] or size
 
     @property
