@@ -132,10 +132,10 @@ def fuzz(
             report.seconds = time.monotonic() - began
             report.coverage.add(arena.terrain, result.outcomes)
             report.known.update((arena.terrain.vm_type, each.row) for each in result.known)
+            progress(report)
             if result.finding is not None:
                 _show(report, arena, walk.steps, result.finding, folder)
                 break
-            progress(report)
     finally:
         running.done()
     return report
@@ -185,11 +185,18 @@ def _enough(report: Report, limits: Limits) -> bool:
 
 
 def _show(report: Report, arena: Arena, steps: list[Step], finding: Finding, folder: Path) -> None:
-    """Shrink a finding, and write it as a vector file with both answers."""
-    report.walk, report.finding = shrink(arena, steps, finding)
-    note = report.finding.sentences(report.release)
-    source = f"gmemcore kvm fuzz, seed {report.seed}, walk {report.walks - 1}"
-    case = list(case_steps(report.walk, answers_of(arena, report.walk)))
+    """Write a finding as a vector file with both answers, and again when it is shrunk."""
     report.path = free_name(folder, "difference")
-    name = f"{report.finding.step['op']}-{report.finding.what}".replace("_", "-")
+    steps = steps[: finding.number + 1]
+    _write(report, arena, steps, finding)  # shrinking takes a while, and can be interrupted
+    _write(report, arena, *shrink(arena, steps, finding))
+
+
+def _write(report: Report, arena: Arena, steps: list[Step], finding: Finding) -> None:
+    assert report.path is not None
+    report.walk, report.finding = steps, finding
+    note = finding.sentences(report.release)
+    source = f"gmemcore kvm fuzz, seed {report.seed}, walk {report.walks - 1}"
+    case = list(case_steps(steps, answers_of(arena, steps)))
+    name = f"{finding.step['op']}-{finding.what}".replace("_", "-")
     report.path.write_bytes(vectors(arena.terrain, name, source, case, note))

@@ -36,7 +36,10 @@ def vectors(terrain: Terrain, name: str, source: str, steps: list[Step], note: s
 
 
 class RunningWalk:
-    """The file of the walk that is running, written and flushed to the disk before each walk.
+    """The file of the walk that is running, written to the disk before each walk.
+
+    A walk is written over the one before, and spaces over what is left of that. As long as the file doesn't
+    grow, the file system has nothing of its own to write, which would take longer than the walk.
 
     Parameters
     ----------
@@ -48,7 +51,10 @@ class RunningWalk:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / RUNNING
         self.left_over = self._keep_left_over()
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._fd = os.open(
+            self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_DSYNC, 0o644
+        )
+        self._length = 0
         folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder_fd)
@@ -63,10 +69,12 @@ class RunningWalk:
         return kept
 
     def write(self, data: bytes) -> None:
-        """Put a walk on disk, in place of the one before."""
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, data, 0)
-        os.fdatasync(self._fd)
+        """Put a walk on disk, in place of the one before; on return it is there (O_DSYNC)."""
+        padded = data.ljust(self._length)
+        self._length = len(data)
+        done = 0
+        while done < len(padded):
+            done += os.pwrite(self._fd, padded[done:], done)
 
     def done(self) -> None:
         """Remove the file: the run has ended."""

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from gmemcore.cli import main
+from gmemcore.fuzz import run as fuzz_run
 from support.kinds import P
 from support.paths import VECTORS
 
@@ -205,6 +206,28 @@ def test_fuzz_that_finds_something_ends_with_1(run, mappable, tmp_path, monkeypa
     (path,) = tmp_path.glob("difference-*.json")
     assert f"Written to {path}" in result.out
     assert json.loads(path.read_text())["cases"][0]["steps"]
+
+
+@has_kvm
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_fuzz_that_is_interrupted_prints_what_it_saw(run, mappable, tmp_path, monkeypatch, words):
+    walks = iter(range(2))
+
+    def made(*given):
+        if next(walks, None) is None:
+            raise KeyboardInterrupt
+        return draw(*given)
+
+    draw = fuzz_run._made
+    monkeypatch.setattr(fuzz_run, "_made", made)
+    result = run("fuzz", "--steps", 10_000, "--folder", tmp_path, *words)
+    assert result.status == 130
+    if words:
+        assert json.loads(result.out)["steps"] == 480
+    else:
+        assert "480 steps in 2 walks on Linux" in result.out
+    assert result.err == "gmemcore kvm fuzz: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 @has_kvm

@@ -1,9 +1,11 @@
 """The fuzzer: walks, lockstep, shrinking, and deliberate slips of the model that it must find."""
 
 import errno
+import fcntl
 import os
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from random import Random
 
 import msgspec
@@ -21,6 +23,7 @@ from gmemcore.errors import (
 from gmemcore.fuzz import Limits, fuzz, fuzzable, terrain_of
 from gmemcore.fuzz.lockstep import Arena, difference, model_machine, run
 from gmemcore.fuzz.run import _made
+from gmemcore.fuzz.store import RunningWalk
 from gmemcore.fuzz.table import kernel_table, read_outcome
 from gmemcore.fuzz.walk import LENGTH, Walk, _weights
 from gmemcore.kvm import KernelTransport, probe
@@ -290,6 +293,31 @@ def test_an_unfinished_walk_is_kept(tmp_path):
     assert report.left_over == tmp_path / "unfinished-1.json"
     assert report.left_over.read_text() == "as it was left"
     assert [path.name for path in tmp_path.iterdir()] == ["unfinished-1.json"]
+
+
+def test_a_walk_is_on_disk_when_its_writing_returns(tmp_path):
+    running = RunningWalk(tmp_path)
+    path, sizes = tmp_path / "walk.json", set()
+    (fd,) = (int(each.name) for each in Path("/proc/self/fd").iterdir() if each.resolve() == path)
+    assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DSYNC
+    for walk in (b"[1, 2, 3, 4]", b"[5]", b"[]", b"[6, 7]", b"[8]"):
+        running.write(walk)
+        assert path.read_bytes().rstrip() == walk
+        sizes.add(path.stat().st_size)
+    assert len(sizes) == 1  # a change of size would be more to write than the walk
+    running.done()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finding_is_kept_when_its_shrinking_is_interrupted(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gmemcore.fuzz.run.shrink", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fuzzed("v13", "DEFAULT", tmp_path, new_model=slipped(delete_memslot=swallowing(InvalidArgumentError)))
+    ((_, wrong),) = run_vectors(read_vectors(tmp_path / "difference-1.json"))
+    assert wrong is not None
 
 
 def test_a_difference_does_not_replace_another(tmp_path):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from gmemcore.cli.console import progress, say, say_json, say_lines
+from gmemcore.cli.console import progress, reporting, say, say_json, say_lines
 from gmemcore.cli.kvm.common import counted_lines
 from gmemcore.cli.options import JsonSwitch, Seed, VmTypeOption
 from gmemcore.cli.tables import print_table
@@ -42,10 +42,11 @@ def fuzz(
     Walks contain what the host offers: files, memslots, host and guest accesses, conversions, pins. A
     difference is shrunk to the fewest steps and written as a vector file with both answers. Differences that
     kernels are known for are counted. Each walk is on disk before it runs: if the host goes down, it is in
-    FOLDER.
+    FOLDER. Ctrl-C ends the run, and what was seen is printed.
 
     Exit status 0: no difference; 1: one was found; 2: no KVM, or nothing to walk on.
     """
+    from gmemcore.engine import warmup
     from gmemcore.fuzz import Limits
     from gmemcore.fuzz import fuzz as fuzz_host
     from gmemcore.kvm import KernelTransport
@@ -55,22 +56,37 @@ def fuzz(
         seconds = SECONDS
     if any(limit is not None and limit <= 0 for limit in (steps, seconds)):
         raise InvalidArgumentError("--steps and --seconds must be more than 0")
-    with KernelTransport() as transport, progress("kvm fuzz", steps, "steps") as show:
-        host = probe_host(transport)
-        report = fuzz_host(
-            transport,
-            host,
-            limits=Limits(steps, seconds),
-            folder=folder,
-            seed=seed,
-            vm_types=_vm_types(host, vm_type),
-            progress=lambda report: show(report.steps),
-        )
-    if as_json:
-        say_json(_record(report, host))
-    else:
-        _print(report)
-    return int(report.finding is not None)
+    seen: list[Report] = []  # empty until a walk ended
+    try:
+        with (
+            reporting("kvm fuzz"),
+            KernelTransport() as transport,
+            progress("kvm fuzz", steps, "steps") as show,
+        ):
+            host = probe_host(transport)
+            kinds = _vm_types(host, vm_type)
+
+            def after_walk(report: "Report") -> None:
+                seen[:] = [report]
+                show(report.steps)
+
+            warmup()  # compiling, once per machine, takes longer than many a run
+            fuzz_host(
+                transport,
+                host,
+                limits=Limits(steps, seconds),
+                folder=folder,
+                seed=seed,
+                vm_types=kinds,
+                progress=after_walk,
+            )
+    finally:  # after Ctrl-C, too
+        for report in seen:
+            if as_json:
+                say_json(_record(report, host))
+            else:
+                _print(report)
+    return int(seen[0].finding is not None)
 
 
 def _vm_types(host: "Host", vm_type: "VmType | None") -> "list[VmType]":
