@@ -115,8 +115,7 @@ class BatchResult:
         return int(self._rows.shape[1])
 
     def __repr__(self) -> str:
-        refused = int(np.count_nonzero(self._rows[0]))
-        return f"BatchResult({len(self)} requests, {refused} refused, {self.total!r})"
+        return f"BatchResult({len(self)} requests, {len(self.refused)} refused, {self.total!r})"
 
     @property
     def errno(self) -> NDArray[np.int32]:
@@ -129,6 +128,11 @@ class BatchResult:
         """Outcome of each request as an index into `OUTCOMES`, shape (n,)."""
         outcome: NDArray[np.uint8] = _OUTCOMES.take(self._rows[0].view(np.int64))
         return outcome
+
+    @property
+    def refused(self) -> NDArray[np.intp]:
+        """The indices of the requests that were refused, in order."""
+        return np.flatnonzero(self._rows[0])
 
     def _repr_html_(self) -> str:
         numbers, counts = np.unique(self.outcome, return_counts=True)

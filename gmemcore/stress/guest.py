@@ -146,7 +146,7 @@ class _Tally:
         words, by_pages = as_words(np.ascontiguousarray(operations)), np.zeros(_SMALL, np.int64)
         load(LOOPS).count_sizes(words, by_pages, self.sizes)
         codes = outcomes["code"]
-        refused = np.flatnonzero(codes)
+        refused = np.flatnonzero(codes) if outcomes.view(np.uint8).any() else ()
         self.codes[0] += len(codes) - len(refused)
         if len(refused):
             for code, count in zip(*np.unique(codes[refused], return_counts=True), strict=True):

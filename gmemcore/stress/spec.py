@@ -7,7 +7,7 @@ is an error with its path. `Spec.hash` covers what decides results, so not how w
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from inspect import signature
 from pathlib import Path
@@ -183,7 +183,7 @@ class Spec(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     @property
     def layout(self) -> Layout:
         """Layout of each guest's memory, which starts private."""
-        return Layout.single(self.memory, private=True)
+        return _layout_of(self.memory)
 
     @property
     def hash(self) -> str:
@@ -286,6 +286,11 @@ class Plan:
     def cell(self) -> str:
         """Kind of the guest as text; results are summed by it."""
         return f"{self.behaviour.name} {self.vm_type} {self.abi} {self.firmware.value}"
+
+
+@lru_cache(maxsize=4)
+def _layout_of(memory: int) -> Layout:
+    return Layout.single(memory, private=True)
 
 
 def template() -> str:

@@ -32,8 +32,14 @@ class Fill:
 
     def __init__(self, seed: int) -> None:
         self.seed = as_u64(seed, "seed")
-        self._stream = Stream(seed).split("contents")
-        self._places = self._stream.split("places")
+
+    @cached_property
+    def _stream(self) -> Stream:
+        return Stream(self.seed).split("contents")
+
+    @cached_property
+    def _places(self) -> Stream:
+        return self._stream.split("places")
 
     @cached_property
     def _pool(self) -> NDArray[np.uint8]:

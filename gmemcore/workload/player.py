@@ -516,11 +516,10 @@ def _apply(
 ) -> None:
     """Run one batch of a file, and write its outcomes at their places."""
     done = gmem.apply_many(*columns)
-    outcome = done.outcome
-    if not outcome.any():
+    refused = done.refused
+    if not len(refused):
         return
-    refused = np.flatnonzero(outcome)
-    at, why = np.arange(len(outcomes))[places][refused], outcome[refused]
+    at, why = np.arange(len(outcomes))[places][refused], done.outcome[refused]
     step, offset = columns[0, refused], columns[1, refused]
     says_where = _SAYS_WHERE[np.where(step == Step.CONVERT, 0, 1), why]
     beyond = np.where(says_where, done.error_offset[refused] - offset, np.uint64(0))

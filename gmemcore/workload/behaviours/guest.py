@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -89,6 +89,12 @@ class Grid:
             yield np.arange(low, min(low + BLOCK, end), dtype=np.uint64)
 
 
+@lru_cache(maxsize=16)
+def _grid(ranges: tuple[Range, ...], cell: int) -> Grid:
+    """Return the grid of a layout, which all guests of a fleet have."""
+    return Grid(ranges, cell)
+
+
 @dataclass(frozen=True, slots=True)
 class SeededGuest:
     """What a generator is given: the guest's memory, and the random numbers that are its own."""
@@ -108,7 +114,7 @@ class SeededGuest:
 
     def grid(self, cell: int) -> Grid:
         """All of the memory, in cells."""
-        return Grid(self.ranges, cell)
+        return _grid(self.ranges, cell)
 
     def low_range(self) -> Range:
         """The range that DMA memory comes from: the largest that ends below 4 GiB, else the largest."""
