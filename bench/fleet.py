@@ -1,8 +1,8 @@
 """The bars of fleets: what ``gmemcore stress`` costs beside the bare engine, in the same run.
 
-attributes  1,000 guests of 64 GiB without contents, 10,000 conversions each, on two workers: at least half
-            the rate of a bare batch (``set_memory_attributes_many`` of the same conversions, one thread), in
-            2 GiB of memory or less, all processes together
+attributes  1,000 guests of 64 GiB without contents, 10,000 conversions each, on two workers: at least 0.6
+            of the rate of a bare batch (``set_memory_attributes_many`` of the same conversions, one thread),
+            in 2 GiB of memory or less, all processes together
 terabytes   one guest of 16 TiB: it runs, in 2 GiB or less
 deferred    1,000 guests of 64 GiB with deferred contents, encrypted and decrypted in place and held to the
             promise of PRESERVE: at least half the rate of the same fleet without contents, in 2 GiB or less
@@ -221,7 +221,7 @@ def attributes() -> bool:
         f"  bare batches of 10,000, each on a new guest: {on_fresh / 1e6:.2f}M/s; fleet / those: {share:.2f}"
     )
     print(f"  digest {done.merger.all.digest}")
-    met = verdict("fleet / bare batch", watch.rate / rate, 0.5, watch.rate >= 0.5 * rate)
+    met = verdict("fleet / bare batch", watch.rate / rate, 0.6, watch.rate >= 0.6 * rate)
     return met & memory_met(watch.memory)
 
 
