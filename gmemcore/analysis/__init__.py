@@ -40,7 +40,7 @@ from gmemcore.analysis.pictures import (
 from gmemcore.analysis.runs import Run, read_run
 from gmemcore.analysis.series import Series, watch
 from gmemcore.analysis.snapshot import Snapshot, take
-from gmemcore.analysis.speed import bench_axes, bench_cube, bench_effects, cost_by_range
+from gmemcore.analysis.speed import bench_axes, bench_cube, bench_effects, cost_by_range, kernel_operations
 from gmemcore.analysis.states import STATES
 from gmemcore.analysis.tables import Table
 
@@ -69,6 +69,7 @@ __all__ = [
     "fragmentation",
     "heat_map",
     "iommu",
+    "kernel_operations",
     "mappability",
     "mappability_over_time",
     "mapping_sizes",

@@ -14,10 +14,12 @@ from gmemcore.analysis.style import (
     FRACTION_MAP,
     GREEN,
     axes_for,
+    legend_beside,
     line_style,
     size_axis,
     text_colour,
 )
+from gmemcore.results.bench_tables import CONVERSION, operation_words
 from gmemcore.uapi import PAGE_SIZE
 from gmemcore.units import size_words
 
@@ -330,6 +332,53 @@ def cost_by_range(run: Run, ax: "Axes | None" = None, *, abi: str | None = None)
         drawn.tick_params("x", labelbottom=False)
     drawn.set_title("Speed by the size of one conversion; dotted: memory primitives", loc="left")
     _add_legend(drawn, below, own_figure=ax is None)
+    return drawn
+
+
+def kernel_operations(run: Run, ax: "Axes | None" = None, *, vm_type: str | None = None) -> "Axes":
+    """Draw the time per page of each operation of a real kernel, next to memcpy and memset of the same run.
+
+    Parameters
+    ----------
+    run : Run
+        Of ``gmemcore kvm bench``.
+    ax : matplotlib Axes or None
+    vm_type : str or None
+        VM type; None: all of the run.
+
+    Notes
+    -----
+    A point is the median of an operation at one range, a line its 95 % interval. Operations that don't
+    grow with pages, such as creating a file, have none.
+
+    Raises
+    ------
+    ValueError
+        No operation has a time per page.
+    """
+    figures = [
+        (operation_words(cell), cell.range, cell.ns_per_page)
+        for cell in _all_cells(run)
+        if cell.operation != CONVERSION and cell.ns_per_page and vm_type in (None, cell.vm_type)
+    ]
+    if not figures:
+        raise ValueError("no operation of a kernel was measured per page")
+    names = [*dict.fromkeys(name for name, *_ in figures)]
+    drawn = axes_for(ax, (7.5, 1.2 + 0.34 * len(names)))
+    for number, size in enumerate(sorted({size for _, size, _ in figures})):
+        own = [(names.index(name), spread) for name, range_, spread in figures if range_ == size]
+        style = line_style(number) | {"linestyle": ""}
+        for y, spread in own:
+            drawn.plot([spread.low, spread.high], [y, y], color=style["color"], linewidth=1.2)
+        drawn.plot([spread.median for _, spread in own], [y for y, _ in own], label=size_words(size), **style)
+    drawn.set_xscale("log")
+    drawn.set_yticks(range(len(names)), [fill(name, 44) for name in names])
+    drawn.invert_yaxis()
+    drawn.grid(axis="x", color="0.9")
+    drawn.set_axisbelow(True)
+    drawn.set_xlabel("ns per 4 KiB page")
+    drawn.set_title("Operations of the kernel", loc="left")
+    legend_beside(drawn, title="range")
     return drawn
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -18,6 +19,7 @@ from gmemcore.errors import InputError
 from gmemcore.files.kinds import is_not
 from gmemcore.files.text import printable
 from gmemcore.files.writing import check_output
+from gmemcore.results.bench_tables import CONVERSION
 from gmemcore.units import format_bytes, format_number, format_percent, format_size
 
 if TYPE_CHECKING:
@@ -46,12 +48,8 @@ _WANTED: Final = {
     **{kind: f"a {kind} run" for kind in _RUNS},
 }
 """What a picture is of -> the file that it needs."""
-_OPTIONS: Final[dict[str, frozenset[str]]] = {
-    "snapshot": frozenset({"file", "number"}),
-    "snapshots": frozenset({"number"}),
-    "bench": frozenset({"abi"}),
-}
-"""What a picture is of -> options that mean something for it."""
+_NUMBERED: Final = frozenset({"snapshot", "snapshots"})
+"""What pictures are of that --number chooses."""
 
 _PRINTED_IF: "Final[dict[str, Callable[[Snapshot], bool]]]" = {
     "by_region": lambda snapshot: len(snapshot.slots) > 1,
@@ -154,7 +152,8 @@ def plot(
     """Draw a picture of page states or of a run.
 
     Of a snapshot: map, hilbert, bars, runs. Of a series: stream, heatmap, mappable, memory, struct-pages.
-    Of bench: cube, axes, cost. Of stress: sizes, outcomes. Of replay: refusals, page-sizes.
+    Of bench: cube, axes, effects, cost. Of kvm bench: operations. Of stress: sizes, outcomes. Of replay:
+    refusals, page-sizes.
     """
     with reporting("snapshot plot"), _input_errors():
         name = _usual_picture(files[0]) if picture is None else picture
@@ -218,8 +217,10 @@ def _usual_picture(path: Path) -> str:
     from gmemcore.workload.container import is_container
 
     if not is_container(path):
-        kind = _run(path).kind
-        return next(name for name, picture in PICTURES.items() if picture.of == kind)
+        run = _run(path)
+        if run.kind == "bench" and any(cell.operation != CONVERSION for cell in run.records):
+            return "operations"
+        return next(name for name, picture in PICTURES.items() if picture.of == run.kind)
     return "stream" if len(_series(path)) > 1 else "map"
 
 
@@ -237,7 +238,8 @@ def _drawn(name: str, files: Sequence[Path], *, number: int | None, **options: A
         raise InputError(f"{name} must be of one file, not of {len(files)}")
     given = {option: value for option, value in options.items() if value is not None}
     asked = given.keys() | ({"number"} if number is not None else set())
-    if surplus := sorted(asked - _OPTIONS.get(chosen.of, frozenset())):
+    known = signature(chosen.draw).parameters.keys() | ({"number"} if chosen.of in _NUMBERED else set())
+    if surplus := sorted(asked - known):
         raise InputError(f"--{surplus[0]} means nothing for {name}, which is of {_WANTED[chosen.of]}")
     return chosen.draw(_prepared(name, chosen.of, files, number), **given)
 

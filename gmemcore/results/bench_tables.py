@@ -225,15 +225,20 @@ OPERATION_HEADS: Final = ("operation", "range", "call", "ns/page", "95 %", "x me
 OPERATION_FIGURES: Final = (2, 3, 4, 5)
 
 
+def operation_words(cell: BenchCell) -> str:
+    """Return an operation of a real kernel in words: its name, direction, and attributes if not uniform."""
+    direction = f", {direction_words(cell)}" if cell.direction else ""
+    shape = "" if cell.fragmentation == "uniform" else f", {cell.fragmentation}"
+    return f"{cell.operation}{direction}{shape}"
+
+
 def operation_rows(cells: Sequence[BenchCell]) -> Iterator[tuple[str, ...]]:
     """Yield a row per measured operation of a real kernel, in the order of `OPERATION_HEADS`."""
     for cell in cells:
         if cell.outcome == "OK" and cell.operation != CONVERSION:
-            direction = f", {direction_words(cell)}" if cell.direction else ""
-            shape = "" if cell.fragmentation == "uniform" else f", {cell.fragmentation}"
             page, call = cell.ns_per_page, cell.call_seconds
             yield (
-                f"{cell.operation}{direction}{shape}",
+                operation_words(cell),
                 size_words(cell.range),
                 "" if call is None else format_time(call.median),
                 _median(page),

@@ -6,6 +6,7 @@ from itertools import pairwise
 import matplotlib
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import gmemcore
 from support.guests import random_guest
@@ -41,7 +42,7 @@ from gmemcore.analysis.pictures import (
 )
 from gmemcore.analysis.pictures.maps import cell_size
 from gmemcore.analysis.runs import BenchFirst, Replay, Run, Seconds, StressLast, StressSums
-from gmemcore.analysis.speed import bench_axes, bench_cube, bench_effects, cost_by_range
+from gmemcore.analysis.speed import bench_axes, bench_cube, bench_effects, cost_by_range, kernel_operations
 from gmemcore.analysis.states import state_of_masks, states_of
 from gmemcore.analysis.style import STATE_COLOURS
 from gmemcore.engine.packed import PLANE_NAMES
@@ -612,6 +613,38 @@ def test_work_over_all_axes():
         bench_axes(bench_run(cell("ZERO", "EINVAL", None)))
 
 
+def operations():
+    """Cells of a real kernel: a call at two sizes, and one that doesn't grow with pages."""
+    ioctl = cell(ns_per_page=spread(800.0), operation="KVM_SET_MEMORY_ATTRIBUTES")
+    fallocate = replace(ioctl, operation="fallocate", direction="", ns_per_page=spread(1700.0))
+    return (
+        fallocate,
+        replace(ioctl, range=4096, ns_per_page=spread(99_000.0)),
+        ioctl,
+        replace(ioctl, fragmentation="alternating"),
+        replace(fallocate, operation="create a file", ns_per_page=None),
+    )
+
+
+def test_operations_of_a_kernel():
+    run = bench_run(*operations())
+    ax = kernel_operations(run)
+    way = "KVM_SET_MEMORY_ATTRIBUTES, to shared"
+    assert [label.get_text().replace("\n", " ") for label in ax.get_yticklabels()] == [
+        *("fallocate", way, f"{way}, alternating"),
+    ]
+    points = {line.get_label(): line.get_xydata().tolist() for line in ax.get_lines()}
+    assert points["4 KiB"] == [[99_000, 1]]
+    assert points["2 MiB"] == [[1700, 0], [800, 1], [800, 2]]
+    intervals = [line.get_xdata() for line in ax.get_lines() if line.get_label().startswith("_")]
+    assert sorted(map(tuple, intervals))[-1] == pytest.approx((89_100, 108_900))
+    assert ax.get_xscale() == "log"
+    with pytest.raises(ValueError, match="no operation of a kernel"):
+        kernel_operations(run, vm_type="PKVM")
+    with pytest.raises(ValueError, match="no operation of a kernel"):
+        kernel_operations(bench_run(cell()))
+
+
 def test_runs_that_can_not_be_drawn():
     for draw in (bench_cube, bench_axes, cost_by_range):
         with pytest.raises(ValueError, match="must be a run of bench, not of stress"):
@@ -650,8 +683,9 @@ def test_every_picture_fits_into_its_figure(series, tmp_path):
         "stress": stress_run({"balloon SNP v5 today": [3, 0, 900], "balloon TDX v5 today": [1]}),
         "replay": replay_run(("v5", "SNP", 3), ("v13", "SNP", 0), ("v13", "SW_PROTECTED", 100)),
     }
+    of_kernel = {"operations": bench_run(*operations())}
     for name, picture in PICTURES.items():
-        figure = picture.draw(inputs[picture.of]).figure
+        figure = picture.draw(of_kernel.get(name, inputs[picture.of])).figure
         figure.savefig(tmp_path / f"{name}.png")
         drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
         assert min(drawn.x0, drawn.y0) > -0.01, name

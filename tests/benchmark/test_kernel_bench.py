@@ -142,6 +142,11 @@ def test_this_kernel(capsys, tmp_path, monkeypatch):
     status, printed = run(capsys, "kvm", "bench", "-o", path)
     assert status == 2
     assert str(path) in printed.err
+    for words in (["report", path, "-o", tmp_path / "page.html"], ["snapshot", "plot", path]):
+        monkeypatch.chdir(tmp_path)
+        assert run(capsys, *words)[0] == 0
+    assert "<img" in (tmp_path / "page.html").read_text()
+    assert (tmp_path / "operations.png").stat().st_size
 
 
 @has_kvm

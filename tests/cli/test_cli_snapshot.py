@@ -246,6 +246,8 @@ def test_the_map_is_of_all_files_or_says_which(files, monkeypatch):
         (["plot", "series.gms", "--number", "0"], "--number means nothing for stream"),
         (["plot", "bench.jsonl", "--number", "-1"], "--number means nothing for cube"),
         (["plot", "before.gms", "--abi", "v5"], "--abi means nothing for map"),
+        (["plot", "before.gms", "--picture", "runs", "--file", "1"], "--file means nothing for runs"),
+        (["plot", "bench.jsonl", "--picture", "effects", "--abi", "v5"], "--abi means nothing for effects"),
         (["info", "series.gms", "--number", "2"], "no snapshot 2; there are 2, from 0"),
         (["info", "series.gms", "--number", "1.5"], "must be a whole number, not '1.5'"),
         (

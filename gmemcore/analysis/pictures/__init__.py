@@ -31,7 +31,7 @@ from gmemcore.analysis.pictures.times import (
     state_stream,
     struct_pages_over_time,
 )
-from gmemcore.analysis.speed import bench_axes, bench_cube, bench_effects, cost_by_range
+from gmemcore.analysis.speed import bench_axes, bench_cube, bench_effects, cost_by_range, kernel_operations
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,6 +60,7 @@ PICTURES: Final = {
     "axes": Picture("what work costs over all axes that were measured", "bench", bench_axes),
     "effects": Picture("GB/s of each effect, next to memcpy, memset and XOR", "bench", bench_effects),
     "cost": Picture("speed against the size of one conversion", "bench", cost_by_range),
+    "operations": Picture("time per page of a real kernel's operations", "bench", kernel_operations),
     "sizes": Picture("conversions by size, a bar per behaviour", "stress", conversion_sizes),
     "outcomes": Picture("operations by outcome, a bar per kind of guest", "stress", fleet_outcomes),
     "refusals": Picture("conversions refused, by revision and VM type", "replay", refusal_map),
@@ -81,6 +82,7 @@ __all__ = [
     "cost_by_range",
     "fleet_outcomes",
     "heat_map",
+    "kernel_operations",
     "mappability_over_time",
     "memory_of_ways",
     "memory_over_time",

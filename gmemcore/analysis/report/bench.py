@@ -21,7 +21,7 @@ from gmemcore.analysis.report.blocks import (
 )
 from gmemcore.analysis.report.page import Block, Cell, Facts, Heading, Page, Row, Section, Table, Text
 from gmemcore.analysis.runs import BenchCell, BenchFirst, Run
-from gmemcore.analysis.speed import bench_cube, bench_effects, cost_by_range
+from gmemcore.analysis.speed import bench_cube, bench_effects, cost_by_range, kernel_operations
 from gmemcore.results.bench_tables import (
     CONVERSION,
     MATRIX_LEGEND,
@@ -77,16 +77,22 @@ def _kernel_page(run: Run) -> Page:
     first: BenchFirst = run.first
     by_type = grouped(run.records, lambda cell: (cell.abi, cell.vm_type))
     sections = [
-        Section(f"VM type {vm_type}, {abi}", _operations(cells)) for (abi, vm_type), cells in by_type.items()
+        Section(f"VM type {vm_type}, {abi}", [*_by_operation(run, vm_type), *_operations(cells)])
+        for (abi, vm_type), cells in by_type.items()
     ]
     sections.append(Section("Environment", [key_values(first.environment | first.settings)]))
     offered = sum(cell.outcome == "OK" for cell in run.records)
     facts = {"operations measured": str(offered), "not offered": str(len(run.records) - offered)}
     facts |= {f"{name}": f"{format_number(gbps)} GB/s" for name, gbps in first.primitives.items()}
-    head: list[Block] = [Facts(facts), *_warnings(run, 0)]
+    head: list[Block] = [Facts(facts), *_warnings(run, 0), *no_pictures()]
     lead, words = machine(first.environment), command(first.environment)
     title = f"Operations of Linux {first.settings.get('kernel', '')}".rstrip()
     return Page(title, lead, words, head, sections, KERNEL)
+
+
+def _by_operation(run: Run, vm_type: str) -> list[Block]:
+    draw = partial(kernel_operations, run, vm_type=vm_type)
+    return picture(draw, "Time per page of each operation", "Median and 95 % interval at each range.")
 
 
 def _operations(cells: Sequence[BenchCell]) -> list[Block]:
