@@ -13,7 +13,7 @@ from gmemcore.engine.packed import PLANE_NAMES
 
 _BLOCK_PAGES = int(layout.BLOCK_PAGES)
 _BLOCK_ROWS = 8
-_FIELD_BITS = int(layout.FIELD_BITS)
+_FIELD_BITS, _FIELD = int(layout.FIELD_BITS), int(layout.FIELD)
 
 
 class Plane(IntFlag):
@@ -29,7 +29,7 @@ class Plane(IntFlag):
 
 
 _FIELDS = tuple(
-    sum(int(layout.FIELD) << _FIELD_BITS * plane for plane in range(len(PLANE_NAMES)) if planes >> plane & 1)
+    sum(_FIELD << _FIELD_BITS * plane for plane in range(len(PLANE_NAMES)) if planes >> plane & 1)
     for planes in range(1 << len(PLANE_NAMES))
 )
 
@@ -182,7 +182,7 @@ class Blocks(NamedTuple):
         word, pages = int(self.words[block - self.first]), min(_BLOCK_PAGES, self.n_pages - page + at)
         row, planes = (block - self.first) * _BLOCK_ROWS + at // 64, 0
         for plane in range(len(PLANE_NAMES)):
-            count = word >> int(layout.FIELD_BITS) * plane & int(layout.FIELD)
+            count = word >> _FIELD_BITS * plane & _FIELD
             if count == pages or (count and int(self.lines[plane, row]) >> at % 64 & 1):
                 planes |= 1 << plane
         return planes
@@ -193,9 +193,7 @@ class Blocks(NamedTuple):
         begin = (self.first + low) * _BLOCK_PAGES
         end = min((self.first + high) * _BLOCK_PAGES, self.n_pages)
         pages = min(_BLOCK_PAGES, end - begin)
-        counts = [
-            word >> int(layout.FIELD_BITS) * plane & int(layout.FIELD) for plane in range(len(PLANE_NAMES))
-        ]
+        counts = [word >> _FIELD_BITS * plane & _FIELD for plane in range(len(PLANE_NAMES))]
         whole = sum(1 << plane for plane, count in enumerate(counts) if count == pages)
         mixed = [plane for plane, count in enumerate(counts) if 0 < count < pages]
         if not mixed:
