@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from inspect import isclass, isfunction
 from pathlib import Path
 
-from gmemcore.cli import COMMANDS, command_line, main
+from gmemcore.cli import COMMANDS, EPILOGUE, command_line, main
 from gmemcore.policy import ABIS
 
 ROOT = Path(__file__).parent.parent
@@ -83,9 +83,7 @@ def _commands() -> Iterator[tuple[str, str]]:
         "commands/index.md",
         _page(
             "Commands",
-            "Every command prints this with `--help`. `-q` prints nothing about the work, `-v` more.\n\n"
-            "Exit status: 0 done; 1 something that was checked did not hold; 2 the request can't be met;\n"
-            "130 interrupted; 141 nobody reads the output.",
+            f"Every command prints its page with `--help`. In every command, {EPILOGUE}",
             _toctree(COMMANDS),
         ),
     )

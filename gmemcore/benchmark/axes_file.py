@@ -1,5 +1,6 @@
 """Read a TOML file that selects what is measured: one key per axis, checked before anything runs."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -204,25 +205,35 @@ def read_axes(path: Path | None, options: Mapping[str, Any]) -> Axes:
     OSError
         The file can't be read.
     """
+    try:
+        asked = msgspec.convert(options, Axes, dec_hook=_size)
+    except msgspec.ValidationError as error:
+        raise InvalidArgumentError(_of_option(with_known(error, Axes))) from None
     if path is None:
-        return _axes_of({}, options, "")
+        return asked
     with expecting(path, "a file of axes"):
         try:
             chosen = toml_tree(read_file(path, MAX_BYTES), str(path))
         except InputError as error:
             raise InvalidArgumentError(str(error)) from None
-        return _axes_of(chosen, options, f"{path}: ")
+        try:
+            return msgspec.convert({**chosen, **options}, Axes, dec_hook=_size)
+        except msgspec.ValidationError as error:
+            raise InvalidArgumentError(
+                f"{path}: {with_known(error, Axes)}; see gmemcore template axes"
+            ) from None
 
 
-def _axes_of(chosen: dict[str, Any], options: Mapping[str, Any], where: str) -> Axes:
-    try:
-        return msgspec.convert({**chosen, **options}, Axes, dec_hook=_size)
-    except msgspec.ValidationError as error:
-        raise InvalidArgumentError(f"{where}{with_known(error, Axes)}; see gmemcore template axes") from None
+def _of_option(text: str) -> str:
+    """Turn what is wrong at a place of a file into what is wrong with an option of that name."""
+    place = re.search(r" - at `\$\.(\w+)(\[\d+\])?`", text)
+    if place is None:
+        return text
+    return f"--{place[1].replace('_', '-')}: {text[: place.start()]}{text[place.end() :]}"
 
 
 def _size(kind: type, value: object) -> Size | PageSize:
-    """Parse a size; msgspec adds where it stands."""
+    """Parse a size; msgspec adds the place of a wrong one."""
     if not isinstance(value, str):
         raise ValueError(f"a size is a string like '4k', not {value!r}")
     try:

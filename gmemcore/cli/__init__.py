@@ -39,10 +39,10 @@ SUMMARY: Final = "In-place conversion of guest_memfd memory: a model to measure,
 VERBOSITY: Final = {"-q": -1, "--quiet": -1, "-v": 1, "--verbose": 1}
 """Options of every command, anywhere in it."""
 EPILOGUE: Final = """\
---quiet (-q) prints nothing about the work itself, --verbose (-v) more.
+--quiet (-q) hides progress and notes, --verbose (-v) shows more.
 
-Exit status: 0 done; 1 something that was checked did not hold; 2 the request can't be met; 130 interrupted;
-141 nobody reads the output."""
+Exit status: 0 done; 1 a check failed; 2 the request can't be met; 130 interrupted; 141 the reader of the
+output is gone."""
 """What help says of every command."""
 _OVERVIEW: Final = f"""\
 `gmemcore COMMAND --help` lists a command's options. In every command, {EPILOGUE}"""

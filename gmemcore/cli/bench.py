@@ -23,7 +23,14 @@ from gmemcore.cli.bench_options import (
     names_option,
 )
 from gmemcore.cli.console import note, progress, reporting
-from gmemcore.cli.options import ContentsOption, ForceSwitch, JsonSwitch, ProposalFiles, at_most_one
+from gmemcore.cli.options import (
+    ContentsOption,
+    ForceSwitch,
+    JsonSwitch,
+    OptionalSeconds,
+    ProposalFiles,
+    at_most_one,
+)
 from gmemcore.cli.predictions import CostOption, read_cost
 from gmemcore.errors import OutOfMemoryError
 from gmemcore.uapi import ContentWork
@@ -94,8 +101,8 @@ class Conditions:
     page_size: Annotated[
         str | None,
         Parameter(
-            help="Pages that the guest's file consists of: 4k, 2m, 1g. 2m and 1g need huge-partial, then the "
-            "default revision, or huge-rollback. [default: 4k]"
+            help="Page sizes of the guest's file: 4k, 2m, 1g. 2m and 1g need huge-partial, then the default "
+            "revision, or huge-rollback. [default: 4k]"
         ),
     ] = None
     contents: Annotated[ContentsOption, Parameter(help="eager: the time of bytes is what is measured.")] = (
@@ -123,7 +130,7 @@ def bench(
     conditions: Annotated[Conditions | None, Parameter(name="*", group="Conditions")] = None,
     outputs: Annotated[Outputs | None, Parameter(name="*", group="Outputs")] = None,
     cost: CostOption = None,
-    seconds: Annotated[float | None, Parameter(help="Time to spend per setting. [default: 45]")] = None,
+    seconds: Annotated[OptionalSeconds, Parameter(help="Time to spend per setting. [default: 45]")] = None,
     quick: Annotated[
         bool,
         Parameter(
@@ -150,6 +157,7 @@ def bench(
     with reporting("bench", interrupted="interrupted", wrong=(WrongContentsError,)):
         at_most_one(json=to.as_json, full=to.full)
         at_most_one(json=to.as_json, cost=cost)
+        at_most_one(quick=quick, seconds=seconds)
         check_contents(under.contents)
         given = _as_in_file(asked, under)
         axes = read_axes(under.axes, given)

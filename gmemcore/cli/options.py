@@ -5,6 +5,7 @@ read. Names are read by `gmemcore.names`, so any case does, and ``-`` and ``_`` 
 several values take them separated by commas, or the option several times.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
@@ -13,7 +14,7 @@ from cyclopts import Parameter, Token
 
 from gmemcore.errors import GmemError, InputError, InvalidArgumentError
 from gmemcore.names import member, plain
-from gmemcore.policy import ABIS, DEFAULT_ABI, Abi, content_flags, get_abi
+from gmemcore.policy import ABIS, DEFAULT_ABI, HUGE_PAGES, Abi, content_flags, get_abi
 from gmemcore.policy.lookup import abi_names
 from gmemcore.policy.proposal import read_proposals, shipped_proposals
 from gmemcore.uapi import ContentWork, Direction, Firmware, Phase, VmType
@@ -115,7 +116,7 @@ else:  # choices, for help and completion
     _Phase = Literal[tuple(map(str, Phase))]
     _Direction = Literal[tuple(map(str, Direction))]
     _Flag = Literal[FLAG_NAMES] | str
-    _Abi = Literal[(*ABIS, *(row.name for row in shipped_proposals()))] | str
+    _Abi = Literal[(*ABIS, *HUGE_PAGES, *(row.name for row in shipped_proposals()))] | str
 
 _SEED_MOST: Final = (1 << 64) - 1
 
@@ -234,23 +235,48 @@ def revision_named(abi: str | None, proposals: Sequence[Path], default: str = DE
     return revision_of(default if abi is None else abi, known)
 
 
+def time_in_seconds(text: str) -> float:
+    """Read a time: a finite number of seconds above 0."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"must be a number of seconds above 0, not {text!r}")
+    return seconds
+
+
 def _typed_size(size: int | None) -> str | None:
     return None if size is None else format_size(size)
 
 
 _SIZE: Final = Parameter(converter=one(parse_size), show_default=_typed_size)
 _SEED: Final = Parameter(converter=one(whole(0, _SEED_MOST)))
+_SECONDS: Final = Parameter(converter=one(time_in_seconds))
 if TYPE_CHECKING:
+    Size = int
     SizeOption = int
     OptionalSize = int | None
     Seed = int
     OptionalSeed = int | None
+    SecondsOption = float
+    OptionalSeconds = float | None
 else:  # an Optional of an Annotated loses its converter in cyclopts 4.8
-    SizeOption = Annotated[int, _SIZE]
-    OptionalSize = Annotated[int | None, _SIZE]
+
+    class Size(int):
+        """What help calls the value of an option: SIZE. The value itself is an int."""
+
+    class Seconds(float):
+        """What help calls a time: SECONDS. The value itself is a float."""
+
+    SizeOption = Annotated[Size, _SIZE]
+    OptionalSize = Annotated[Size | None, _SIZE]
     Seed = Annotated[int, _SEED]
     OptionalSeed = Annotated[int | None, _SEED]
-"""A size of memory: whole pages, with the unit k, m, g or t, KiB, MiB, GiB or TiB. A seed: 64 bits."""
+    SecondsOption = Annotated[Seconds, _SECONDS]
+    OptionalSeconds = Annotated[Seconds | None, _SECONDS]
+"""A size of memory: whole pages, with the unit k, m, g or t, KiB, MiB, GiB or TiB. A seed: 64 bits.
+A time: above 0 and finite."""
 
 JsonSwitch = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 """``--json``"""

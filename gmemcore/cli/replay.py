@@ -19,6 +19,7 @@ from gmemcore.cli.options import (
     LinesOutput,
     ProposalFiles,
     Seed,
+    Size,
     SnapshotOption,
     VmTypesOption,
     choice,
@@ -97,10 +98,10 @@ class Targets:
     )
     firmware: Annotated[FirmwareOption, Parameter(help="Firmware. [default: today]")] = None
     page_size: Annotated[
-        tuple[int, ...],
+        tuple[Size, ...],
         Parameter(
-            help="Pages that files consist of: 4k, 2m, 1g. 2m and 1g need a revision with huge pages. "
-            "[default: 4k]",
+            help="Page sizes of files: 4k, 2m, 1g. 2m and 1g need huge-partial, then the default revision, "
+            "or huge-rollback. [default: 4k]",
             converter=several(_page_size),
             show_default=False,
         ),
@@ -241,8 +242,8 @@ def replay(
 ) -> None:
     """Run a workload: what it costs, and which operations are refused, where and why.
 
-    Counters are exact and carry to hardware; times are this model's on this machine. A log can hold several
-    launches: each is run on a VM of its own.
+    Counters are exact and carry over to hardware; times are this model's on this machine. A log can hold
+    several launches: each is run on a VM of its own.
     """
     where, manner, to = where or Targets(), manner or Manner(), to or Outputs()
     with reporting(COMMAND), working(COMMAND):

@@ -13,7 +13,14 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from gmemcore.cli.console import complain, is_quiet, note, reporting, say_records, working
-from gmemcore.cli.options import ForceSwitch, JsonSwitch, LinesOutput, ProposalFiles, SnapshotOption
+from gmemcore.cli.options import (
+    ForceSwitch,
+    JsonSwitch,
+    LinesOutput,
+    OptionalSeconds,
+    ProposalFiles,
+    SnapshotOption,
+)
 from gmemcore.cli.predictions import CostOption, read_cost
 from gmemcore.cli.stress_report import print_fleet, print_guest, progress_text
 from gmemcore.errors import InputError
@@ -63,11 +70,8 @@ class Workers:
     tls_cert: Annotated[Path | None, Parameter(help="Certificate of this client.")] = None
     tls_key: Annotated[Path | None, Parameter(help="Private key of this client.")] = None
     patience: Annotated[
-        float | None,
-        Parameter(
-            help=f"Give up after this many seconds without a responding worker. [default: {_PATIENCE:g}]",
-            validator=Number(gt=0),
-        ),
+        OptionalSeconds,
+        Parameter(help=f"Give up after this long without a responding worker. [default: {_PATIENCE:g}]"),
     ] = None
 
     def runner(self) -> "Runner":

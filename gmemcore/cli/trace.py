@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 from cyclopts.types import PositiveInt
 
 from gmemcore.cli.console import note, reporting, say, say_json, say_lines, working
-from gmemcore.cli.options import ForceSwitch, JsonSwitch, OptionalSeed
+from gmemcore.cli.options import ForceSwitch, JsonSwitch, OptionalSeconds, OptionalSeed
 from gmemcore.cli.tables import print_table
 from gmemcore.cli.workloads import STDIN, Options, Workload, load
 from gmemcore.errors import InputError, InvalidArgumentError
@@ -128,7 +128,7 @@ def convert(
 def capture(
     *,
     run: Annotated[
-        float | None, Parameter(help="Seconds to record, by perf or trace-cmd; needs --pid.")
+        OptionalSeconds, Parameter(help="Time to record, by perf or trace-cmd; needs --pid.")
     ] = None,
     pid: Annotated[PositiveInt | None, Parameter(help="The VMM's process.")] = None,
     output: Annotated[
@@ -145,8 +145,8 @@ def capture(
             return
         if run is None or pid is None:
             raise InvalidArgumentError("recording needs both --run SECONDS and --pid PID")
-        if not 0 < run <= _LONGEST:
-            raise InvalidArgumentError(f"--run must be more than 0 and at most {_LONGEST:,} seconds")
+        if run > _LONGEST:
+            raise InvalidArgumentError(f"--run must be at most {_LONGEST:,} seconds, not {run:g}")
         place = output or Path(f"guest-{pid}.txt")
         check_output(place, force=force)
         with replacing(place) as file:

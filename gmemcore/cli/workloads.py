@@ -56,10 +56,10 @@ class Options:
         ),
     ] = None
     launching: Annotated[
-        bool, Parameter(negative="", help="The guest wasn't launched yet, although the log shows no launch.")
+        bool, Parameter(negative="", help="Start before launch, although the log shows no launch.")
     ] = False
     strict: Annotated[
-        bool, Parameter(negative="", help="Refuse a log with a line of a known event that can't be read.")
+        bool, Parameter(negative="", help="Refuse a log if a line of a known event can't be read.")
     ] = False
     guest: Annotated[
         str | None,

@@ -1,5 +1,6 @@
 """Bench: what conversions cost on this machine, returned as the run that a file of it would hold."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
@@ -121,8 +122,10 @@ def bench(
         "memory": None if memory is None else str(memory),
     }
     asked = {name: value for name, value in given.items() if value is not None}
-    if seconds is not None and not seconds > 0:
-        raise InvalidArgumentError(f"seconds must be above 0, not {seconds}")
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise InvalidArgumentError(f"seconds must be above 0 and finite, not {seconds}")
+    if quick and seconds is not None:
+        raise InvalidArgumentError("quick and seconds exclude each other: a quick run takes two samples")
     cases = read_axes(None if axes is None else Path(axes), asked).cases(
         QUICK_MEMORY if quick else default_memory(), revisions
     )

@@ -9,13 +9,14 @@ import os
 import re
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from cyclopts import CycloptsError
 from rich.console import Console
 
 from gmemcore.cli import command_line, main
-from gmemcore.policy import ABIS
+from gmemcore.policy import ABIS, HUGE_PAGES
 from gmemcore.policy.proposal import shipped_proposals
 from gmemcore.uapi import Direction, Firmware, Phase, VmType
 from support.command_tree import APP, ARGUMENTS, TREE
@@ -27,7 +28,7 @@ OPTIONS = [
     for each in own
     if each.names[0].startswith("-")
 ]
-REVISIONS = {*ABIS, *(row.name for row in shipped_proposals())}
+REVISIONS = {*ABIS, *HUGE_PAGES, *(row.name for row in shipped_proposals())}
 CHOICES = {
     "--abi": REVISIONS,
     "--vm-type": set(VmType),
@@ -68,6 +69,16 @@ def of_names(names):
         for each in OPTIONS
         if each.values[1].names[0] in names and (each.values[0] != ("bench",) or names is CHOICES)
     ]
+
+
+TIMES = [
+    each
+    for each in OPTIONS
+    if any(
+        isinstance(kind, type) and issubclass(kind, float)
+        for kind in (each.values[1].hint, *get_args(each.values[1].hint))
+    )
+]
 
 
 def placeholders(words):
@@ -202,6 +213,16 @@ def test_sizes_are_taken_as_fio_takes_them(words, option):
     }
     assert len(found) == 1
     for wrong in ("lots", "0", "4097", "-4k", "1.5g", ""):
+        with pytest.raises(CycloptsError) as refused:
+            parse(words, f"{name}={wrong}")
+        assert name in str(refused.value)
+
+
+@pytest.mark.parametrize(("words", "option"), TIMES)
+def test_times_are_finite_and_above_zero(words, option):
+    name = option.names[0]
+    assert "1.5" in repr(parse(words, name, "1.5"))
+    for wrong in ("0", "-1", "nan", "inf", "-inf", "1e999", "soon", ""):
         with pytest.raises(CycloptsError) as refused:
             parse(words, f"{name}={wrong}")
         assert name in str(refused.value)

@@ -1015,7 +1015,7 @@ def test_a_violation_is_told_with_what_shows_it_again(command, tmp_path, monkeyp
         (["fleet.toml", "--guest", "0", "--log", "x"], "without --log"),
         (["fleet.toml", "--workers", "0"], 'Invalid value "0" for --workers. Must be >= 1.'),
         (["fleet.toml", "--workers", "1025"], "Must be <= 1024."),
-        (["fleet.toml", "--workers", "2", "--patience", "0"], "Must be > 0."),
+        (["fleet.toml", "--workers", "2", "--patience", "0"], "must be a number of seconds above 0, not '0'"),
         (["fleet.toml", "--patience", "5"], "--patience needs --workers or --scheduler"),
         (["fleet.toml", "--workers", "2", "--scheduler", "tcp://h:1"], "exclude each other"),
         (["fleet.toml", "--resume", "--fresh"], "one of them"),

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from gmemcore.cli.console import note, say, say_lines, say_records
 from gmemcore.cli.kvm.common import hanging
-from gmemcore.cli.options import ForceSwitch, JsonSwitch, LinesOutput, SizeOption, VmTypeOption
+from gmemcore.cli.options import ForceSwitch, JsonSwitch, LinesOutput, SecondsOption, SizeOption, VmTypeOption
 from gmemcore.cli.tables import print_table
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.units import format_number, format_size, format_time, size_words
@@ -22,7 +22,7 @@ MOST_MEMORY = 1 << 30
 def bench(
     *,
     memory: Annotated[SizeOption, Parameter(help="Bytes that operations work on, up to 1g.")] = 256 << 20,
-    seconds: Annotated[float, Parameter(help="Seconds for each operation.")] = 0.5,
+    seconds: Annotated[SecondsOption, Parameter(help="Seconds for each operation.")] = 0.5,
     vm_type: Annotated[
         VmTypeOption, Parameter(help="Measure this VM type. [default: all that the host offers]")
     ] = None,
@@ -46,8 +46,6 @@ def bench(
 
     if memory > MOST_MEMORY:
         raise InvalidArgumentError(f"--memory must be at most 1g, not {format_size(memory)}")
-    if seconds <= 0:
-        raise InvalidArgumentError(f"--seconds must be more than 0, not {seconds}")
     if output is not None:
         check_output(output, force=force)
     check_available(4 * memory)

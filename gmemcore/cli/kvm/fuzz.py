@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from gmemcore.cli.console import progress, reporting, say, say_json, say_lines
 from gmemcore.cli.kvm.common import counted_lines
-from gmemcore.cli.options import JsonSwitch, Seed, VmTypeOption
+from gmemcore.cli.options import JsonSwitch, OptionalSeconds, Seed, VmTypeOption, one, whole
 from gmemcore.cli.tables import print_table
 from gmemcore.errors import InvalidArgumentError
 
@@ -24,25 +24,25 @@ _SHOWN = 64  # characters of bytes
 
 def fuzz(
     *,
-    steps: Annotated[int | None, Parameter(help="Run this many steps.")] = None,
+    steps: Annotated[int | None, Parameter(help="Run this many steps.", converter=one(whole(1)))] = None,
     seconds: Annotated[
-        float | None, Parameter(help="Run for this long. [default: 60, without --steps]")
+        OptionalSeconds, Parameter(help="Run for this long. [default: 60, without --steps]")
     ] = None,
     seed: Annotated[Seed, Parameter(help="Seed of the walks.")] = 0,
     vm_type: Annotated[
         VmTypeOption, Parameter(help="Walk on this VM type. [default: all that the host offers, in turn]")
     ] = None,
-    folder: Annotated[
-        Path, Parameter(help="Folder for the running walk, and for one that shows a difference.")
-    ] = Path("kvm-fuzz"),
+    folder: Annotated[Path, Parameter(help="Folder for the current walk and for a difference.")] = Path(
+        "kvm-fuzz"
+    ),
     as_json: JsonSwitch = False,
 ) -> int:
     """Run random walks on the host's kernel and on the model, and stop at the first difference.
 
     Walks contain what the host offers: files, memslots, host and guest accesses, conversions, pins. A
-    difference is shrunk to the fewest steps and written as a vector file with both answers. Differences that
-    kernels are known for are counted. Each walk is on disk before it runs: if the host goes down, it is in
-    FOLDER. Ctrl-C ends the run, and what was seen is printed.
+    difference is shrunk to the fewest steps and written as a vector file with both answers. Known
+    differences of kernels are counted. Each walk is written to --folder before it runs, so it is still there
+    if the host crashes. Ctrl-C ends the run, and what was seen is printed.
 
     Exit status 0: no difference; 1: one was found; 2: no KVM, or nothing to walk on.
     """
@@ -54,8 +54,6 @@ def fuzz(
 
     if steps is None and seconds is None:
         seconds = SECONDS
-    if any(limit is not None and limit <= 0 for limit in (steps, seconds)):
-        raise InvalidArgumentError("--steps and --seconds must be more than 0")
     seen: list[Report] = []  # empty until a walk ended
     try:
         with (
