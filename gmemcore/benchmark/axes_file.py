@@ -14,10 +14,10 @@ from gmemcore.errors import GmemError, InputError, InvalidArgumentError, with_kn
 from gmemcore.files.kinds import expecting
 from gmemcore.files.reading import read_file, toml_tree
 from gmemcore.machine.huge_pages import page_order_of
-from gmemcore.names import member, plain
-from gmemcore.policy import EFFECTS, HUGE_PAGES, Abi, content_flags, default_abi, get_abi
-from gmemcore.uapi import PAGE_SIZE, ContentWork, Direction, Phase
-from gmemcore.units import format_sizes, parse_size
+from gmemcore.names import chosen, member, plain
+from gmemcore.policy import EFFECTS, Abi, check_pages, content_flags, default_abi, get_abi, has_pages
+from gmemcore.uapi import PAGE_SIZE, ContentWork, Direction, Phase, VmType
+from gmemcore.units import parse_size
 
 MAX_BYTES: Final = 64 << 10
 """Largest file in bytes that is read."""
@@ -105,8 +105,8 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
             EINVAL: an unknown name, a combination that no host offers, or a selection without a case.
         """
         page_sizes = [*map(int, self.page_size)]
-        chosen = [*settings(self.backing, self.huge_pages, self.threads, self.enforce, page_sizes)]
-        if not chosen:
+        under = [*settings(self.backing, self.huge_pages, self.threads, self.enforce, page_sizes)]
+        if not under:
             wanted = "--enforce on needs --backing memfd"
             if not any(self.enforce):
                 wanted = "--huge-pages on needs --backing anonymous"
@@ -125,7 +125,7 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
                 memory=int(self.memory or memory),
                 ranges=None if self.range is None else [*map(int, self.range)],
                 fragmentations=self.fragmentation,
-                settings=chosen,
+                settings=under,
                 phases=_members(Phase, self.phase),
                 directions=_members(Direction, self.direction),
                 flags=_words(self.flag, ["NONE", *_flag_names(proposals)], "flag"),
@@ -134,7 +134,7 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
         ]
         if not found:
             raise InvalidArgumentError("no cell of policy matches this selection; drop a filter")
-        return sorted(found, key=lambda case: chosen.index(case.setting))
+        return sorted(found, key=lambda case: under.index(case.setting))
 
     def _revisions(self, proposals: Sequence[Abi]) -> list[Abi]:
         """Return the revisions that are named, else the proposals, else for huge pages one that has them."""
@@ -145,12 +145,11 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
         return [own.get(plain(name)) or get_abi(name) for name in self.abi]
 
     def _check_pages(self, revisions: Sequence[Abi]) -> None:
-        """Raise if no revision has any of the page sizes."""
-        if min(self.page_size) > PAGE_SIZE and not any(abi.huge_pages for abi in revisions):
-            raise InvalidArgumentError(
-                f"--page-size {format_sizes(self.page_size)} needs --abi {' or '.join(HUGE_PAGES)}, "
-                f"not {', '.join(abi.name for abi in revisions)}"
-            )
+        """Raise if there is a page size that no guest of the selection can have."""
+        vm_types = chosen(VmType, self.vm_type)
+        for size in self.page_size if revisions else ():
+            if not any(has_pages(abi, vm_type, size) for abi in revisions for vm_type in vm_types):
+                check_pages(revisions[0], vm_types[0], size)
 
 
 def _flag_names(proposals: Sequence[Abi]) -> dict[str, None]:

@@ -13,7 +13,6 @@ from typing import Final
 from gmemcore.benchmark.axes import DEFAULT_SETTING, Fragmentation, Mask, Setting
 from gmemcore.engine.byte_operations import BYTE_OPERATIONS
 from gmemcore.errors import InvalidArgumentError
-from gmemcore.machine.huge_pages import page_order_of
 from gmemcore.policy import (
     ASSIGNED,
     DEFAULT_ABI,
@@ -32,6 +31,7 @@ from gmemcore.policy import (
     content_flags,
     flag_name,
     get_abi,
+    has_pages,
 )
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, Direction, Firmware, Phase, VmType
 from gmemcore.units import format_size
@@ -338,7 +338,7 @@ def table(
     list of Case
         A refused cell once: at the smallest range, uniform, under the first setting. Any other cell at every
         range, and if its effect is more than KEEP also with unallocated memory, at `UNALLOCATED_RANGE`.
-        Settings whose pages a cell's guest can't have (`has_pages`) are left out.
+        Settings whose pages a cell's guest can't have (`gmemcore.policy.has_pages`) are left out.
 
     Raises
     ------
@@ -380,14 +380,6 @@ def _check_whole_pages(memory: int, settings: Sequence[Setting]) -> None:
                 f"the memory must be a multiple of its pages of {pages}, not {format_size(memory)}; "
                 f"use --memory {least}"
             )
-
-
-def has_pages(abi: Abi, vm_type: VmType, page_size: int) -> bool:
-    """Return whether a guest can have a file of such pages: a file of huge pages starts private."""
-    if page_size == PAGE_SIZE:
-        return True
-    orders = abi.huge_pages.orders if abi.huge_pages else ()
-    return page_order_of(page_size) in orders and PLATFORMS[vm_type].private_memory
 
 
 def _first_of(settings: Sequence[Setting], abi: Abi, vm_type: VmType) -> Setting:

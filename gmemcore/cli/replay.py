@@ -91,7 +91,11 @@ class Targets:
     """Where it is run."""
 
     abi: Annotated[
-        AbisOption, Parameter(help="Revisions or proposals. [default: v5, or those of --proposal]")
+        AbisOption,
+        Parameter(
+            help="Revisions or proposals. [default: those of --proposal, else v5; with --page-size 2m or 1g "
+            "huge-partial]"
+        ),
     ] = None
     vm_type: Annotated[VmTypesOption, Parameter(help="VM types. [default: the workload's own, else SNP]")] = (
         None
@@ -101,7 +105,7 @@ class Targets:
         tuple[Size, ...],
         Parameter(
             help="Page sizes of files: 4k, 2m, 1g. 2m and 1g need huge-partial, then the default revision, "
-            "or huge-rollback. [default: 4k]",
+            "or huge-rollback. Each region of memory is rounded up to whole pages. [default: 4k]",
             converter=several(_page_size),
             show_default=False,
         ),
@@ -124,17 +128,17 @@ class Targets:
         read = [row.name for row in read_proposals(self.proposal)]
         if self.all_abis and self.abi is not None:
             raise InputError("--all-abis and --abi exclude each other")
-        is_huge = max(self.page_size) > PAGE_SIZE
-        default = default_abi(max(self.page_size)).name
+        largest = max(self.page_size)
+        if self.all_abis and largest > PAGE_SIZE:
+            raise InputError(
+                f"--all-abis has revisions without --page-size {format_size(largest)}; "
+                f"use --abi {','.join(HUGE_PAGES)}"
+            )
+        default = default_abi(largest).name
         names = (*ABIS, *read) if self.all_abis else self.abi or read or (default,)
         known = revisions(self.proposal)
         vm_types = self.vm_type or (tuple(VmType) if self.all_abis else (VmType(recorded),))
         chosen = [revision_of(name, known) for name in names]
-        for abi in chosen if is_huge else ():
-            if abi.huge_pages is None:
-                raise InputError(
-                    f"--page-size: {abi.name} has no huge pages; use --abi {' or '.join(HUGE_PAGES)}"
-                )
         return targets(chosen, list(vm_types), self.firmware or Firmware.TODAY, self.page_size)
 
 
@@ -255,7 +259,7 @@ def replay(
         targets = where.for_workload(found.traces[0].header.vm_type or _DEFAULT_VM_TYPE)
         traces = _touched(found.traces) if manner.touch else found.traces
         _check_effect(manner, to, targets)
-        kept = _Kept(len(traces[0].operations), len(targets) * len(traces), to)
+        kept = _Kept(traces, targets, to)
         runs = _run(found, traces, targets, manner, kept.watching)
         kept.write()
         found.note_import(COMMAND)
@@ -286,7 +290,7 @@ def _check_effect(manner: Manner, to: Outputs, targets: "Sequence[Target]") -> N
         (to.refusals is not None and to.as_json, "--json has the first refusals; --refusals is for tables"),
         (
             to.refusals is not None and len(targets) > 1,
-            f"--refusals is for one revision on one VM type, not for {len(targets)} replays",
+            _needs_one("--refusals", targets),
         ),
         (
             manner.keep and not any(get_abi(target.abi).legacy for target in targets),
@@ -306,6 +310,20 @@ def _check_effect(manner: Manner, to: Outputs, targets: "Sequence[Target]") -> N
             raise InputError(message)
 
 
+def _needs_one(option: str, targets: "Sequence[Target]", launches: int = 1) -> str:
+    """Return why an option for one replay can't be met, and which options select one."""
+    from gmemcore.policy import get_abi
+
+    counts = {
+        "--abi": len({get_abi(target.abi).name for target in targets}),
+        "--vm-type": len({target.vm_type for target in targets}),
+        "--page-size": len({target.page_size for target in targets}),
+        "--launch": launches,
+    }
+    one_of = " and ".join(f"one {name}" for name, count in counts.items() if count > 1)
+    return f"{option} needs {one_of or 'one replay'}, not {len(targets) * launches} replays"
+
+
 def _touched(traces: "Sequence[Trace]") -> "list[Trace]":
     from gmemcore.workload.touches import with_touches
 
@@ -313,6 +331,18 @@ def _touched(traces: "Sequence[Trace]") -> "list[Trace]":
 
 
 def _notes(traces: "Sequence[Trace]", targets: "Sequence[Target]", *, touch: bool, keep: bool) -> list[str]:
+    """Return which files are larger than the memory; of `legacy`, what its figures don't show."""
+    from gmemcore.workload.replay import rounding_note
+
+    layouts = dict.fromkeys(trace.header.layout for trace in traces)
+    sizes = dict.fromkeys(PAGE_SIZE << target.page_order for target in targets)
+    rounded = (rounding_note(layout, size) for size in sizes for layout in layouts)
+    return [*filter(None, rounded), *_notes_of_legacy(traces, targets, touch=touch, keep=keep)]
+
+
+def _notes_of_legacy(
+    traces: "Sequence[Trace]", targets: "Sequence[Target]", *, touch: bool, keep: bool
+) -> list[str]:
     """Return what the figures of `legacy` don't show, and the option that shows it."""
     from gmemcore.policy import get_abi
     from gmemcore.workload.touches import shows_accesses
@@ -335,13 +365,14 @@ def _notes(traces: "Sequence[Trace]", targets: "Sequence[Target]", *, touch: boo
 class _Kept:
     """Page state of a replay, for the files that are asked for; what can't be is said before it runs."""
 
-    def __init__(self, operations: int, targets: int, to: Outputs) -> None:
+    def __init__(self, traces: "Sequence[Trace]", targets: "Sequence[Target]", to: Outputs) -> None:
         self._snapshot, self._series, every = to.snapshot, to.series, to.every
-        wanted = [path for path in (to.snapshot, to.series) if path is not None]
-        if wanted and targets > 1:
-            raise InvalidArgumentError(
-                f"page state of {targets} replays; choose one revision, one VM type and one launch"
-            )
+        options = {"--snapshot": to.snapshot, "--series": to.series}
+        wanted = [path for path in options.values() if path is not None]
+        for option, path in options.items():
+            if path is not None and len(targets) * len(traces) > 1:
+                raise InputError(_needs_one(option, targets, len(traces)))
+        operations = len(traces[0].operations)
         if every is not None and operations // every >= _MOST_SNAPSHOTS:
             least = operations // _MOST_SNAPSHOTS + 1
             raise InvalidArgumentError(f"--every {every}: too many snapshots; it must be {least} or more")

@@ -6,7 +6,7 @@ import msgspec
 
 from gmemcore.analysis.runs import ReplayRun
 from gmemcore.front.running import DEFAULT_VM_TYPE
-from gmemcore.front.workloads import Memory, Workload, abis_of, load, with_pages
+from gmemcore.front.workloads import Memory, Workload, abis_of, load
 from gmemcore.names import chosen
 from gmemcore.policy import default_abi
 from gmemcore.results.environment import as_object, environment
@@ -47,7 +47,7 @@ def replay(
         As `gmemcore.run`.
     abis : str, Abi, Path, a sequence of them, or None
         Revisions: ``"v5"``, ``"v5,two-caps"``, ``"all"``; the path of a proposal's TOML file. None: v5, with
-        huge pages huge-partial.
+        page sizes above 4k huge-partial.
     vm_types : str, VmType, or a sequence of them
         ``"SNP"``, ``"SNP,TDX"``, ``"all"``; by default what the workload is from, else SNP.
     firmware : Firmware or str
@@ -55,7 +55,8 @@ def replay(
     cost : str, Path, CostFile or None
         Nanoseconds per event on some hardware, to predict time by.
     page_sizes : str
-        Pages that files consist of: ``"4k,2m,1g"``. Only huge-partial and huge-rollback have huge ones.
+        Pages that files consist of: ``"4k,2m,1g"``. 2m and 1g need huge-partial or huge-rollback. Files are
+        whole pages: each region is rounded up to its page size, and ``file_memory`` of a record has the sum.
     **parameters
         As `gmemcore.run`.
 
@@ -96,9 +97,7 @@ def replay(
     kinds = chosen(VmType, vm_types if vm_types is not None else header.vm_type or DEFAULT_VM_TYPE)
     backing, contents = kept_bytes(backing, contents)
     sizes = parse_sizes(page_sizes)
-    largest = max(sizes)
-    named = abis_of(default_abi(largest) if abis is None else abis)
-    revisions = [with_pages(abi, largest) for abi in named]
+    revisions = abis_of(default_abi(max(sizes)) if abis is None else abis)
     records = []
     for target in targets(revisions, kinds, firmware, sizes):
         result = replay_one(

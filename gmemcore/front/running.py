@@ -1,5 +1,6 @@
 """Run: a workload on one guest, watched; what came of it in one object."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,16 +14,16 @@ from gmemcore.analysis.snapshot import Snapshot
 from gmemcore.analysis.tables import Table, make_table
 from gmemcore.engine import Counters
 from gmemcore.errors import InvalidArgumentError
-from gmemcore.front.workloads import Loaded, Memory, Workload, load, with_pages
+from gmemcore.front.workloads import Loaded, Memory, Workload, load
 from gmemcore.html import note
 from gmemcore.machine import VmFace, create_vm
 from gmemcore.machine.huge_pages import page_order_of
 from gmemcore.names import member
-from gmemcore.policy import Abi, default_abi, flag_name, get_abi
+from gmemcore.policy import Abi, check_pages, default_abi, flag_name, get_abi
 from gmemcore.uapi import PAGE_SIZE, ContentMode, ContentWork, Firmware, VmType
 from gmemcore.workload.outcomes import NAMES, Outcomes
 from gmemcore.workload.player import Player, build
-from gmemcore.workload.replay import Flags, kept_bytes, with_flags
+from gmemcore.workload.replay import Flags, kept_bytes, rounding_note, with_flags
 from gmemcore.workload.trace import Trace
 
 SNAPSHOTS: Final = 100
@@ -51,7 +52,7 @@ class RunResult:
     counters : Counters
         Events of the run.
     notes : tuple of str
-        What reading a log found and had to assume.
+        What reading a log found and had to assume; and that files were rounded up to whole pages.
     """
 
     def __init__(
@@ -235,7 +236,8 @@ def run(
     vm_type : VmType, str or int
         ``SNP`` and the like; by default what the workload is from, else SNP.
     abi, firmware
-        Revision of the interface (None: v5, with huge pages huge-partial), and ``today`` or ``cipher``.
+        Revision of the interface (None: v5, with a page size above 4k huge-partial), and ``today`` or
+        ``cipher``.
     operations : int or None
         Most operations; None: all, or 100,000 of a behaviour that doesn't end.
     every : int or None
@@ -259,8 +261,8 @@ def run(
     guest, launch
         Which guest of a log, and which of its launches, from 1.
     page_size : int or str
-        Pages that files consist of: ``4k``, ``2m`` or ``1g``. Only huge-partial and huge-rollback have
-        huge ones.
+        Pages that files consist of: ``4k``, ``2m`` or ``1g``. 2m and 1g need huge-partial or huge-rollback.
+        Files are whole pages: each region is rounded up to the page size, and ``notes`` says so.
     **parameters
         Of the behaviour, as ``swiotlb="64m"``.
 
@@ -288,7 +290,7 @@ def run(
     every, firmware, flags = _checked(every), member(Firmware, firmware), member(Flags, flags)
     kind, page_order = None if vm_type is None else member(VmType, vm_type), page_order_of(page_size)
     size = PAGE_SIZE << page_order
-    abi = with_pages(default_abi(size) if abi is None else get_abi(abi), size)
+    abi = default_abi(size) if abi is None else get_abi(abi)
     loaded = load(
         workload,
         memory=memory,
@@ -301,8 +303,12 @@ def run(
         parameters=parameters,
     )
     backing, contents = kept_bytes(backing, contents)
-    run_as = kind or loaded.trace.header.vm_type or DEFAULT_VM_TYPE, abi, firmware, seed, backing
-    vm = create_vm(*run_as, contents=contents)
+    run_as = member(VmType, kind or loaded.trace.header.vm_type or DEFAULT_VM_TYPE)
+    check_pages(abi, run_as, size)
+    note = rounding_note(loaded.trace.header.layout, size)
+    if note is not None:
+        loaded = replace(loaded, notes=(*loaded.notes, note))
+    vm = create_vm(run_as, abi, firmware, seed, backing, contents=contents)
     try:
         build(vm, loaded.trace.header.layout, loaded.trace.start, page_order)
         player = Player(vm, seed=loaded.trace.header.seed, discard=discard)

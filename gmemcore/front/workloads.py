@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from gmemcore.engine.arguments import as_u64
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.files.reading import opened
-from gmemcore.policy import ABIS, HUGE_PAGES, Abi, get_abi
+from gmemcore.policy import ABIS, Abi, get_abi
 from gmemcore.policy.proposal import read_proposal
-from gmemcore.uapi import PAGE_SIZE
-from gmemcore.units import parse_size, size_words
+from gmemcore.units import parse_size
 from gmemcore.workload.behaviours import BEHAVIOURS, Behaviour, find_behaviour, workload
 from gmemcore.workload.layout import Layout
 from gmemcore.workload.logs import import_log, read_log, summary_lines
@@ -189,20 +188,6 @@ def _of_file(
         raise InvalidArgumentError(f"{path}: launch must be 1 to {len(launches)}, not {number}")
     chosen = launches[number - 1]
     return Loaded(chosen.trace, tuple(summary_lines(imported, path.name, [chosen])))
-
-
-def with_pages(abi: Abi, page_size: int) -> Abi:
-    """Return a revision, if under it files can consist of such pages.
-
-    Raises
-    ------
-    InvalidArgumentError
-        EINVAL: it has no huge pages.
-    """
-    if page_size > PAGE_SIZE and abi.huge_pages is None:
-        names = " or ".join(HUGE_PAGES)
-        raise InvalidArgumentError(f"pages of {size_words(page_size)} need abi {names}, not {abi.name}")
-    return abi
 
 
 def abis_of(what: Any) -> tuple[Abi, ...]:

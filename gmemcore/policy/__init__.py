@@ -17,11 +17,13 @@ from gmemcore.policy.lookup import (
     capability,
     cell,
     cells,
+    check_pages,
     content_flags,
     default_abi,
     flag_bits,
     flag_name,
     get_abi,
+    has_pages,
 )
 from gmemcore.policy.platforms import PLATFORMS, Accept, Platform, Populate, Tracking
 from gmemcore.policy.ranks import ByteOperation, Operations, Rank
@@ -65,10 +67,12 @@ __all__ = [
     "capability",
     "cell",
     "cells",
+    "check_pages",
     "content_flags",
     "default_abi",
     "flag_bits",
     "flag_name",
     "get_abi",
+    "has_pages",
     "release_of",
 ]

@@ -27,6 +27,7 @@ from gmemcore.uapi import (
     Phase,
     VmType,
 )
+from gmemcore.units import format_size
 
 OK: Final = "OK"
 _REFUSED: Final = "EOPNOTSUPP"
@@ -105,6 +106,44 @@ def get_abi(name: str | Abi = DEFAULT_ABI) -> Abi:
 def default_abi(page_size: int) -> Abi:
     """Return the revision of a guest for which none is named: with huge pages, the first that has them."""
     return next(iter(HUGE_PAGES.values())) if page_size > PAGE_SIZE else ABIS[DEFAULT_ABI]
+
+
+def check_pages(abi: Abi, vm_type: VmType, page_size: int) -> None:
+    """Raise if a guest can't have files that consist of such pages.
+
+    Parameters
+    ----------
+    abi, vm_type
+        Of the guest.
+    page_size : int
+        Bytes: 4 KiB, or a huge page.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: a revision without huge pages of that size, or a VM type without private memory, because a
+        file of huge pages starts private.
+    """
+    if page_size == PAGE_SIZE:
+        return
+    orders = abi.huge_pages.orders if abi.huge_pages else ()
+    if page_size not in (PAGE_SIZE << order for order in orders):
+        needed, given = f"abi {' or '.join(HUGE_PAGES)}", abi.name
+    elif not PLATFORMS[vm_type].private_memory:
+        *first, last = (str(each) for each, row in PLATFORMS.items() if row.private_memory)
+        needed, given = f"VM type {', '.join(first)} or {last}", str(vm_type)
+    else:
+        return
+    raise InvalidArgumentError(f"page size {format_size(page_size)} needs {needed}, not {given}")
+
+
+def has_pages(abi: Abi, vm_type: VmType, page_size: int) -> bool:
+    """Return whether a guest can have files that consist of such pages, see `check_pages`."""
+    try:
+        check_pages(abi, vm_type, page_size)
+    except InvalidArgumentError:
+        return False
+    return True
 
 
 def abi_names() -> tuple[str, ...]:

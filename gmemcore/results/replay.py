@@ -70,6 +70,7 @@ class Replay(msgspec.Struct, frozen=True):
     launch_digest: Name | None
     page_size: Count = 4096
     peak_struct_pages: Count = 0
+    file_memory: Count | None = None
     predicted: Prediction | None = None
 
     @property

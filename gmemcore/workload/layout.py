@@ -118,6 +118,10 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Bytes of memory in all."""
         return sum(region.size for region in self.regions)
 
+    def file_memory(self, page_size: int) -> int:
+        """Return the bytes of the regions' files in whole pages of a size."""
+        return sum(-(-region.size // page_size) * page_size for region in self.regions)
+
     @property
     def end(self) -> int:
         """Address after the last byte of memory."""

@@ -18,7 +18,7 @@ from gmemcore.errors import InvalidArgumentError
 from gmemcore.machine import VmFace, create_vm
 from gmemcore.machine.huge_pages import page_order_of
 from gmemcore.names import member
-from gmemcore.policy import Abi, cell, get_abi
+from gmemcore.policy import Abi, cell, check_pages, get_abi
 from gmemcore.uapi import (
     PAGE_SIZE,
     ContentMode,
@@ -29,7 +29,9 @@ from gmemcore.uapi import (
     Phase,
     VmType,
 )
+from gmemcore.units import format_bytes, format_size
 from gmemcore.vmm.probe import probe
+from gmemcore.workload.layout import Layout
 from gmemcore.workload.operations import Operations
 from gmemcore.workload.outcomes import NAMES, Outcomes
 from gmemcore.workload.player import Player, build
@@ -74,12 +76,25 @@ class Target:
         ``today`` or ``cipher``.
     page_size : str or int
         Pages that files consist of: ``"4k"``, or ``"2m"`` and ``"1g"`` under a revision with huge pages.
+
+    Raises
+    ------
+    InvalidArgumentError
+        EINVAL: a page size that the revision or the VM type can't have.
     """
 
     abi: str | Abi
     vm_type: VmType | str | int
     firmware: Firmware | str = Firmware.TODAY
     page_size: str | int = PAGE_SIZE
+
+    def __post_init__(self) -> None:
+        check_pages(get_abi(self.abi), member(VmType, self.vm_type), PAGE_SIZE << self.page_order)
+
+    @property
+    def page_order(self) -> int:
+        """Order of the pages that files consist of."""
+        return page_order_of(self.page_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +152,8 @@ class Replayed:
         some; checked after each chunk.
     peak_struct_pages : int
         Most memory that split huge pages needed for their struct pages, bytes; likewise.
+    file_memory : int or None
+        Size of the files, bytes: the guest's memory, each region rounded up to whole pages.
     peak_mappings : Mappings
         Most DMA mappings that an assigned device needed; checked after each chunk. Pages that are shared all
         the time are not counted: they are the guest's beginning, about which a log says nothing.
@@ -159,6 +176,7 @@ class Replayed:
     launch_digest: bytes | None
     page_size: int = PAGE_SIZE
     peak_struct_pages: int = 0
+    file_memory: int | None = None
 
     def asdict(self) -> dict[str, Any]:
         """Return it as JSON has it, see `gmemcore.results.replay.Replay`."""
@@ -257,12 +275,11 @@ def replay(
         raise InvalidArgumentError("the trace is of several guests; use a trace of one")
     if every is not None and every < 1:
         raise InvalidArgumentError(f"every must be 1 or more operations, not {every}")
-    page_order = page_order_of(target.page_size)
     backing, contents = kept_bytes(backing, contents, threads)
     guest = target.vm_type, target.abi, target.firmware, seed, backing
     with closing(create_vm(*guest, threads=threads, contents=contents)) as vm:
         operations = with_flags(trace.operations, vm, member(Flags, flags))
-        build(vm, trace.header.layout, trace.start, page_order)
+        build(vm, trace.header.layout, trace.start, target.page_order)
         measures = _starts_measurement(vm, operations)
         player = Player(vm, seed=trace.header.seed, discard=discard)
         began = time.perf_counter()
@@ -283,8 +300,9 @@ def replay(
             peak,
             _converted(trace, mapped),
             vm.launch_measurement if measures else None,
-            PAGE_SIZE << page_order,
+            PAGE_SIZE << target.page_order,
             struct_pages,
+            sum(gmem.size for gmem in vm.files),
         )
 
 
@@ -381,6 +399,17 @@ def _refusal(number: int, operation: Operations, outcome: Outcomes) -> Refusal:
     step, _, _, gpa, size, attributes, flags, _ = operation.tolist()
     code, error_gpa = outcome.tolist()
     return Refusal(number, Step(step).name, NAMES[code], gpa, size, error_gpa, attributes, flags)
+
+
+def rounding_note(layout: Layout, page_size: int) -> str | None:
+    """Return what to say of files that are larger than the guest's memory; None: they aren't."""
+    size = layout.file_memory(page_size)
+    if size == layout.size:
+        return None
+    return (
+        f"page size {format_size(page_size)}: files are rounded up to whole pages, "
+        f"{format_bytes(size)} for {format_bytes(layout.size)} of memory."
+    )
 
 
 def targets(

@@ -446,7 +446,10 @@ def test_the_command_takes_axes_and_draws(tmp_path, capsys):
         ),
         (("--enforce", "on"), "--enforce on needs --backing memfd, not anonymous"),
         (("--page-size", "3m"), "--page-size: the page size must be 4k, 2m or 1g, not '3m'"),
-        (("--page-size", "2m", "--abi", "v5"), "2m needs --abi huge-partial or huge-rollback, not v5"),
+        (
+            ("--page-size", "2m", "--abi", "v5"),
+            "page size 2m needs abi huge-partial or huge-rollback, not v5",
+        ),
         (("--page-size", "1g", "--memory", "2m"), "a multiple of its pages of 1g, not 2m; use --memory 1g"),
         (("--plot", "/nonexistent/x.png", "--memory", "16k"), "No such file"),
     ],

@@ -345,7 +345,7 @@ def take_played(path):
     [
         (
             ("--snapshot", "x", "--vm-type", "SNP,TDX"),
-            "page state of 2 replays; choose one revision, one VM type and one launch",
+            "--snapshot needs one --vm-type, not 2 replays",
         ),
         (("--every", "3"), "--every needs --series FILE"),
         (("--series", "x", "--every", "0"), "--every: must be 1 or more, not 0"),

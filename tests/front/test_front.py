@@ -239,13 +239,39 @@ def test_huge_pages_need_a_revision_that_has_them():
         ("huge-partial", 4096),
         ("huge-partial", 2 << 20),
     ]
-    needs = "pages of 2 MiB need abi huge-partial or huge-rollback, not v5"
+
+
+@pytest.mark.parametrize(
+    ("abi", "vm_type", "needs"),
+    [
+        ("v5", "SNP", "page size 2m needs abi huge-partial or huge-rollback, not v5"),
+        (
+            "huge-rollback",
+            "DEFAULT",
+            "page size 2m needs VM type SW_PROTECTED, SNP, TDX or PKVM, not DEFAULT",
+        ),
+    ],
+)
+def test_guests_that_have_no_huge_pages(abi, vm_type, needs):
+    asked = {"memory": "16m", "operations": 20}
     for call in (
-        lambda: gm.run("bounce-churn", abi="v5", page_size="2m", **asked),
-        lambda: gm.replay("bounce-churn", "huge-partial,v5", page_sizes="4k,2m", **asked),
+        lambda: gm.run("bounce-churn", abi=abi, vm_type=vm_type, page_size="2m", **asked),
+        lambda: gm.replay(
+            "bounce-churn", ("huge-partial", abi), ("SNP", vm_type), page_sizes="4k,2m", **asked
+        ),
+        lambda: gm.bench(memory="2m", quick=True, abis=abi, vm_types=vm_type, page_sizes="4k,2m"),
     ):
         with pytest.raises(InvalidArgumentError, match=needs):
             call()
+
+
+def test_memory_that_is_not_whole_huge_pages_is_said_to_be_rounded_up():
+    asked = {"memory": "3m", "operations": 20}
+    rounded = "page size 2m: files are rounded up to whole pages, 4m for 3m of memory."
+    assert gm.run("bounce-churn", page_size="2m", **asked).notes == (rounded,)
+    assert gm.run("bounce-churn", **asked).notes == ()
+    done = gm.replay("bounce-churn", page_sizes="4k,2m,1g", **asked)
+    assert [row.file_memory for row in done.records] == [3 << 20, 4 << 20, 1 << 30]
 
 
 # ---- stress ------------------------------------------------------------------------------------------------
@@ -400,7 +426,7 @@ def test_cells_of_a_bench_run_in_any_notation():
         ({"threads": 0}, "threads"),
         (
             {"page_sizes": "2m", "abis": "v5"},
-            "--page-size 2m needs --abi huge-partial or huge-rollback, not v5",
+            "page size 2m needs abi huge-partial or huge-rollback, not v5",
         ),
         ({"abis": "v13", "effects": "ENCRYPT"}, "no cell of policy"),
     ],

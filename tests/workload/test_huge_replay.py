@@ -96,7 +96,7 @@ def test_small_pages_count_nothing_of_it():
 @pytest.mark.parametrize(
     ("abi", "page_size", "message"),
     [
-        ("v5", "2m", "page_order must be 0|flags must be within"),
+        ("v5", "2m", "page size 2m needs abi huge-partial or huge-rollback, not v5"),
         ("huge-partial", "3m", "page size must be 4k, 2m or 1g, not '3m'"),
     ],
 )
@@ -121,8 +121,12 @@ def test_the_command_has_a_row_per_page_size(capsys, monkeypatch):
     assert len(rows) == 3
     assert all(size in row for size, row in zip(("4k", "2m", "1g"), rows, strict=True))
     assert "struct pages: peak of the memory" in out
+    assert "page size 1g: files are rounded up to whole pages, 1g for 64m of memory." in out
+    assert "page size 2m" not in out
     status, out, _ = run(*line, "--json", capsys=capsys)
-    records = [record for record in map(json.loads, out.splitlines()) if "page_size" in record]
+    first, *records = (record for record in map(json.loads, out.splitlines()) if "end" not in record)
+    assert first["notes"].startswith("page size 1g: files are rounded up")
+    assert [record["file_memory"] for record in records] == [64 << 20, 64 << 20, G1]
     assert [record["page_size"] for record in records] == [P, M2, G1]
     assert records[1]["counters"]["folios_2m_split"] > 0 == records[0]["counters"]["folios_2m_split"]
     assert [record["peak_struct_pages"] > 0 for record in records] == [False, True, True]
@@ -133,10 +137,19 @@ def test_the_command_has_a_row_per_page_size(capsys, monkeypatch):
     [
         (
             ("--page-size", "2m", "--abi", "v5"),
-            "v5 has no huge pages; use --abi huge-partial",
+            "page size 2m needs abi huge-partial or huge-rollback, not v5",
+        ),
+        (("--page-size", "2m", "--vm-type", "DEFAULT"), "needs VM type SW_PROTECTED, SNP, TDX or PKVM"),
+        (("--page-size", "4k,2m", "--series", "x"), "--series needs one --page-size, not 2 replays"),
+        (
+            ("--page-size", "4k,2m", "--vm-type", "SNP,TDX", "--refusals", "1"),
+            "--refusals needs one --vm-type and one --page-size, not 4 replays",
         ),
         (("--page-size", "3m"), "must be 4k, 2m or 1g"),
-        (("--page-size", "2m", "--all-abis"), "has no huge pages"),
+        (
+            ("--page-size", "2m", "--all-abis"),
+            "--all-abis has revisions without --page-size 2m; use --abi huge-partial,huge-rollback",
+        ),
     ],
 )
 def test_the_command_refuses_what_does_not_fit(arguments, message, capsys):
