@@ -131,6 +131,17 @@ def format_bytes(size: int) -> str:
     return f"{size / (1 << power):.4g}{letter}"
 
 
+def counted(n: int, thing: str) -> str:
+    """Return a number of things in words, in the singular for one.
+
+    Examples
+    --------
+    >>> counted(1, "huge page"), counted(1200, "huge page")
+    ('1 huge page', '1,200 huge pages')
+    """
+    return f"{n:,} {thing}{'s' * (n != 1)}"
+
+
 def format_sizes(sizes: Sequence[int]) -> str:
     """Return sizes as a comma-separated list."""
     return ",".join(map(format_size, sizes))

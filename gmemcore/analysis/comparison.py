@@ -328,7 +328,7 @@ def warnings_of(comparison: Comparison) -> Iterator[str]:
             yield f"the runs differ in {words}: {old}, {new}"
 
 
-_ALIKE: Final = {"transparent_hugepage": "huge pages", "governor": "governor", "kernel": "kernel"}
+_ALIKE: Final = {"transparent_hugepage": "transparent huge pages", "governor": "governor", "kernel": "kernel"}
 """Settings that two runs should share, in words."""
 
 

@@ -32,6 +32,7 @@ from gmemcore.html import table
 from gmemcore.machine import GuestMemfd, VmFace
 from gmemcore.policy import flag_name
 from gmemcore.uapi import PAGE_SIZE, ContentMode, Phase
+from gmemcore.units import counted
 from gmemcore.workload.container import ContainerError
 from gmemcore.workload.operations import Operations
 from gmemcore.workload.outcomes import Outcomes
@@ -82,7 +83,7 @@ class Series(Sequence[Snapshot]):
 
     def __repr__(self) -> str:
         span = f", {self.times[0]:g} to {self.times[-1]:g} {self.unit}" if len(self) else ""
-        head = f"Series of {len(self)} snapshots{span}{f': {self.source}' if self.source else ''}"
+        head = f"Series of {counted(len(self), 'snapshot')}{span}{f': {self.source}' if self.source else ''}"
         return head if not len(self) else f"{head}\n{self._overview()!r}"
 
     def _repr_html_(self) -> str:

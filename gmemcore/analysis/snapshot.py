@@ -23,7 +23,7 @@ from gmemcore.engine.packed import BLOCK_PAGES, PackedState
 from gmemcore.html import facts
 from gmemcore.machine import GuestMemfd, Vm
 from gmemcore.uapi import PAGE_SHIFT
-from gmemcore.units import size_words
+from gmemcore.units import counted, size_words
 from gmemcore.workload.container import ContainerError
 
 
@@ -54,7 +54,7 @@ class Snapshot(SnapshotState):
     def __repr__(self) -> str:
         label = f", {self.label!r}" if self.label else ""
         head = (
-            f"Snapshot of {size_words(self.size)} in {_counted(len(self.files), 'file')}: {self.vm_type}, "
+            f"Snapshot of {size_words(self.size)} in {counted(len(self.files), 'file')}: {self.vm_type}, "
             f"{self.abi}, firmware {self.firmware}, {self.phase}, at {self.at:g}{label}"
         )
         return f"{head}\n{self._occurring()!r}"
@@ -62,7 +62,9 @@ class Snapshot(SnapshotState):
     def _repr_html_(self) -> str:
         values = {"abi": self.abi, "firmware": self.firmware, "phase": self.phase, "at": f"{self.at:g}"}
         values |= {"label": self.label} if self.label else {}
-        title = f"Snapshot, {self.vm_type}: {self.n_pages:,} pages in {_counted(len(self.files), 'file')}"
+        title = (
+            f"Snapshot, {self.vm_type}: {counted(self.n_pages, 'page')} in {counted(len(self.files), 'file')}"
+        )
         return facts(title, values, self._occurring()._repr_html_(), self.counters._repr_html_())
 
     def _occurring(self) -> Table:
@@ -362,10 +364,6 @@ def write_frame(frame: Any, path: str | Path) -> None:
     """Write a pandas DataFrame as Parquet, whole or not at all."""
     arrow = extra("pyarrow", "to_parquet()")
     write_parquet(arrow.Table.from_pandas(frame), path)
-
-
-def _counted(n: int, thing: str) -> str:
-    return f"{n:,} {thing}{'s' * (n != 1)}"
 
 
 def planes_of(state: PackedState) -> Planes:

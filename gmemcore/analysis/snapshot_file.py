@@ -22,6 +22,7 @@ from gmemcore.engine.counters import COUNTER_NAMES, Counters
 from gmemcore.engine.packed import BLOCK_PAGES, LINE_WORDS, PLANE_NAMES, PackedState, block_sizes
 from gmemcore.policy.huge_pages import ORDERS
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE
+from gmemcore.units import counted
 from gmemcore.workload import container
 
 KIND: Final = "snapshot"
@@ -178,7 +179,7 @@ class _Parts:
         """Make sure that nothing is left."""
         for name, left in self._left.items():
             if len(left):
-                raise ValueError(f"section {name} has {len(left)} rows too many")
+                raise ValueError(f"section {name} has {counted(len(left), 'row')} too many")
 
 
 def _by_name(

@@ -19,7 +19,7 @@ from gmemcore.analysis.style import (
     size_axis,
     text_colour,
 )
-from gmemcore.results.bench_tables import CONVERSION, operation_words
+from gmemcore.results.bench_tables import CONVERSION, operation_words, setting_of, telling_words
 from gmemcore.uapi import PAGE_SIZE
 from gmemcore.units import size_words
 
@@ -31,7 +31,6 @@ PALE: Final = "0.75"
 """Grey of the bars of primitives."""
 _MOST_BEYOND: Final = 1.3
 """Where intervals are cut, in lengths of the longest bar: a wild one must not make all bars short."""
-_Setting = tuple[str, bool, int, bool, int]
 _IN_CELL: Final[dict[str, Any]] = {"ha": "center", "va": "center", "fontsize": 7.5}
 
 
@@ -168,11 +167,11 @@ def bench_axes(run: Run, ax: "Axes | None" = None, *, abi: str | None = None) ->
     measured = [cell for cell in cells if cell.effect is not None]
     if not measured:
         raise ValueError("every cell was refused; there is nothing to draw")
-    settings = _setting_words([_setting(cell) for cell in measured])
+    settings = telling_words([setting_of(cell) for cell in measured])
     figures: dict[tuple[tuple[str, bool, str], tuple[bool, str, int]], list[float]] = defaultdict(list)
     for cell in measured:
         for moves, work, cost in _works(cell):
-            figures[(settings[_setting(cell)], not moves, work), _column(cell)].append(cost)
+            figures[(settings[setting_of(cell)], not moves, work), _column(cell)].append(cost)
     order = list(settings.values())
     rows = sorted({row: None for row, _ in figures}, key=lambda row: (order.index(row[0]), row[1]))
     columns = sorted({column for _, column in figures})
@@ -219,25 +218,6 @@ def _column(cell: BenchCell) -> tuple[bool, str, int]:
     """Return the column of a cell: whether its pages alternate or are new, how, and the size."""
     shape = cell.fragmentation if cell.pages_allocated_before else "unallocated"
     return shape != UNIFORM, shape, cell.range
-
-
-def _setting_words(settings: Sequence[_Setting]) -> dict[_Setting, str]:
-    """Return each setting in the words that tell it from the others."""
-    words = {
-        (backing, huge, threads, enforce, page_size): (
-            backing,
-            "huge pages" if huge else "small pages",
-            "1 thread" if threads == 1 else f"{threads} threads",
-            "enforced" if enforce else "not enforced",
-            f"files of {size_words(page_size)} pages",
-        )
-        for backing, huge, threads, enforce, page_size in settings
-    }
-    telling = [len(set(column)) > 1 for column in zip(*words.values(), strict=True)]
-    return {
-        setting: ", ".join(word for word, tells in zip(own, telling, strict=True) if tells)
-        for setting, own in words.items()
-    }
 
 
 def _label_cells(ax: "Axes", columns: Sequence[str], rows: Sequence[str]) -> None:
@@ -495,7 +475,7 @@ def run_cells(run: Run) -> list[BenchCell]:
     ValueError
         A run of another kind, or one without a cell.
     """
-    return _of_one_setting(_all_cells(run))
+    return _of_onesetting_of(_all_cells(run))
 
 
 def _all_cells(run: Run) -> list[BenchCell]:
@@ -512,17 +492,15 @@ def _all_cells(run: Run) -> list[BenchCell]:
     return run.records
 
 
-def _of_one_setting(cells: Sequence[BenchCell]) -> list[BenchCell]:
+def _of_onesetting_of(cells: Sequence[BenchCell]) -> list[BenchCell]:
     """Return refused cells, and of the others those of the first one's setting."""
     measured = [cell for cell in cells if cell.effect is not None]
     shapes = {cell.fragmentation for cell in measured}
     shape = UNIFORM if UNIFORM in shapes else measured[0].fragmentation if measured else ""
-    wanted = {(*_setting(cell), shape) for cell in measured[:1]}
-    return [cell for cell in cells if cell.effect is None or (*_setting(cell), cell.fragmentation) in wanted]
-
-
-def _setting(cell: BenchCell) -> _Setting:
-    return cell.backing, cell.huge_pages, cell.threads, cell.enforce, cell.page_size
+    wanted = {(*setting_of(cell), shape) for cell in measured[:1]}
+    return [
+        cell for cell in cells if cell.effect is None or (*setting_of(cell), cell.fragmentation) in wanted
+    ]
 
 
 def _cells_of(cells: Sequence[BenchCell], abi: str | None) -> list[BenchCell]:

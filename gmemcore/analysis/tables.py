@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from gmemcore.errors import MissingExtraError
 from gmemcore.files.writing import replace_file
 from gmemcore.html import cell_text, table
+from gmemcore.units import counted
 
 _ADDRESSES: Final = frozenset({"address", "gpa"})
 """Columns that are shown in hex."""
@@ -68,7 +69,7 @@ class Table:
         return np.array(self.rows, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
-        return "\n".join([f"{self.title}: {len(self.rows):,} rows", *self._lines()])
+        return "\n".join([f"{self.title}: {counted(len(self.rows), 'row')}", *self._lines()])
 
     def _lines(self) -> Iterator[str]:
         """Yield the head and the first rows, figures to the right."""

@@ -14,7 +14,7 @@ To add a value, add a row. Settings that the host lacks are refused before anyth
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 from functools import lru_cache
 from itertools import product
@@ -23,7 +23,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gmemcore.results.bench_tables import page_size_words
+from gmemcore.results.bench_tables import words_of_setting
 from gmemcore.uapi import PAGE_SIZE
 
 Mask = NDArray[np.bool_]
@@ -132,14 +132,11 @@ class Setting:
         return pages and (self.backing == "memfd" or not self.enforce)
 
     def __str__(self) -> str:
-        pages = "huge pages" if self.huge_pages else "small pages"
-        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
-        enforced = ["enforced by mprotect"] * self.enforce
-        return ", ".join([self.backing, pages, threads, *enforced, *page_size_words(self.page_size)])
+        return words_of_setting(*astuple(self))
 
 
 DEFAULT_SETTING: Final = Setting()
-"""Warm anonymous memory in huge pages, one thread."""
+"""Warm anonymous memory in transparent huge pages, one thread."""
 
 
 def settings(
@@ -154,7 +151,7 @@ def settings(
     Parameters
     ----------
     huge_pages : sequence of bool or None
-        None: huge pages for anonymous memory, small ones otherwise.
+        None: transparent huge pages for anonymous memory, none otherwise.
     """
     for backing in backings:
         usual = (backing == "anonymous",)

@@ -20,7 +20,7 @@ VERIFYING, HEADLINE, REST = (0.0, 0.3), (0.3, 0.5), (0.5, 1.0)
 """Where on the progress bar each part of a setting usually is."""
 HUGE_PAGE: Final = 2 << 20
 HUGE_ENOUGH: Final = 0.9
-"""A smaller share of memory in huge pages is reported."""
+"""A smaller share of memory in transparent huge pages is reported."""
 
 
 def records(
@@ -61,7 +61,7 @@ def records(
     for number, (bench, own) in enumerate(benches(cases, effort)):
         setting, share = own[0].setting, huge_page_share(bench.memory.side(0).words)
         if setting.huge_pages and share < HUGE_ENOUGH and own[0].memory >= HUGE_PAGE:
-            note(f"the host holds only {share:.0%} of the memory in huge pages")
+            note(f"the host holds only {share:.0%} of the memory in transparent huge pages")
 
         def during(part: tuple[float, float], number: int = number) -> Progress:
             low, high = part

@@ -9,6 +9,7 @@ from gmemcore.cli.console import listed, progress, say, say_json_rows, say_parag
 from gmemcore.cli.options import AbiOption, JsonSwitch, MarkdownSwitch, at_most_one, chosen_revisions
 from gmemcore.cli.tables import print_legend, print_markdown, print_table
 from gmemcore.policy import DEFAULT_ABI, HUGE_PAGES
+from gmemcore.units import counted
 
 if TYPE_CHECKING:
     from gmemcore.vmm.audit import AuditCell, AuditRow
@@ -171,7 +172,7 @@ def _print_after_failure(rows: "list[AuditRow]", *, markdown: bool = False) -> N
 
     if not rows:
         return
-    say(f"\nAfter a conversion of {FAILING_PAGES} huge pages failed at one, a caller handles:")
+    say(f"\nAfter a conversion of {counted(FAILING_PAGES, 'huge page')} failed at one, a caller handles:")
     print_legend(
         {row.abi: _handled(row.after_failure) for row in rows if row.after_failure}, markdown=markdown
     )
@@ -180,7 +181,7 @@ def _print_after_failure(rows: "list[AuditRow]", *, markdown: bool = False) -> N
 def _handled(after: "AfterFailure") -> str:
     size = "; needs the page size to tell which" if after.needs_page_size else ""
     return (
-        f"{after.states} state{'s' * (after.states != 1)} of the range{size}; requests to finish: "
+        f"{counted(after.states, 'state')} of the range{size}; requests to finish: "
         f"{after.calls_to_finish}, to undo: {after.calls_to_undo}"
     )
 

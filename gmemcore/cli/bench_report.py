@@ -15,10 +15,11 @@ from gmemcore.results.bench_tables import (
     matrix,
     matrix_figures,
     matrix_heads,
+    setting_rows,
     verdict_notes,
     verdict_rows,
 )
-from gmemcore.units import format_number, format_time
+from gmemcore.units import counted, format_number, format_time
 
 if TYPE_CHECKING:
     from gmemcore.results.bench import BenchCell, BenchFirst
@@ -32,6 +33,11 @@ def print_verdict(first: "BenchFirst", cells: "Sequence[BenchCell]", seconds: fl
     if rows:
         print_table(VERDICT_HEADS, rows, figures=VERDICT_FIGURES)
         say(VERDICT_LEGEND)
+    if settings := setting_rows(first, cells):
+        heads, *rows = settings
+        say()
+        print_table(heads, rows, figures=range(1, len(heads)), labels=1)
+        say()
     for text in verdict_notes(first):
         say(text)
     say(summary_words(cells, seconds))
@@ -43,7 +49,7 @@ def summary_words(cells: "Sequence[BenchCell]", seconds: float) -> str:
     verified = format_number(sum(cell.verified_bytes for cell in cells) / 1e9)
     unstable = sum(not cell.stable for cell in measured)
     words = (
-        f"{len(measured)} cells measured, {len(cells) - len(measured)} refused, "
+        f"{counted(len(measured), 'cell')} measured, {len(cells) - len(measured)} refused, "
         f"{verified} GB verified, {seconds:.0f} s"
     )
     return f"{words}; {unstable} unstable" if unstable else words

@@ -11,6 +11,7 @@ from gmemcore.cli.console import complain, is_quiet, progress, say, say_json
 from gmemcore.cli.options import ContentsOption, JsonSwitch, choice, one
 from gmemcore.errors import InputError
 from gmemcore.uapi import ContentWork
+from gmemcore.units import counted
 
 _BACKINGS: Final = ("anonymous", "memfd", "guest_memfd")
 if TYPE_CHECKING:
@@ -64,8 +65,10 @@ def conform(
             {"cases": cases, "wrong": wrong, "steps": steps, "unreadable": unreadable, "results": records}
         )
     else:
-        files = f"{unreadable} file{'s' * (unreadable != 1)}"
-        say(f"{cases - wrong} of {cases} cases as written, {steps} steps, {files} unreadable")
+        say(
+            f"{cases - wrong} of {counted(cases, 'case')} as written, {counted(steps, 'step')}, "
+            f"{counted(unreadable, 'file')} unreadable"
+        )
     return 2 if unreadable or not cases else int(wrong > 0)
 
 

@@ -37,7 +37,7 @@ from gmemcore.errors import InputError, InvalidArgumentError
 from gmemcore.files.records import lines_of
 from gmemcore.files.writing import check_output, replace_file
 from gmemcore.uapi import PAGE_SIZE, Firmware, VmType
-from gmemcore.units import format_bytes, format_size, format_time
+from gmemcore.units import counted, format_bytes, format_size, format_time
 
 if TYPE_CHECKING:
     from gmemcore.workload.cost import CostFile, Prediction
@@ -471,13 +471,12 @@ def _launches_record(found: Workload) -> dict[str, Any]:
 
 def _print_head(found: Workload, traces: "Sequence[Trace]", manner: Manner) -> None:
     header = traces[0].header
-    regions = len(header.layout.regions)
     operations = sum(len(trace.operations) for trace in traces)
     launches = f" in {len(traces)} launches" if len(traces) > 1 else ""
     touched = ", touched" if manner.touch else ""
     say(
-        f"{found.name}: {header.source}, {operations:,} operations{launches}{touched}, "
-        f"{format_bytes(header.layout.size)} in {regions} {'region' if regions == 1 else 'regions'}; "
+        f"{found.name}: {header.source}, {counted(operations, 'operation')}{launches}{touched}, "
+        f"{format_bytes(header.layout.size)} in {counted(len(header.layout.regions), 'region')}; "
         f"flags {manner.flags}, {_memory(manner)}",
         "",
     )
@@ -516,12 +515,12 @@ def _over_launches(runs: Sequence[_Run]) -> str:
     refused, all_of_them = (
         sum(getattr(run.result, name) for run in runs) for name in ("refused", "operations")
     )
-    return f"{refused:,} of {all_of_them:,} operations refused over {len(runs)} launches"
+    return f"{refused:,} of {counted(all_of_them, 'operation')} refused over {len(runs)} launches"
 
 
 def _refused(result: "Replayed") -> str:
     if not result.refused:
-        return f"all {result.operations:,} operations done"
+        return f"all {counted(result.operations, 'operation')} done"
     reasons = ", ".join(f"{step} {outcome} {count:,}" for (step, outcome), count in result.reasons.items())
     return f"{result.refused:,} of {result.operations:,} refused ({reasons})"
 

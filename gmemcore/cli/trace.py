@@ -17,7 +17,7 @@ from gmemcore.cli.workloads import STDIN, Options, Workload, load
 from gmemcore.errors import InputError, InvalidArgumentError
 from gmemcore.files.reading import opened
 from gmemcore.files.writing import check_output, replacing
-from gmemcore.units import format_bytes, format_time
+from gmemcore.units import counted, format_bytes, format_time
 
 if TYPE_CHECKING:
     from gmemcore.workload.trace import Trace
@@ -261,8 +261,7 @@ def _ranges(operations: Any) -> Iterator[tuple[int, int]]:
 def _print_info(described: dict[str, Any]) -> None:
     say(f"{described['name']}: {described['source']}; seed {described['seed']}")
     regions = described["layout"]
-    plural = "" if len(regions) == 1 else "s"
-    say(f"{format_bytes(described['memory'])} of memory in {len(regions)} region{plural}:")
+    say(f"{format_bytes(described['memory'])} of memory in {counted(len(regions), 'region')}:")
     for region in regions[:_REGIONS_SHOWN]:
         start = "private" if region["private"] else "shared"
         say(f"  {region['gpa']:#x} + {format_bytes(region['size'])}, {start} at start")

@@ -12,6 +12,7 @@ from gmemcore.engine import kernels as layout
 from gmemcore.engine.counters import ENGINE_COUNTERS, Counters
 from gmemcore.errors import ERRNO_NUMBERS
 from gmemcore.html import table
+from gmemcore.units import counted
 
 OUTCOME_OF_REASON: Final = {
     0: "OK",
@@ -115,7 +116,7 @@ class BatchResult:
         return int(self._rows.shape[1])
 
     def __repr__(self) -> str:
-        return f"BatchResult({len(self)} requests, {len(self.refused)} refused, {self.total!r})"
+        return f"BatchResult({counted(len(self), 'request')}, {len(self.refused)} refused, {self.total!r})"
 
     @property
     def errno(self) -> NDArray[np.int32]:
@@ -137,7 +138,7 @@ class BatchResult:
     def _repr_html_(self) -> str:
         numbers, counts = np.unique(self.outcome, return_counts=True)
         outcomes = [(OUTCOMES[n], count) for n, count in zip(numbers.tolist(), counts.tolist(), strict=True)]
-        title = f"{len(self):,} requests"
+        title = counted(len(self), "request")
         return table(title, ("outcome", "requests"), outcomes, self.total._repr_html_())
 
     @property

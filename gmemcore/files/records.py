@@ -36,6 +36,7 @@ from gmemcore.files.writing import (
     sync_folder,
     target_of,
 )
+from gmemcore.units import counted
 
 SYNC_SECONDS: Final = 1.0
 """Work that a machine without power loses at most."""
@@ -259,7 +260,7 @@ class Lines:
     def shortfall(self) -> str | None:
         """Why the file isn't the whole run, in words that follow its name; None: it is."""
         count = len(self.records)
-        records = f"{count} record{'' if count == 1 else 's'}"
+        records = counted(count, "record")
         if self.end is None:
             return f"incomplete: {records} and no end record; it was cut, or is still being written"
         if self.end.records != count:

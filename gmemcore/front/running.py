@@ -21,6 +21,7 @@ from gmemcore.machine.huge_pages import page_order_of
 from gmemcore.names import member
 from gmemcore.policy import Abi, check_pages, default_abi, flag_name, get_abi
 from gmemcore.uapi import PAGE_SIZE, ContentMode, ContentWork, Firmware, VmType
+from gmemcore.units import counted
 from gmemcore.workload.outcomes import NAMES, Outcomes
 from gmemcore.workload.player import Player, build
 from gmemcore.workload.replay import Flags, kept_bytes, rounding_note, with_flags
@@ -76,7 +77,11 @@ class RunResult:
 
     def __repr__(self) -> str:
         refused = int(np.count_nonzero(self.outcomes["code"]))
-        what = f"{refused:,} of {len(self.outcomes):,} operations refused" if refused else "nothing refused"
+        what = (
+            f"{refused:,} of {counted(len(self.outcomes), 'operation')} refused"
+            if refused
+            else "nothing refused"
+        )
         head = (
             f"Run of {self.trace.header.source} on {self.vm.vm_type} under {self.vm.abi.name}, "
             f"firmware {self.vm.firmware.value}: {what}"

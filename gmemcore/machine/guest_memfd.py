@@ -41,6 +41,7 @@ from gmemcore.uapi import (
     GuestMemfdFlag,
     MemoryAttribute,
 )
+from gmemcore.units import counted
 
 if TYPE_CHECKING:
     from gmemcore.machine.vm import Vm
@@ -103,7 +104,7 @@ class GuestMemfd:
         totals = self._store.totals()
         rows = [(plane, pages, f"{pages / self.n_pages:.1%}") for plane, pages in totals.items() if pages]
         flags = self.flags.name or "no flags"
-        title = f"guest_memfd {self.index}: {self.n_pages:,} pages ({self.size:#x} bytes), {flags}"
+        title = f"guest_memfd {self.index}: {counted(self.n_pages, 'page')} ({self.size:#x} bytes), {flags}"
         return table(title, ("plane", "pages", "of all"), rows, self.counters._repr_html_())
 
     def number(self, index: int) -> None:

@@ -15,7 +15,7 @@ from gmemcore.machine.versions import Versions
 from gmemcore.policy import Abi
 from gmemcore.policy.huge_pages import ORDERS
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, GuestMemfdFlag
-from gmemcore.units import format_size
+from gmemcore.units import counted, format_size
 
 
 class Folio(IntEnum):
@@ -119,8 +119,8 @@ class HugePagePool:
             left = tuple(ref for ref in reserved if (each := ref()) is not None and each.pages)
             if self._pages and pages > (free := self._free(order, left)):
                 raise OutOfMemoryError(
-                    f"the file needs {pages} huge pages of {format_size(PAGE_SIZE << order)}, and the host's "
-                    f"pool has {free}; use huge_pages= for a larger pool"
+                    f"the file needs {counted(pages, 'huge page')} of {format_size(PAGE_SIZE << order)}, "
+                    f"and the host's pool has {free}; use huge_pages= for a larger pool"
                 )
             return (*left, weakref.ref(mine))
 

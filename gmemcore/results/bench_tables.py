@@ -1,19 +1,21 @@
 """Tables of a bench run: the verdict and every cell, for the terminal, Markdown and HTML."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from gmemcore.results.bench import BenchCell, BenchFirst, EffectFigure, Spread
 from gmemcore.uapi import PAGE_SIZE
-from gmemcore.units import format_number, format_ratio, format_time, size_words
+from gmemcore.units import counted, format_number, format_ratio, format_time, size_words
 
 VERDICT_HEADS: Final = ("effect", "ns/page", "GB/s", "x memcpy", "primitive", "ratio", "95 %")
 VERDICT_FIGURES: Final = (1, 2, 3, 5)
 VERDICT_LEGEND: Final = "primitive: GB/s in the same memory (bitmap: ns/page); ratio: speed against it"
 CONVERSION: Final = "conversion"
 """Operation of the cells of policy; others are operations of a real kernel."""
+Setting = tuple[str, bool, int, bool, int]
+"""Backing, whether in transparent huge pages, threads, whether enforced, page size of the guest's file."""
 SHOWN_REVISIONS: Final = 3
 """Revisions whose refusals the verdict lists."""
 
@@ -64,6 +66,33 @@ def verdict_rows(first: BenchFirst) -> list[tuple[str, ...]]:
     ]
 
 
+def setting_rows(first: BenchFirst, cells: Sequence[BenchCell]) -> list[tuple[str, ...]]:
+    """Return heads, and a row of ns per page by effect for each setting; nothing for one setting.
+
+    The range is the one that the verdict has for the effect.
+    """
+    wanted = {line.effect: line.range for line in first.verdict.effects}
+    found: dict[Setting, dict[str, str]] = {}
+    for cell in cells:
+        figure, line = _line_of(cell)
+        own = found.setdefault(setting_of(cell), {}) if cell.outcome == "OK" else {}
+        if wanted.get(line) == cell.range and cell.fragmentation == "uniform" and cell.pages_allocated_before:
+            own.setdefault(line, _median(figure))
+    if len(found) < 2:
+        return []
+    words = telling_words(found)
+    rows = [(words[setting], *(own.get(line, "") for line in wanted)) for setting, own in found.items()]
+    return [("ns/page", *(_LINES.get(line, line) for line in wanted)), *rows]
+
+
+def _line_of(cell: BenchCell) -> tuple[Spread | None, str]:
+    """Return a cell's figure in the verdict, and the effect whose line it can be on; empty: on none."""
+    legacy = cell.abi == "legacy"
+    if cell.judged == "convert":
+        return cell.ns_per_page, "" if legacy else cell.does or ""
+    return cell.populate_ns_per_page, "copy" if legacy else "populate" if cell.primitive == "xor" else ""
+
+
 def verdict_notes(first: BenchFirst) -> Iterator[str]:
     """Yield what follows the verdict's table: call overhead, and where flags are refused."""
     overhead = first.verdict.call_overhead_seconds
@@ -81,15 +110,15 @@ def verdict_notes(first: BenchFirst) -> Iterator[str]:
 def machine_words(first: BenchFirst) -> str:
     """Return the machine and what was measured, in one line."""
     environment, settings = first.environment, first.settings
-    memory, huge = settings.get("memory"), settings.get("huge_pages")
+    memory, thp = settings.get("memory"), settings.get("huge_pages")
     page_size = settings.get("page_size")
     largest = max((line.range for line in first.verdict.effects), default=0)
     parts = [
         environment.get("cpu"),
-        f"{environment['cpus']} CPUs" if "cpus" in environment else None,
+        counted(environment["cpus"], "CPU") if "cpus" in environment else None,
         f"guest {size_words(memory)}" if isinstance(memory, int) else None,
         settings.get("backing"),
-        None if huge is None else "huge pages" if huge else "small pages",
+        thp_words(thp) if isinstance(thp, bool) else None,
         *(page_size_words(page_size) if isinstance(page_size, int) else []),
         f"ranges of {size_words(largest)}" if largest and largest != memory else None,
     ]
@@ -136,15 +165,52 @@ def matrix(cells: Sequence[BenchCell]) -> dict[str, list[Rows]]:
 
 def setting_words(cell: BenchCell) -> str:
     """Return the setting of a cell."""
-    huge = "huge pages" if cell.huge_pages else "small pages"
-    threads = f"{cell.threads} thread{'s' if cell.threads != 1 else ''}"
-    enforced = ["enforced by mprotect"] if cell.enforce else []
-    return ", ".join([cell.backing, huge, threads, *enforced, *page_size_words(cell.page_size)])
+    return words_of_setting(*setting_of(cell))
+
+
+def words_of_setting(backing: str, huge_pages: bool, threads: int, enforce: bool, page_size: int) -> str:
+    """Return a setting: where bytes are, threads, and what isn't usual."""
+    enforced = ["enforced by mprotect"] if enforce else []
+    usual = [backing, thp_words(huge_pages), counted(threads, "thread")]
+    return ", ".join([*usual, *enforced, *page_size_words(page_size)])
+
+
+def setting_of(cell: BenchCell) -> Setting:
+    """Return the setting of a cell, to compare it by."""
+    return cell.backing, cell.huge_pages, cell.threads, cell.enforce, cell.page_size
+
+
+def telling_words(settings: Iterable[Setting]) -> dict[Setting, str]:
+    """Return each setting in the words that tell it from the others; empty for one alone."""
+    words = {
+        (backing, thp, threads, enforce, page_size): (
+            backing,
+            thp_words(thp),
+            counted(threads, "thread"),
+            "enforced" if enforce else "not enforced",
+            _files_of(page_size),
+        )
+        for backing, thp, threads, enforce, page_size in settings
+    }
+    telling = [len(set(column)) > 1 for column in zip(*words.values(), strict=True)]
+    return {
+        setting: ", ".join(word for word, tells in zip(own, telling, strict=True) if tells)
+        for setting, own in words.items()
+    }
+
+
+def thp_words(huge_pages: bool) -> str:
+    """Return whether the model's own memory is transparent huge pages (the guest's file has its own)."""
+    return "THP on" if huge_pages else "THP off"
 
 
 def page_size_words(page_size: int) -> list[str]:
     """Return what the guest's file consists of, where it is huge pages."""
-    return [] if page_size == PAGE_SIZE else [f"files of {size_words(page_size)} pages"]
+    return [] if page_size == PAGE_SIZE else [_files_of(page_size)]
+
+
+def _files_of(page_size: int) -> str:
+    return f"files of {size_words(page_size)} pages"
 
 
 def place_words(cell: BenchCell) -> str:

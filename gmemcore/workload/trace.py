@@ -29,6 +29,7 @@ from gmemcore.errors import GmemError, InvalidArgumentError
 from gmemcore.files.kinds import MAGIC
 from gmemcore.files.writing import replace_file
 from gmemcore.uapi import PAGE_SIZE, MemoryAttribute, PageType, VmType
+from gmemcore.units import counted
 from gmemcore.workload.container import (
     MAX_BYTES,
     MAX_HEADER,
@@ -413,8 +414,8 @@ def _read_lines(file: BinaryIO, first: _FirstLine, size: int) -> Operations:
         number = first.start + n + 2
         line = _line_of(file, number, _MAX_LINE)
         if bool(line) != (n < first.operations):
-            found = "more" if line else f"{n:,}"
-            raise TraceError(f"line {number}: {found} operations; line 1 says {first.operations:,}")
+            found = "more operations" if line else counted(n, "operation")
+            raise TraceError(f"line {number}: {found}; line 1 says {first.operations:,}")
         if line:
             rows.append(_to_row(_decoded(line, _Line, number), number))
         if len(rows) == _CHUNK or not line:

@@ -289,7 +289,7 @@ def test_a_part_of_the_addresses(series):
         heat_map(series, address=("2g", "3g"))
     with pytest.raises(ValueError, match="nothing to show by the name 'dirty'; known: states, private"):
         heat_map(series, show="dirty")
-    with pytest.raises(ValueError, match="of 1 snapshots; at least two"):
+    with pytest.raises(ValueError, match="of 1 snapshot; at least two"):
         heat_map(series[:1])
 
 
@@ -407,9 +407,9 @@ def test_memory_of_two_runs(series):
 def test_what_is_no_run():
     one = Series([take(gmemcore.create_vm("SNP"))])
     for draw in (state_stream, mappability_over_time):
-        with pytest.raises(ValueError, match="of 1 snapshots; at least two"):
+        with pytest.raises(ValueError, match="of 1 snapshot; at least two"):
             draw(one)
-    with pytest.raises(ValueError, match="run 'a' of 1 snapshots"):
+    with pytest.raises(ValueError, match="run 'a' of 1 snapshot"):
         memory_over_time({"a": one})
     with pytest.raises(ValueError, match="no run"):
         memory_over_time({})
@@ -586,12 +586,12 @@ def test_work_over_all_axes():
     )
     ax = bench_axes(run)
     assert [label.get_text() for label in ax.get_yticklabels()] == [
-        "anonymous, huge pages: ZERO to shared",
-        "anonymous, huge pages: populate in place",
-        "anonymous, huge pages: legacy to shared, copy",
-        "anonymous, huge pages: SNP to shared, attributes",
-        "anonymous, huge pages: SNP to shared, legacy, with the discard",
-        "memfd, small pages: SCRAMBLE to shared",
+        "anonymous, THP on: ZERO to shared",
+        "anonymous, THP on: populate in place",
+        "anonymous, THP on: legacy to shared, copy",
+        "anonymous, THP on: SNP to shared, attributes",
+        "anonymous, THP on: SNP to shared, legacy, with the discard",
+        "memfd, THP off: SCRAMBLE to shared",
     ]
     columns = ["4 KiB", "2 MiB", "2 MiB\nalternating-allocated", "2 MiB\nunallocated"]
     assert [label.get_text() for label in ax.get_xticklabels()] == columns

@@ -423,7 +423,7 @@ def test_a_quiet_machine_gets_no_warning(bench, tmp_path):
     first["environment"]["load_average"] = 3.0
     assert "began: load 3 on 2 CPUs" in page()
     next(cell for cell in cells if cell["outcome"] == "OK")["stable"] = False
-    assert "1 cells are unstable" in page()
+    assert "unstable: 1 cell." in page()
 
 
 # --- what it doesn't let in ---------------------------------------------------------------------------------

@@ -160,14 +160,14 @@ def test_settings_are_the_possible_combinations():
     assert [*settings()] == [Setting()]
     found = {str(setting) for setting in settings(("anonymous", "memfd"), (True, False))}
     assert found == {
-        "anonymous, huge pages, 1 thread",
-        "anonymous, small pages, 1 thread",
-        "memfd, small pages, 1 thread",
+        "anonymous, THP on, 1 thread",
+        "anonymous, THP off, 1 thread",
+        "memfd, THP off, 1 thread",
     }
     assert str(Setting(threads=2)).endswith("2 threads")
     assert [*settings(("memfd",), (True,))] == []
     enforced = [*settings(("anonymous", "memfd"), enforce=(True,))]
-    assert [str(setting) for setting in enforced] == ["memfd, small pages, 1 thread, enforced by mprotect"]
+    assert [str(setting) for setting in enforced] == ["memfd, THP off, 1 thread, enforced by mprotect"]
 
 
 def test_cases_of_the_same_work_are_timed_once():
@@ -416,7 +416,7 @@ def test_the_command_takes_axes_and_draws(tmp_path, capsys):
         bench("--quick", "--axes", axes, "-o", lines, "--plot", picture, "--range", "8k,16k", "--full") == 0
     )
     captured = capsys.readouterr()
-    assert "memfd, small pages, 1 thread" in captured.out
+    assert "memfd, THP off, 1 thread" in captured.out
     assert "random-half" in captured.out
     records = [json.loads(line) for line in lines.read_text().splitlines()[1:-1]]
     seen = {(r["backing"], r["huge_pages"], r["threads"], r["fragmentation"], r["range"]) for r in records}
@@ -446,6 +446,7 @@ def test_the_command_takes_axes_and_draws(tmp_path, capsys):
         ),
         (("--enforce", "on"), "--enforce on needs --backing memfd, not anonymous"),
         (("--page-size", "3m"), "--page-size: the page size must be 4k, 2m or 1g, not '3m'"),
+        (("--page-size", "4k,2m", "--vm-type", "DEFAULT"), "page size 2m needs VM type SW_PROTECTED"),
         (
             ("--page-size", "2m", "--abi", "v5"),
             "page size 2m needs abi huge-partial or huge-rollback, not v5",

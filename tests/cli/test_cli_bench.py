@@ -197,7 +197,7 @@ def test_each_printed_ratio_is_that_of_the_json(capsys, tmp_path, monkeypatch):
     where = ("--abi", "two-caps", "--firmware", "cipher", "--vm-type", "TDX", "--memory", "4m")
     assert bench("--quick", *where, "--full", "-o", path) == 0
     first, *records, _ = [json.loads(line) for line in path.read_text().splitlines()]
-    verdict, _, matrix = capsys.readouterr().out.partition("anonymous, huge pages, 1 thread\n")
+    verdict, _, matrix = capsys.readouterr().out.partition("anonymous, THP on, 1 thread\n")
     printed = set(re.findall(rf"(memset|memcpy|xor|bitmap) {NUMBER} +{NUMBER}  ", matrix))
     expected = set()
     for record in records:

@@ -279,7 +279,11 @@ def test_what_makes_a_comparison_worth_less_is_said(runs, capsys):
     warnings = [*warnings_of(compare(read_run(old), read_run(new)))]
     assert call(old, new) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    for text in ("new.jsonl is incomplete", "old.jsonl is a quick run", "the runs differ in huge pages"):
+    for text in (
+        "new.jsonl is incomplete",
+        "old.jsonl is a quick run",
+        "the runs differ in transparent huge pages",
+    ):
         assert any(text in warning for warning in warnings), text
         assert text in printed
 

@@ -110,7 +110,7 @@ ONE = {"operations": random_operations(1)}
         ({"layout": {"regions": []}}, {"step": "PIN"}, "line 1: a layout must have 1 to 1024 regions, not 0"),
         ({"layout": {"regions": [{"gpa": 1, "size": 4096}]}}, {"step": "PIN"}, "line 1: region 0x1"),
         ({"more": 1}, {"step": "PIN"}, "line 1: .*unknown field `more`"),
-        ({"operations": 2}, {"step": "PIN"}, "line 3: 1 operations; line 1 says 2"),
+        ({"operations": 2}, {"step": "PIN"}, "line 3: 1 operation; line 1 says 2"),
         (
             {"operations": 1 << 40},
             {"step": "PIN"},

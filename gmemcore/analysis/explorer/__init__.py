@@ -21,7 +21,7 @@ from gmemcore.analysis.style import STATE_COLOURS
 from gmemcore.engine.packed import PLANE_NAMES
 from gmemcore.files.writing import replace_file
 from gmemcore.uapi import PAGE_SHIFT
-from gmemcore.units import size_words
+from gmemcore.units import counted, size_words
 
 HEIGHT: Final = 720
 """Pixels of the page in a notebook."""
@@ -54,7 +54,9 @@ class Explorer:
         self.title = title or f"Page states of {size_words(first.size)}: {series.name}"
 
     def __repr__(self) -> str:
-        return f"Explorer({self.title!r}, {len(self.series)} snapshots); write('page.html') keeps it"
+        return (
+            f"Explorer({self.title!r}, {counted(len(self.series), 'snapshot')}); write('page.html') keeps it"
+        )
 
     @cached_property
     def html(self) -> str:
@@ -63,7 +65,7 @@ class Explorer:
         first = self.series[0]
         lead = (
             f"{first.vm_type}, {first.abi}, firmware {first.firmware}; "
-            f"{len(self.series):,} snapshot{'s' * (len(self.series) != 1)}"
+            f"{counted(len(self.series), 'snapshot')}"
         )
         return page(self.title, lead, meta, blobs)
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from gmemcore.analysis.pictures.fleets import share_bars
 from gmemcore.analysis.style import ORANGE, SKY, VERMILION, legend_beside
+from gmemcore.units import counted
 from gmemcore.vmm.audit import AuditCell, AuditRow
 
 if TYPE_CHECKING:
@@ -35,12 +36,7 @@ def audit_bars(rows: Sequence[AuditRow], ax: "Axes | None" = None) -> "Axes":
     if not rows:
         raise ValueError("no revision; at least one is needed")
     parts = {part: [sum(_part_of(cell) == part for cell in row.cells) for row in rows] for part in _COLOURS}
-    ends = [
-        f"{row.vm_type_checks} VM-type check{'s' * (row.vm_type_checks != 1)}"
-        if row.cells
-        else "no content flag"
-        for row in rows
-    ]
+    ends = [_checks_in_words(row) if row.cells else "no content flag" for row in rows]
     drawn = share_bars([row.abi for row in rows], parts, list(_COLOURS.values()), ax, ends)
     drawn.set_xlabel("share of requests with a content flag (%)")
     drawn.set_title("How well capabilities predict requests", loc="left")
@@ -49,7 +45,7 @@ def audit_bars(rows: Sequence[AuditRow], ax: "Axes | None" = None) -> "Axes":
 
 
 def _checks_in_words(row: AuditRow) -> str:
-    return f"{row.vm_type_checks} VM-type check{'s' * (row.vm_type_checks != 1)}"
+    return counted(row.vm_type_checks, "VM-type check")
 
 
 def _part_of(cell: AuditCell) -> str:

@@ -29,7 +29,7 @@ from gmemcore.analysis.style import FRACTION_MAP, STATE_COLOURS, axes_for, legen
 from gmemcore.engine.arguments import as_u64
 from gmemcore.engine.packed import PLANE_NAMES
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE
-from gmemcore.units import size_words
+from gmemcore.units import counted, size_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -298,7 +298,7 @@ def heat_map(
         Fewer than two snapshots, nothing to show by that name, or no memory at those addresses.
     """
     if len(series) < 2:
-        raise ValueError(f"a heat map of {len(series)} snapshots; at least two are needed")
+        raise ValueError(f"a heat map of {counted(len(series), 'snapshot')}; at least two are needed")
     sets = _sets(show)
     memory = GuestMemory(series)
     low, high = (0, 1 << 64) if address is None else (as_u64(each, "gpa") for each in address)

@@ -11,7 +11,7 @@ from gmemcore.analysis.series import Series
 from gmemcore.analysis.states import STATES
 from gmemcore.analysis.style import STATE_COLOURS, axes_for, legend_beside, line_style
 from gmemcore.uapi import PAGE_SIZE
-from gmemcore.units import binary_unit, format_time
+from gmemcore.units import binary_unit, counted, format_time
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -251,7 +251,7 @@ def time_label(ax: "Axes", series: Series) -> None:
 
 def _times(series: Series, what: str) -> NDArray[np.float64]:
     if len(series) < 2:
-        raise ValueError(f"{what} of {len(series)} snapshots; at least two are needed")
+        raise ValueError(f"{what} of {counted(len(series), 'snapshot')}; at least two are needed")
     return series.times.astype(np.float64)
 
 

@@ -36,10 +36,11 @@ from gmemcore.results.bench_tables import (
     matrix_figures,
     matrix_heads,
     operation_rows,
+    setting_rows,
     verdict_notes,
     verdict_rows,
 )
-from gmemcore.units import format_number, format_time, size_words
+from gmemcore.units import counted, format_number, format_time, size_words
 
 BUSY: Final = 1.0
 """Load per CPU, beyond the run's own processor, above which a machine was busy."""
@@ -60,7 +61,7 @@ def page(run: Run) -> Page:
         "unstable, not to be judged": str(unstable),
     }
     sections = [
-        Section("Verdict", [*verdict(first), *_effects(run)]),
+        Section("Verdict", [*verdict(first), *_settings(run), *_effects(run)]),
         Section("Speed by size", _by_range(run)),
         Section("At a glance", _glances(run)),
         Section("Every cell", [Text(MATRIX_LEGEND), *_details(measured)]),
@@ -120,6 +121,13 @@ def verdict(first: BenchFirst) -> Iterator[Block]:
         yield Text(text)
 
 
+def _settings(run: Run) -> Iterator[Table]:
+    """Yield the effects of the verdict under every setting, if there are several."""
+    if found := setting_rows(run.first, run.records):
+        heads, *rows = found
+        yield Table(heads, rows, frozenset(range(1, len(heads))), "Under every setting, ns/page")
+
+
 def _effects(run: Run) -> list[Block]:
     if not any(line.gbps for line in run.first.verdict.effects):
         return []
@@ -137,7 +145,9 @@ def _warnings(run: Run, unstable: int) -> Iterator[Text]:
             busy = f"The machine was busy when the run {when}: load {format_number(load)} on {cpus} CPUs."
             yield Text(busy, warning=True)
     if unstable:
-        text = f"{unstable} cells are unstable: the interval of their ratio is wider than 10 % either way."
+        text = (
+            f"unstable: {counted(unstable, 'cell')}. The interval of a ratio is wider than 10 % either way."
+        )
         yield Text(text, warning=True)
 
 

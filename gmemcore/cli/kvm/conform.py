@@ -10,6 +10,7 @@ from gmemcore.cli.conform import VectorPaths, vector_files
 from gmemcore.cli.console import complain, is_quiet, progress, say, say_json, say_lines
 from gmemcore.cli.kvm.common import counted_lines
 from gmemcore.cli.options import JsonSwitch
+from gmemcore.units import counted
 
 if TYPE_CHECKING:
     from gmemcore.conformance import Case, CaseResult, VectorFile
@@ -116,12 +117,12 @@ class Tally:
         yield from counted_lines("skipped", self.skipped)
         yield from counted_lines("known", self.known_reasons)
         yield (
-            f"{self.run} steps run: {self.passed} as written, {self.known} known to differ, "
+            f"{counted(self.run, 'step')} run: {self.passed} as written, {self.known} known to differ, "
             f"{self.different} different"
         )
         yield (
             f"{self.skipped.total()} skipped, {self.after} after a difference; "
-            f"{len(self.records)} cases, {self.unreadable} file{'s' * (self.unreadable != 1)} unreadable"
+            f"{counted(len(self.records), 'case')}, {counted(self.unreadable, 'file')} unreadable"
         )
 
     def record(self, host: "Host") -> dict[str, Any]:
@@ -156,7 +157,7 @@ def _case_line(path: Path, case: "Case", result: "CaseResult") -> str | None:
     if is_quiet():
         return None
     run = result.passed + len(result.known)
-    parts = [f"{run} of {len(case.steps)} steps run"]
+    parts = [f"{run} of {counted(len(case.steps), 'step')} run"]
     if result.known:
         parts.append(f"{len(result.known)} known to differ")
     if result.skipped:

@@ -12,6 +12,7 @@ from gmemcore.cli.kvm.common import counted_lines
 from gmemcore.cli.options import JsonSwitch, OptionalSeconds, Seed, VmTypeOption, one, whole
 from gmemcore.cli.tables import print_table
 from gmemcore.errors import InvalidArgumentError
+from gmemcore.units import counted
 
 if TYPE_CHECKING:
     from gmemcore.fuzz import Report
@@ -109,8 +110,10 @@ def _print(report: "Report") -> None:
     say()
     say_lines(counted_lines("known", report.reasons))
     found = "no difference" if report.finding is None else "a difference"
-    walks = "1 walk" if report.walks == 1 else f"{report.walks:,} walks"
-    say(f"{report.steps:,} steps in {walks} on Linux {report.release}, seed {report.seed}: {found}")
+    say(
+        f"{counted(report.steps, 'step')} in {counted(report.walks, 'walk')} on Linux {report.release}, "
+        f"seed {report.seed}: {found}"
+    )
     say(f"{_rate(report):,.0f} steps per second; {report.known.total():,} answers known to differ")
     if report.finding is not None:
         say("", report.finding.sentences(report.release))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gmemcore.units import format_bytes
+from gmemcore.units import counted, format_bytes
 from gmemcore.workload.logs.importing import Imported, Launch
 from gmemcore.workload.logs.log import SHOWN
 from gmemcore.workload.logs.start import NEVER
@@ -24,17 +24,17 @@ def summary_lines(imported: Imported, name: str, launches: Sequence[Launch] | No
         Those to describe; None: all.
     """
     log, several = imported.log, len(imported.launches) > 1
-    yield f"{name}: {_count(log.lines, 'line')}, {_count(len(log.events), 'event')}" + (
+    yield f"{name}: {counted(log.lines, 'line')}, {counted(len(log.events), 'event')}" + (
         f", {len(imported.launches)} launches" if several else ""
     )
     if log.unread:
-        lines = _count(len(log.unread), "line")
+        lines = counted(len(log.unread), "line")
         yield f"  skipped {lines} of known events that can't be read (--strict refuses them)"
     yield from (f"    line {each.line}: {each.reason}" for each in log.unread[:SHOWN])
     if log.lost:
         yield f"  its tracer {log.lost}; what follows is not all that happened"
     if imported.others:
-        yield f"  left out {_count(imported.others, 'event')} of other guests"
+        yield f"  left out {counted(imported.others, 'event')} of other guests"
     for launch in imported.launches if launches is None else launches:
         if several:
             yield f"  launch {launch.number}, lines {launch.lines[0]} to {launch.lines[1]}"
@@ -49,22 +49,22 @@ def launch_lines(launch: Launch) -> Iterator[str]:
     ]
     yield f"memory: {_some(regions)} ({launch.layout_from})"
     yield "start: " + "; ".join(
-        f"{_count(n, 'page')} {'private' if private else 'shared'} ({_why(launch, why)})"
+        f"{counted(n, 'page')} {'private' if private else 'shared'} ({_why(launch, why)})"
         for (why, private), n in launch.pages.items()
     )
     if account.outside:
         places = _some([f"{low:#x}-{high:#x}" for low, high in account.outside_ranges])
-        yield f"{_count(account.outside, 'conversion')} outside RAM, which change nothing: {places}"
+        yield f"{counted(account.outside, 'conversion')} outside RAM, which change nothing: {places}"
     if account.repeats:
-        yield f"{_count(account.repeats, 'conversion')} reported by two events, counted once"
+        yield f"{counted(account.repeats, 'conversion')} reported by two events, counted once"
     if account.continued:
-        yield f"{_count(account.continued, 'launch update')} asked for again from where the call stopped"
+        yield f"{counted(account.continued, 'launch update')} asked for again from where the call stopped"
     if account.vmsa:
-        yield f"{_count(account.vmsa, 'launch update')} of vCPU state (Vmsa), which change no guest memory"
+        yield f"{counted(account.vmsa, 'launch update')} of vCPU state (Vmsa), which change no guest memory"
     if account.unplaced:
-        yield f"{_count(account.unplaced, 'change')} of RAMBlocks at offsets that no memslot shows, left out"
+        yield f"{counted(account.unplaced, 'change')} of RAMBlocks at offsets that no memslot shows, left out"
     if account.late:
-        yield f"{_count(account.late, 'launch update')} behind the end of the launch"
+        yield f"{counted(account.late, 'launch update')} behind the end of the launch"
     yield from (f"line {line}: refused: {text}" for line, text in launch.failures)
     if launch.unconfirmed and not launch.failures:
         yield f"line {launch.finish_line}: launch_finish, and no change of state to running after it"
@@ -117,7 +117,3 @@ def _why(launch: Launch, why: str) -> str:
 def _some(texts: list[str]) -> str:
     more = f" and {len(texts) - _PLACES} more" if len(texts) > _PLACES else ""
     return ", ".join(texts[:_PLACES]) + more
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
