@@ -417,6 +417,9 @@ def test_the_command_takes_axes_and_draws(tmp_path, capsys):
     )
     captured = capsys.readouterr()
     assert "memfd, THP off, 1 thread" in captured.out
+    verdict = captured.out.partition("cells measured")[0]
+    assert re.search(r"^ns/page +KEEP ", verdict, re.MULTILINE)
+    assert re.search(r"^anonymous +[0-9.]+ .*\nmemfd +[0-9.]+ ", verdict, re.MULTILINE)
     assert "random-half" in captured.out
     records = [json.loads(line) for line in lines.read_text().splitlines()[1:-1]]
     seen = {(r["backing"], r["huge_pages"], r["threads"], r["fragmentation"], r["range"]) for r in records}
