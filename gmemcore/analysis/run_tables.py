@@ -64,8 +64,8 @@ FORMS: Final[Mapping[str, _Form]] = {
         _backings_row,
     ),
     "replay": _Form(
-        "replays by revision and VM type",
-        ("abi", "vm_type", "firmware"),
+        "replays by revision, VM type and page size",
+        ("abi", "vm_type", "firmware", "page_size"),
         frozenset({"reasons", "first_refusals"}),
         lambda record: flattened(record),
     ),

@@ -62,10 +62,11 @@ def audit(
             rows.append(audit_abi(revision))
             done(len(rows))
     huge = [row for row in rows if row.after_failure]
-    if abi is None and not as_json and not cells:
+    if abi is None and not cells:
         huge += [audit_abi(revision) for revision in HUGE_PAGES.values()]
     rows.sort(key=lambda row: row.rank)
     if as_json:
+        rows += [row for row in huge if row not in rows]
         say_json_rows(_as_record(row) for row in rows)
     elif cells:
         _print_cells(rows, markdown=markdown)
@@ -94,7 +95,7 @@ def _as_record(row: "AuditRow") -> dict[str, Any]:
         "direction_checks": row.direction_checks,
         "capabilities": list(row.capabilities),
         "cells": [_as_cell(cell) for cell in row.cells],
-        **({"after_failure": row.after_failure._asdict()} if row.after_failure else {}),
+        "after_failure": row.after_failure and row.after_failure._asdict(),
     }
 
 

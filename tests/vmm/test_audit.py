@@ -505,10 +505,19 @@ def test_what_a_caller_handles_after_a_failure_in_huge_pages(capsys):
     for arguments in ([], ["--markdown"]):
         words = re.sub("[*:]", " ", run(arguments, capsys)[1]).split()
         assert " ".join(words).endswith(expected)
-    (row,) = json.loads(run(["--abi", "huge-rollback", "--json"], capsys)[1])
-    assert row["after_failure"] == {
-        **{"states": 1, "calls_to_finish": 1, "calls_to_undo": 0, "needs_page_size": False},
+    names = ("states", "calls_to_finish", "calls_to_undo", "needs_page_size")
+    partial, rollback = (
+        dict(zip(names, values, strict=True)) for values in ((5, 1, 1, True), (1, 1, 0, False))
+    )
+    every = {row["abi"]: row["after_failure"] for row in json.loads(run(["--json"], capsys)[1])}
+    assert {abi: after for abi, after in every.items() if after} == {
+        "huge-partial": partial,
+        "huge-rollback": rollback,
     }
+    assert len(every) > 2
+    assert every["v13"] is None
+    (row,) = json.loads(run(["--abi", "huge-rollback", "--json"], capsys)[1])
+    assert row["after_failure"] == rollback
     assert "After a conversion" not in run(["--abi", "v5"], capsys)[1]
 
 

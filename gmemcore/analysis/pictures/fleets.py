@@ -171,6 +171,12 @@ _HUGE_EVENTS: Final = {
 """What a conversion in huge pages costs, and the counters that add up to it."""
 
 
+_BELOW_TICKS: Final = 20
+"""Points from the axis to what is written below the labels of its ticks."""
+_LINE_HEIGHT: Final = 14
+"""Points."""
+
+
 def cost_by_page_size(run: Run, ax: "Axes | None" = None) -> "Axes":
     """Draw what a workload's conversions cost in pages of each size: predicted time, or else counters.
 
@@ -194,20 +200,31 @@ def cost_by_page_size(run: Run, ax: "Axes | None" = None) -> "Axes":
         targets.setdefault((replay.abi, replay.vm_type, replay.firmware), []).append(replay)
     groups = [sorted(each, key=lambda replay: replay.page_size) for each in targets.values()]
     records = [replay for group in groups for replay in group]
-    drawn = axes_for(ax, (max(7.0, 2.8 + 1.1 * len(records)), 4.2))
+    drawn = axes_for(ax, (max(7.0, 3.5 + max(0.7 * len(records), 1.4 * len(groups))), 4.2))
     if all(replay.predicted for replay in records):
         _bars_of_events(drawn, records)
     else:
         _lines_of_events(drawn, groups)
-    several = len(groups) > 1
-    labels = [
-        f"{size_words(each.page_size)}\n{each.abi}\n{each.vm_type}" if several else size_words(each.page_size)
-        for each in records
-    ]
-    drawn.set_xticks(range(len(records)), labels)
+    drawn.set_xticks(range(len(records)), [size_words(each.page_size) for each in records])
     drawn.set_xlabel("page size of the guest's files")
+    if len(groups) > 1:
+        _label_groups(drawn, list(targets), [len(group) for group in groups])
     drawn.set_title(f"Cost of {records[0].conversions:,} conversions", loc="left")
     return drawn
+
+
+def _label_groups(ax: "Axes", targets: Sequence[tuple[str, ...]], sizes: Sequence[int]) -> None:
+    """Write below the page sizes of each target what tells it from the others, and part the targets."""
+    telling = [len(set(column)) > 1 for column in zip(*targets, strict=True)]
+    names = ["\n".join(word for word, tells in zip(own, telling, strict=True) if tells) for own in targets]
+    ends = np.cumsum(sizes)
+    below = ax.secondary_xaxis("bottom")
+    below.set_xticks((ends - np.array(sizes) + ends - 1) / 2, names)
+    below.tick_params(length=0, pad=_BELOW_TICKS)
+    below.spines["bottom"].set_visible(False)
+    ax.xaxis.labelpad = _LINE_HEIGHT * sum(telling)
+    for end in ends[:-1].tolist():
+        ax.axvline(end - 0.5, color="0.85", linewidth=1, zorder=0)
 
 
 def _bars_of_events(ax: "Axes", records: Sequence[Any]) -> None:
