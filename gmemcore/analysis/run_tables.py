@@ -64,7 +64,7 @@ FORMS: Final[Mapping[str, _Form]] = {
         _backings_row,
     ),
     "replay": _Form(
-        "replays by revision, VM type and page size",
+        "replays by revision and VM type",
         ("abi", "vm_type", "firmware", "page_size"),
         frozenset({"reasons", "first_refusals"}),
         lambda record: flattened(record),

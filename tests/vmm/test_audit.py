@@ -506,9 +506,8 @@ def test_what_a_caller_handles_after_a_failure_in_huge_pages(capsys):
         words = re.sub("[*:]", " ", run(arguments, capsys)[1]).split()
         assert " ".join(words).endswith(expected)
     names = ("states", "calls_to_finish", "calls_to_undo", "needs_page_size")
-    partial, rollback = (
-        dict(zip(names, values, strict=True)) for values in ((5, 1, 1, True), (1, 1, 0, False))
-    )
+    partial = dict(zip(names, (5, 1, 1, True), strict=True))
+    rollback = dict(zip(names, (1, 1, 0, False), strict=True))
     every = {row["abi"]: row["after_failure"] for row in json.loads(run(["--json"], capsys)[1])}
     assert {abi: after for abi, after in every.items() if after} == {
         "huge-partial": partial,
