@@ -64,9 +64,10 @@ def audit(
     huge = [row for row in rows if row.after_failure]
     if abi is None and not cells:
         huge += [audit_abi(revision) for revision in HUGE_PAGES.values()]
-    rows.sort(key=lambda row: row.rank)
     if as_json:
         rows += [row for row in huge if row not in rows]
+    rows.sort(key=lambda row: row.rank)
+    if as_json:
         say_json_rows(_as_record(row) for row in rows)
     elif cells:
         _print_cells(rows, markdown=markdown)

@@ -24,6 +24,7 @@ from gmemcore.errors import (
 )
 from gmemcore.policy import PLATFORMS, capability, flag_name
 from gmemcore.uapi import PAGE_SIZE, Capability, ContentMode, MemoryAttribute
+from gmemcore.units import size_words
 
 
 class Refusal(NamedTuple):
@@ -211,7 +212,8 @@ def range_fault(start: int, size: int, reason: int, unit: int = PAGE_SIZE) -> st
     if reason == layout.TOO_LARGE:
         return "it must end at 2^63 - 1 or before"
     if reason == layout.INVALID and (start | size) % unit:
-        return f"it isn't page aligned; start and size must be multiples of {unit:#x}"
+        what = "page aligned" if unit == PAGE_SIZE else f"aligned to huge pages of {size_words(unit)}"
+        return f"it isn't {what}; start and size must be multiples of {unit:#x}"
     return "it wraps 2^64" if start + size > 1 << 64 else ""
 
 

@@ -96,9 +96,9 @@ def test_nothing_of_the_selftests_is_left_out(name):
     assert sum(result.passed for result in results) == sum(len(case.steps) for case in vectors.cases)
 
 
-@pytest.mark.parametrize("path", sorted((VECTORS / "self-check").glob("*.json")), ids=lambda path: path.stem)
-def test_the_client_finds_what_is_wrong_on_purpose(path):
-    _, results = run_over_model(path)
+@pytest.mark.parametrize("name", ["wrong-contents", "wrong-errno"])
+def test_the_client_finds_what_is_wrong_on_purpose(name):
+    _, results = run_over_model(VECTORS / "self-check" / f"{name}.json")
     assert all(result.wrong for result in results)
 
 

@@ -524,7 +524,8 @@ def test_files_of_small_pages_count_nothing_of_it():
 
 def test_messages_name_the_size_of_the_huge_page():
     _, gmem = allocated_and_shared("huge-partial", 2)
-    with pytest.raises(GmemError, match="must be multiples of 0x200000"):
+    aligned = "aligned to huge pages of 2 MiB; start and size must be multiples of 0x200000"
+    with pytest.raises(GmemError, match=aligned):
         gmem.fallocate(1, P, M2)
     gmem.pin(M2, P)
     with pytest.raises(PagePinnedError, match="the page at 0x200000 is pinned"):

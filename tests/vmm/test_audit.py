@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import gmemcore.vmm.audit as audit_module
 from gmemcore import create_vm, policy
 from gmemcore.cli import main
-from gmemcore.policy import ABIS, Flag, FlagsCapability
+from gmemcore.policy import ABIS, HUGE_PAGES, Flag, FlagsCapability
 from gmemcore.policy.proposal import (
     ProposalError,
     parse_proposal,
@@ -437,8 +437,8 @@ def test_json_is_a_list_best_first(capsys, tmp_path):
     found = json.loads(out)
     assert status == 0
     assert all(line.startswith("gmemcore audit: ") for line in err.splitlines())  # progress, if slow
-    assert all(list(row) == [*ROW_KEYS, "capabilities", "cells"] for row in found)
-    assert {row["abi"] for row in found} == {*EXPECTED, "mine"}
+    assert all(list(row) == [*ROW_KEYS, "capabilities", "cells", "after_failure"] for row in found)
+    assert {row["abi"] for row in found} == {*EXPECTED, *HUGE_PAGES, "mine"}
     for row in found:
         if row["abi"] in EXPECTED:
             assert tuple(row[name] for name in COUNTS) == EXPECTED[row["abi"]]
