@@ -1,7 +1,6 @@
 """Figures as people read and type them: sizes, times, numbers and ratios."""
 
 import re
-from collections.abc import Sequence
 from typing import Final
 
 from gmemcore.errors import InvalidArgumentError
@@ -77,17 +76,6 @@ def parse_size(text: str) -> int:
     return size
 
 
-def parse_sizes(text: str) -> tuple[int, ...]:
-    """Return the bytes of each size of a comma-separated list, in order and without repetitions.
-
-    Raises
-    ------
-    InvalidArgumentError
-        EINVAL: as `parse_size`, for the first that is no size.
-    """
-    return tuple(dict.fromkeys(parse_size(part) for part in text.split(",")))
-
-
 def format_size(size: int) -> str:
     """Return a size as it would be typed, with the largest unit that divides it.
 
@@ -140,11 +128,6 @@ def counted(n: int, thing: str) -> str:
     ('1 huge page', '1,200 huge pages')
     """
     return f"{n:,} {thing}{'s' * (n != 1)}"
-
-
-def format_sizes(sizes: Sequence[int]) -> str:
-    """Return sizes as a comma-separated list."""
-    return ",".join(map(format_size, sizes))
 
 
 def format_number(figure: float | None) -> str:

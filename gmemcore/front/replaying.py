@@ -1,18 +1,20 @@
 """Replay: a workload on many revisions and VM types, as one run of results."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from gmemcore.analysis.runs import ReplayRun
+from gmemcore.errors import InvalidArgumentError
 from gmemcore.front.running import DEFAULT_VM_TYPE
 from gmemcore.front.workloads import Memory, Workload, abis_of, load
+from gmemcore.machine.huge_pages import page_order_of
 from gmemcore.names import chosen
 from gmemcore.policy import default_abi
 from gmemcore.results.environment import as_object, environment
 from gmemcore.results.replay import Replay, ReplayFirst, ReplayTrace
-from gmemcore.uapi import ContentWork, Firmware, VmType
-from gmemcore.units import parse_sizes
+from gmemcore.uapi import PAGE_SIZE, ContentWork, Firmware, VmType
 from gmemcore.workload.cost import CostFile, load_cost, predict
 from gmemcore.workload.replay import Flags, kept_bytes, targets
 from gmemcore.workload.replay import replay as replay_one
@@ -36,7 +38,7 @@ def replay(
     guest: str | None = None,
     launch: int | None = None,
     cost: Any = None,
-    page_sizes: str = "4k",
+    page_sizes: int | str | Sequence[int | str] = "4k",
     **parameters: Any,
 ) -> ReplayRun:
     """Run a workload on many revisions and VM types: what it costs, and what is refused.
@@ -54,7 +56,7 @@ def replay(
         ``today`` or ``cipher``.
     cost : str, Path, CostFile or None
         Nanoseconds per event on some hardware, to predict time by.
-    page_sizes : str
+    page_sizes : int, str, or a sequence of them
         Pages that files consist of: ``"4k,2m,1g"``. 2m and 1g need huge-partial or huge-rollback. Files are
         whole pages: each region is rounded up to its page size, and ``file_memory`` of a record has the sum.
     **parameters
@@ -96,7 +98,11 @@ def replay(
     header = loaded.trace.header
     kinds = chosen(VmType, vm_types if vm_types is not None else header.vm_type or DEFAULT_VM_TYPE)
     backing, contents = kept_bytes(backing, contents)
-    sizes = parse_sizes(page_sizes)
+    each = [size.strip() for size in page_sizes.split(",")] if isinstance(page_sizes, str) else page_sizes
+    named = each if isinstance(each, Sequence) else [each]
+    sizes = [*dict.fromkeys(PAGE_SIZE << page_order_of(size) for size in named)]
+    if not sizes:
+        raise InvalidArgumentError("page_sizes must be one page size or more, not none")
     revisions = abis_of(default_abi(max(sizes)) if abis is None else abis)
     records = []
     for target in targets(revisions, kinds, firmware, sizes):

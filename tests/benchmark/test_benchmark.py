@@ -29,7 +29,7 @@ from gmemcore.errors import InvalidArgumentError, OutOfMemoryError
 from gmemcore.policy import ABIS, cells
 from gmemcore.results.environment import environment
 from gmemcore.uapi import PAGE_SIZE, VmType
-from gmemcore.units import format_size, parse_size, parse_sizes
+from gmemcore.units import format_size, parse_size
 from support.paths import JIT_DISABLED, ROOT
 
 SMALL = 16 << 10 if JIT_DISABLED else 64 << 10
@@ -94,12 +94,6 @@ def test_what_is_no_size_is_refused(text):
 @pytest.mark.parametrize("size", [4096, 12 << 10, 2 << 20, 1 << 30, (1 << 30) + 4096, 1 << 40])
 def test_sizes_are_written_as_they_are_read(size):
     assert parse_size(format_size(size)) == size
-
-
-def test_lists_of_sizes():
-    assert parse_sizes("4k,2m,4k") == (4096, 2 << 20)
-    with pytest.raises(InvalidArgumentError, match="'x'"):
-        parse_sizes("4k,x")
 
 
 # ---- the table -------------------------------------------------------------------------------------------

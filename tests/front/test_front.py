@@ -274,6 +274,19 @@ def test_memory_that_is_not_whole_huge_pages_is_said_to_be_rounded_up():
     assert [row.file_memory for row in done.records] == [3 << 20, 4 << 20, 1 << 30]
 
 
+def test_page_sizes_in_every_form():
+    asked = {"memory": "4m", "operations": 5}
+    for sizes in ("4k, 2m", ["4k", 2 << 20], (4096, "2MiB", "2m")):
+        found = gm.replay("bounce-churn", page_sizes=sizes, **asked).records
+        assert [row.page_size for row in found] == [4096, 2 << 20]
+    assert [row.page_size for row in gm.replay("bounce-churn", page_sizes=2 << 20, **asked).records] == [
+        2 << 20
+    ]
+    for sizes, message in (("3m", "must be 4k, 2m or 1g, not '3m'"), ((), "not none"), ("2m,", "not a size")):
+        with pytest.raises(InvalidArgumentError, match=message):
+            gm.replay("bounce-churn", page_sizes=sizes, **asked)
+
+
 # ---- stress ------------------------------------------------------------------------------------------------
 
 SPEC = """
