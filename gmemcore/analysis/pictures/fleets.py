@@ -223,8 +223,8 @@ def _label_groups(ax: "Axes", targets: Sequence[tuple[str, ...]], sizes: Sequenc
     below.tick_params(length=0, pad=_BELOW_TICKS)
     below.spines["bottom"].set_visible(False)
     ax.xaxis.labelpad = _LINE_HEIGHT * sum(telling)
-    for end in ends[:-1].tolist():
-        ax.axvline(end - 0.5, color="0.85", linewidth=1, zorder=0)
+    between, height = ends[:-1] - 0.5, ax.get_xaxis_transform()
+    ax.vlines(between, 0, 1, transform=height, color="0.85", linewidth=1, zorder=0)
 
 
 def _bars_of_events(ax: "Axes", records: Sequence[Any]) -> None:
