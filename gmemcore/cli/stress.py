@@ -185,7 +185,8 @@ def _run_fleet(
     force: bool,
 ) -> int:
     """Run a fleet, write its results and report."""
-    from gmemcore.stress.summary import import_pyarrow, json_lines, write_parquet
+    from gmemcore.stress.summary import json_lines, write_parquet
+    from gmemcore.workload.parquet import import_pyarrow
 
     for place in (results.output, results.parquet):
         if place is not None:

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from gmemcore.engine.counters import COUNTER_NAMES
-from gmemcore.errors import MissingExtraError
 from gmemcore.files.records import lines_of
 from gmemcore.files.writing import replacing
 from gmemcore.results.environment import as_object, environment
 from gmemcore.results.stress import StressFirst
 from gmemcore.stress.run import Run
 from gmemcore.stress.work import code_id
+from gmemcore.workload.parquet import import_pyarrow
 
 
 def json_lines(run: Run) -> Iterator[bytes]:
@@ -67,19 +67,3 @@ def write_parquet(path: Path, run: Run) -> None:
     columns = {name: [row.get(name, 0) for row in flat] for name in names}
     with replacing(path) as file:
         parquet.write_table(pyarrow.table(columns), file)
-
-
-def import_pyarrow() -> tuple[Any, Any]:
-    """Return pyarrow and its Parquet module.
-
-    Raises
-    ------
-    MissingExtraError
-        They aren't installed.
-    """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtraError("Parquet needs pyarrow; pip install 'gmemcore[analysis]'") from error
-    return pyarrow, parquet
