@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Final
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
@@ -92,9 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(_status(list(arguments)))
 
 
-def _message(error: CycloptsError) -> str:
+def _message(error: CycloptsError, words: Sequence[str]) -> str:
     """Return what is wrong with the words of a command, in a line."""
     if isinstance(error, MissingArgumentError) and error.argument is not None:
+        if (error.keyword, "-") in pairwise(words):
+            stream = "; use /dev/stdout" if error.keyword in ("-o", "--output") else ""
+            return f"{error.keyword} must have a value, not -{stream}"
         return f"{error.keyword} needs a value" if error.keyword else f"{error.argument.name} is required"
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         return f"unexpected argument {error.unused_tokens[0]!r}"
@@ -133,7 +137,7 @@ def _status(words: list[str]) -> int:
                 result_action="return_value",
             )
     except CycloptsError as error:
-        fail(" ".join(error.command_chain or ()), _message(error))
+        fail(" ".join(error.command_chain or ()), _message(error, words))
     except SystemExit as stopped:
         return stopped.code if isinstance(stopped.code, int) else 0 if stopped.code is None else 1
     return status if isinstance(status, int) else 0

@@ -154,6 +154,21 @@ def test_one_form_is_printed(words, capsys):
         assert form in said
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("report", "x.jsonl", "-o", "-"), "-o must have a value, not -; use /dev/stdout"),
+        (("policy", "--proposal", "-"), "--proposal must have a value, not -"),
+        (("policy", "--proposal"), "--proposal needs a value"),
+    ],
+)
+def test_a_dash_is_not_a_value(words, text, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"gmemcore {words[0]}: {text}\n"
+
+
 def test_a_word_too_many_is_named(capsys):
     for command in ("policy list", "bench"):
         with pytest.raises(SystemExit) as ended:
