@@ -1,7 +1,7 @@
 """Ordinary memslots, and what the rest of a kernel answers about a guest_memfd: for vectors.
 
-The model is about guest_memfd. A real VM also has memslots of ordinary memory, whose overlap with others KVM
-checks alike; a real file can be read, mapped executable, or used by another process. `VmWithOrdinary` is a Vm
+The model is about guest_memfd. A real VM also has memslots of ordinary memory, which must not overlap others
+either. A real file can be read, mapped executable, or used by another process. `VmWithOrdinary` is a Vm
 with such memslots; the tables hold what the VFS and memory management answer.
 """
 
@@ -42,7 +42,7 @@ FILE_CALLS: Final[dict[str, type[GmemError]]] = {
 VM_FD_OPERATIONS: Final = frozenset(
     {"create", "vm_set", "slot_add", "slot_delete", "guest_read", "guest_write"}
 )
-"""Operations by the VM fd or a vCPU's: EIO in a process that isn't the VM's (kvm_vm_ioctl)."""
+"""Operations on the VM fd or a vCPU fd: EIO in a process that isn't the VM's (kvm_vm_ioctl)."""
 
 
 def file_call(name: str, offset: int) -> None:
@@ -79,12 +79,12 @@ def check_executable(protection: int, offset: int, size: int, *, mappable: bool)
 
 
 def check_interrupted(mode: int, offset: int, size: int, file_size: int) -> None:
-    """Check an fallocate that a pending signal meets. Other refusals come first.
+    """Check an fallocate while a signal is pending. Other refusals come first.
 
     Raises
     ------
     InterruptedCallError
-        EINTR: it allocates, and looks for signals before each page (kvm_gmem_allocate).
+        EINTR: an allocation checks for signals before each page (kvm_gmem_allocate).
     """
     aligned = not (offset | size) % PAGE_SIZE
     if mode == FallocateMode.KEEP_SIZE and aligned and size > 0 <= offset <= file_size - size:
@@ -92,7 +92,7 @@ def check_interrupted(mode: int, offset: int, size: int, file_size: int) -> None
 
 
 class _Memory:
-    """Bytes that are zero until they are written. A memslot can be larger than this process may be."""
+    """Sparse bytes, zero until written: a memslot can be larger than this process."""
 
     def __init__(self) -> None:
         self._pages: dict[int, bytearray] = {}
@@ -126,7 +126,7 @@ class OrdinaryMemslot:
     Attributes
     ----------
     userspace_address : int or None
-        Where nothing is mapped; None: the memslot has memory.
+        Address at which nothing is mapped; None: the memslot has memory of its own.
     """
 
     slot: int
@@ -175,7 +175,7 @@ class VmWithOrdinary:
         flags : int
             KVM_MEM_* flags. Without GUEST_MEMFD the memslot is ordinary memory, and `gmem` is ignored.
         userspace_address : int or None
-            Where nothing is mapped; None: memory of the memslot's own.
+            Address at which nothing is mapped; None: the memslot gets memory of its own.
 
         Raises
         ------
@@ -256,7 +256,7 @@ class VmWithOrdinary:
         return b"".join(parts)
 
     def guest_write(self, gpa: int, data: bytes, private: bool | None = None) -> None:
-        """Write as the guest does. Bytes in front of read-only memory are written: it can be touched."""
+        """Write as the guest does. Bytes before a read-only memslot are written, then the write exits."""
         if not self._ordinary:
             self.model.guest_write(gpa, data, private)
             return
@@ -288,7 +288,7 @@ class VmWithOrdinary:
     def _check_pieces(
         self, pieces: list[tuple[int, int, OrdinaryMemslot | None]], private: bool | None
     ) -> None:
-        """Check an access that meets ordinary memory whole, before a byte moves."""
+        """Check all of an access that touches ordinary memory, before any byte moves."""
         if len(pieces) == 1 and pieces[0][2] is None:
             return
         for start, length, slot in pieces:
@@ -308,7 +308,7 @@ class VmWithOrdinary:
             raise MemoryFaultExit(f"gpa {page:#x} is private, or taken for it", page, PAGE_SIZE, int(kind))
 
     def _first_private(self, gpa: int, size: int) -> int | None:
-        """The first page of a range that the Vm's own attributes make private, or None."""
+        """Return the first page of a range that the Vm's attributes make private, or None."""
         if not self.model.abi.legacy:
             return None
         first, end = gpa // PAGE_SIZE, -(-(gpa + size) // PAGE_SIZE)

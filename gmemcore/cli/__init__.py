@@ -96,10 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _message(error: CycloptsError, words: Sequence[str]) -> str:
     """Return what is wrong with the words of a command, in a line."""
     if isinstance(error, MissingArgumentError) and error.argument is not None:
-        if (error.keyword, "-") in pairwise(words):
-            stream = "; use /dev/stdout" if error.keyword in ("-o", "--output") else ""
-            return f"{error.keyword} must have a value, not -{stream}"
-        return f"{error.keyword} needs a value" if error.keyword else f"{error.argument.name} is required"
+        option = error.keyword
+        if option and (option, "-") in pairwise(words):
+            stream = "; use /dev/stdout" if option in ("-o", "--output") else ""
+            return f"{option} must have a value, not -{stream}"
+        return f"{option} needs a value" if option else f"{error.argument.name} is required"
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         return f"unexpected argument {error.unused_tokens[0]!r}"
     return " ".join(str(error).split())

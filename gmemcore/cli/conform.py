@@ -80,7 +80,7 @@ def vector_files(paths: Sequence[Path]) -> list[Path]:
     InputError
         A folder that has none.
     OSError
-        A path that can't be looked at.
+        A path that can't be accessed.
     """
     found: list[Path] = []
     for path in paths or [_own_vectors()]:

@@ -1,7 +1,6 @@
 """Where in a guest's stream something is checked or made to fail.
 
-Places are drawn by the stretch of the stream that they lie in, so they don't depend on how the stream is cut
-into arrays.
+Each interval of the stream draws its own place, so places don't depend on how the stream is cut into arrays.
 """
 
 from collections import Counter
@@ -20,10 +19,8 @@ from gmemcore.workload.seeds import Stream
 
 TRIES: Final = 64
 """Operations at which a fault or a promise is tried before it is given up."""
-
-
 FEW: Final = 16
-"""Numbers that are drawn in less time one by one than as an array."""
+"""Below this count, single numbers are drawn faster than an array."""
 
 
 class Event(NamedTuple):
@@ -34,8 +31,7 @@ class Event(NamedTuple):
     kind : str
         ``oracle``, ``invariants``, ``promise``, or a key of `FAULTS`.
     due : int
-        The operation's number; for a promise or a fault, the number from which it waits for an operation that
-        makes it, or that it can make fail.
+        The operation's number. A promise or a fault waits from there on for an operation that it applies to.
     """
 
     kind: str
@@ -86,13 +82,13 @@ class Places:
         self._spec, self._stream, self._checks = spec, stream, checks
         self._kinds, self._closely = waiting, closely
         self._waiting: dict[str, tuple[int, int]] = {}  # by kind: since when, and tries left
-        self._met: dict[str, int] = {}  # by kind: since when the last one that was met had waited
+        self._met: dict[str, int] = {}  # by kind: the `due` of the last one that was done
 
     def events(self, base: int, operations: Operations) -> Iterator[tuple[int, list[Event]]]:
         """Yield the events at operations number base and on, in order.
 
-        Where an operation has several, the first one that is possible is done. What waits is asked for one by
-        one, because most of it is met at once.
+        If an operation has several, the first possible one is done. Waiting events are generated lazily,
+        because most are done at their first operation.
         """
         end, checks = base + len(operations), self._spec.checks
         every = checks.invariants_every
@@ -109,15 +105,15 @@ class Places:
             yield position, [event for _, event in here]
 
     def is_open(self, event: Event) -> bool:
-        """Return whether an event is still to be done: what waits is met once."""
+        """Return whether an event is still to be done; a waiting one is done once."""
         return self._met.get(event.kind) != event.due
 
     def close(self, event: Event) -> None:
-        """Strike an event off after it was met."""
+        """Mark a waiting event as done."""
         self._met[event.kind] = event.due
 
     def _checkpoints(self, kind: str, base: int, operations: Operations) -> Iterator[tuple[int, Event]]:
-        """Operations at which an event is tried until it is met; a new one ends the wait."""
+        """Yield the operations at which an event is tried until it is done; the next due one ends that."""
         (every, candidates_of), end = self._kinds[kind], base + len(operations)
         if not every:
             return
@@ -138,7 +134,7 @@ class Places:
 
 
 def places(stream: Stream, every: int, start: int, end: int) -> list[int]:
-    """Return the places from start to end of one event in every `every`, each random in its stretch."""
+    """Return the places from start to end of one event per `every` operations, random in each interval."""
     if not every:
         return []
     first, last = start // every, -(-end // every)

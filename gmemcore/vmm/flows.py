@@ -230,7 +230,7 @@ def snp_launch(machine: FlowMachine) -> Iterator[str]:
 
 def _measure(machine: FlowMachine) -> LaunchDigest:
     """Start measuring, where launches are measured; return the digest that the guest's owner computes."""
-    with suppress(UnsupportedOperationError):  # detected by trying, as everything here
+    with suppress(UnsupportedOperationError):  # tested by trying, like everything here
         machine.vmm.vm.start_measurement()
     return LaunchDigest()
 
