@@ -33,7 +33,7 @@ EVENTS: Final[dict[str, str]] = {
     "pages_changed": "a page whose attribute changed; KVM keeps ranges, so most may be in the call",
     **{row.counter: row.counts for row in BYTE_OPERATIONS.values() if row.counter},
     "pages_allocated": "a page allocated, and touched for the first time",
-    "rmp_updates": "an SNP page that became assigned or ceased to be: RMPUPDATE",
+    "rmp_updates": "an SNP page that became assigned, or ceased to be and was flushed: RMPUPDATE",
     "sept_changes": "a TDX page added to the S-EPT or removed: TDH.MEM.PAGE.AUG, .REMOVE",
     "pages_accepted": "a page that became accepted: PVALIDATE, TDG.MEM.PAGE.ACCEPT",
     "blocks_2m_split": "a 2 MiB block that ceased to have one attribute: a split huge page",
