@@ -72,12 +72,15 @@ PLACEHOLDERS = {
     "MINE.toml": "mine.toml",
     "KIND": "bench",
     "NAME": "cost",
+    "PID": "1",
 }
 
 
 def commands_of(text):
-    """Command lines of a page: in code spans, and after a prompt."""
+    """Command lines of a page: in code spans, after a prompt, and in blocks of commands."""
     spans = re.findall(r"`(gmemcore [^`\n]+)`", text) + re.findall(r"^\$ (gmemcore [^\n]+)$", text, re.M)
+    for kind, block in re.findall(r"^```([^\n]*)\n(.*?)^```$", text, re.M | re.S):
+        spans += [] if kind else re.findall(r"^(gmemcore [^\n|#]+?) *$", block, re.M)
     return sorted({span.partition(" > ")[0].partition(" && ")[0] for span in spans})
 
 
@@ -93,6 +96,16 @@ def test_every_command_that_is_named_can_be_typed(page):
         else:
             assert words[0] in COMMANDS or words[0].startswith("--"), command
     assert commands or page not in COMMANDING
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_reports_are_made_of_results(page):
+    """Of what a command of the page wrote with -o; the log of a fleet, for one, is no result."""
+    text = page.read_text()
+    for command in commands_of(text):
+        _, name, *words = shlex.split(command)
+        if name == "report" and words and not words[0].isupper():
+            assert re.search(rf"-o {re.escape(words[0])}\b", text.replace(command, "")), command
 
 
 def test_a_command_that_is_not_there_would_be_found():
