@@ -81,6 +81,13 @@ class Action:
     why: str = ""
     samples: list[float] = field(default_factory=list)
 
+    @property
+    def words(self) -> str:
+        """Its name, with whatever tells it from others of that name."""
+        way = self.direction.replace("_", " ") if self.direction else ""
+        shape = "" if self.fragmentation == _UNIFORM else self.fragmentation
+        return ", ".join(filter(None, (self.operation, way, shape, size_words(self.range))))
+
 
 class Bench:
     """The actions of one VM type on one host.
@@ -568,5 +575,5 @@ def calibrate_kernel(
         vm_type = max(kinds, key=lambda kind: PLATFORMS[kind].private_memory)
         stage = Bench(transport, host, vm_type, memory)
         actions = stage.actions()
-        measure(actions, seconds=seconds, say=lambda action: say(action.operation))
+        measure(actions, seconds=seconds, say=lambda action: say(action.words))
         return host, kernel_costs(host, cells(stage, actions), environment().cpu or "unknown")

@@ -64,6 +64,7 @@ def test_what_is_offered_has_samples_and_what_is_not_a_reason(abi, vm_type, offe
         assert action.calls or action.pages
     every = ANYWHERE | BY_HOST | BY_GUEST | {OLD, NEW, HOST_AGAIN, GUEST_AGAIN, TWO, ONE}
     assert {action.operation for action in actions} == every
+    assert len({action.words for action in actions}) == len(actions)
 
 
 def test_attribute_calls_at_every_range_both_ways():
@@ -163,7 +164,7 @@ def test_costs_of_this_kernel(capsys):
     [
         (["--memory", "2g"], "at most 1g"),
         (["--memory", "100"], "multiple of 4k"),
-        (["--seconds", "0"], "more than 0"),
+        (["--seconds", "0"], "must be a number of seconds above 0, not '0'"),
     ],
 )
 def test_refusals(capsys, words, message):

@@ -55,7 +55,7 @@ def bench(
         for kind in _vm_types(host, vm_type):
             stage = Bench(transport, host, kind, memory)
             actions = stage.actions()
-            measure(actions, seconds=seconds, say=lambda action: note("kvm bench", action.operation))
+            measure(actions, seconds=seconds, say=lambda action: note("kvm bench", action.words))
             found += cells(stage, actions)
     lines = [*lines_of(first_line(host, memory, seconds, found), found)]
     if output is not None:
