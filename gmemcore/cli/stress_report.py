@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from gmemcore.cli.console import say, say_lines
 from gmemcore.cli.predictions import prediction_lines
 from gmemcore.cli.tables import Heading, Row, print_table
-from gmemcore.units import counted, format_number, format_size, format_time
+from gmemcore.units import format_number, format_size, format_time
 
 if TYPE_CHECKING:
     from gmemcore.stress.merge import GuestResult, Totals
@@ -73,14 +73,14 @@ def _clock(seconds: float) -> str:
 def print_fleet(path: Path, run: "Run", figures: "CostFile | None") -> None:
     """Print a fleet's table and sums."""
     spec, sums = run.spec, run.merger.all
-    say(f"{path}: {len(run.merger.results)} of {counted(spec.total, 'guest')} of {format_size(spec.memory)}")
+    say(f"{path}: {len(run.merger.results)} of {spec.total} guests of {format_size(spec.memory)}")
     shown = _print_table(run.merger.by_cell(), figures)
     say_lines(_legend(shown))
     say(f"checked: {', '.join(f'{sums.checks[name]} {words}' for name, words in _CHECKS.items())}")
     if faults := ", ".join(_fault_words(sums.checks)):
         say(f"injected: {faults}")
     if run.resumed:
-        say(f"{counted(run.resumed, 'guest')} in the log")
+        say(f"{run.resumed} guests were in the log")
     if run.operations:
         workers = f" with {run.workers} workers" if run.workers > 1 else ""
         say(f"{_big(run.operations)} operations in {run.elapsed:.1f} s{workers}, {_big(run.rate)}/s")

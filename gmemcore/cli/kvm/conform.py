@@ -117,12 +117,12 @@ class Tally:
         yield from counted_lines("skipped", self.skipped)
         yield from counted_lines("known", self.known_reasons)
         yield (
-            f"{counted(self.run, 'step')} run: {self.passed} as written, {self.known} known to differ, "
+            f"{self.run} steps run: {self.passed} as written, {self.known} known to differ, "
             f"{self.different} different"
         )
         yield (
             f"{self.skipped.total()} skipped, {self.after} after a difference; "
-            f"{counted(len(self.records), 'case')}, {counted(self.unreadable, 'file')} unreadable"
+            f"{len(self.records)} cases, {counted(self.unreadable, 'file')} unreadable"
         )
 
     def record(self, host: "Host") -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _case_line(path: Path, case: "Case", result: "CaseResult") -> str | None:
     if is_quiet():
         return None
     run = result.passed + len(result.known)
-    parts = [f"{run} of {counted(len(case.steps), 'step')} run"]
+    parts = [f"{run} of {len(case.steps)} steps run"]
     if result.known:
         parts.append(f"{len(result.known)} known to differ")
     if result.skipped:
