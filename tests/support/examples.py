@@ -63,6 +63,7 @@ def shape(text):
         bare = NUMBER.sub("#", TIME.sub("#", line.replace("~", "")))
         bare = re.sub(r"the best is \w+", "the best is", bare)
         bare = re.sub(r"# ([KMG]iB|=)", "#", bare)
+        bare = re.sub(r"(<?#)+", "#", bare)  # bounds of an interval can be equal, and small ones are "<0.01"
         lines.append(re.sub(r"([\s─]|-{3,})+", " ", bare).strip())
     return [line for line in lines if line]
 
