@@ -330,6 +330,7 @@ def test_the_same_digest_with_any_number_of_threads(monkeypatch, threads):
             guest__threads=threads,
         )
 
+    work.prepare()  # its warm-up has stores of its own
     asked, number = [], stores.Store._set_threads
     monkeypatch.setattr(
         stores.Store, "_set_threads", lambda store, threads: asked.append(threads) or number(store, threads)
