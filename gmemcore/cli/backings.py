@@ -17,6 +17,7 @@ from gmemcore.cli.options import (
     LinesOutput,
     SizeOption,
     VmTypeOption,
+    check_force,
     choice,
     one,
 )
@@ -65,6 +66,7 @@ def backings(
     from gmemcore.benchmark.expected import WrongContentsError
 
     with reporting("backings", wrong=(WrongContentsError,)):
+        check_force(force, output=output, plot=plot)
         listed = _jobs(vm_type, memory, range_, rounds, backing)
         with ExitStack() as stack:
             sinks = record_sinks(output, as_json=as_json, force=force, stack=stack)

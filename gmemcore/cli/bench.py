@@ -30,6 +30,7 @@ from gmemcore.cli.options import (
     OptionalSeconds,
     ProposalFiles,
     at_most_one,
+    check_force,
 )
 from gmemcore.cli.predictions import CostOption, read_cost
 from gmemcore.errors import OutOfMemoryError
@@ -158,6 +159,7 @@ def bench(
         at_most_one(json=to.as_json, full=to.full)
         at_most_one(json=to.as_json, cost=cost)
         at_most_one(quick=quick, seconds=seconds)
+        check_force(to.force, output=to.output, pyperf=to.pyperf, plot=to.plot)
         check_contents(under.contents)
         given = _as_in_file(asked, under)
         axes = read_axes(under.axes, given)

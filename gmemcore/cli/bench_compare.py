@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from gmemcore.cli.console import complain, say_json, working
-from gmemcore.cli.options import ForceSwitch, JsonSwitch
+from gmemcore.cli.options import ForceSwitch, JsonSwitch, check_force
 from gmemcore.cli.pages import FormOption, OutputOption, check_page_output, form_of, write_page
 from gmemcore.errors import InputError
 
@@ -50,6 +50,7 @@ def compare(
     most = None if fail_over is None else _share(fail_over)
     if as_json and (form or output or full):
         raise InputError("--json prints every cell; it excludes --format, --output and --full")
+    check_force(force, output=output)
     check_page_output(output, force=force)
     first = read_run(old)
     chosen = None if basis is None else Basis(basis)

@@ -9,7 +9,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from gmemcore.cli.console import note, reporting, say, say_json, say_lines, working
-from gmemcore.cli.options import ForceSwitch, JsonSwitch, OutputOption, SizeOption
+from gmemcore.cli.options import ForceSwitch, JsonSwitch, OutputOption, SizeOption, check_force
 from gmemcore.cli.predictions import prediction_lines
 from gmemcore.cli.tables import print_legend, print_table
 from gmemcore.errors import InputError, InvalidArgumentError
@@ -147,6 +147,7 @@ def calibrate(
     from gmemcore.workload.cost import CostFile, cost_text
 
     with reporting("cost calibrate"):
+        check_force(force, output=output)
         if output is not None:
             check_output(output, force=force)
         check_available(3 * memory)

@@ -291,6 +291,15 @@ def at_most_one(**switches: object) -> None:
         raise InputError(f"{', '.join(names)} and {last} exclude each other")
 
 
+def check_force(force: bool, **outputs: Path | None) -> None:
+    """Raise InputError for --force without a file to replace; outputs: every one that the command has."""
+    if force and all(place is None for place in outputs.values()):
+        *names, last = ("-o" if name == "output" else f"--{name}" for name in outputs)
+        raise InputError(
+            f"--force needs a file: {', '.join(names)} or {last}" if names else "--force needs -o FILE"
+        )
+
+
 ForceSwitch = Annotated[bool, Parameter(name="--force", help="Replace a file that exists.")]
 """``--force``"""
 SnapshotOption = Annotated[

@@ -22,6 +22,7 @@ from gmemcore.cli.options import (
     Size,
     SnapshotOption,
     VmTypesOption,
+    check_force,
     choice,
     one,
     revision_of,
@@ -251,6 +252,7 @@ def replay(
     """
     where, manner, to = where or Targets(), manner or Manner(), to or Outputs()
     with reporting(COMMAND), working(COMMAND):
+        check_force(to.force, output=to.output, snapshot=to.snapshot, series=to.series)
         figures = read_cost(cost)
         where.for_workload(_DEFAULT_VM_TYPE)  # names that don't exist are refused before a long log is read
         if to.output is not None:
@@ -301,10 +303,6 @@ def _check_effect(manner: Manner, to: Outputs, targets: "Sequence[Target]") -> N
             "--threads is for guests with bytes; use --backing anonymous or memfd",
         ),
         (to.every is not None and to.series is None, "--every needs --series FILE"),
-        (
-            to.force and to.output is None and to.snapshot is None and to.series is None,
-            "--force needs a file: -o, --snapshot or --series",
-        ),
     ):
         if useless:
             raise InputError(message)

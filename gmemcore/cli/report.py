@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from gmemcore.cli.console import note, working
-from gmemcore.cli.options import ForceSwitch
+from gmemcore.cli.options import ForceSwitch, check_force
 from gmemcore.cli.pages import FormOption, check_page_output, form_of, write_page
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def report(
 
     if form is None and output is None:
         output = Path("report.html")
+    check_force(force, output=output)
     check_page_output(output, force=force)
     with working("report"):
         runs = [read_any(path) for path in (run, *more)]

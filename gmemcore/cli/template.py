@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import Parameter
 
-from gmemcore.cli.options import ForceSwitch, OutputOption, choice, one
+from gmemcore.cli.options import ForceSwitch, OutputOption, check_force, choice, one
 from gmemcore.cli.tables import print_table
 from gmemcore.errors import InputError
 from gmemcore.files.writing import check_output, replace_file
@@ -61,6 +61,7 @@ def template(
     force: ForceSwitch = False,
 ) -> None:
     """Print a commented file to start from."""
+    check_force(force, output=output)
     if name is None:
         if output is not None:
             raise InputError(f"-o needs a NAME: {', '.join(TEMPLATES)}")

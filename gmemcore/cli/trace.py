@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 from cyclopts.types import PositiveInt
 
 from gmemcore.cli.console import note, reporting, say, say_json, say_lines, working
-from gmemcore.cli.options import ForceSwitch, JsonSwitch, OptionalSeconds, OptionalSeed
+from gmemcore.cli.options import ForceSwitch, JsonSwitch, OptionalSeconds, OptionalSeed, check_force
 from gmemcore.cli.tables import print_table
 from gmemcore.cli.workloads import STDIN, Options, Workload, load
 from gmemcore.errors import InputError, InvalidArgumentError
@@ -141,6 +141,7 @@ def capture(
 
     with reporting("trace capture"):
         if run is None and pid is None and output is None:
+            check_force(force, output=output)
             _print_ways()
             return
         if run is None or pid is None:

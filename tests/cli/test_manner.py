@@ -105,6 +105,10 @@ def function_of(words):
     return inspect.unwrap(TREE[words].default_command)
 
 
+FORCIBLE = {words for words in TREE if "--force" in names_of(words)}
+ALWAYS_WRITING = {("snapshot", "plot"), ("snapshot", "explore"), ("trace", "record"), ("trace", "convert")}
+
+
 def test_the_walk_finds_commands_of_every_depth():
     assert {("audit",), ("policy", "diff"), ("kvm", "probe"), ("bench",), ("bench", "compare")} <= TREE.keys()
 
@@ -139,6 +143,15 @@ def test_what_is_written_needs_force_to_replace_a_file(words):
         assert "--force" in names_of(words)
     else:
         assert "--force" not in names_of(words)
+
+
+@pytest.mark.parametrize("words", sorted(FORCIBLE - ALWAYS_WRITING), ids=" ".join)
+def test_force_without_a_file_to_replace_is_refused(words, capsys):
+    form = ["--format", "text"] * (words == ("report",))  # else it writes report.html
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, *placeholders(words), *form, "--force"])
+    error = capsys.readouterr().err
+    assert (stopped.value.code, "--force needs " in error) == (2, True), error
 
 
 @pytest.mark.parametrize("words", TREE, ids=" ".join)

@@ -7,7 +7,15 @@ from cyclopts import Parameter
 
 from gmemcore.cli.console import note, say, say_lines, say_records
 from gmemcore.cli.kvm.common import hanging
-from gmemcore.cli.options import ForceSwitch, JsonSwitch, LinesOutput, SecondsOption, SizeOption, VmTypeOption
+from gmemcore.cli.options import (
+    ForceSwitch,
+    JsonSwitch,
+    LinesOutput,
+    SecondsOption,
+    SizeOption,
+    VmTypeOption,
+    check_force,
+)
 from gmemcore.cli.tables import print_table
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.units import format_number, format_size, format_time, size_words
@@ -44,6 +52,7 @@ def bench(
     from gmemcore.files.writing import check_output, replace_file
     from gmemcore.kvm import KernelTransport, probe
 
+    check_force(force, output=output)
     if memory > MOST_MEMORY:
         raise InvalidArgumentError(f"--memory must be at most 1g, not {format_size(memory)}")
     if output is not None:
