@@ -32,6 +32,14 @@ def _compiled_kernels():
 
 
 @pytest.fixture(autouse=True)
+def _no_figures_left():
+    """Close what a test has drawn: matplotlib warns of many figures, whoever drew them."""
+    yield
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")
+
+
+@pytest.fixture(autouse=True)
 def _no_handled_exception():
     """Fail a test that leaves Python handling an exception: calls after it could raise another type."""
     yield
