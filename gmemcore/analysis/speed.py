@@ -115,7 +115,7 @@ def bench_cube(
     flags = list(dict.fromkeys(cell.flag for cell in cells))
     costs: Any = np.ma.MaskedArray(np.zeros((len(rows), len(flags))), mask=True)
     for (row, flag), cell in chosen.items():
-        if cell.effect is not None and cell.seconds.median is not None:
+        if cell.effect is not None:
             costs[rows.index(row), flags.index(flag)] = _convert_ns(cell)
     drawn = axes_for(ax, (max(3.4 + 1.3 * len(flags), 6.5), max(1.6 + 0.28 * len(rows), 3.8)))
     image = _draw_costs(drawn, costs, "cost of the conversion")
@@ -201,7 +201,7 @@ def _works(cell: BenchCell) -> Iterator[tuple[bool, str, float]]:
     if cell.populate_gbps is not None:
         how = "populate in place" if cell.primitive == "xor" else "populate from a source"
         yield True, f"legacy {where}, copy" if legacy else how, PAGE_SIZE / cell.populate_gbps
-    if cell.bytes == "none" and cell.seconds.median is not None:
+    if cell.bytes == "none":
         what = "legacy, with the discard" if legacy else "attributes"
         yield False, f"{cell.vm_type} {where}, {what}", _convert_ns(cell)
 
@@ -475,11 +475,11 @@ def run_cells(run: Run) -> list[BenchCell]:
     ValueError
         A run of another kind, or one without a cell.
     """
-    return _of_onesetting_of(_all_cells(run))
+    return _of_one_setting(_all_cells(run))
 
 
 def _all_cells(run: Run) -> list[BenchCell]:
-    """Return the cells of a bench run.
+    """Return the cells of a bench run, but for those that an interruption left without their time.
 
     Raises
     ------
@@ -487,12 +487,13 @@ def _all_cells(run: Run) -> list[BenchCell]:
         A run of another kind, or one without a cell.
     """
     run.require("bench")
-    if not run.records:
+    cells = [cell for cell in run.records if cell.effect is None or cell.seconds.median is not None]
+    if not cells:
         raise ValueError("the run has no cell")
-    return run.records
+    return cells
 
 
-def _of_onesetting_of(cells: Sequence[BenchCell]) -> list[BenchCell]:
+def _of_one_setting(cells: Sequence[BenchCell]) -> list[BenchCell]:
     """Return refused cells, and of the others those of the first one's setting."""
     measured = [cell for cell in cells if cell.effect is not None]
     shapes = {cell.fragmentation for cell in measured}

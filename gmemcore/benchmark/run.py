@@ -165,13 +165,14 @@ class Bench:
         for case in cases:
             series, first = {}, None
             if not case.refused:
-                works = {stage: self._jobs[key] for stage, key in _works(case) if key in self._jobs}
-                for job in works.values():
+                works = _works(case)
+                jobs = {stage: self._jobs[key] for stage, key in works if key in self._jobs}
+                for job in jobs.values():
                     job.series.trim()
-                series = {stage: job.series for stage, job in works.items() if job.series.own}
-                if case.judged not in series:  # interrupted before it was sampled
+                series = {stage: job.series for stage, job in jobs.items() if job.series.own}
+                if len(series) < len(works):  # interrupted before every stage was sampled
                     continue
-                first = works[Stage.CONVERT].case.name
+                first = jobs[Stage.CONVERT].case.name
             yield Result(case, series, *self._verified[case], first)
 
     def sample(

@@ -384,21 +384,26 @@ def test_a_run_that_is_interrupted_anywhere_says_so(request, tmp_path, times):
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".gmemcore")]
 
 
-def test_an_interrupt_while_sampling_keeps_what_was_sampled(monkeypatch, tmp_path):
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.75, 0.9, 0.99])
+def test_an_interrupt_while_sampling_keeps_what_was_sampled(monkeypatch, tmp_path, share):
     from gmemcore.benchmark import samples
 
-    original, calls = samples.Job.sample, 0
+    original, calls, last = samples.Job.sample, 0, None
 
     def sample(self, draw):
         nonlocal calls
         calls += 1
-        if calls == 30:
+        if calls == last:
             raise KeyboardInterrupt
         original(self, draw)
 
     monkeypatch.setattr(samples.Job, "sample", sample)
-    path = tmp_path / "run.jsonl"
-    assert bench("--quick", "--memory", "16k", "--abi", "v5", "--vm-type", "PKVM", "-o", path) == 130
+    path, words = tmp_path / "run.jsonl", ("--quick", "--memory", "16k", "--abi", "v5", "--vm-type", "SNP")
+    assert bench(*words, "-o", tmp_path / "whole") == 0
+    last, calls = int(calls * share), 0
+    assert bench(*words, "-o", path) == 130
     run = read_run(path)
+    assert all(cell.seconds.median and cell.access_ns_per_page for cell in run.records if cell.effect)
+    assert "This run is incomplete" in report(run)
     assert run.shortfall == f"incomplete: the run ended after {len(run.records)} records (interrupted)"
     assert run.first.verdict.effects
