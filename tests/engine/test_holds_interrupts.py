@@ -66,6 +66,7 @@ def interrupted(call, number, handler=interrupt):
         return local
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 counts opcodes only if a frame asks before settrace
     sys.settrace(hook)
     try:
         with suppress(Interruption, GmemError):
