@@ -21,7 +21,7 @@ from gmemcore.errors import (
     MemoryFaultExit,
     OutOfMemoryError,
 )
-from gmemcore.files.kinds import expecting
+from gmemcore.files.kinds import VECTORS, expecting
 from gmemcore.files.reading import decode_json, read_file
 from gmemcore.machine import Folio, HugePagePool, create_vm
 from gmemcore.ordinary import (
@@ -494,7 +494,7 @@ def read_vectors(path: Path) -> VectorFile:
         Unreadable, not JSON of this format, or an unknown op, field, capability or revision.
     """
     try:
-        with expecting(path, "a vector file"):
+        with expecting(path, VECTORS):
             vectors = decode_json(read_file(path, MAX_BYTES), VectorFile, str(path))
     except OSError as error:
         raise VectorError(f"{path}: {error.strerror}") from error

@@ -14,7 +14,7 @@ from gmemcore.analysis.plots import PLOTS, BenchPlot, ReplayPlot, RunPlot, Stres
 from gmemcore.analysis.run_tables import OVERVIEWS, cells_table, table_of
 from gmemcore.analysis.tables import Table
 from gmemcore.errors import InputError
-from gmemcore.files.kinds import RUN_KINDS, expecting, is_not
+from gmemcore.files.kinds import RUNS, expecting, is_not
 from gmemcore.files.reading import decode_json
 from gmemcore.files.records import End, Lines, RecordFile, read_lines
 from gmemcore.results.bench import BenchCell, BenchFirst, Seconds
@@ -217,7 +217,7 @@ def read_run(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Run:
         The file can't be opened.
     """
     try:
-        with expecting(path, _wanted(), kinds=RUN_KINDS):
+        with expecting(path, RUNS):
             lines = read_lines(path, most=max_bytes)
     except InputError as error:
         raise RunError(str(error)) from None
@@ -277,12 +277,7 @@ def _recognise(line: bytes, path: str | Path) -> tuple[Kind, bool]:
     for kind in KINDS:
         if kind.keys <= first.keys():
             return kind, "schema" in first
-    raise RunError(is_not(path, _wanted()))
-
-
-def _wanted() -> str:
-    *names, last = (kind.name for kind in KINDS)
-    return f"a run of {', '.join(names)} or {last}"
+    raise RunError(is_not(path, RUNS))
 
 
 __all__ = [

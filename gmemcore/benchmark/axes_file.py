@@ -11,7 +11,7 @@ import msgspec
 from gmemcore.benchmark.axes import Fragmentation, settings
 from gmemcore.benchmark.cases import Case, table
 from gmemcore.errors import GmemError, InputError, InvalidArgumentError, with_known
-from gmemcore.files.kinds import expecting
+from gmemcore.files.kinds import CHOSEN_AXES, expecting
 from gmemcore.files.reading import read_file, toml_tree
 from gmemcore.machine.huge_pages import page_order_of
 from gmemcore.names import chosen, member, plain
@@ -210,7 +210,7 @@ def read_axes(path: Path | None, options: Mapping[str, Any]) -> Axes:
         raise InvalidArgumentError(_of_option(with_known(error, Axes))) from None
     if path is None:
         return asked
-    with expecting(path, "a file of axes"):
+    with expecting(path, CHOSEN_AXES):
         try:
             chosen = toml_tree(read_file(path, MAX_BYTES), str(path))
         except InputError as error:
@@ -218,9 +218,7 @@ def read_axes(path: Path | None, options: Mapping[str, Any]) -> Axes:
         try:
             return msgspec.convert({**chosen, **options}, Axes, dec_hook=_size)
         except msgspec.ValidationError as error:
-            raise InvalidArgumentError(
-                f"{path}: {with_known(error, Axes)}; see gmemcore template axes"
-            ) from None
+            raise InvalidArgumentError(f"{path}: {with_known(error, Axes)}") from None
 
 
 def _of_option(text: str) -> str:

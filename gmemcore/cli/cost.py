@@ -13,7 +13,7 @@ from gmemcore.cli.options import ForceSwitch, JsonSwitch, OutputOption, SizeOpti
 from gmemcore.cli.predictions import prediction_lines
 from gmemcore.cli.tables import print_legend, print_table
 from gmemcore.errors import InputError, InvalidArgumentError
-from gmemcore.files.kinds import RUN_KINDS, expecting, is_not
+from gmemcore.files.kinds import COUNTED, expecting, is_not
 from gmemcore.files.reading import decode_json
 from gmemcore.files.records import read_lines
 from gmemcore.files.writing import check_output, replace_file
@@ -28,7 +28,6 @@ _LABELS: Final = (
     *("abi", "vm_type", "firmware", "phase", "direction", "flag", "range", "behaviour", "guest", "cell"),
 )
 _HOLE: Final = "pages_allocated_before"  # of bench: 0 where nobody had touched the pages
-_WANTED: Final = "a run of bench, replay or stress"
 _SHOWN: Final = 50  # lines of a run that are shown one by one
 
 
@@ -107,7 +106,7 @@ def predict(
     with reporting("cost predict"), working("cost predict"):
         cost = load_cost(file)
         uncounted: list[int] = []
-        with expecting(run, _WANTED, kinds=RUN_KINDS):
+        with expecting(run, COUNTED):
             rows = list(_rows(run, cost, uncounted))
             if not rows:
                 raise InputError(f"{run}: must have a line with counters, and has none")
@@ -175,7 +174,7 @@ def _rows(run: Path, cost: "CostFile", uncounted: list[int]) -> "Iterator[tuple[
     try:
         decode_json(lines.first, object, str(run))
     except InputError:
-        raise InputError(is_not(run, _WANTED)) from None
+        raise InputError(is_not(run, COUNTED)) from None
     for number, line in [(1, lines.first), *lines.records]:
         name = f"{run}: line {number}"
         record = decode_json(line, object, name)

@@ -15,7 +15,7 @@ from gmemcore.cli.console import complain, reporting, say, say_json, working
 from gmemcore.cli.options import JsonSwitch, Seed
 from gmemcore.cli.workloads import STDIN, read
 from gmemcore.errors import InputError
-from gmemcore.files.kinds import COMPRESSED, expecting
+from gmemcore.files.kinds import LAUNCHES, expecting
 from gmemcore.files.reading import opened, read_file
 from gmemcore.uapi import PAGE_SIZE, PageType
 from gmemcore.workload.fill import generated_page
@@ -125,7 +125,7 @@ def read_launches(name: str, guest: str | None = None, launch: int | None = None
     InputError, OSError
         The log can't be read.
     """
-    with expecting(name, "a log of launches", kinds=COMPRESSED):
+    with expecting(name, LAUNCHES):
         return _launches(name, guest, launch)
 
 

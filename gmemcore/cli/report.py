@@ -1,7 +1,7 @@
 """``gmemcore report``: runs on one page, as HTML, Markdown or text."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -9,12 +9,9 @@ from gmemcore.cli.console import note, working
 from gmemcore.cli.options import ForceSwitch, check_force
 from gmemcore.cli.pages import FormOption, check_page_output, form_of, write_page
 
-if TYPE_CHECKING:
-    from gmemcore.analysis.runs import Run
-
 
 def report(
-    run: Annotated[Path, Parameter(help="A run of bench, backings, stress or replay, or a stress log.")],
+    run: Annotated[Path, Parameter(help="A run of bench, backings, stress or replay, as -o FILE writes.")],
     /,
     *more: Annotated[Path, Parameter(help="More runs; the page begins with the differences.")],
     form: FormOption = None,
@@ -30,21 +27,15 @@ def report(
     extra.
     """
     from gmemcore.analysis.report import page_of
+    from gmemcore.analysis.runs import read_run
 
     if form is None and output is None:
         output = Path("report.html")
     check_force(force, output=output)
     check_page_output(output, force=force)
     with working("report"):
-        runs = [read_any(path) for path in (run, *more)]
+        runs = [read_run(path) for path in (run, *more)]
         write_page("report", page_of(runs), form_of(form, output, "html"), output)
     for each in runs:
         if each.shortfall is not None:
             note("report", f"{each.name}: {each.shortfall}")
-
-
-def read_any(path: Path) -> "Run":
-    """Return a run, or the log of a fleet as a run."""
-    from gmemcore.analysis.runs import read_run
-
-    return read_run(path)

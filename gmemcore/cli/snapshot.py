@@ -16,7 +16,7 @@ from gmemcore.cli.pictures import PictureFile
 from gmemcore.cli.tables import print_table
 from gmemcore.engine.packed import PLANE_NAMES
 from gmemcore.errors import InputError
-from gmemcore.files.kinds import is_not
+from gmemcore.files.kinds import DRAWN, RUNS_OF, SERIES, SNAPSHOTS, expecting, is_not
 from gmemcore.files.text import printable
 from gmemcore.files.writing import check_output
 from gmemcore.results.bench_tables import CONVERSION
@@ -39,13 +39,10 @@ app = cyclopts.App(
 
 ROWS: Final = 24
 """Rows of a table that are printed."""
-_RUNS: Final = ("bench", "stress", "replay")
 _WANTED: Final = {
-    "snapshot": "a snapshot or a series",
-    "snapshots": "a snapshot or a series",
-    "series": "a series of snapshots",
-    "several series": "a series of snapshots",
-    **{kind: f"a {kind} run" for kind in _RUNS},
+    **dict.fromkeys(("snapshot", "snapshots"), SNAPSHOTS),
+    **dict.fromkeys(("series", "several series"), SERIES),
+    **RUNS_OF,
 }
 """What a picture is of -> the file that it needs."""
 _NUMBERED: Final = frozenset({"snapshot", "snapshots"})
@@ -216,12 +213,16 @@ def _chosen(series: "Series", number: int | None, path: Path) -> "tuple[Snapshot
 def _usual_picture(path: Path) -> str:
     from gmemcore.workload.container import is_container
 
-    if not is_container(path):
+    with expecting(path, DRAWN):
+        if is_container(path):
+            return "stream" if len(_series(path)) > 1 else "map"
         run = _run(path)
-        if run.kind == "bench" and any(cell.operation != CONVERSION for cell in run.records):
-            return "operations"
-        return next(name for name, picture in PICTURES.items() if picture.of == run.kind)
-    return "stream" if len(_series(path)) > 1 else "map"
+    if run.kind == "bench" and any(cell.operation != CONVERSION for cell in run.records):
+        return "operations"
+    usual = next((name for name, picture in PICTURES.items() if picture.of == run.kind), None)
+    if usual is None:
+        raise InputError(is_not(path, DRAWN))
+    return usual
 
 
 def _run(path: Path) -> "Run":
@@ -240,7 +241,7 @@ def _drawn(name: str, files: Sequence[Path], *, number: int | None, **options: A
     asked = given.keys() | ({"number"} if number is not None else set())
     known = signature(chosen.draw).parameters.keys() | ({"number"} if chosen.of in _NUMBERED else set())
     if surplus := sorted(asked - known):
-        raise InputError(f"--{surplus[0]} means nothing for {name}, which is of {_WANTED[chosen.of]}")
+        raise InputError(f"--{surplus[0]} means nothing for {name}, which is of {_WANTED[chosen.of].words}")
     return chosen.draw(_prepared(name, chosen.of, files, number), **given)
 
 
@@ -248,14 +249,14 @@ def _prepared(name: str, of: str, files: Sequence[Path], number: int | None) -> 
     """Read what a picture is of."""
     from gmemcore.workload.container import is_container
 
-    wanted = f"{_WANTED[of]} for the picture {name}"
+    wanted, purpose = _WANTED[of], f"the picture {name}"
     for path in files:
-        if is_container(path) == (of in _RUNS):
-            raise InputError(is_not(path, wanted))
-    if of in _RUNS:
+        if is_container(path) == (of in RUNS_OF):
+            raise InputError(is_not(path, wanted, purpose))
+    if of in RUNS_OF:
         run = _run(files[0])
         if run.kind != of:
-            raise InputError(is_not(files[0], wanted))
+            raise InputError(is_not(files[0], wanted, purpose))
         if run.shortfall is not None:
             note("snapshot plot", f"{files[0]}: {run.shortfall}")
         return run

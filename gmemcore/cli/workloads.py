@@ -200,21 +200,20 @@ def _of_behaviour(name: str, behaviour: "Behaviour", options: Options, seed: int
 
 def _of_file(name: str, options: Options, seed: int) -> Workload:
     """Return the workload of a trace or a log, whichever a file or a pipe holds."""
-    from gmemcore.files.kinds import COMPRESSED, expecting
+    from gmemcore.files.kinds import WORKLOAD, expecting
     from gmemcore.files.reading import opened
     from gmemcore.workload.trace import is_trace, read_trace
 
-    wanted = "a trace or a log"
     with opened(name) as file:
         reader = cast(BufferedReader, file)
         if not is_trace(reader.peek(16)):
             mode = os.fstat(file.fileno())
             total = mode.st_size if stat.S_ISREG(mode.st_mode) else None
             _check_options(name, "a log", options)
-            with expecting(name, wanted, kinds=COMPRESSED):
+            with expecting(name, WORKLOAD):
                 return _of_log(name, reader, options, seed, total=total)
     _check_options(name, "a trace", options)
-    with expecting(name, wanted, kinds=("a trace", "a trace in JSON Lines")):
+    with expecting(name, WORKLOAD):
         return Workload(name, "a trace", (read_trace(name),))
 
 

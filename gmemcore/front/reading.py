@@ -7,7 +7,7 @@ from typing import Any, Final
 from gmemcore.analysis.runs import read_run
 from gmemcore.analysis.series import Series
 from gmemcore.errors import InvalidArgumentError
-from gmemcore.files.kinds import kind_of
+from gmemcore.files.kinds import COMPRESSED, kind_of
 from gmemcore.front.workloads import load
 from gmemcore.policy.proposal import read_proposal
 from gmemcore.stress.spec import read as read_spec
@@ -25,7 +25,8 @@ _READERS: Final[Mapping[str, Callable[[Path], Any]]] = {
     "the spec of a fleet": read_spec,
     "a proposal": read_proposal,
     "a cost file": load_cost,
-    "a text file": lambda path: load(path).trace,
+    "a Parquet file": read_trace,
+    **dict.fromkeys(("a log of a host", "a text file", *COMPRESSED), lambda path: load(path).trace),
 }
 """What a file is, by the first words of `gmemcore.files.kinds.kind_of`, and who reads it."""
 

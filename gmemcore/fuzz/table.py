@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import msgspec
 
 from gmemcore.errors import InputError
-from gmemcore.files.kinds import expecting
+from gmemcore.files.kinds import FUZZED, expecting
 from gmemcore.files.reading import decode_json, read_file
 from gmemcore.fuzz.coverage import OUTCOMES
 from gmemcore.uapi import VmType
@@ -73,7 +73,7 @@ def read_outcome(path: Path) -> Outcome:
         The file can't be read, or is no such result.
     """
     try:
-        with expecting(path, "a result of gmemcore kvm fuzz"):
+        with expecting(path, FUZZED):
             return decode_json(read_file(path, MAX_BYTES), Outcome, str(path))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from gmemcore.errors import InputError
-from gmemcore.files.kinds import expecting
+from gmemcore.files.kinds import PROPOSAL, expecting
 from gmemcore.files.reading import decode_toml, read_file
 from gmemcore.policy.abi import ASSIGNED, Abi, Flag, FlagsCapability, Rule
 from gmemcore.policy.effects import EFFECTS
@@ -134,7 +134,7 @@ def _read(path: Path) -> Proposal:
         raise ProposalError(f"{path}: {error.strerror}") from error
     except InputError as error:
         raise ProposalError(str(error)) from error
-    with expecting(path, "a proposal"):
+    with expecting(path, PROPOSAL):
         return _parse(data, str(path))
 
 

@@ -17,7 +17,7 @@ import msgspec
 
 from gmemcore.engine.backing import BACKINGS
 from gmemcore.errors import GmemError, InputError, with_known
-from gmemcore.files.kinds import expecting
+from gmemcore.files.kinds import FLEET, expecting
 from gmemcore.files.reading import read_file, toml_tree
 from gmemcore.machine.vm import MAX_THREADS
 from gmemcore.names import plain
@@ -308,7 +308,7 @@ def read(path: Path, proposals: Sequence[Proposal] = ()) -> Spec:
     OSError
         The file can't be read.
     """
-    with expecting(path, "the spec of a fleet"):
+    with expecting(path, FLEET):
         try:
             tree = toml_tree(read_file(path, MAX_BYTES), str(path))
         except InputError as error:

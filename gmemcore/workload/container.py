@@ -1,4 +1,4 @@
-"""The one file format: traces, snapshots and checkpoints are named arrays in a checked container.
+"""The one file format: traces and snapshots are named arrays in a checked container.
 
 ::
 
@@ -27,13 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmemcore.errors import InputError
-from gmemcore.files.kinds import CONTAINER_PREFIX, CONTAINER_SUM, MAGIC, is_not
+from gmemcore.files.kinds import CONTAINER_PREFIX, CONTAINER_SUM, MAGIC, SNAPSHOTS, TRACE, is_not
 from gmemcore.files.reading import PathLike, opened
 from gmemcore.files.writing import Buffer, replace_file
 from gmemcore.workload.operations import OPERATION
 
-KINDS: Final = {"trace": "a trace", "snapshot": "a snapshot or a series", "checkpoint": "a checkpoint"}
-"""What a container can hold, and the words of messages for it."""
+KINDS: Final = {"trace": TRACE, "snapshot": SNAPSHOTS}
+"""What a container can hold, and how messages call it."""
 
 DTYPES: Final[dict[str, np.dtype[Any]]] = {
     **{name: np.dtype(f"<{name}") for name in ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8")},
@@ -203,6 +203,8 @@ def read(path: PathLike, kind: str, *, max_bytes: int = MAX_BYTES) -> Container:
         try:
             if size > max_bytes:
                 raise ContainerError(f"must be at most {max_bytes:,} bytes (max_bytes), not {size:,}")
+            if not size:
+                raise _OtherKindError
             header, at = _read_header(file, size)
             if header.kind != kind:
                 raise _OtherKindError

@@ -19,7 +19,7 @@ from msgspec import Meta
 from gmemcore.engine.byte_operations import BYTE_OPERATIONS
 from gmemcore.engine.counters import COUNTER_NAMES, Counters
 from gmemcore.errors import InputError, InvalidArgumentError
-from gmemcore.files.kinds import expecting
+from gmemcore.files.kinds import COST, expecting
 from gmemcore.files.reading import decode_toml, read_file
 
 _SHIPPED_FOLDER: Final = Path(__file__).parent / "cost_files"
@@ -208,7 +208,7 @@ def load_cost(path: Path | str) -> CostFile:
         raise InvalidArgumentError(f"{path}: {error.strerror}") from error
     except InputError as error:
         raise InvalidArgumentError(str(error)) from error
-    with expecting(path, "a cost file"):
+    with expecting(path, COST):
         return parse_cost(data, str(path))
 
 

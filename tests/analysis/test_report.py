@@ -506,7 +506,7 @@ def test_a_text_without_end_is_cut(bench, tmp_path):
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", ": empty"),
+        (b"", " is empty; must be a run of bench,"),
         (
             b"\x89GMEM\r\n\x1a\x00",
             " is a gmemcore container, cut off; must be a run of bench,",

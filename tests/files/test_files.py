@@ -15,12 +15,16 @@ from pathlib import Path
 
 import pytest
 
+from gmemcore.benchmark.axes_file import Axes
 from gmemcore.errors import InputError
+from gmemcore.files import kinds
 from gmemcore.files.kinds import kind_of
 from gmemcore.files.reading import KEY_PARTS, decode_json, decode_toml, opened, read_file, toml_tree
 from gmemcore.files.records import RecordFile, end_line, lines_of, read_lines
 from gmemcore.files.text import printable
 from gmemcore.files.writing import check_output, replace_file, replacing
+from gmemcore.workload.logs.forms import EVENTS
+from support.command_tree import TREE
 
 IS_ROOT = os.geteuid() == 0
 
@@ -579,8 +583,12 @@ def test_records_go_through_a_device():
     ("data", "kind"),
     [
         (b"", "empty"),
-        (b"\0" * 100, "of no known kind"),
-        (b"\xff\xfe\xfd", "of no known kind"),
+        (b"\0" * 10, "a binary file"),
+        (b"\xff\xfe\xfd", "text in UTF-16"),
+        (b"a = '\xff'\n", "text that isn't UTF-8"),
+        (b"PERFILE2\0\0", "a perf recording"),
+        (b"\x17\x08Dtracing6\0", "a trace-cmd recording"),
+        (b"memory = '1g'\n", "a file of axes"),
         (b"hello\n", "a text file"),
         (b"title = 'x'\n", "a cost file"),
         (b"guests = 1\noperations = 2\n", "the spec of a fleet"),
@@ -604,6 +612,23 @@ def test_records_go_through_a_device():
 def test_a_file_is_said_for_what_it_is(tmp_path, data, kind):
     (tmp_path / "f").write_bytes(data)
     assert kind_of(tmp_path / "f") == kind
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_log_is_known_by_every_event_that_can_be_read(tmp_path, event):
+    (tmp_path / "f").write_text(f"qemu-system-x86_64-1 [000] 1.0: {event}: start 0x0\n")
+    assert kind_of(tmp_path / "f") == "a log of a host"
+
+
+def test_what_files_are_for_agrees_with_who_reads_them():
+    wanted = [each for each in vars(kinds).values() if isinstance(each, kinds.Wanted)]
+    taken = {kind for each in wanted for kind in each.kinds}
+    others = {"the log of a stress run", "a perf recording", "a trace-cmd recording"}
+    assert kinds._USES.keys() == (taken | others) - {"empty", "a Parquet file", *kinds.COMPRESSED}
+    assert set(Axes.__struct_fields__) == kinds.AXES
+    for use in kinds._USES.values():
+        words = tuple(word for word in use.split()[1:3] if word.islower() and word.isalpha())
+        assert use.split()[0] != "gmemcore" or words in TREE or words[:1] in TREE, use
 
 
 def test_replacing_yields_a_file(tmp_path):

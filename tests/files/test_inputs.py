@@ -5,6 +5,7 @@ Each row of `READERS` is a command with a place for its input file. A new comman
 
 import json
 import os
+import re
 import resource
 import select
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from gmemcore.cli import main
+from gmemcore.files.kinds import _USES
 from gmemcore.files.reading import KEY_PARTS
 from gmemcore.workload.container import write
 from support.paths import TRACES
@@ -176,8 +178,12 @@ OTHERS = {
     "a cost file": lambda path: path.write_bytes(b"title = 'x'\n\n\n"),
     "a vector file": lambda path: path.write_bytes(b'{"format": 1, "cases": 3}\n'),
     "a replay": lambda path: path.write_bytes(b'{"trace": {}, "replay": 3}\n'),
+    "a log of a host": lambda path: path.write_bytes(b"kvm_convert_memory start 0x0 size 0x1000\n"),
+    "a binary file": lambda path: path.write_bytes(bytes(range(200))),
+    "empty": lambda path: path.write_bytes(b""),
 }
 RUN_READERS = {
+    "snapshot plot": ("snapshot", "plot", HERE),
     "report": ("report", HERE, "--format", "text"),
     "bench compare": ("bench", "compare", HERE, HERE),
     "cost predict RUN": ("cost", "predict", "cost.toml", HERE),
@@ -187,8 +193,11 @@ MORE_READERS = {"digest": ("digest", HERE), "kvm table": ("kvm", "table", HERE)}
 TAKES = {
     "a cost file": {reader for reader in READERS if reader.startswith("cost") or "--cost" in reader},
     "a vector file": {"conform", "kvm conform"},
-    "a snapshot": {"snapshot info", "snapshot diff"},
+    "a snapshot": {"snapshot info", "snapshot diff", "snapshot plot"},
     "a trace": set(TRACE_READERS),
+    "a log of a host": {*TRACE_READERS, "digest"},
+    "a Parquet file": set(TRACE_READERS),
+    "empty": {"bench --axes"},
     "a replay": set(RUN_READERS),
 }
 """Kind of file -> who takes it, or says more about it."""
@@ -202,6 +211,17 @@ def test_a_file_of_another_kind_is_said_for_what_it_is(folder, capsys, kind):
     for reader in sorted(readers.keys() - TAKES.get(kind, set())):
         line = refused(given(readers[reader], path), capsys)
         assert f"{path} is {kind}; must be " in line, (reader, line)
+        assert re.search(r", as (-o FILE of these commands|gmemcore \w+)[^;]* (write|print|record)s?\b", line)
+        assert ("; for " in line) == (kind in _USES), (reader, line)
+
+
+@pytest.mark.parametrize("text", ["hello\n", "x = 1\n", '{"a": 1}\n'], ids=["text", "TOML", "JSON"])
+def test_a_file_of_no_kind_is_refused_with_what_is_needed(folder, capsys, text):
+    path = folder / "file"
+    path.write_text(text)
+    readers = READERS | RUN_READERS | TRACE_READERS | MORE_READERS
+    for reader in sorted(readers):
+        assert "must be " in refused(given(readers[reader], path), capsys), reader
 
 
 HOSTILE = "\x1b[2J\x07\x9b\u202e\n"

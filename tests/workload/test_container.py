@@ -84,8 +84,8 @@ def test_meta_sections_and_their_order_come_back(small):
 
 
 def test_a_container_without_sections_is_one(tmp_path):
-    write(tmp_path / "f", "checkpoint", {"done": [1, 2**64 - 1]}, {})
-    assert read(tmp_path / "f", "checkpoint").meta == {"done": [1, 2**64 - 1]}
+    write(tmp_path / "f", "snapshot", {"done": [1, 2**64 - 1]}, {})
+    assert read(tmp_path / "f", "snapshot").meta == {"done": [1, 2**64 - 1]}
 
 
 def test_the_same_contents_are_the_same_bytes(small, tmp_path):
@@ -302,7 +302,7 @@ def test_prefixes_that_lie_are_refused(tmp_path):
     path = tmp_path / "f"
     for data, message in [
         (b"PK\x03\x04" + bytes(100), "is a ZIP archive; must be a trace"),
-        (b"", "cut off: 0 bytes"),
+        (b"", "is empty; must be a trace"),
         (PREFIX.pack(MAGIC, 2, 0) + bytes(16), "version must be 1, not 2"),
         (PREFIX.pack(MAGIC, 1, 1 << 31) + bytes(16), "at most 1,048,576 bytes, not 2,147,483,648"),
         (PREFIX.pack(MAGIC, 1, 1 << 20) + bytes(16), "cut off: the header ends at byte 1048608"),
