@@ -18,7 +18,7 @@ from gmemcore.engine.steps import Step
 from gmemcore.uapi import MemoryAttribute, PageType, VmType
 from gmemcore.workload.behaviours import BEHAVIOURS
 from gmemcore.workload.layout import Layout, Region
-from gmemcore.workload.logs import summary_lines
+from gmemcore.workload.logs import summary_lines, summary_record
 from gmemcore.workload.logs.forms import EVENTS, Kind
 from gmemcore.workload.logs.guests import guests_of
 from gmemcore.workload.logs.log import SHOWN
@@ -612,6 +612,42 @@ def test_any_interleaving_of_two_guests_is_told_apart(form, events, mains):
         assert found.launches[0].trace.start.tolist() == wanted.launches[0].trace.start.tolist()
 
 
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "2026-11-{day} 12:00:00.123+0000: ",
+        "2026-11-{day} 12:00:00,123 - qemu - INFO - ",
+        "2026-11-{day} 12:00:00.123 +00:00 host ",
+        "2026-11-{day} 12:00:00.123: ",
+        "[2026-11-{day}T12:00:00.123000Z INFO  crosvm] ",
+        "[stdlog] 2026-11-{day} 12:00:00,123 avocado DEBUG| ",
+    ],
+)
+def test_a_date_is_a_time_and_no_thread(prefix):
+    """A log that goes over midnight is one guest's, whoever printed the date."""
+    text = "".join(
+        f"{prefix.format(day=28 + i)}{event}\n"
+        for i, event in enumerate([logs.convert_memory(P, P, True), logs.convert_memory(P, P, False)])
+    )
+    log = read(text + f"CPU 0/KVM-4251 [001] ..... 1.000000: {logs.set_mem_attributes(P, P, True)}\n")
+    assert [str(thread) for thread in log.threads] == ["unknown thread", "CPU 0/KVM 4251"]
+    assert len(guests_of(log)) == 1
+    day = 24 * 60 * 60 * 10**9
+    noon = 1_795_867_200_123_000_000  # 28 November 2026, UTC
+    assert log.events["time_ns"].tolist() == [noon, noon + day, 10**9]
+
+
+def test_times_that_go_back_are_said():
+    """As where the buffers of several CPUs were joined: what came first isn't in the first line."""
+    times = ("3.000000", "1.000000", "2.000000", "1.500000")
+    found = imported(
+        "\n".join(f"1@{time}:{logs.convert_memory(i * P, P, True)}" for i, time in enumerate(times))
+    )
+    assert "  times go back 2 times: events are taken in the order of the lines" in summary_lines(found, "t")
+    assert summary_record(found)["times_back"] == 2
+    assert imported(logs.convert_memory(P, P, True)).log.times_back == 0
+
+
 _FORMS_OF_NAMES = (
     "CPU {}/KVM",
     "CPU {}/TCG",
@@ -1054,7 +1090,10 @@ def test_compressed_logs_are_read(compress):
     text = "".join(f"{logs.convert_memory(i * P, P, True)}\n" for i in range(5000)).encode()
     packed = compress(text)
     assert read(packed).events.tolist() == read(text).events.tolist()
-    if compress in (zstd, bz2.compress):  # small data is one block: a cut loses all of it
+    twice = read(compress(text) + compress(text)[:-1])  # the first is whole
+    assert len(twice.events) >= 5000
+    assert len(twice.unread) >= 1
+    if compress is bz2.compress:  # small data is one block: a cut loses all of it
         return
     cut = read(packed[: len(packed) * 3 // 4])
     assert 100 < len(cut.events) < 5000

@@ -153,6 +153,12 @@ class Log:
     lost: Lost = field(default_factory=Lost)
     vm_types: set[str] = field(default_factory=set)
 
+    @property
+    def times_back(self) -> int:
+        """Events whose time is before that of the event above them."""
+        times = self.events["time_ns"][self.events["time_ns"] > 0]
+        return int(np.count_nonzero(times[1:] < times[:-1]))
+
 
 def memory_error(gpa: int, size: int) -> str | None:
     """Return why no guest has such memory; None if it can."""

@@ -58,7 +58,7 @@ KERNEL: Final = tuple(
         + _CPU
         + rb"(?:[^\s\[\]():]{1,8}\s+)?"
         + _CLOCK_VALUE
-        + rb":",
+        + rb":(?!\d)",  # or "2026-11-28 12:00:00" would be thread 28 of 2026-11
         # perf script: "  CPU 0/KVM  4242/4251  [001]  1236.000100:  kvm:"
         rb"^\s*(?:(?P<name>\S.{0,30}?)\s+)?(?:(?P<pid>\d{1,10})/)?(?P<tid>\d{1,10})\s+"
         + _CPU
@@ -75,7 +75,9 @@ FACTS: Final = tuple(
         # QEMU from 10.2 on: "2026-11-28T12:00:00.000100Z [guest] qemu-system-x86_64: (4251:CPU 0/KVM): "
         rb"\((?P<tid>\d{1,10}):(?P<name>[^()]{0,31})\):\s*$",
         rb"(?:^|Z\s)\[(?P<guest>[^\]\s\d.][^\]]{0,255}|[^\]]*[a-zA-Z][^\]]{0,255})\]\s[\w./-]+:\s",
-        rb"^(?P<date>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:[.,](?P<digits>\d{1,9}))?(?P<zone>Z|[+-]\d\d:?\d\d)?\s",
+        # libvirt, loggers: "2026-11-28 12:00:00.123+0000: ", "[2026-11-28T12:00:00.123456Z INFO  crosvm] "
+        rb"(?:^|(?<=[\s\[]))(?P<date>\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)(?:[.,](?P<digits>\d{1,9}))?"
+        rb"\s?(?P<zone>Z|[+-]\d\d:?\d\d)?(?=[\s:\]])",
         # journals: "1725971234.000100 host qemu-system-x86_64[4242]: "
         rb"^(?P<seconds>\d{9,10})\.(?P<fraction>\d{6})\s",
         rb"[\w.@/-]\[(?P<pid>\d{1,10})\]:\s",

@@ -15,6 +15,8 @@ from gmemcore.workload.trace import TraceError
 
 BLOCK: Final = 1 << 20
 """Bytes that are read at a time: what is made of a block stays in a core's cache."""
+_PIECE: Final = 1 << 12
+"""Bytes that are asked of a file at a time; a cut takes away what is decompressed behind the last of them."""
 
 
 def _zstd(file: BinaryIO) -> Any:
@@ -128,7 +130,7 @@ def _next(file: BinaryIO) -> tuple[bytes, Exception | None]:
     read = getattr(file, "read1", file.read)  # gives what there is before it fails
     try:
         while size < BLOCK:
-            part = read(BLOCK)
+            part = read(_PIECE)
             if not part:
                 break
             parts.append(part)

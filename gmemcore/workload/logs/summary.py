@@ -33,6 +33,8 @@ def summary_lines(imported: Imported, name: str, launches: Sequence[Launch] | No
     yield from (f"    line {each.line}: {each.reason}" for each in log.unread[:SHOWN])
     if log.lost:
         yield f"  its tracer {log.lost}; what follows is not all that happened"
+    if log.times_back:
+        yield f"  times go back {counted(log.times_back, 'time')}: events are taken in the order of the lines"
     if imported.others:
         yield f"  left out {counted(imported.others, 'event')} of other guests"
     for launch in imported.launches if launches is None else launches:
@@ -82,6 +84,7 @@ def summary_record(imported: Imported) -> dict[str, Any]:
         "first_skipped": [{"line": each.line, "reason": each.reason} for each in log.unread[:SHOWN]],
         "lost": log.lost.number,
         "lost_unknown": log.lost.unknown,
+        "times_back": log.times_back,
         "events_of_other_guests": imported.others,
         "launches": len(imported.launches),
     }
