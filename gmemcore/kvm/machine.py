@@ -9,7 +9,7 @@ from typing import Any
 from gmemcore.conformance import Answer, Case, perform, signed
 from gmemcore.kvm.addresses import fit
 from gmemcore.kvm.client import KvmFile, KvmVm, check_extension
-from gmemcore.kvm.differences import Difference, known_difference
+from gmemcore.kvm.differences import Difference, Follow, known_difference
 from gmemcore.kvm.missed import Missed, Range, Step, is_ordinary, size_of
 from gmemcore.kvm.probe import Host, VmOffer
 from gmemcore.kvm.rules import GUEST_OPS, RULES, Context
@@ -95,11 +95,17 @@ class KvmMachine:
         return why
 
     def known_difference(self, step: Step, outcome: str) -> str | None:
-        """Return why this kernel answers so, or None if nothing is known. A known step counts as not done."""
+        """Return why this kernel answers so, or None if nothing is known.
+
+        A known step counts as not done: a memslot that should have been refused is deleted again.
+        """
         row = self.difference(step, outcome)
         if row is None:
             return None
-        self._miss(step)
+        if row.follow == Follow.KERNEL_DELETES:
+            self.vm.delete_memslot(step["slot"])
+        else:
+            self._miss(step)
         return row.why
 
     def difference(self, step: Step, outcome: str, written: str | None = None) -> Difference | None:
