@@ -36,8 +36,13 @@ API = {
 EXPLANATION = "explanation/index"
 SCHEMAS = ("bench", "backings", "stress", "replay")
 NOTEBOOKS = ("quick_start", "page_states", "qemu_log", "conversion_cost", "huge_pages", "fleet", "proposals")
-PAGES = {"DESIGN.md": "design.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-"""Pages at the root of the repository, and what they are called here."""
+PAGES = {
+    "DESIGN.md": "design.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "tests/vectors/FORMAT.md": "vectors.md",
+}
+"""Pages of the repository outside this folder, and what they are called here."""
 
 
 def write(folder: Path) -> None:

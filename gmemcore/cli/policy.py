@@ -103,7 +103,7 @@ def list_revisions(*, as_json: JsonSwitch = False) -> None:
     say(UPSTREAM)
     for row in HISTORY:
         modelled = {row.name: "", None: ", not modelled"}.get(row.abi, f", modelled as {row.abi}")
-        say("", f"{row.name}: {', '.join(part for part in (row.status, row.date) if part)}{modelled}")
+        say("", f"{row.name}: {row.status}, {row.date}{modelled}")
         say("\n".join(_wrapped(row.summary, "  ")))
         if row.message_id:
             say(f"  <{row.message_id}>")

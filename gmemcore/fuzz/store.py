@@ -1,11 +1,13 @@
 """Walks on disk: the running one, since a kernel can go down with it, and those that found something."""
 
+import fcntl
 import os
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from gmemcore.errors import InputError
 from gmemcore.fuzz.terrain import Terrain
 
 Step = dict[str, Any]
@@ -45,6 +47,11 @@ class RunningWalk:
     ----------
     folder : Path
         It is made if it isn't there. A walk that an earlier run didn't end is kept under another name.
+
+    Raises
+    ------
+    InputError
+        Another run writes its walks there.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,6 +61,7 @@ class RunningWalk:
         self._fd = os.open(
             self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_DSYNC, 0o644
         )
+        fcntl.flock(self._fd, fcntl.LOCK_EX)  # as long as the run lasts; see _keep_left_over
         self._length = 0
         folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -62,10 +70,19 @@ class RunningWalk:
             os.close(folder_fd)
 
     def _keep_left_over(self) -> Path | None:
-        if not self._path.exists():
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
             return None
-        kept = free_name(self._path.parent, "unfinished")
-        self._path.rename(kept)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kept = free_name(self._path.parent, "unfinished")
+            self._path.rename(kept)
+        except BlockingIOError:
+            folder = self._path.parent
+            raise InputError(f"{folder}: another run of kvm fuzz writes its walks here; use --folder") from None
+        finally:
+            os.close(fd)
         return kept
 
     def write(self, data: bytes) -> None:

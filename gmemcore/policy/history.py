@@ -36,7 +36,7 @@ class Posting:
     name : str
         As `get_abi` takes it, where `abi` isn't None.
     date : str
-        ISO 8601; empty where it isn't known.
+        ISO 8601; a month or a year where no more is known.
     message_id : str
         Of the mail, or of the cover letter; empty where the archive has none.
     status : Status
@@ -252,6 +252,11 @@ _RELEASE_DATES: Final = {
     "linux-6.16": "2025-07-27",
     "linux-6.17": "2025-09-28",
     "linux-6.18": "2025-11-30",
+    "linux-6.19": "2026-02-08",
+    "linux-7.0": "2026-04-12",
+    "linux-7.1": "2026-06-14",
+    "linux-7.2": "2026-08",
+    "linux-7.3": "2026-10",
 }
 
 
@@ -260,7 +265,7 @@ def _release(name: str) -> Posting:
     files = "MMAP and INIT_SHARED" if abi.shared_files else "no creation flags, no guest_memfd on DEFAULT"
     overlap = f"a range of a file that is bound already is {abi.file_overlap}"
     summary = f"legacy; {files}; {overlap}."
-    return Posting(name, _RELEASE_DATES.get(name, ""), "", Status.RELEASED, summary, name)
+    return Posting(name, _RELEASE_DATES[name], "", Status.RELEASED, summary, name)
 
 
 HISTORY: Final = (

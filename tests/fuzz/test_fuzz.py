@@ -16,6 +16,7 @@ from gmemcore.errors import (
     AlreadyExistsError,
     BadAddressError,
     GmemError,
+    InputError,
     InvalidArgumentError,
     PagePinnedError,
     UnknownIoctlError,
@@ -235,10 +236,11 @@ SLIPS = {
 }
 
 
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 @pytest.mark.parametrize("name", SLIPS)
-def test_a_slip_is_found_and_shrunk(name, tmp_path):
+def test_a_slip_is_found_and_shrunk(name, seed, tmp_path):
     (abi, vm_type), most, slips = SLIPS[name]
-    report = fuzzed(abi, vm_type, tmp_path, steps=5000, new_model=slipped(**slips))
+    report = fuzzed(abi, vm_type, tmp_path, steps=5000, seed=seed, new_model=slipped(**slips))
     assert report.finding is not None, f"{report.steps} steps"
     assert len(report.walk) <= most, report.walk
     # The file reads as vectors, and the model as it is differs from it in the last step.
@@ -293,6 +295,17 @@ def test_an_unfinished_walk_is_kept(tmp_path):
     assert report.left_over == tmp_path / "unfinished-1.json"
     assert report.left_over.read_text() == "as it was left"
     assert [path.name for path in tmp_path.iterdir()] == ["unfinished-1.json"]
+
+
+def test_the_walk_of_another_run_stays(tmp_path):
+    running = RunningWalk(tmp_path)
+    running.write(b"[1]")
+    with pytest.raises(InputError, match="another run of kvm fuzz"):
+        fuzzed("v13", "DEFAULT", tmp_path, steps=10)
+    assert (tmp_path / "walk.json").read_bytes() == b"[1]"
+    assert list(tmp_path.iterdir()) == [tmp_path / "walk.json"]
+    running.done()
+    assert fuzzed("v13", "DEFAULT", tmp_path, steps=10).left_over is None
 
 
 def test_a_walk_is_on_disk_when_its_writing_returns(tmp_path):
@@ -441,11 +454,14 @@ def test_a_run_on_this_kernel(tmp_path, slip):
         if not fuzzable(host):
             pytest.skip("this kernel has no guest_memfd")
         new_model = slipped(**slip)
-        report = fuzz(kernel, host, limits=Limits(steps=2000), folder=tmp_path, new_model=new_model)
+        most = 5000 if slip else 2000
+        report = fuzz(kernel, host, limits=Limits(steps=most), folder=tmp_path, new_model=new_model)
         found = report.finding
-        assert found is not None or (report.steps == 2000 and not slip)
         if found is None:
+            assert report.steps == most
+            assert not slip
             return
+        assert not slip or len(report.walk) <= 4
         vectors = read_vectors(report.path)
         arena = Arena(kernel, host, terrain_of(host, vectors.vm_type), new_model)
         again = run(arena, report.walk)

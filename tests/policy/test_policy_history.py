@@ -1,6 +1,7 @@
 """The history of the interface, and released kernels by name."""
 
 import json
+import re
 
 import pytest
 
@@ -47,6 +48,12 @@ def test_postings_are_in_order_and_have_their_mail():
 def test_revisions_without_flags_are_v13(number):
     assert get_abi(f"v{number}") is ABIS["v13"]
     assert f"v{number}" in ALIASES
+
+
+def test_every_row_has_a_date_and_releases_are_in_order():
+    assert all(re.fullmatch(r"202\d(-[01]\d(-[0-3]\d)?)?", row.date) for row in HISTORY)
+    months = [row.date[:7] for row in HISTORY if row.name in RELEASES]
+    assert months == sorted(set(months))
 
 
 def test_releases():

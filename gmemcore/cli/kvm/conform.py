@@ -29,8 +29,8 @@ def conform(
     them. Where kernels are known to differ, the step is counted as known. With --quiet only differences and
     the sum are printed.
 
-    Exit status 0: every step that was run came out as written, or as is known; 1: one did not; 2: a file that
-    can't be read, no KVM, or nothing that could be run.
+    Exit status 0: every step that was run came out as written, or differed as known; 1: one did not; 2: a
+    file can't be read, there is no KVM, or no step could be run.
     """
     from gmemcore.conformance import VectorError
     from gmemcore.kvm import KernelTransport
@@ -117,12 +117,12 @@ class Tally:
         yield from counted_lines("skipped", self.skipped)
         yield from counted_lines("known", self.known_reasons)
         yield (
-            f"{self.run} steps run: {self.passed} as written, {self.known} known to differ, "
-            f"{self.different} different"
+            f"{counted(self.run, 'step')} run: {self.passed:,} as written, {self.known:,} known to differ, "
+            f"{self.different:,} different"
         )
         yield (
-            f"{self.skipped.total()} skipped, {self.after} after a difference; "
-            f"{len(self.records)} cases, {counted(self.unreadable, 'file')} unreadable"
+            f"{self.skipped.total():,} skipped, {self.after:,} after a difference; "
+            f"{counted(len(self.records), 'case')}, {counted(self.unreadable, 'file')} unreadable"
         )
 
     def record(self, host: "Host") -> dict[str, Any]:

@@ -43,7 +43,8 @@ def fuzz(
     Walks contain what the host offers: files, memslots, host and guest accesses, conversions, pins. A
     difference is shrunk to the fewest steps and written as a vector file with both answers. Known
     differences of kernels are counted. Each walk is written to --folder before it runs, so it is still there
-    if the host crashes. Ctrl-C ends the run, and what was seen is printed.
+    if the host crashes, and gmemcore kvm conform can run it again. Ctrl-C ends the run, and what was seen is
+    printed.
 
     Exit status 0: no difference; 1: one was found; 2: no KVM, or nothing to walk on.
     """
@@ -105,7 +106,7 @@ def _rate(report: "Report") -> float:
 
 def _print(report: "Report") -> None:
     if report.left_over is not None:
-        say(f"An earlier run didn't end. The walk that was running is kept: {report.left_over}")
+        say(f"An earlier run didn't end. To run its last walk again: gmemcore kvm conform {report.left_over}")
     _print_coverage(report)
     say()
     say_lines(counted_lines("known", report.reasons))
