@@ -79,8 +79,8 @@ class RunningWalk:
             kept = free_name(self._path.parent, "unfinished")
             self._path.rename(kept)
         except BlockingIOError:
-            folder = self._path.parent
-            raise InputError(f"{folder}: another run of kvm fuzz writes its walks here; use --folder") from None
+            message = f"{self._path.parent}: another run of kvm fuzz writes its walks here; use --folder"
+            raise InputError(message) from None
         finally:
             os.close(fd)
         return kept
