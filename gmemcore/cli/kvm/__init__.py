@@ -8,6 +8,6 @@ from gmemcore.cli.kvm.fuzz import fuzz
 from gmemcore.cli.kvm.probe import probe
 from gmemcore.cli.kvm.table import table
 
-app = App(name="kvm", help="Probe, fuzz and measure the host's KVM (/dev/kvm), and compare it with the model.")
+app = App(name="kvm", help="Probe, fuzz and measure the host's KVM (/dev/kvm); compare it with the model.")
 for _command in (probe, conform, fuzz, table, bench):
     app.command(_command)
