@@ -1,7 +1,9 @@
 """What a real kernel takes: actions on the model's kernel and on this host's, and the records of them."""
 
+import html
 import json
 import os
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -146,7 +148,14 @@ def test_this_kernel(capsys, tmp_path, monkeypatch):
     for words in (["report", path, "-o", tmp_path / "page.html"], ["snapshot", "plot", path]):
         monkeypatch.chdir(tmp_path)
         assert run(capsys, *words)[0] == 0
-    assert "<img" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "<img" in page
+    left_out = {}
+    for row in rows:
+        if row["outcome"] != "OK":
+            left_out.setdefault(html.escape(row["why"], quote=False), []).append(row["operation"])
+    for why, names in left_out.items():
+        assert f"Not offered ({why}): {'; '.join(dict.fromkeys(names))}" in page
     assert (tmp_path / "operations.png").stat().st_size
 
 
@@ -179,3 +188,16 @@ def test_without_kvm(capsys, monkeypatch):
         status, printed = run(capsys, *words)
         assert status == 2
         assert "/dev/no-such-kvm can't be opened" in printed.err
+
+
+@has_kvm
+@pytest.mark.parametrize("command", ["bench", "fuzz"])
+def test_a_host_without_guest_memfd(capsys, monkeypatch, tmp_path, command):
+    host = probe(ModelTransport("v13", [VmType.DEFAULT]))
+    offers = {kind: replace(offer, creation_flags=None) for kind, offer in host.offers.items()}
+    host = replace(host, offers=offers)
+    monkeypatch.setattr("gmemcore.kvm.probe", lambda _: host)
+    monkeypatch.chdir(tmp_path)
+    status, printed = run(capsys, "kvm", command)
+    assert (status, printed.out) == (2, "")
+    assert "no VM type with guest_memfd" in printed.err

@@ -102,7 +102,7 @@ def _operations(cells: Sequence[BenchCell]) -> list[Block]:
     blocks += left_off(len(rows))
     missing = grouped([cell for cell in cells if cell.outcome != "OK"], lambda cell: cell.why)
     for why, own in missing.items():
-        names = ", ".join(dict.fromkeys(cell.operation for cell in own))
+        names = "; ".join(dict.fromkeys(cell.operation for cell in own))
         blocks.append(Text(f"Not offered ({why}): {names}"))
     return blocks
 

@@ -1,12 +1,12 @@
 """``gmemcore kvm bench``: what operations of the host's kernel take."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from gmemcore.cli.console import note, say, say_lines, say_records
-from gmemcore.cli.kvm.common import hanging
+from gmemcore.cli.kvm.common import hanging, vm_types_of
 from gmemcore.cli.options import (
     ForceSwitch,
     JsonSwitch,
@@ -22,7 +22,6 @@ from gmemcore.units import format_number, format_size, format_time, size_words
 
 if TYPE_CHECKING:
     from gmemcore.results.bench import BenchCell
-    from gmemcore.uapi import VmType
 
 MOST_MEMORY = 1 << 30
 
@@ -61,7 +60,7 @@ def bench(
     with KernelTransport() as transport:
         host = probe(transport)
         found: list[BenchCell] = []
-        for kind in _vm_types(host, vm_type):
+        for kind in vm_types_of(host, vm_type):
             stage = Bench(transport, host, kind, memory)
             actions = stage.actions()
             measure(actions, seconds=seconds, say=lambda action: note("kvm bench", action.words))
@@ -75,15 +74,6 @@ def bench(
     say(f"Linux {host.release}, {size_words(memory)}")
     for kind in dict.fromkeys(cell.vm_type for cell in found):
         _print([cell for cell in found if cell.vm_type == kind])
-
-
-def _vm_types(host: Any, vm_type: "VmType | None") -> list[Any]:
-    from gmemcore.fuzz import fuzzable, terrain_of
-
-    wanted = fuzzable(host) if vm_type is None else [vm_type]
-    for each in wanted:
-        terrain_of(host, each)  # refuses what isn't offered
-    return wanted
 
 
 def _print(found: Sequence["BenchCell"]) -> None:

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from gmemcore.cli.console import progress, reporting, say, say_json, say_lines
-from gmemcore.cli.kvm.common import counted_lines
+from gmemcore.cli.kvm.common import counted_lines, vm_types_of
 from gmemcore.cli.options import JsonSwitch, OptionalSeconds, Seed, VmTypeOption, one, whole
 from gmemcore.cli.tables import print_table
-from gmemcore.errors import InvalidArgumentError
 from gmemcore.units import counted
 
 if TYPE_CHECKING:
     from gmemcore.fuzz import Report
     from gmemcore.kvm import Host
-    from gmemcore.uapi import VmType
 
 SECONDS = 60.0
 _SHOWN = 64  # characters of bytes
@@ -64,7 +62,7 @@ def fuzz(
             progress("kvm fuzz", steps, "steps") as show,
         ):
             host = probe_host(transport)
-            kinds = _vm_types(host, vm_type)
+            kinds = vm_types_of(host, vm_type)
 
             def after_walk(report: "Report") -> None:
                 seen[:] = [report]
@@ -87,17 +85,6 @@ def fuzz(
             else:
                 _print(report)
     return int(seen[0].finding is not None)
-
-
-def _vm_types(host: "Host", vm_type: "VmType | None") -> "list[VmType]":
-    from gmemcore.fuzz import fuzzable, terrain_of
-
-    wanted = fuzzable(host) if vm_type is None else [vm_type]
-    if not wanted:
-        raise InvalidArgumentError("this host offers no VM type with guest_memfd")
-    for each in wanted:
-        terrain_of(host, each)  # refuses what isn't offered
-    return wanted
 
 
 def _rate(report: "Report") -> float:
