@@ -72,8 +72,8 @@ def bench(
         say_records(lines)
         return
     say(f"Linux {host.release}, {size_words(memory)}")
-    for kind in dict.fromkeys(cell.vm_type for cell in found):
-        _print([cell for cell in found if cell.vm_type == kind])
+    for name in dict.fromkeys(cell.vm_type for cell in found):
+        _print([cell for cell in found if cell.vm_type == name])
 
 
 def _print(found: Sequence["BenchCell"]) -> None:
