@@ -2,6 +2,8 @@
 
 import json
 import os
+from contextlib import contextmanager
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -166,6 +168,30 @@ def test_fuzz_prints_coverage_and_the_rate(run, mappable, tmp_path, monkeypatch)
     assert "slot_add" in result.out
     assert max(map(len, result.out.splitlines())) <= 80
     assert list((tmp_path / "new").iterdir()) == []
+
+
+@has_kvm
+@pytest.mark.parametrize(
+    ("words", "extent"),
+    [
+        (["--steps", 480], (480, "steps")),
+        (["--seconds", 0.2], (1, "seconds")),
+        (["--seconds", 0.2, "--steps", 240], (1, "seconds")),
+    ],
+)
+def test_progress_of_fuzz_has_an_end(run, mappable, tmp_path, monkeypatch, words, extent):
+    seen = []
+
+    @contextmanager
+    def progress(command, *given):
+        seen.append(given)
+        yield seen.append
+
+    monkeypatch.setattr(import_module("gmemcore.cli.kvm.fuzz"), "progress", progress)
+    assert run("fuzz", *words, "--folder", tmp_path).status == 0
+    assert seen[0] == extent
+    assert seen[1:] == ([240, 480] if extent[1] == "steps" else [0] * len(seen[1:]))
+    assert seen[1:]
 
 
 @has_kvm

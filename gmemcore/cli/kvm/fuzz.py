@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,14 +60,14 @@ def fuzz(
         with (
             reporting("kvm fuzz"),
             KernelTransport() as transport,
-            progress("kvm fuzz", steps, "steps") as show,
+            progress("kvm fuzz", *_extent(steps, seconds)) as show,
         ):
             host = probe_host(transport)
             kinds = vm_types_of(host, vm_type)
 
             def after_walk(report: "Report") -> None:
                 seen[:] = [report]
-                show(report.steps)
+                show(report.steps if seconds is None else int(report.seconds))
 
             warmup()  # compiling, once per machine, takes longer than many a run
             fuzz_host(
@@ -85,6 +86,11 @@ def fuzz(
             else:
                 _print(report)
     return int(seen[0].finding is not None)
+
+
+def _extent(steps: int | None, seconds: float | None) -> tuple[int | None, str]:
+    """How long a run is, by its clock if it has one."""
+    return (steps, "steps") if seconds is None else (ceil(seconds), "seconds")
 
 
 def _rate(report: "Report") -> float:

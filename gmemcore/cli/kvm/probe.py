@@ -37,6 +37,7 @@ def _host_lines(host: "Host") -> Iterator[str]:
     switches = ", ".join(f"kvm.{name}={value}" for name, value in host.switches.items())
     yield f"in-place switch {switches or 'no such module parameter'}"
     yield f"VM types        {', '.join(host.vm_types)}"
+    yield "capabilities    of /dev/kvm; of a VM of each type"
     for name, value in host.capabilities.items():
         answers = "  ".join(f"{offer.vm_type} {offer.capabilities[name]}" for offer in host.offers.values())
         yield f"  {name:32} {value:6}   {answers}"
