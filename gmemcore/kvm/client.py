@@ -87,10 +87,10 @@ def _refusals() -> Iterator[None]:
         raise
     except OSError as error:
         number = error.errno or 0
-        kind = _CLASSES.get(number)
+        kind, why = _CLASSES.get(number), error.strerror or str(error)
         if kind is None:
-            raise KernelError(str(error), number) from error
-        raise kind(error.strerror or str(error)) from error
+            raise KernelError(why, number) from error
+        raise kind(why) from error
 
 
 class Slot(NamedTuple):

@@ -179,7 +179,7 @@ DIFFERENCES = (
             written=written,
             found=found,
             when=_stale_mmio,
-            why="a fault of kvm_mmu_page_fault: a frame that is private now and was MMIO counts as shared",
+            why="a bug in kvm_mmu_page_fault: a frame that was MMIO and is private now counts as shared",
             follow=Follow.MODEL_OMITS if (op, written) == ("guest_write", "OK") else Follow.NOTHING,
         )
         for op in ("guest_read", "guest_write")
@@ -193,8 +193,8 @@ DIFFERENCES = (
         before=(6, 19),
         when=_file_range_overflows,
         why=(
-            "a fault of kvm_gmem_bind: the end of the file's range is a signed number, "
-            "and 2^63 below every size"
+            "a bug in kvm_gmem_bind: the end of the file's range is a signed number, "
+            "so 2^63 is below every size"
         ),
         follow=Follow.KERNEL_DELETES,
     ),
@@ -222,7 +222,7 @@ DIFFERENCES = (
         found="ENODEV",
         before=(6, 16),
         when=lambda _: True,
-        why="files without an inode of their own could be mapped executable, as far as this is looked at",
+        why="a guest_memfd had no inode of its own, and only that makes an executable mapping EPERM",
     ),
     *(
         Difference(
@@ -230,7 +230,7 @@ DIFFERENCES = (
             written="MEMORY_FAULT",
             found="EFAULT",
             when=_behind_closed_file,
-            why="the memory beside a closed file is unmapped, which is no memory fault",
+            why="the memory next to a closed file is unmapped, which is no memory fault",
         )
         for op in ("guest_read", "guest_write")
     ),
@@ -259,7 +259,7 @@ DIFFERENCES = (
             written=written,
             found="ENOMEM",
             when=_beyond_address_space,
-            why="the mapping doesn't fit into the address space, which is looked at before the file",
+            why="the mapping doesn't fit into the address space, which is checked before the file",
         )
         for written in ("OK", "ENODEV", "EINVAL", "EPERM")
     ),
@@ -269,7 +269,7 @@ DIFFERENCES = (
             written=written,
             found="ENOMEM",
             when=_large_and_private,
-            why="a private mapping is charged against this host's memory before the file is asked",
+            why="a private mapping is charged against the host's memory before the file is asked",
         )
         for written in ("ENODEV", "EINVAL")
     ),

@@ -197,7 +197,7 @@ def _probe_use(
         try:
             gmem = vm.create_guest_memfd(PAGE_SIZE, wanted)
         except GmemError as error:
-            why = f"it has no guest_memfd that the host can map: {error}"
+            why = f"it has no guest_memfd that the host can map: {error.outcome}"
             return why, 0, why
         pins = _why_not(lambda: gmem.pin(0, PAGE_SIZE))
         gmem.unpin(0, PAGE_SIZE)

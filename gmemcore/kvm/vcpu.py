@@ -285,7 +285,7 @@ class KernelVcpu:
         if error.errno == EHWPOISON:
             raise HwPoisonExit(f"guest access to {gpa:#x}+{size:#x}: poisoned memory", gpa, size) from error
         name = errno.errorcode.get(error.errno or 0, str(error.errno))
-        raise GuestStoppedExit(f"KVM_RUN failed: {error}", gpa, size, name) from error
+        raise GuestStoppedExit(f"KVM_RUN failed: {error.strerror}", gpa, size, name) from error
 
     def _exit_reason(self) -> int:
         return int.from_bytes(self._run[RUN_EXIT_REASON_AT : RUN_EXIT_REASON_AT + 4], "little")

@@ -30,6 +30,7 @@ from gmemcore.kvm import KernelTransport, KvmMachine, KvmUnavailableError, KvmVm
 from gmemcore.kvm import structs as kvm
 from gmemcore.kvm.addresses import fit
 from gmemcore.kvm.child import in_child
+from gmemcore.kvm.client import _refusals
 from gmemcore.kvm.differences import DIFFERENCES, known_difference, version_of
 from gmemcore.kvm.own_memory import place
 from gmemcore.uapi import (
@@ -162,6 +163,17 @@ def test_probe_lists_only_what_is_offered():
     host = probe(ModelTransport("v13", [VmType.DEFAULT]))
     assert list(host.offers) == [VmType.DEFAULT]
     assert host.offers[VmType.DEFAULT].creation_flags == BOTH
+
+
+def test_probe_gives_reasons_by_the_errors_name():
+    offer = probe(ModelTransport("linux-6.17", release="6.17.0")).offers[VmType.DEFAULT]
+    assert {offer.guest, offer.pins} == {"it has no guest_memfd that the host can map: EINVAL"}
+
+
+def test_an_errno_without_a_class_has_its_message_alone():
+    with pytest.raises(GmemError) as refused, _refusals():
+        raise OSError(errno.EDOM, "out of domain")
+    assert (refused.value.errno, refused.value.strerror) == (errno.EDOM, "out of domain")
 
 
 def test_error_offset_is_read_back_from_the_struct():
