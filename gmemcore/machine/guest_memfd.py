@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import reduce
 from itertools import pairwise
 from operator import or_
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +115,11 @@ class GuestMemfd:
 
     def _stores(self) -> tuple[Store, ...]:
         return tuple(dict.fromkeys(self.sides))
+
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            "a guest_memfd can't be copied or pickled: it is memory of this process; see gmemcore.take"
+        )
 
     def __enter__(self) -> "GuestMemfd":
         return self
@@ -879,6 +884,9 @@ class HostMapping:
 
     def __init__(self, gmem: GuestMemfd, offset: int, size: int) -> None:
         self.gmem, self.offset, self.size = gmem, offset, size
+
+    def __repr__(self) -> str:
+        return f"HostMapping(offset={self.offset:#x}, size={self.size:#x}, gmem={self.gmem!r})"
 
     def read(self, offset: int | str, size: int | str) -> bytes:
         """Read as the host does; see `GuestMemfd.host_read`."""

@@ -96,11 +96,12 @@ class Launch:
         done = self._populate(slots, gpa, size, image)
         while done.outcome == "CHANGED":
             done = self._populate(slots, gpa, size, image)
+        at = max(done.at, gpa)  # 0 where the call was refused before any page
         if done.outcome == "ENOMEM":
-            raise OutOfMemoryError(f"launch update at gpa {done.at:#x}: the host is out of memory")
+            raise OutOfMemoryError(f"launch update at gpa {at:#x}: the host is out of memory")
         if done.outcome != "OK":
             raise LaunchUpdateError(
-                f"launch update stopped at gpa {done.at:#x} after {done.pages} pages: {done.outcome}; pages "
+                f"launch update stopped at gpa {at:#x} after {done.pages} pages: {done.outcome}; pages "
                 "must be in a memslot, private, not assigned and not poisoned, and the launch not finished",
                 done.outcome,
                 done.pages,
@@ -140,7 +141,9 @@ class Launch:
 
     def finish(self, vmsas: Sequence[Data] | None) -> None:
         """End the launch phase; see `Vm.launch_finish`."""
-        pages = [as_bytes(vmsa).tobytes() for vmsa in vmsas or ()]
+        if vmsas is not None and not isinstance(vmsas, (list, tuple, np.ndarray)):
+            raise TypeError(f"vmsas must be a list of pages, not {type(vmsas).__name__}")
+        pages = [] if vmsas is None else [as_bytes(vmsa).tobytes() for vmsa in vmsas]
         for page in pages:
             if len(page) != PAGE_SIZE:
                 raise InvalidArgumentError(f"a VMSA must be {PAGE_SIZE} bytes, not {len(page)}")

@@ -4,7 +4,7 @@ A Vm has no lock: each method makes at most one change, by one kernel call or on
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn, SupportsIndex
 
 from gmemcore.engine.arguments import U64_MAX, as_int, as_u64, as_u64s, check_aligned
 from gmemcore.engine.backing import BACKINGS, Backing, BackingFactory, backing_factory
@@ -180,6 +180,9 @@ class Vm:
             table("memslots", ("slot", "gpa", "size", "file", "offset"), slots),
             self.counters._repr_html_(),
         )
+
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> NoReturn:
+        raise TypeError("a Vm can't be copied or pickled: it is memory of this process; see gmemcore.take")
 
     def __enter__(self) -> "Vm":
         return self

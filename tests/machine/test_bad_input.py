@@ -1,5 +1,8 @@
 """Bad input gets a typed error, and never reaches memory: canaries stand on both sides of the buffer."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -50,6 +53,38 @@ def test_arrays_of_other_types_are_type_errors(wrong):
         with pytest.raises(TypeError):
             gmem.set_memory_attributes_many(offsets, sizes, 8)
     assert gmem.runs() == [(0, N_PAGES, "shared")]
+
+
+@pytest.mark.parametrize("wrong", [0, False, "", b"", {}, 4096, bytes(4096), np.int8(0)])
+def test_what_is_no_list_of_pages_does_not_end_the_launch(wrong):
+    """The launch can't be begun again, so nothing that is merely false stands for a VM without vCPUs."""
+    vm = gmemcore.create_vm("SNP", backing="none")
+    with pytest.raises(TypeError, match="vmsas must be a list of pages, not"):
+        vm.launch_finish(wrong)
+    assert vm.phase == "launching"
+    vm.launch_finish(np.zeros((2, 4096), np.uint8))
+    assert vm.phase == "running"
+
+
+@pytest.mark.parametrize("vm_type", ["SNP", "TDX"])
+def test_a_launch_update_that_is_refused_names_its_place(vm_type):
+    vm = gmemcore.create_vm(vm_type, backing="none")
+    with pytest.raises(GmemError, match="stopped at gpa 0x500000 after 0 pages: EINVAL"):
+        vm.launch_update(0x500000, 4096, page_type="ZERO")
+    vm.launch_finish()
+    with pytest.raises(GmemError, match="stopped at gpa 0x500000 after 0 pages: EINVAL"):
+        vm.launch_update(0x500000, 4096, page_type="ZERO")
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_is_memory_of_the_process_is_not_copied(copied):
+    vm = gmemcore.create_vm("SNP", backing="none")
+    gmem = vm.create_guest_memfd(SIZE, 3)
+    for each in (vm, gmem, gmem.mmap(0, SIZE)):
+        if isinstance(each, (gmemcore.Vm, gmemcore.GuestMemfd)) or copied is not copy.copy:
+            with pytest.raises(TypeError, match="can't be copied or pickled"):
+                copied(each)
+    assert repr(gmem.mmap(4096, 4096)).startswith("HostMapping(offset=0x1000, size=0x1000, gmem=GuestMemfd(")
 
 
 @pytest.mark.parametrize("exact", [np.uint64(4096), np.int32(4096), np.uint16(4096), np.int64(4096)])
