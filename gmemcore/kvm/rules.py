@@ -238,27 +238,29 @@ _ONE_BACKING = "this kernel has one backing where the vectors are about two"
 RULES = (
     Rule(frozenset(OPERATIONS), lambda c: _unsent(c) is not None, lambda c: str(_unsent(c))),
     _rule("runs", _always, "no ioctl reads attributes back"),
-    _rule("folios", _always, "no call tells the state of huge pages"),
+    _rule("folios", _always, "no call shows the state of huge pages"),
     _rule("fail_allocations", _always, "a kernel's allocations can't be made to fail here"),
     _rule("create", lambda c: "page_order" in c.step, "no release has guest_memfd in huge pages"),
     _rule("counters", _always, "a kernel doesn't count these events"),
     _rule("poison", _always, "it would take memory of this host out of use"),
-    _rule("accept launch_update launch_finish", _always, "it is the platform's, and no call of guest_memfd"),
+    _rule(
+        "accept launch_update launch_finish", _always, "a launch step: it needs the platform's firmware"
+    ),
     _rule("set ioctl", _asks_of_other_revision, _other_revision),
     _rule(
         "vm_set ioctl", _needs_vm_attributes, "this kernel has no KVM_SET_MEMORY_ATTRIBUTES (called: ENOTTY)"
     ),
     _rule("vm_set ioctl", _stores_too_many, "it would keep the kernel busy for minutes, page by page"),
     _rule("fallocate", _allocates_too_many, "it would take more than 1 GiB of this host's memory"),
-    _rule("ioctl", _other_vm_request, "a VM fd is sent none but the requests of the format"),
+    _rule("ioctl", _other_vm_request, "only the format's own requests are sent to a VM fd"),
     _rule("check_cap", lambda c: c.step["cap"] not in CAPABILITIES, "the capability's number isn't settled"),
     _rule("check_cap", lambda c: not c.same_abi, _other_revision),
-    _rule("create", lambda c: c.expected == "ENOMEM", "how much is too much is the model's own limit"),
+    _rule("create", lambda c: c.expected == "ENOMEM", "the limit on memory is the model's own"),
     _rule("create", _unoffered_flags, "a creation flag isn't offered for this VM type"),
     _rule(
         "fallocate",
         lambda c: c.step.get("interrupted", False),
-        "no signal can be made to meet a system call on time",
+        "no signal can be timed to interrupt a system call",
     ),
     _rule("file_call", lambda c: c.step.get("size", 1) > MOST_CALL_BYTES, "it would take that much memory"),
     _rule("discard_shared", _refused, "it is no system call, and its refusals are the model's"),

@@ -55,7 +55,7 @@ def _host_lines(host: "Host") -> Iterator[str]:
         yield f"  KVM_SET_MEMORY_ATTRIBUTES     {_called(offer.vm_attributes)} (VM fd)"
         runs = f"runs, {offer.guest_address_bits} address bits"
         yield f"  guest                         {offer.guest or runs}"
-        yield f"  pins                          {offer.pins or 'taken'}"
+        yield f"  pins                          {offer.pins or 'can be taken'}"
 
 
 def _flags(flags: int) -> str:
