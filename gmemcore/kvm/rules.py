@@ -243,9 +243,7 @@ RULES = (
     _rule("create", lambda c: "page_order" in c.step, "no release has guest_memfd in huge pages"),
     _rule("counters", _always, "a kernel doesn't count these events"),
     _rule("poison", _always, "it would take memory of this host out of use"),
-    _rule(
-        "accept launch_update launch_finish", _always, "a launch step: it needs the platform's firmware"
-    ),
+    _rule("accept launch_update launch_finish", _always, "a launch step: it needs the platform's firmware"),
     _rule("set ioctl", _asks_of_other_revision, _other_revision),
     _rule(
         "vm_set ioctl", _needs_vm_attributes, "this kernel has no KVM_SET_MEMORY_ATTRIBUTES (called: ENOTTY)"
