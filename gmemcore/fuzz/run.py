@@ -108,7 +108,7 @@ def fuzz(
     new_model : callable
         What makes the model's machine.
     progress : callable
-        Called after each walk.
+        Called after each walk, and when a difference is written and about to be shrunk.
 
     Returns
     -------
@@ -134,7 +134,13 @@ def fuzz(
             report.known.update((arena.terrain.vm_type, each.row) for each in result.known)
             progress(report)
             if result.finding is not None:
-                _show(report, arena, walk.steps, result.finding, folder)
+                report.path = free_name(folder, "difference")
+                steps = walk.steps[: result.finding.number + 1]
+                _write(
+                    report, arena, steps, result.finding
+                )  # shrinking takes a while, and can be interrupted
+                progress(report)
+                _write(report, arena, *shrink(arena, steps, result.finding))
                 break
     finally:
         running.done()
@@ -182,14 +188,6 @@ def _enough(report: Report, limits: Limits) -> bool:
     if limits.steps is not None and report.steps >= limits.steps:
         return True
     return limits.seconds is not None and report.seconds >= limits.seconds
-
-
-def _show(report: Report, arena: Arena, steps: list[Step], finding: Finding, folder: Path) -> None:
-    """Write a finding as a vector file with both answers, and again when it is shrunk."""
-    report.path = free_name(folder, "difference")
-    steps = steps[: finding.number + 1]
-    _write(report, arena, steps, finding)  # shrinking takes a while, and can be interrupted
-    _write(report, arena, *shrink(arena, steps, finding))
 
 
 def _write(report: Report, arena: Arena, steps: list[Step], finding: Finding) -> None:

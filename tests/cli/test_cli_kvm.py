@@ -231,6 +231,7 @@ def test_fuzz_that_finds_something_ends_with_1(run, mappable, tmp_path, monkeypa
     assert "the model's outcome is" in result.out
     (path,) = tmp_path.glob("difference-*.json")
     assert f"Written to {path}" in result.out
+    assert f"a difference, written to {path}; shrinking it\n" in result.err
     assert json.loads(path.read_text())["cases"][0]["steps"]
 
 

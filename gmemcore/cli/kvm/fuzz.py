@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from gmemcore.cli.console import progress, reporting, say, say_json, say_lines
+from gmemcore.cli.console import note, progress, reporting, say, say_json, say_lines
 from gmemcore.cli.kvm.common import counted_lines, vm_types_of
 from gmemcore.cli.options import JsonSwitch, OptionalSeconds, Seed, VmTypeOption, one, whole
 from gmemcore.cli.tables import print_table
@@ -68,6 +68,8 @@ def fuzz(
             def after_walk(report: "Report") -> None:
                 seen[:] = [report]
                 show(report.steps if seconds is None else int(report.seconds))
+                if report.finding is not None:
+                    note("kvm fuzz", f"a difference, written to {report.path}; shrinking it")
 
             warmup()  # compiling, once per machine, takes longer than many a run
             fuzz_host(
