@@ -4,6 +4,7 @@ A candidate counts only if it ends in a difference of the same kind: the same op
 a walk isn't shrunk to some other difference.
 """
 
+import time
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -15,6 +16,8 @@ Step = dict[str, Any]
 
 TRIES: Final = 2000
 """Walks that are run at most to shrink one."""
+SECONDS: Final = 600.0
+"""The same by the clock: a step that hangs takes ten seconds in each of them."""
 _PLAIN_GPA: Final = 1 << 32
 PLAINER: Final[dict[str, tuple[Any, ...]]] = {
     "size": (PAGE_SIZE, 2 * PAGE_SIZE, 1),
@@ -54,11 +57,11 @@ class _Best:
     def __init__(self, arena: Arena, steps: list[Step], finding: Finding) -> None:
         self.steps, self.finding = steps, finding
         self._arena = arena
-        self._left = TRIES
+        self._left, self._end = TRIES, time.monotonic() + SECONDS
 
     def try_steps(self, steps: list[Step]) -> bool:
         """Take a walk if it ends in the same kind of difference."""
-        if self._left == 0 or not steps:
+        if self._left == 0 or time.monotonic() > self._end or not steps:
             return False
         self._left -= 1
         try:

@@ -81,7 +81,12 @@ class KvmMachine:
         plain = {name: value for name, value in step.items() if name != "child"}
         if step.get("other_vm", False):
             _ = self.other_vm  # a VM of the child's own would be another one
-        outcome, seen, data = self.transport.in_child(lambda: _without_bytes(perform(self, plain)))
+        try:
+            outcome, seen, data = self.transport.in_child(lambda: _without_bytes(perform(self, plain)))
+        except TimeoutError:
+            return Answer("TIMEOUT", {})
+        except ChildProcessError:
+            return Answer("KILLED", {})
         return Answer(outcome, seen if data is None else seen | {"bytes": bytes.fromhex(data)})
 
     def skips(self, step: Step) -> str | None:

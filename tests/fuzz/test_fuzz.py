@@ -333,6 +333,23 @@ def test_a_finding_is_kept_when_its_shrinking_is_interrupted(tmp_path, monkeypat
     assert wrong is not None
 
 
+@pytest.mark.parametrize(("error", "outcome"), [(TimeoutError, "TIMEOUT"), (ChildProcessError, "KILLED")])
+def test_a_child_without_an_answer_is_a_difference(tmp_path, monkeypatch, error, outcome):
+    """Its walk is a file, as of any other difference; shrinking ends when its time is over."""
+
+    class Hanging(ModelTransport):
+        def in_child(self, call):
+            raise error("no answer")
+
+    monkeypatch.setattr("gmemcore.fuzz.walk.CHILD_CHANCE", 0.1)
+    monkeypatch.setattr("gmemcore.fuzz.shrink.SECONDS", 0.0)
+    transport = Hanging("v13", [VmType.DEFAULT])
+    report = fuzz(transport, probe(transport), limits=Limits(steps=480), folder=tmp_path)
+    assert report.finding.kernel == outcome
+    assert read_vectors(report.path).cases[0].steps[-1]["child"]
+    assert len(report.walk) == report.steps
+
+
 def test_a_difference_does_not_replace_another(tmp_path):
     for _ in range(2):
         fuzzed("v13", "DEFAULT", tmp_path, new_model=slipped(delete_memslot=swallowing(InvalidArgumentError)))
