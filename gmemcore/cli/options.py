@@ -14,7 +14,7 @@ from cyclopts import Parameter, Token
 
 from gmemcore.errors import GmemError, InputError, InvalidArgumentError
 from gmemcore.names import member, plain
-from gmemcore.policy import ABIS, DEFAULT_ABI, HUGE_PAGES, Abi, content_flags, get_abi
+from gmemcore.policy import ABIS, DEFAULT_ABI, HUGE_PAGES, RELEASES, Abi, content_flags, get_abi
 from gmemcore.policy.lookup import abi_names
 from gmemcore.policy.proposal import read_proposals, shipped_proposals
 from gmemcore.uapi import ContentWork, Direction, Firmware, Phase, VmType
@@ -119,15 +119,21 @@ else:  # choices, for help and completion
     _Abi = Literal[(*ABIS, *HUGE_PAGES, *(row.name for row in shipped_proposals()))] | str
 
 _SEED_MOST: Final = (1 << 64) - 1
+_RELEASES: Final = f"{next(iter(RELEASES))} to {next(reversed(RELEASES))}"
 
 AbiOption = Annotated[
-    _Abi | None, Parameter(name="--abi", help="Revision or proposal.", converter=one(_revision))
+    _Abi | None,
+    Parameter(name="--abi", help=f"Revision, proposal or release ({_RELEASES}).", converter=one(_revision)),
 ]
 """``--abi NAME``"""
 AbisOption = Annotated[
     tuple[_Abi, ...] | None,
     Parameter(
-        name="--abi", help="Revisions or proposals.", converter=several(_revision), n_tokens=1, negative=""
+        name="--abi",
+        help=f"Revisions, proposals or releases ({_RELEASES}).",
+        converter=several(_revision),
+        n_tokens=1,
+        negative="",
     ),
 ]
 """``--abi NAME,NAME``"""
@@ -218,7 +224,8 @@ def revision_of(name: str, known: "Mapping[str, Abi]") -> "Abi":
     try:
         return get_abi(name)
     except InvalidArgumentError:
-        raise InputError(f"unknown revision {name!r}; known: {', '.join(known)}") from None
+        names = (each for each in dict.fromkeys([*known, *abi_names()]) if each not in RELEASES)
+        raise InputError(f"unknown revision {name!r}; known: {', '.join([*names, _RELEASES])}") from None
 
 
 def revision_named(abi: str | None, proposals: Sequence[Path], default: str = DEFAULT_ABI) -> "Abi":

@@ -56,6 +56,15 @@ def test_every_row_has_a_date_and_releases_are_in_order():
     assert months == sorted(set(months))
 
 
+def test_an_unknown_revision_is_told_every_name(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["policy", "--abi", "linux-9.9"])
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert "linux-6.8 to linux-7.3" in message
+    assert all(f", {name}" in message for name in (*ALIASES, *HUGE_PAGES))
+
+
 def test_releases():
     names = list(RELEASES)
     assert (names[0], names[-1]) == ("linux-6.8", "linux-7.3")
