@@ -287,7 +287,7 @@ DIFFERENCES = (
         )
     ),
 )
-"""The known differences. Observed on Linux 6.18 (the default VM type); the first and its end on 7.3, too."""
+"""The known differences, observed on Linux 6.12, 6.18, 7.2 and 7.3."""
 
 
 def version_of(release: str) -> Version:
