@@ -79,8 +79,8 @@ def terrain_of(host: Host, vm_type: VmType) -> Terrain:
     """
     offer = host.offers.get(vm_type)
     if offer is None or offer.creation_flags is None:
-        offered = ", ".join(fuzzable(host)) or "none"
-        raise InvalidArgumentError(f"VM type {vm_type} can't be walked on this host; it offers {offered}")
+        others = ", ".join(fuzzable(host)) or "no VM type"
+        raise InvalidArgumentError(f"this host has guest_memfd for {others}, not for VM type {vm_type}")
     return Terrain(
         vm_type=vm_type,
         abi=abi_of(host, offer),

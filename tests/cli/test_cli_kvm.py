@@ -264,7 +264,7 @@ def test_fuzz_that_is_interrupted_prints_what_it_saw(run, mappable, tmp_path, mo
         (["--steps", "0"], "must be 1 or more, not 0"),
         (["--seconds", "-1"], "must be a number of seconds above 0, not '-1'"),
         (["--seed", "-1"], "must be 0 to 2^64 - 1, not -1"),
-        (["--vm-type", "PKVM"], "PKVM can't be walked on this host"),
+        (["--vm-type", "PKVM"], "not for VM type PKVM"),
         (["--vm-type", "nothing"], "VM type"),
     ],
 )
