@@ -46,7 +46,7 @@ class Finding(StrEnum):
 
 UNSTABLE_LEGEND: Final = (
     "unstable: too noisy, or measured too few times, to find a change of a tenth. "
-    "Measure for longer (--seconds) on a quiet machine."
+    "Measure for longer on a quiet machine."
 )
 UNSTABLE_WIDTH: Final = 0.10
 """Half-width of an interval, relative to its median, above which a change of a tenth could hide."""

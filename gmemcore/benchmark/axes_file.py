@@ -11,11 +11,12 @@ import msgspec
 from gmemcore.benchmark.axes import Fragmentation, settings
 from gmemcore.benchmark.cases import Case, table
 from gmemcore.errors import GmemError, InputError, InvalidArgumentError, with_known
-from gmemcore.files.kinds import CHOSEN_AXES, expecting
+from gmemcore.files.kinds import AXES, CHOSEN_AXES, expecting
 from gmemcore.files.reading import read_file, toml_tree
 from gmemcore.machine.huge_pages import page_order_of
 from gmemcore.names import chosen, member, plain
 from gmemcore.policy import EFFECTS, Abi, check_pages, content_flags, default_abi, get_abi, has_pages
+from gmemcore.spelling import option
 from gmemcore.uapi import PAGE_SIZE, ContentWork, Direction, Phase, VmType
 from gmemcore.units import parse_size
 
@@ -107,10 +108,10 @@ class Axes(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
         page_sizes = [*map(int, self.page_size)]
         under = [*settings(self.backing, self.huge_pages, self.threads, self.enforce, page_sizes)]
         if not under:
-            wanted = "--enforce on needs --backing memfd"
+            needs = f"{option('enforce', True)} needs {option('backing', 'memfd')}"
             if not any(self.enforce):
-                wanted = "--huge-pages on needs --backing anonymous"
-            raise InvalidArgumentError(f"{wanted}, not {', '.join(self.backing)}")
+                needs = f"{option('huge_pages', True)} needs {option('backing', 'anonymous')}"
+            raise InvalidArgumentError(f"{needs}, not {', '.join(self.backing)}")
         revisions = self._revisions(proposals)
         self._check_pages(revisions)
         found = [
@@ -218,7 +219,8 @@ def read_axes(path: Path | None, options: Mapping[str, Any]) -> Axes:
         try:
             return msgspec.convert({**chosen, **options}, Axes, dec_hook=_size)
         except msgspec.ValidationError as error:
-            raise InvalidArgumentError(f"{path}: {with_known(error, Axes)}") from None
+            more = "; see gmemcore template axes" if chosen.keys() <= AXES else ""
+            raise InvalidArgumentError(f"{path}: {with_known(error, Axes)}{more}") from None
 
 
 def _of_option(text: str) -> str:
@@ -226,7 +228,7 @@ def _of_option(text: str) -> str:
     place = re.search(r" - at `\$\.(\w+)(\[\d+\])?`", text)
     if place is None:
         return text
-    return f"--{place[1].replace('_', '-')}: {text[: place.start()]}{text[place.end() :]}"
+    return f"{option(place[1])}: {text[: place.start()]}{text[place.end() :]}"
 
 
 def _size(kind: type, value: object) -> Size | PageSize:

@@ -33,6 +33,7 @@ from gmemcore.policy import (
     get_abi,
     has_pages,
 )
+from gmemcore.spelling import option
 from gmemcore.uapi import PAGE_SHIFT, PAGE_SIZE, Direction, Firmware, Phase, VmType
 from gmemcore.units import format_size
 
@@ -378,7 +379,7 @@ def _check_whole_pages(memory: int, settings: Sequence[Setting]) -> None:
             pages, least = format_size(size), format_size(-(-memory // size) * size)
             raise InvalidArgumentError(
                 f"the memory must be a multiple of its pages of {pages}, not {format_size(memory)}; "
-                f"use --memory {least}"
+                f"use {option('memory', least)}"
             )
 
 

@@ -30,6 +30,7 @@ from gmemcore.errors import GmemError, InvalidArgumentError, UnsupportedOperatio
 from gmemcore.machine import GuestMemfd, VmFace, create_vm
 from gmemcore.policy import ABIS, OK, PLATFORMS, cells, content_flags, get_abi
 from gmemcore.results.backings import Measured
+from gmemcore.spelling import option
 from gmemcore.uapi import (
     Direction,
     FallocateMode,
@@ -102,7 +103,8 @@ def jobs(
     """
     if memory % range_:
         raise InvalidArgumentError(
-            f"--memory must be a multiple of --range {format_size(range_)}, not {format_size(memory)}"
+            f"{option('memory')} must be a multiple of {option('range', format_size(range_))}, "
+            f"not {format_size(memory)}"
         )
     kind = VmType(next(iter(cells("v5", vm_type)))[0].vm_type)  # which says what is wrong with an unknown one
     abi, firmware, flags = _preserving(work, kind)

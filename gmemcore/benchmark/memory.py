@@ -20,6 +20,7 @@ from gmemcore.engine.backing import BACKINGS, Backing
 from gmemcore.engine.lent import Lent
 from gmemcore.errors import GmemError, InvalidArgumentError, UnsupportedOperationError
 from gmemcore.machine import create_vm
+from gmemcore.spelling import option
 from gmemcore.uapi import PAGE_SIZE
 from gmemcore.units import parse_bytes
 
@@ -69,7 +70,8 @@ def check_host(settings: Iterable[Setting]) -> None:
             new_backing(setting.backing, PAGE_SIZE, setting.huge_pages)  # which says what is wrong with it
         if setting.huge_pages and "[never]" in (THP_MODE.read_text() if THP_MODE.exists() else "[never]"):
             raise UnsupportedOperationError(
-                f"huge pages are off on this host; use --huge-pages off, or write madvise to {THP_MODE}"
+                f"huge pages are off on this host; use {option('huge_pages', False)}, "
+                f"or write madvise to {THP_MODE}"
             )
         create_vm("DEFAULT", backing="none", threads=setting.threads).close()
         new_backing(setting.backing, PAGE_SIZE, setting.huge_pages).close()
@@ -95,7 +97,9 @@ def new_backing(name: str, size: int, huge_pages: bool | None = None) -> Backing
         raise InvalidArgumentError(f"backing must be one of {', '.join(dict.fromkeys(names))}, not {name!r}")
     huge = name == "anonymous" if huge_pages is None else huge_pages
     if (name, huge) not in OPTIONS:
-        raise InvalidArgumentError(f"--huge-pages on needs --backing anonymous, not {name}")
+        raise InvalidArgumentError(
+            f"{option('huge_pages', True)} needs {option('backing', 'anonymous')}, not {name}"
+        )
     backing = BACKINGS[name](size, **OPTIONS[name, huge])
     if name == "anonymous" and not huge:
         address = ctypes.c_void_p(backing.words.ctypes.data)

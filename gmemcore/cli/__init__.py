@@ -10,6 +10,7 @@ from typing import Final
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
 from rich.console import Console
 
+from gmemcore import spelling
 from gmemcore.cli.console import Notes, fail, reporting, set_verbosity
 from gmemcore.cli.process import run
 
@@ -129,7 +130,7 @@ def _status(words: list[str]) -> int:
         with reporting(command):
             app = command_line(summaries=not command)
             chain, _, _ = app.parse_commands(words)  # loads the command's modules
-        with reporting(" ".join(chain)), _unpadded_help() as console:
+        with reporting(" ".join(chain)), spelling.command_line(), _unpadded_help() as console:
             status = app(
                 words,
                 console=console,

@@ -70,15 +70,6 @@ class Options:
     ] = None
 
 
-_APPLIES: Final = {
-    "a behaviour": {"memory", "assignments", "limit", "launching"},
-    "a log": {"memory", "launching", "strict", "guest", "launch"},
-    "a trace": set[str](),
-}
-"""Which options mean something for what."""
-_SPELLED: Final = {"assignments": "--set"}
-
-
 def assignments_of(assignments: Sequence[str]) -> dict[str, str]:
     """Read the ``name=value`` texts of ``--set``.
 
@@ -176,11 +167,10 @@ def load(name: str, options: Options | None = None, *, seed: int = 0) -> Workloa
 
 def _check_options(name: str, kind: str, options: Options) -> None:
     """Refuse an option that does nothing for what was named."""
-    for each in fields(options):
-        if getattr(options, each.name) not in (None, False, ()) and each.name not in _APPLIES[kind]:
-            takes = " and ".join(other for other, names in _APPLIES.items() if each.name in names)
-            option = _SPELLED.get(each.name, f"--{each.name}")
-            raise InvalidArgumentError(f"{option} is for {takes}; {name} is {kind}")
+    from gmemcore.workload.options import check_applies
+
+    given = (each.name for each in fields(options) if getattr(options, each.name) not in (None, False, ()))
+    check_applies(name, kind, ("set" if each == "assignments" else each for each in given))
 
 
 def _of_behaviour(name: str, behaviour: "Behaviour", options: Options, seed: int) -> Workload:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from gmemcore.engine import plain
 from gmemcore.errors import GmemError, InvalidArgumentError, OutOfMemoryError, UnsupportedOperationError
 from gmemcore.uapi import PAGE_SIZE
+from gmemcore.units import format_bytes
 
 MADV_DONTNEED, MADV_REMOVE = 4, 9
 MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
@@ -375,4 +376,6 @@ def check_host_can_hold(size: int) -> None:
     """
     total = host_memory()
     if size > total:
-        raise OutOfMemoryError(f"{size:#x} bytes are more than this host's memory of {total:#x}")
+        raise OutOfMemoryError(
+            f"{format_bytes(size)} are more than this host's memory of {format_bytes(total)}"
+        )

@@ -5,18 +5,34 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from gmemcore.analysis.runs import BenchRun
 from gmemcore.benchmark.axes_file import check_contents, read_axes
 from gmemcore.benchmark.memory import check_host, default_memory
 from gmemcore.benchmark.run import QUICK, QUICK_MEMORY, USUAL, memory_needed
 from gmemcore.benchmark.session import records
+from gmemcore.engine.arguments import as_int
 from gmemcore.engine.host import check_available
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.front.workloads import abis_of
-from gmemcore.names import chosen
+from gmemcore.names import chosen, is_number
+from gmemcore.spelling import parameters
 from gmemcore.uapi import ContentMode, ContentWork, Direction, Firmware, Phase, VmType
+
+_CALLED: Final = {
+    "abi": "abis",
+    "vm_type": "vm_types",
+    "phase": "phases",
+    "direction": "directions",
+    "flag": "flags",
+    "effect": "effects",
+    "range": "ranges",
+    "fragmentation": "fragmentations",
+    "backing": "backings",
+    "page_size": "page_sizes",
+}
+"""Axis -> the parameter that has several of it."""
 
 
 def bench(
@@ -119,17 +135,20 @@ def bench(
         "threads": _several(threads),
         "enforce": _several(enforce),
         "page_size": _several(page_sizes, str),
-        "memory": None if memory is None else str(memory),
+        "memory": memory if memory is None or isinstance(memory, str) else str(as_int(memory, "memory")),
     }
     asked = {name: value for name, value in given.items() if value is not None}
+    if seconds is not None and type(seconds) not in (int, float):
+        raise TypeError(f"seconds must be a number, not {type(seconds).__name__}")
     if seconds is not None and not 0 < seconds < math.inf:
         raise InvalidArgumentError(f"seconds must be above 0 and finite, not {seconds}")
     if quick and seconds is not None:
         raise InvalidArgumentError("quick and seconds exclude each other: a quick run takes two samples")
-    cases = read_axes(None if axes is None else Path(axes), asked).cases(
-        QUICK_MEMORY if quick else default_memory(), revisions
-    )
-    check_host(case.setting for case in cases)
+    with parameters(_CALLED):
+        cases = read_axes(None if axes is None else Path(axes), asked).cases(
+            QUICK_MEMORY if quick else default_memory(), revisions
+        )
+        check_host(case.setting for case in cases)
     check_available(memory_needed(cases))
     effort = QUICK if quick else USUAL if seconds is None else replace(USUAL, seconds=seconds)
     first, *cells = records(cases, effort, {"quick": quick})
@@ -151,4 +170,8 @@ def _flag_name(flag: Any) -> str:
     """Return the name of a content flag that is given by name, number or member."""
     if isinstance(flag, str):
         return flag
+    if not is_number(flag):
+        raise TypeError(f"flags must be names or integers, not {type(flag).__name__}")
+    if int(flag) not in ContentMode.__members__.values() and flag:
+        raise InvalidArgumentError(f"flags must be single content flags, not {int(flag):#x}")
     return str(ContentMode(flag).name) if flag else "NONE"

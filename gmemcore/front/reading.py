@@ -57,4 +57,7 @@ def read(path: str | Path) -> Any:
     for words, reader in _READERS.items():
         if kind == words or kind.startswith(f"{words} "):
             return reader(place)
-    raise InvalidArgumentError(f"{path} is {kind}; must be a file that gmemcore wrote, or a log")
+    raise InvalidArgumentError(
+        f"{path} is {kind}; must be snapshots, a trace, a run of bench, backings, stress or replay, "
+        "the spec of a fleet, a proposal, a cost file or a log of a host"
+    )

@@ -35,6 +35,7 @@ def replay(
     discard: bool = True,
     touch: bool = False,
     launching: bool = False,
+    strict: bool = False,
     guest: str | None = None,
     launch: int | None = None,
     cost: Any = None,
@@ -45,7 +46,8 @@ def replay(
 
     Parameters
     ----------
-    workload, memory, operations, seed, flags, backing, contents, discard, touch, launching, guest, launch
+    workload, memory, operations, seed, flags, backing, contents, discard, touch, launching, strict, guest,
+    launch
         As `gmemcore.run`.
     abis : str, Abi, Path, a sequence of them, or None
         Revisions: ``"v5"``, ``"v5,two-caps"``, ``"all"``; the path of a proposal's TOML file. None: v5, with
@@ -91,6 +93,7 @@ def replay(
         seed=seed,
         launching=launching,
         touch=touch,
+        strict=strict,
         guest=guest,
         launch=launch,
         parameters=parameters,

@@ -187,7 +187,7 @@ class RunResult:
             memory=None if isinstance(workload, Trace) else _size_of(self.trace),
             operations=operations,
             seed=own.seed if seed is None else seed,
-            launching=True,  # this guest has its launch behind it, or ahead
+            onward=True,
             parameters=parameters,
         )
         return RunResult(self._player, loaded, _checked(every), flags)
@@ -223,6 +223,7 @@ def run(
     discard: bool = True,
     touch: bool = False,
     launching: bool = False,
+    strict: bool = False,
     guest: str | None = None,
     launch: int | None = None,
     page_size: int | str = "4k",
@@ -263,6 +264,8 @@ def run(
         Let the guest use every page that is converted: for workloads that show conversions only.
     launching : bool
         The guest doesn't run yet, though no launch is shown.
+    strict : bool
+        Refuse a log if a line of a known event can't be read.
     guest, launch
         Which guest of a log, and which of its launches, from 1.
     page_size : int or str
@@ -303,6 +306,7 @@ def run(
         seed=seed,
         launching=launching,
         touch=touch,
+        strict=strict,
         guest=guest,
         launch=launch,
         parameters=parameters,

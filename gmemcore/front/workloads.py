@@ -9,8 +9,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gmemcore.engine.arguments import as_u64
+from gmemcore.engine.arguments import as_int, as_u64
 from gmemcore.errors import InvalidArgumentError
+from gmemcore.files.kinds import WORKLOAD, expecting
 from gmemcore.files.reading import opened
 from gmemcore.policy import ABIS, Abi, get_abi
 from gmemcore.policy.proposal import read_proposal
@@ -19,9 +20,10 @@ from gmemcore.workload.behaviours import BEHAVIOURS, Behaviour, find_behaviour, 
 from gmemcore.workload.layout import Layout
 from gmemcore.workload.logs import import_log, read_log, summary_lines
 from gmemcore.workload.operations import OPERATION
+from gmemcore.workload.options import check_applies
 from gmemcore.workload.streams import concatenate, limit
 from gmemcore.workload.touches import with_touches
-from gmemcore.workload.trace import Header, Trace, is_trace, read_trace, record
+from gmemcore.workload.trace import Header, Trace, TraceError, is_trace, read_trace, record
 
 DEFAULT_MEMORY: Final = "4g"
 """Memory of a guest that does what a behaviour does."""
@@ -56,11 +58,20 @@ def load(
     seed: int = 0,
     launching: bool = False,
     touch: bool = False,
+    strict: bool = False,
     guest: str | None = None,
     launch: int | None = None,
     parameters: Mapping[str, Any] | None = None,
+    onward: bool = False,
 ) -> Loaded:
-    """Return the workload of a name, a file or operations; see `gmemcore.run` for the parameters.
+    """Return the workload of a name, a file or operations.
+
+    Parameters
+    ----------
+    what, memory, operations, seed, launching, touch, strict, guest, launch, parameters
+        As `gmemcore.run` takes them.
+    onward : bool
+        Whether it goes on with a guest that is there, which has its launch behind it, or ahead.
 
     Raises
     ------
@@ -72,19 +83,35 @@ def load(
         A file that can't be read.
     """
     given = dict(parameters or {})
+    if operations is not None and as_int(operations, "operations") < 0:
+        raise InvalidArgumentError(f"operations must be 0 or more, not {operations:,}")
+    options = {"memory": memory, "launching": launching, "strict": strict, "guest": guest, "launch": launch}
+    asked = [name for name, value in options.items() if value is not None and value is not False]
+    launching = launching or onward
     if isinstance(what, np.ndarray):
+        check_applies("an array of operations", "a trace", (name for name in asked if name != "memory"))
         found = Loaded(_of_operations(what, memory, seed))
     elif isinstance(what, Trace):
+        check_applies(f"{what.header.name or 'this'}", "a trace", asked)
         found = Loaded(what)
     elif isinstance(what, Sequence) and not isinstance(what, str):
         rows = [_behaviour(each) for each in what]
+        check_applies(", ".join(row.name for row in rows), "a behaviour", asked)
         found, given = Loaded(_of_behaviours(rows, memory, operations, seed, launching, given)), {}
     elif isinstance(what, (str, PathLike)):
         behaviour = find_behaviour(str(what))
         if behaviour is not None:
+            check_applies(behaviour.name, "a behaviour", asked)
             found, given = Loaded(_of_behaviours([behaviour], memory, operations, seed, launching, given)), {}
         else:
-            found = _of_file(Path(what), memory, seed, launching, guest, launch)
+            path = Path(what)
+            if not path.exists():
+                names = ", ".join(BEHAVIOURS)
+                raise InvalidArgumentError(
+                    f"{path}: No such file or directory, and no behaviour; there are {names}"
+                )
+            with expecting(path, WORKLOAD):
+                found = _of_file(path, asked, memory, seed, launching, strict, guest, launch)
     else:
         raise TypeError(
             f"a workload must be a name, a path, a Trace or operations, not {type(what).__name__}"
@@ -161,23 +188,27 @@ def _of_operations(operations: NDArray[Any], memory: Memory, seed: int) -> Trace
 
 
 def _of_file(
-    path: Path, memory: Memory, seed: int, launching: bool, guest: str | None, launch: int | None
+    path: Path,
+    asked: Sequence[str],
+    memory: Memory,
+    seed: int,
+    launching: bool,
+    strict: bool,
+    guest: str | None,
+    launch: int | None,
 ) -> Loaded:
     """Return what a trace or a log has."""
-    if not path.exists():
-        names = ", ".join(BEHAVIOURS)
-        raise InvalidArgumentError(f"{path}: No such file or directory, and no behaviour; there are {names}")
     with opened(path) as file:
         buffered: Any = file
         if is_trace(buffered.peek(16)):
-            if memory is not None:
-                raise InvalidArgumentError(
-                    f"{path} is a trace, which has its guest's memory; leave memory out"
-                )
+            check_applies(str(path), "a trace", asked)
             return Loaded(read_trace(path))
         layout = memory if isinstance(memory, Layout) or memory is None else Layout.pc(_bytes_of(memory))
-        log = read_log(buffered)
-    imported = import_log(log, path.name, layout=layout, seed=seed, launching=launching, guest=guest)
+        try:
+            log = read_log(buffered, strict=strict)
+            imported = import_log(log, path.name, layout=layout, seed=seed, launching=launching, guest=guest)
+        except TraceError as error:
+            raise TraceError(f"{path}: {error}") from error
     launches = imported.launches
     if launch is None and len(launches) > 1:
         raise InvalidArgumentError(

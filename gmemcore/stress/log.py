@@ -32,6 +32,7 @@ import msgspec
 from gmemcore.errors import InputError
 from gmemcore.files.reading import check_type
 from gmemcore.files.writing import naming
+from gmemcore.spelling import switch
 
 FORMAT: Final = "gmemcore stress log 1"
 MAX_LINE: Final = 64 << 20
@@ -122,7 +123,10 @@ class Log:
                 self._new_header = header
                 return
             if not resume and has_results:
-                raise LogError(f"{path} holds results; --resume continues with them, --fresh starts over")
+                raise LogError(
+                    f"{path} holds results; {switch('resume')} continues with them, "
+                    f"{switch('fresh')} starts over"
+                )
             self._guests = self._read(header)
         except BaseException:
             os.close(self._fd)

@@ -18,6 +18,8 @@ from typing import Final
 
 import msgspec
 
+from gmemcore.engine.arguments import as_int
+from gmemcore.errors import InvalidArgumentError
 from gmemcore.stress.dispatch import ATTEMPTS, Dispatcher
 from gmemcore.stress.link import CLOSING_SECONDS, Down, Ended, Failed, Heard, Link, Lost
 from gmemcore.stress.spec import Spec
@@ -25,6 +27,8 @@ from gmemcore.stress.work import Chunker, ChunkResult, code_id
 
 MAX_LINE: Final = 64 << 20
 """Longest result in bytes; a worker that writes a longer one is killed."""
+MAX_WORKERS: Final = 1024
+"""Most worker processes of one run."""
 RESTART_SECONDS: Final = 1.0
 """Pause after a start that failed while other workers run."""
 
@@ -45,6 +49,11 @@ class Processes:
 
     workers: int = 2
     patience: float = 60.0
+
+    def __post_init__(self) -> None:
+        workers = as_int(self.workers, "workers")
+        if not 1 <= workers <= MAX_WORKERS:
+            raise InvalidArgumentError(f"workers must be 1 to {MAX_WORKERS:,}, not {workers:,}")
 
     def __call__(self, spec: Spec, chunker: Chunker) -> Iterator[ChunkResult]:
         """Run what a chunker hands out; see `gmemcore.stress.run.Runner`.

@@ -29,7 +29,7 @@ from gmemcore.errors import GmemError, InvalidArgumentError
 from gmemcore.files.kinds import MAGIC
 from gmemcore.files.writing import replace_file
 from gmemcore.uapi import PAGE_SIZE, MemoryAttribute, PageType, VmType
-from gmemcore.units import counted
+from gmemcore.units import counted, format_bytes
 from gmemcore.workload.container import (
     MAX_BYTES,
     MAX_HEADER,
@@ -117,6 +117,14 @@ class Trace:
     header: Header
     operations: Operations
     start: NDArray[np.uint64] = field(default_factory=lambda: np.zeros((0, 3), np.uint64))
+
+    def __repr__(self) -> str:
+        own = self.header
+        kind = f" of {own.vm_type}" if own.vm_type else ""
+        return (
+            f"Trace {own.name!r} from {own.source}: {counted(len(self.operations), 'operation')}, "
+            f"a guest{kind} with {format_bytes(own.layout.size)}"
+        )
 
 
 # ---- both forms -------------------------------------------------------------------------------------------

@@ -223,7 +223,7 @@ def test_default_memory_is_eight_times_what_the_last_cache_holds(monkeypatch, tm
     ("setting", "text"),
     [
         (Setting("none", huge_pages=False), "must be one of anonymous, memfd, guest_memfd"),
-        (Setting("memfd", huge_pages=True), "needs --backing anonymous, not memfd"),
+        (Setting("memfd", huge_pages=True), "needs backing='anonymous', not memfd"),
         (Setting(threads=5000), "1 to "),
     ],
 )
@@ -372,9 +372,9 @@ def test_files_that_are_wrong_say_where(tmp_path, text, where):
 
 
 def test_huge_pages_of_a_backing_without_them(tmp_path):
-    with pytest.raises(InvalidArgumentError, match="--huge-pages on needs --backing anonymous, not memfd"):
+    with pytest.raises(InvalidArgumentError, match="huge_pages=True needs backing='anonymous', not memfd"):
         axes_of(tmp_path, "huge_pages = [true]\nbacking = ['memfd']").cases(1 << 20)
-    with pytest.raises(InvalidArgumentError, match="--enforce on needs --backing memfd, not anonymous"):
+    with pytest.raises(InvalidArgumentError, match="enforce=True needs backing='memfd', not anonymous"):
         axes_of(tmp_path, "enforce = [true]").cases(1 << 20)
 
 

@@ -11,7 +11,7 @@ import gmemcore as gm
 from gmemcore.analysis import Series, diff, splits_and_merges, take, watch
 from gmemcore.analysis.runs import BenchRun, ReplayRun, StressRun
 from gmemcore.cli import main
-from gmemcore.errors import InvalidArgumentError
+from gmemcore.errors import GmemError, InputError, InvalidArgumentError
 from gmemcore.files.records import RecordFile
 from gmemcore.front import benching, replaying, running, stressing, workloads
 from gmemcore.policy import ABIS
@@ -28,6 +28,7 @@ from gmemcore.workload.trace import Trace, record, write_trace
 from support.paths import JIT_DISABLED, TRACES
 
 LOG = TRACES / "qemu-snp-launch.log"
+TWO = str(TRACES / "ftrace-two-guests.txt")
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,57 @@ def test_what_can_not_be_run(arguments, complaint):
 def test_what_is_no_workload(wrong):
     with pytest.raises(TypeError, match="must be"):
         gm.run(wrong)
+
+
+IN_PYTHON = {
+    'gm.bench("v5", "SNP", memory="3x")': "memory: '3x' is not a size",
+    'gm.bench("v5", "SNP", ranges="0")': "ranges: size 0",
+    'gm.bench("v5", "SNP", page_sizes="3m")': "page_sizes: ",
+    'gm.bench("v5", "SNP", fragmentations="x")': "fragmentations: ",
+    'gm.bench("v5", "SNP", threads=0)': "threads: ",
+    'gm.bench("v5", "SNP", backings="memfd", huge_pages=True)': "huge_pages=True needs backings='anonymous'",
+    'gm.bench("v5", "SNP", enforce=True)': "enforce=True needs backings='memfd', not anonymous",
+    'gm.bench("huge-partial", "SNP", page_sizes="2m", memory="3m")': "use memory='4m'",
+    'gm.bench("v5", "SNP", flags=1 << 40)': "flags must be ",
+    'gm.bench("v5", "SNP", seconds="x")': "seconds must be a number",
+    'gm.run("snp-boot", operations=-3)': "operations must be 0 or more, not -3",
+    'gm.run("snp-boot", operations="x")': "operations must be an integer",
+    'gm.run("snp-boot", launch=1)': "launch is for a log; snp-boot is a behaviour",
+    'gm.run(["snp-boot", "balloon"], guest="1")': "guest is for a log; snp-boot, balloon is a behaviour",
+    'gm.run(gm.run("balloon", "64m", operations=1).trace, strict=True)': "strict is for a log; balloon is a",
+    'gm.run(np.zeros(1, gm.workload.operations.OPERATION), memory="1m", guest="1")': "guest is for a log",
+    'gm.run(TWO, memory="1g")': f"{TWO}: 2 guests in one log; choose one: guest='4251'",
+    'gm.replay(TWO, guest="7", memory="1g")': "there is guest='4251'",
+    "gm.run(__file__)": "must be a trace or a log of a host",
+    'gm.stress("balloon", guests=0)': "guests: must be 1 to 10,000,000, not 0",
+    'gm.stress("balloon", memory="3x")': "memory: '3x' is not a size",
+    'gm.stress("balloon", abis="v99")': "abis: unknown abi 'v99'",
+    'gm.stress("balloon", workers=0)': "workers must be 1 to 1,024, not 0",
+    'gm.stress("balloon", resume=True)': "resume needs a log",
+    'gm.stress("balloon", log=__file__)': "resume=True continues with them, fresh=True starts over",
+    'gm.stress("guests =\\n")': "spec: not TOML: ",
+}
+"""Call -> what its error has."""
+
+
+@pytest.mark.parametrize("call", IN_PYTHON)
+def test_errors_name_parameters_and_no_options(call):
+    with pytest.raises((GmemError, InputError, TypeError)) as raised:
+        eval(call)
+    text = str(raised.value)
+    assert IN_PYTHON[call] in text
+    assert " --" not in text.replace("kvm fuzz --json", ""), text
+
+
+def test_the_same_errors_name_options_on_the_command_line(capsys):
+    for words, text in (
+        (("bench", "--enforce", "on"), "--enforce on needs --backing memfd, not anonymous"),
+        (("bench", "--range", "0"), "--range: size 0"),
+        (("replay", TWO), "choose one: --guest 4251 "),
+    ):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert text in capsys.readouterr().err
 
 
 def test_refusals_of_a_run():
@@ -338,7 +390,7 @@ def test_a_fleet_with_a_log(tmp_path):
     first = gm.stress(SPEC, log=tmp_path / "fleet.log")
     again = gm.stress(SPEC, log=tmp_path / "fleet.log", resume=True)
     assert again.last.total.digest == first.last.total.digest
-    with pytest.raises(InvalidArgumentError, match="resume needs the log"):
+    with pytest.raises(InvalidArgumentError, match="resume needs a log"):
         gm.stress(SPEC, resume=True)
 
 
@@ -504,7 +556,7 @@ def test_every_kind_of_file_is_read_as_what_it_is(tmp_path, boot):
         assert isinstance(gm.read(tmp_path / name), kind), name
     assert gm.read(LOG).operations.tolist() == workloads.load(LOG).trace.operations.tolist()
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(InvalidArgumentError, match=r"picture\.png is a picture \(PNG\); must be a file that"):
+    with pytest.raises(InvalidArgumentError, match=r"is a picture \(PNG\); must be snapshots, a trace,"):
         gm.read(tmp_path / "picture.png")
     with pytest.raises(FileNotFoundError):
         gm.read(tmp_path / "nothing")

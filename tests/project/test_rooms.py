@@ -33,7 +33,7 @@ FLOORS = [
     {"units"},
     {"errors"},
     {"uapi"},
-    {"html"},
+    {"html", "spelling"},
 ]
 # The one way up: a backing that lives in the real kernel is loaded by name, when it is asked for.
 BY_NAME = {("engine", "kvm")}

@@ -121,7 +121,7 @@ def test_a_log_of_another_run_is_refused_and_kept(path, header, message):
 
 
 def test_what_is_there_goes_only_when_asked_and_only_if_it_is_a_log(path, tmp_path):
-    with pytest.raises(LogError, match="--resume continues"):
+    with pytest.raises(LogError, match="resume=True continues"):
         Log(path, HEADER)
     before = path.read_bytes()
     path.chmod(0o640)

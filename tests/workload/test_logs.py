@@ -104,13 +104,13 @@ def test_a_cut_line_is_skipped_and_reported():
 
 
 def test_two_guests_are_told_apart():
-    with pytest.raises(TraceError, match=r"2 guests .*--guest 4251 \(CPU 0/KVM 4251.*--guest 9917"):
+    with pytest.raises(TraceError, match=r"2 guests .*guest='4251' \(CPU 0/KVM 4251.*guest='9917'"):
         of_file("ftrace-two-guests.txt")
     for guest in ("4251", "9917"):
         found = of_file("ftrace-two-guests.txt", guest=guest)
         assert run(found.launches[0]).counters.pages_changed == 2
         assert found.others == 2
-    with pytest.raises(TraceError, match="no guest '1' in this log; there is --guest 4251"):
+    with pytest.raises(TraceError, match="no guest '1' in this log; there is guest='4251'"):
         of_file("ftrace-two-guests.txt", guest="1")
 
 
@@ -693,7 +693,7 @@ def test_guests_that_were_started_at_once_are_chosen_by_thread():
         f"{name}-{tid} [001] ..... 1.00000{i}: {logs.set_mem_attributes(i * P, P, True)}"
         for i, (name, tid) in enumerate(threads)
     )
-    with pytest.raises(TraceError, match="guests in one log; choose one: --guest 110"):
+    with pytest.raises(TraceError, match="guests in one log; choose one: guest='110'"):
         imported(text)
     assert rows_of(imported(text, guest="110,112").launches[0])[1:] == [
         ("CONVERT", 0, P),
@@ -706,7 +706,7 @@ def test_names_of_guests_tell_them_apart():
         f"[{guest}] qemu-system-x86_64: ({tid}:main): {logs.convert_memory(0, P, True)}"
         for guest, tid in (("fish food", 1), ("b", 2), ("fish food", 3))
     )
-    with pytest.raises(TraceError, match=r"2 guests .*--guest fish food"):
+    with pytest.raises(TraceError, match=r"2 guests .*guest='fish food'"):
         imported(text)
     assert len(imported(text, guest="fish food").launches[0].trace.operations) == 3
     assert len(imported(text, guest="b").launches[0].trace.operations) == 2
@@ -725,7 +725,7 @@ def test_launches_at_the_same_time_are_of_two_processes():
         (207, logs.convert_memory(0x400000, P, False)),
     ]
     text = "\n".join(f"{tid}@1.00000{i}:{event}" for i, (tid, event) in enumerate(events))
-    with pytest.raises(TraceError, match=r"2 guests .*--guest 100 .*--guest 200"):
+    with pytest.raises(TraceError, match=r"2 guests .*guest='100' .*guest='200'"):
         imported(text)
     assert rows_of(imported(text, guest="200").launches[0]) == [
         ("POPULATE", P, P),

@@ -15,6 +15,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gmemcore.spelling import option
+from gmemcore.units import counted
 from gmemcore.workload.logs.forms import Kind
 from gmemcore.workload.logs.log import Log
 from gmemcore.workload.logs.prefixes import Thread
@@ -104,7 +106,8 @@ def _listed(log: Log, guests: Sequence[LoggedGuest]) -> str:
     for guest in guests[:_SHOWN]:
         threads = [str(log.threads[i]) for i in guest.threads]
         more = f" and {len(threads) - _SHOWN} more" if len(threads) > _SHOWN else ""
-        texts.append(f"--guest {guest.name} ({', '.join(threads[:_SHOWN])}{more}: {guest.events:,} events)")
+        listed = f"{', '.join(threads[:_SHOWN])}{more}: {counted(guest.events, 'event')}"
+        texts.append(f"{option('guest', guest.name)} ({listed})")
     if len(guests) > _SHOWN:
         texts.append(f"and {len(guests) - _SHOWN} more")
     return ", ".join(texts)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmemcore.engine.steps import Step
+from gmemcore.spelling import option
 from gmemcore.uapi import MemoryAttribute, PageType
 from gmemcore.workload.layout import Layout, spans
 from gmemcore.workload.logs import launches, memory, start
@@ -38,7 +39,7 @@ from gmemcore.workload.operations import (
 from gmemcore.workload.ranges import first_over
 from gmemcore.workload.trace import Header, Trace, TraceError
 
-MEMSLOTS, GIVEN, TOUCHED = "memslots of the log", "--memory", "around what the log touches"
+MEMSLOTS, GIVEN, TOUCHED = "memslots of the log", "as given", "around what the log touches"
 """Where a layout comes from."""
 
 _BY_LAUNCH, _BY_CONVERSION = "as before a launch", "as the first conversion there needs"
@@ -268,7 +269,7 @@ class _Importer:
             if not np.isin(kinds, (Kind.CONVERT, Kind.ATTRIBUTES)).any():
                 raise TraceError(
                     "offsets of a RAMBlock are no addresses: trace kvm_set_user_memory too, or say where "
-                    "memory is with --memory"
+                    f"memory is with {option('memory')}"
                 )
             # RamBlockAttributes record what the log has as requests.
             self._account.repeats += len(blocks)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from gmemcore.spelling import switch
 from gmemcore.units import counted, format_bytes
 from gmemcore.workload.logs.importing import Imported, Launch
 from gmemcore.workload.logs.log import SHOWN
@@ -29,7 +30,7 @@ def summary_lines(imported: Imported, name: str, launches: Sequence[Launch] | No
     )
     if log.unread:
         lines = counted(len(log.unread), "line")
-        yield f"  skipped {lines} of known events that can't be read (--strict refuses them)"
+        yield f"  skipped {lines} of known events that can't be read ({switch('strict')} refuses them)"
     yield from (f"    line {each.line}: {each.reason}" for each in log.unread[:SHOWN])
     if log.lost:
         yield f"  its tracer {log.lost}; what follows is not all that happened"
@@ -71,7 +72,10 @@ def launch_lines(launch: Launch) -> Iterator[str]:
     if launch.unconfirmed and not launch.failures:
         yield f"line {launch.finish_line}: launch_finish, and no change of state to running after it"
     if launch.assumed_running:
-        yield "the log shows no launch: assumed that the guest was running (use --launching if it wasn't)"
+        yield (
+            "the log shows no launch: assumed that the guest was running "
+            f"(use {switch('launching')} if it wasn't)"
+        )
 
 
 def summary_record(imported: Imported) -> dict[str, Any]:
