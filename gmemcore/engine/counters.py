@@ -22,6 +22,8 @@ class Counters:
         Pages allocated.
     rmp_updates, sept_changes : int
         Pages assigned or removed, in SNP's RMP and in TDX's S-EPT.
+    cache_lines_flushed : int
+        Cache lines of the pages that were removed.
     pages_accepted : int
         Pages that became accepted.
     blocks_2m_split, blocks_2m_merged : int
@@ -49,6 +51,7 @@ class Counters:
     pages_allocated: int = 0
     rmp_updates: int = 0
     sept_changes: int = 0
+    cache_lines_flushed: int = 0
     pages_accepted: int = 0
     blocks_2m_split: int = 0
     blocks_2m_merged: int = 0

@@ -69,6 +69,7 @@ ONES = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 WORD_BYTES = U8
 
 PAGE_SHIFT = np.uint64(12)
+CACHE_LINE_SHIFT = np.uint64(6)
 PAGE_MASK, PAGE_WORDS = np.uint64((1 << 12) - 1), np.uint64((1 << 12) // 8)
 ROW_SHIFT = np.uint64(6)  # a row: the 64 pages of one word of a line
 BLOCK_SHIFT = np.uint64(9)
@@ -104,7 +105,7 @@ HOST_WORK, HOST_VIEW, COMMIT, RELEASE, DESCRIPTOR, RESIDENT, HOST_STEPS_LEFT = n
 THREADS, TASKS, PART, ORDER, FOLIOS = numbers(5, LOCK_WORDS + 23)
 DEFERRED, DEFERRED_LINES, STORE, MOST_STORED, PAGES_STORED, VIEWED = numbers(6, LOCK_WORDS + 28)
 TOTALS = np.uint64(LOCK_WORDS + 34)
-COUNTERS = 20
+COUNTERS = 21
 HEADER_SLOTS = np.uint64(LOCK_WORDS + 34 + COUNTERS)
 
 # The header of an owner, shared by its files: the launch phase, the rules of both phases and the number of
@@ -131,6 +132,7 @@ COUNTERS_AT = np.uint64(2)
     PAGES_ALLOCATED,
     RMP_UPDATES,
     SEPT_CHANGES,
+    LINES_FLUSHED,
     PAGES_ACCEPTED,
     BLOCKS_SPLIT,
     BLOCKS_MERGED,
@@ -402,6 +404,13 @@ def tally(header, results, counter, i, amount):
 
 
 @inlined
+def tally_assigned(header, results, i, value, changed):
+    """Count pages that became assigned, or that ceased to be: those are flushed from the caches."""
+    tally(header, results, header[TRACKING], i, changed)
+    tally(header, results, LINES_FLUSHED, i, (changed & ~value) << (PAGE_SHIFT - CACHE_LINE_SHIFT))
+
+
+@inlined
 def tally_plane(header, results, i, plane, value, changed, split, merged):
     """Update the counters of a plane after some of its pages changed."""
     if plane == PRIVATE:
@@ -409,7 +418,7 @@ def tally_plane(header, results, i, plane, value, changed, split, merged):
         tally(header, results, BLOCKS_SPLIT, i, split)
         tally(header, results, BLOCKS_MERGED, i, merged)
     elif plane == ASSIGNED:
-        tally(header, results, header[TRACKING], i, changed)
+        tally_assigned(header, results, i, value, changed)
     elif plane == ALLOCATED:
         tally(header, results, PAGES_ALLOCATED, i, changed & value)
     elif plane == ACCEPTED:
@@ -1941,7 +1950,7 @@ def convert_keyed(file, n_whole, offset, size, attributes, flags, results, i):
     tally(header, results, PAGES_CHANGED, i, changed + changed_last)
     tally(header, results, BYTES_XORED, i, size_xored)
     tally(header, results, PAGES_ALLOCATED, i, fresh + fresh_last)
-    tally(header, results, header[TRACKING], i, assigned + assigned_last)
+    tally_assigned(header, results, i, value, assigned + assigned_last)
     tally(header, results, BLOCKS_MERGED, i, merged)
     return True
 

@@ -496,6 +496,7 @@ def test_struct_pages_by_the_formula(order, struct_pages):
         "tlb_flushes": 2,
         "sept_demotions": 1,
         "sept_changes": 1,
+        "cache_lines_flushed": 64,
         "pages_changed": 1,
         "bytes_zeroed": P,
         "blocks_2m_split": 1,

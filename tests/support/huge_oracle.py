@@ -12,7 +12,7 @@ STRUCT_PAGE = 64
 ABSENT, WHOLE, SPLIT = "absent", "whole", "split"
 SIZES = {9: "2m", 18: "1g"}
 COUNTERS = (
-    *("pages_changed", "pages_allocated", "rmp_updates", "sept_changes"),
+    *("pages_changed", "pages_allocated", "rmp_updates", "sept_changes", "cache_lines_flushed"),
     *("folios_2m_split", "folios_2m_merged", "folios_1g_split", "folios_1g_merged", "pages_restructured"),
     *("vmemmap_pages_allocated", "vmemmap_pages_freed", "tlb_flushes", "psmashes", "sept_demotions"),
 )
@@ -101,6 +101,7 @@ class HugeFile:
                 self.counters["pages_allocated"] += changed
             elif plane == "assigned":
                 self.counters["rmp_updates" if self.vm_type == "SNP" else "sept_changes"] += changed
+                self.counters["cache_lines_flushed"] += 0 if value else 64 * changed
         self.count_folios(*self.restructured(before, self.states(start, end)))
 
     # --- conversion -----------------------------------------------------------------------------

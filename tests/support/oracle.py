@@ -31,6 +31,7 @@ COUNTERS = (
     "pages_allocated",
     "rmp_updates",
     "sept_changes",
+    "cache_lines_flushed",
     "pages_accepted",
     "blocks_2m_split",
     "blocks_2m_merged",
@@ -542,6 +543,7 @@ class OracleGmem:
             self.assigned[page] = 0
             self.accepted[page] = 0
             self._count_firmware()
+            self.count("cache_lines_flushed", 64)
 
     def unmap(self, pages):
         """What the guest can't reach any more leaves TDX's S-EPT, and is cleared."""
