@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from gmemcore.benchmark.axes import DEFAULT_SETTING
+from gmemcore.benchmark.flushing import INSTRUCTION, LINE, flush_seconds
 from gmemcore.benchmark.memory import Memory
 from gmemcore.benchmark.primitives import SOURCE, Primitives
 from gmemcore.engine import warmup
@@ -27,6 +28,7 @@ from gmemcore.workload.cost import CALL, CostFile, Figure
 ROUNDS: Final = 20
 _CALLS: Final = 10_000
 _TOUCHED: Final = 64 << 20
+_FLUSHED: Final = 256 << 10  # all of it fits into the second-level cache of a server
 _PRIVATE: Final = int(MemoryAttribute.PRIVATE)
 
 
@@ -67,6 +69,9 @@ def calibrate(
     say("first touches")
     touch_size = min(size, _TOUCHED)
     touched = _first_touch(touch_size, rounds) / (touch_size // PAGE_SIZE)
+    say("cache flushes")
+    flush = flush_seconds(_FLUSHED)
+    flushed = None if flush is None else _median(rounds, flush) / (_FLUSHED // LINE)
     say("calls")
     conversion, entry = _conversion(rounds), _system_call(rounds)
     return CostFile(
@@ -86,6 +91,7 @@ def calibrate(
                 ns=_figure(touched * 1e9),
                 source=f"{by}: first touch of {format_size(touch_size)} of anonymous memory in 4 KiB pages",
             ),
+            **_flush_figure(flushed, by),
             CALL: Figure(
                 ns=_figure((conversion + entry) * 1e9),
                 source=f"{by}: an empty system call ({entry * 1e9:.0f} ns) and one page's attribute set by "
@@ -93,6 +99,14 @@ def calibrate(
             ),
         },
     )
+
+
+def _flush_figure(flushed: float | None, by: str) -> dict[str, Figure]:
+    """Return the event of a flushed cache line by name, or nothing where no line could be flushed."""
+    if flushed is None:
+        return {}
+    source = f"{by}: {INSTRUCTION} over {format_size(_FLUSHED)} of lines written just before"
+    return {"cache_lines_flushed": Figure(ns=_figure(flushed * 1e9), source=source)}
 
 
 def _figure(value: float) -> float:

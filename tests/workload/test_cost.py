@@ -3,11 +3,14 @@
 import json
 import math
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import median
 
+import numpy as np
 import pytest
 
 from gmemcore.benchmark.calibrate import calibrate
+from gmemcore.benchmark.flushing import compiled_flush, flush_seconds
 from gmemcore.benchmark.memory import Memory
 from gmemcore.benchmark.primitives import Primitives
 from gmemcore.cli import main
@@ -364,9 +367,11 @@ def test_what_this_host_measures_reads_back_and_is_plausible(capsys, tmp_path, m
     path = tmp_path / "here.toml"
     code, out, err = run(capsys, "calibrate", "-o", path, "--memory", f"{size >> 10}k")
     assert (code, out) == (0, "")
-    assert err.count("gmemcore cost calibrate: ") == 4
+    assert err.count("gmemcore cost calibrate: ") == 5
     cost = load_cost(path)
-    assert set(cost.events) == {"bytes_zeroed", "bytes_xored", "bytes_scrambled", "pages_allocated", CALL}
+    flushed = set() if flush_seconds(4096) is None else {"cache_lines_flushed"}
+    anywhere = {"bytes_zeroed", "bytes_xored", "bytes_scrambled", "pages_allocated", CALL}
+    assert set(cost.events) == anywhere | flushed
     for figure in cost.events.values():
         assert "measured by gmemcore" in figure.source
         assert " on CPU " in figure.source
@@ -394,4 +399,19 @@ def test_calibrate_tells_what_it_measures_now(monkeypatch):
     monkeypatch.setattr("gmemcore.benchmark.calibrate._CALLS", 10)
     said = []
     calibrate(64 << 10, rounds=1, say=said.append)
-    assert said == ["zeroing and XOR", "scrambling", "first touches", "calls"]
+    assert said == ["zeroing and XOR", "scrambling", "first touches", "cache flushes", "calls"]
+
+
+def test_cache_lines_are_flushed_by_an_instruction_that_the_host_has(monkeypatch):
+    run = flush_seconds(4096)
+    has_instruction = "clflushopt" in Path("/proc/cpuinfo").read_text().split()
+    assert (run is not None) == (has_instruction and not JIT_DISABLED)
+    if run is not None:
+        assert run() > 0
+        flush = compiled_flush()
+        flush(np.zeros(8, np.uint64))
+        (code,) = flush.inspect_asm().values()
+        assert code.count("clflushopt") == code.count("mfence") == 1  # in the loop, and after it
+    monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", dict)
+    assert flush_seconds(4096) is None
+    assert "cache_lines_flushed" not in calibrate(64 << 10, rounds=1).events
