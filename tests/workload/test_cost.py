@@ -288,7 +288,7 @@ def test_predict_reads_runs_line_by_line_and_adds_them_up(capsys, tmp_path, file
         ('{"a": 1}\n{"counters": {"pages": 1}}', "line 2: counters must be whole numbers of "),
         ('{"counters": {}, "calls": -1}', "line 1: calls must hold whole numbers, not -1"),
         ('{"a": 1}', "must have a line with counters"),
-        ("\udcff", "run.jsonl is of no known kind; must be a run"),
+        ("\udcff", "run.jsonl is text that isn't UTF-8; must be a run"),
         ("[" * 100_000, "is no JSON, though it begins like it; must be a run"),
     ],
 )
