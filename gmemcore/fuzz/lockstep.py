@@ -76,7 +76,7 @@ class Arena:
     terrain : Terrain
         What walks can contain.
     new_model : callable
-        What makes the model's machine.
+        Makes the model's machine.
     """
 
     transport: Transport
@@ -100,7 +100,7 @@ def model_machine(terrain: Terrain) -> Machine:
 
 
 class Known(NamedTuple):
-    """A step that came out as this kernel is known to differ."""
+    """A step with a known difference of this kernel."""
 
     number: int
     row: Difference
@@ -108,14 +108,14 @@ class Known(NamedTuple):
 
 @dataclass(slots=True)
 class Result:
-    """What came of a walk on a kernel.
+    """Result of a walk on a kernel.
 
     Attributes
     ----------
     outcomes : list of (str, str)
         Operation and the kernel's outcome of each step that was done.
     known : list of Known
-        The steps that came out as this kernel is known to differ.
+        Steps with a known difference of this kernel.
     finding : Finding or None
         The step that differs, which ended the walk.
     """
@@ -131,7 +131,7 @@ class Result:
 
 
 def answers_of(arena: Arena, steps: Iterable[Step]) -> list[Answer]:
-    """Let the model do steps on a fresh VM."""
+    """Return the model's answers to steps on a fresh VM."""
     machine = arena.model()
     try:
         return [perform(machine, step) for step in steps]
@@ -140,7 +140,7 @@ def answers_of(arena: Arena, steps: Iterable[Step]) -> list[Answer]:
 
 
 def run(arena: Arena, steps: list[Step], answers: list[Answer] | None = None) -> Result:
-    """Do a walk on a fresh VM of the kernel, and compare every answer with the model's.
+    """Run a walk on a fresh VM of the kernel, and compare every answer with the model's.
 
     Parameters
     ----------

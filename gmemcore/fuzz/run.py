@@ -1,4 +1,4 @@
-"""A run: walks until something differs, or until there were enough."""
+"""A run: walks until the first difference, or until its limit."""
 
 import time
 from collections import Counter
@@ -33,30 +33,30 @@ class Limits:
 
 @dataclass(slots=True)
 class Report:
-    """What came of a run.
+    """Result of a run.
 
     Attributes
     ----------
     release : str
-        Of the kernel.
+        Kernel release.
     seed : int
-        Of the walks.
+        Seed of the walks.
     steps, walks : int
         How many were run.
     seconds : float
-        How long that took, shrinking aside.
+        Time they took, without shrinking.
     coverage : Coverage
-        What was seen.
+        Outcomes seen.
     known : Counter of (VmType, Difference)
-        How often the kernel answered as it is known to differ.
+        Known differences, and how often each was seen.
     finding : Finding or None
-        The first difference, shrunk.
+        First unexplained difference, shrunk.
     walk : list of dict
-        The steps that show it.
+        Steps that show it.
     path : Path or None
-        The vector file with them.
+        Vector file with these steps.
     left_over : Path or None
-        The walk of an earlier run that didn't end.
+        Last walk of an earlier run that was cut off.
     """
 
     release: str
@@ -73,7 +73,7 @@ class Report:
 
     @property
     def reasons(self) -> Counter[str]:
-        """How often the kernel answered as it is known to differ, by reason."""
+        """How often known differences were seen, by reason."""
         reasons: Counter[str] = Counter()
         for (_, row), count in self.known.items():
             reasons[row.why] += count
@@ -100,13 +100,13 @@ def fuzz(
     limits : Limits
         When to end.
     folder : Path
-        Where the running walk, and one that shows a difference, are written.
+        Folder for the running walk, and for one that shows a difference.
     seed : int
-        Walks follow from it, and from what the kernel offers.
+        Determines the walks, together with what the kernel offers.
     vm_types : sequence of VmType or None
-        VM types, in turn; None: all that the host offers.
+        VM types, in turn. [default: all that the host offers]
     new_model : callable
-        What makes the model's machine.
+        Makes the model's machine.
     progress : callable
         Called after each walk, and when a difference is written and about to be shrunk.
 

@@ -15,9 +15,9 @@ from gmemcore.uapi import PAGE_SIZE
 Step = dict[str, Any]
 
 TRIES: Final = 2000
-"""Walks that are run at most to shrink one."""
+"""Walks run at most to shrink one."""
 SECONDS: Final = 600.0
-"""The same by the clock: a step that hangs takes ten seconds in each of them."""
+"""The same by the clock: a step that hangs takes ten seconds in each."""
 _PLAIN_GPA: Final = 1 << 32
 PLAINER: Final[dict[str, tuple[Any, ...]]] = {
     "size": (PAGE_SIZE, 2 * PAGE_SIZE, 1),
