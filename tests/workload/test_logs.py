@@ -637,6 +637,34 @@ def test_a_date_is_a_time_and_no_thread(prefix):
     assert log.events["time_ns"].tolist() == [noon, noon + day, 10**9]
 
 
+@pytest.mark.parametrize(
+    ("line", "tid", "time_ns"),
+    [
+        ('4251  1725971234.000100 write(2, "{}\\n", 67) = 67 <0.000010>', 4251, 1_725_971_234_000_100_000),
+        ('[pid  4251] 12:00:00.000100 write(2, "{}\\n", 67 <unfinished ...>', 4251, 0),
+        ('writev(2, [{{iov_base="{}\\r\\n", iov_len=67}}], 1) = 67', None, 0),
+        ('\t"MESSAGE" : "{}",', None, 0),
+        ('data: {{"MESSAGE":"{}"}}', None, 0),
+        ('time="2024-09-10T12:27:14.0001Z" level=info msg="{}" x=y', None, 1_725_971_234_000_100_000),
+        ('1,"{}",2', None, 0),
+    ],
+    ids=["strace -f -ttt", "strace -tt", "strace writev", "journal json-pretty", "sse", "logfmt", "csv"],
+)
+@pytest.mark.parametrize(
+    "event",
+    [logs.memory_fault(P, P, True), logs.set_mem_attributes(P, P, True), logs.launch_update(P, P)],
+    ids=["fault", "attributes", "update"],
+)
+def test_an_event_in_quotes_ends_with_them(line, tid, time_ns, event):
+    (found,) = (log := read(line.format(event), strict=True)).events
+    assert found[["gpa", "size"]].tolist() == (P, P)
+    assert (log.threads[0].tid, found["time_ns"]) == (tid, time_ns)
+    for cut in (event[:-2], event + '"...', event + " x"):  # strace prints dots behind what it cut
+        assert (len((log := read(line.format(cut))).events), len(log.unread)) == (0, 1)
+    twice = f'[{{"MESSAGE":"{event}"}}, {{"MESSAGE":"{event}"}}]'
+    assert len(read(twice, strict=True).events) == 2
+
+
 def test_times_that_go_back_are_said():
     """As where the buffers of several CPUs were joined: what came first isn't in the first line."""
     times = ("3.000000", "1.000000", "2.000000", "1.500000")

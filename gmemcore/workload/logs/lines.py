@@ -5,8 +5,9 @@ reader; tests hold the two to each other.
 
 A line is read as a terminal shows it: escape sequences and control characters are invisible and go, bytes
 that are not ASCII separate words. Several events on one line (a line feed was lost, two writers met) are
-several events. An event that a mail program wrapped is read from up to `_WRAPPED` lines, and records of JSON
-(``journalctl -o json``, containers) are read for the message in them.
+several events. An event that a mail program wrapped is read from up to `_WRAPPED` lines, records of JSON
+(``journalctl -o json``, containers) are read for the message in them, and an event in double quotes (strace,
+loggers) ends where they do.
 """
 
 import json
@@ -51,6 +52,8 @@ _OPTION: Final = re.compile(
     rb"|name = kvm:)$"
 )
 """What stands before the name of an event that a command line mentions; libvirt puts those into its logs."""
+_CLOSING: Final = re.compile(rb'(?:\\[nr])*"(?!\.\.\.)')
+"""The end of what is quoted whole; strace prints dots behind what it cut."""
 
 
 def pattern(form: Form, *, simple: bool = False) -> re.Pattern[bytes]:
@@ -227,6 +230,9 @@ class Lines:
         """Read the event that is named in a line; returns where what follows it begins."""
         name, at = found["name"], found.end()
         event = EVENTS[name.decode()]
+        closing = _CLOSING.search(line, at, end) if line.count(b'"', 0, found.start()) % 2 else None
+        if closing is not None:
+            end, last = closing.start(), True
         prefix, forms = line[before : found.start()], _FORMS[name]
         simple = _SIMPLE.match(line, at, end) if event.simple else None
         if simple is not None:
@@ -237,7 +243,7 @@ class Lines:
         if read is None:
             if not _OPTION.search(line, 0, found.start()):
                 reason = _malformed(name, event, line[at:end])
-                if last and simple is None:
+                if last and simple is None and closing is None:
                     self._open = _Open(number, number, line[before:], reason, name.decode())
                 else:
                     self._collector.unreadable(number, reason, name.decode())

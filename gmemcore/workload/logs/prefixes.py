@@ -76,8 +76,11 @@ FACTS: Final = tuple(
         rb"\((?P<tid>\d{1,10}):(?P<name>[^()]{0,31})\):\s*$",
         rb"(?:^|Z\s)\[(?P<guest>[^\]\s\d.][^\]]{0,255}|[^\]]*[a-zA-Z][^\]]{0,255})\]\s[\w./-]+:\s",
         # libvirt, loggers: "2026-11-28 12:00:00.123+0000: ", "[2026-11-28T12:00:00.123456Z INFO  crosvm] "
-        rb"(?:^|(?<=[\s\[]))(?P<date>\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)(?:[.,](?P<digits>\d{1,9}))?"
-        rb"\s?(?P<zone>Z|[+-]\d\d:?\d\d)?(?=[\s:\]])",
+        rb"(?:^|(?<=[\s\[\"]))(?P<date>\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)(?:[.,](?P<digits>\d{1,9}))?"
+        rb"\s?(?P<zone>Z|[+-]\d\d:?\d\d)?(?=[\s:\]\"])",
+        # strace: "4251  1725971234.000100 write(2, \"", "[pid  4251] 12:00:00.000100 write(2, \""
+        rb"^(?:\[pid +)?(?P<tid>\d{1,10})\]? +"
+        rb"(?:(?P<seconds>\d{9,10})\.(?P<fraction>\d{6}) |[\d:.]+ )?(?:p?writev?|send\w*)\(",
         # journals: "1725971234.000100 host qemu-system-x86_64[4242]: "
         rb"^(?P<seconds>\d{9,10})\.(?P<fraction>\d{6})\s",
         rb"[\w.@/-]\[(?P<pid>\d{1,10})\]:\s",
