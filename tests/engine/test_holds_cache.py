@@ -53,6 +53,9 @@ PACKAGE = """
     gmem.set_memory_attributes(0, 1 << 16, 0, 2)
     assert gmem.host_read(4090, 12) == b"0xbeef0xbeef"
 """
+OF_THIS_RUN = dict.fromkeys(("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "NUMBA_BOUNDSCHECK"))
+"""What a script's process doesn't take over: where and how this run compiles."""
+
 NOT_CACHED = "RuntimeWarning gmemcore: compiled kernels are not cached"
 
 
@@ -70,7 +73,7 @@ def run(request, tmp_path_factory):
         work = TINY.format(folder=str(folder))
 
     def run(before="", after="", **environment):
-        return run_python(before + WATCHED.format(work=work) + after, **environment)
+        return run_python(before + WATCHED.format(work=work) + after, **(OF_THIS_RUN | environment))
 
     return run
 

@@ -14,17 +14,14 @@ def skip_unless_slow(request):
         pytest.skip("takes minutes; run with -m slow")
 
 
-OF_THIS_RUN = ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "NUMBA_BOUNDSCHECK")
-"""What a script's process doesn't take over: where and how this run compiles."""
-
-
 def run_python(script, *, prefix=(), **environment):
-    """Run a script in a process of its own, which must end well and in silence; returns its lines."""
-    inherited = {name: value for name, value in os.environ.items() if name not in OF_THIS_RUN}
+    """Run a script in a process of its own, which must end well and in silence; returns its lines.
+
+    It compiles how and where this run does. A variable that is None is taken away.
+    """
     command = [*prefix, sys.executable, "-c", script]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**inherited, **environment}, timeout=300
-    )
+    given = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
+    done = subprocess.run(command, capture_output=True, text=True, env=given, timeout=300)
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr}"
     assert not done.stderr
     return done.stdout.splitlines()
