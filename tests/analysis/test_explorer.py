@@ -689,14 +689,14 @@ def test_in_a_frame_as_a_notebook_shows_it(shared_browser, told_guest, tmp_path)
     shared_browser.resize(1280, 900)
 
 
-def sixteen_tebibytes():
-    """A series of a hundred snapshots, and the last operations."""
+def sixteen_tebibytes(snapshots):
+    """A series of so many snapshots, and the last operations."""
     vm = gm.create_vm("SNP", backing="none")
     build(vm, Layout((Region(0, 2 << 30, True), Region(4 << 30, (16 << 40) - (2 << 30), True))))
     rng = np.random.default_rng(1)
     series, player = Series(source="sixteen"), Player(vm)
     series.take(vm, 0)
-    for number in range(1, 100):
+    for number in range(1, snapshots):
         operations = empty_operations(50)
         operations["gpa"] = (4 << 30) + (rng.integers(0, (16 << 40) - (4 << 30), 50) >> 12 << 12)
         operations["size"] = rng.choice([P, 64 * P, 2 << 20, 1 << 30], 50)
@@ -708,9 +708,12 @@ def sixteen_tebibytes():
 
 @needs_compiler
 @needs_browser
-def test_a_large_guest_over_a_hundred_snapshots(shared_browser, tmp_path):
+@pytest.mark.parametrize("snapshots", [15, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_large_guest_over_many_snapshots(shared_browser, tmp_path, snapshots, request):
     """16 TiB: a small page that takes little memory."""
-    series, operations = sixteen_tebibytes()
+    if snapshots == 100:
+        skip_unless_slow(request)
+    series, operations = sixteen_tebibytes(snapshots)
     assert series.nbytes < 160 << 20  # two snapshots of 64 MiB and what changed
     path = tmp_path / "large.html"
     explore(series, path)
@@ -725,7 +728,7 @@ def test_a_large_guest_over_a_hundred_snapshots(shared_browser, tmp_path):
     assert memory < 64 << 20
     last = operations[-1]
     browser_state = shared_browser.evaluate(
-        f"(() => {{ const p = explorer.positionOf({int(last['gpa'])} / 4096), r = explorer.runsAt(99);"
+        f"(() => {{ const p = explorer.positionOf({int(last['gpa'])} / 4096), r = explorer.runsAt({snapshots - 1});"
         "let i = 0; while (i + 1 < r.starts.length && r.starts[i + 1] <= p) i++; return r.codes[i]; })()"
     )
     assert browser_state & 1 == (last["attributes"] == 8)
@@ -753,7 +756,7 @@ def test_a_large_guest_opens_and_moves_quickly(request, shared_browser, tmp_path
     """Wanted on a quiet machine: 3 s and 15 frames per second. The bounds allow for a busy one."""
     skip_unless_slow(request)
     path = tmp_path / "large.html"
-    explore(sixteen_tebibytes()[0], path)
+    explore(sixteen_tebibytes(100)[0], path)
     seconds = shared_browser.open(path)
     drawn, taken = shared_browser.evaluate(ZOOM)
     print(f"opened in {seconds:.2f} s; {drawn / taken:.1f} frames per second")
