@@ -43,6 +43,7 @@ def test_threads_leave_what_some_order_leaves_after_long(request):
     print(f"{THREADS} threads x 10,000 operations in {race(10_000):.1f} s")
 
 
+@pytest.mark.compiles
 @pytest.mark.skipif(INTERPRETED, reason="kernels that are plain Python take turns anyway")
 def test_without_the_lock_it_is_noticed(tmp_path):
     """In a process of its own, since without locks it may end in any way, with kernels of its own."""

@@ -11,6 +11,7 @@ import pytest
 from support.paths import JIT_DISABLED
 
 pytestmark = [
+    pytest.mark.compiles,
     pytest.mark.skipif(JIT_DISABLED, reason="nothing is compiled in this run"),
     pytest.mark.skipif(platform.machine() != "x86_64", reason="registers are named for x86-64"),
 ]
