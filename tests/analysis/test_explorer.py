@@ -728,7 +728,8 @@ def test_a_large_guest_over_many_snapshots(shared_browser, tmp_path, snapshots, 
     assert memory < 64 << 20
     last = operations[-1]
     browser_state = shared_browser.evaluate(
-        f"(() => {{ const p = explorer.positionOf({int(last['gpa'])} / 4096), r = explorer.runsAt({snapshots - 1});"
+        f"(() => {{ const p = explorer.positionOf({int(last['gpa'])} / 4096);"
+        f"const r = explorer.runsAt({snapshots - 1});"
         "let i = 0; while (i + 1 < r.starts.length && r.starts[i + 1] <= p) i++; return r.codes[i]; })()"
     )
     assert browser_state & 1 == (last["attributes"] == 8)
