@@ -17,6 +17,7 @@ from gmemcore.workload.operations import FROM_SOURCE, OPERATION, Access, check_o
 from gmemcore.workload.outcomes import CODES, NAMES, OUTCOME
 from gmemcore.workload.player import Player, build, play
 from support.kinds import PLANES, P
+from support.paths import JIT_DISABLED
 
 LAYOUT = Layout((Region(0x40000, 24 * P), Region(0x10000, 16 * P), Region(0x20000, 20 * P, private=True)))
 """Regions in no order: two that touch, a hole of 12 pages, a third."""
@@ -466,10 +467,11 @@ def test_a_region_larger_than_a_memslot_has_several():
         played = play(vm, operations)
         assert not played.outcomes["code"].any()
         first = 4 * terabyte // P - 1
-        assert gmem.runs() == [
-            (0, 20, "shared"),
-            (20, first, "private"),
-            (first, first + 2, "shared"),
-            (first + 2, gmem.n_pages, "private"),
-        ]
+        if not JIT_DISABLED:  # plain Python looks at a terabyte in two seconds
+            assert gmem.runs() == [
+                (0, 20, "shared"),
+                (20, first, "private"),
+                (first, first + 2, "shared"),
+                (first + 2, gmem.n_pages, "private"),
+            ]
         assert played.counters.pages_accepted == 2
