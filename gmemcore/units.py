@@ -136,11 +136,11 @@ def format_number(figure: float | None) -> str:
     Examples
     --------
     >>> format_number(26.2345), format_number(1234.5), format_number(None)
-    ('26.2', '1234', '')
+    ('26.2', '1,234', '')
     """
     if figure is None:
         return ""
-    return f"{figure:.0f}" if figure >= 100 else f"{figure:.3g}"
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
 
 
 def format_ratio(figure: float | None) -> str:

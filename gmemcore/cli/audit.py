@@ -217,6 +217,6 @@ def _wrong(row: "AuditRow") -> list[tuple[str, ...]]:
 def _in_words(row: "AuditRow") -> str:
     """Return the counts of a revision in words."""
     return (
-        f"{row.lies} over-promised, {row.hidden} under-promised, {row.broken} contents lost; "
+        f"{row.lies:,} over-promised, {row.hidden:,} under-promised, {row.broken:,} contents lost; "
         f"{row.vm_type_checks} VM-type, {row.phase_checks} phase, {row.direction_checks} direction checks"
     )

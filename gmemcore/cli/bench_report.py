@@ -49,7 +49,7 @@ def summary_words(cells: "Sequence[BenchCell]", seconds: float) -> str:
     verified = format_number(sum(cell.verified_bytes for cell in cells) / 1e9)
     unstable = sum(not cell.stable for cell in measured)
     words = (
-        f"{counted(len(measured), 'cell')} measured, {len(cells) - len(measured)} refused, "
+        f"{counted(len(measured), 'cell')} measured, {len(cells) - len(measured):,} refused, "
         f"{verified} GB verified, {seconds:.0f} s"
     )
     return f"{words}; {unstable} unstable" if unstable else words

@@ -66,7 +66,7 @@ def conform(
         )
     else:
         say(
-            f"{cases - wrong} of {cases} cases as written, {steps} steps, "
+            f"{cases - wrong:,} of {cases:,} cases as written, {steps:,} steps, "
             f"{counted(unreadable, 'file')} unreadable"
         )
     return 2 if unreadable or not cases else int(wrong > 0)

@@ -116,10 +116,10 @@ def predict(
             return
         _print_rows(rows)
         if len(rows) > _SHOWN:
-            say(f"{len(rows) - _SHOWN} more lines; --json has all of them")
+            say(f"{len(rows) - _SHOWN:,} more lines; --json has all of them")
         say_lines(prediction_lines(_sum(rows), cost.title))
         if uncounted:
-            say(f"  calls: {len(uncounted)} of {len(rows)} lines don't count them; theirs are not priced")
+            say(f"  calls: {len(uncounted):,} of {len(rows):,} lines don't count them; theirs are not priced")
 
 
 @app.command

@@ -335,11 +335,11 @@ def _as_text(log: str, result: dict[str, Any]) -> str:
     counts: Counter[str] = Counter()
     for update in result["updates"]:
         counts[update["page_type"]] += update["size"] // PAGE_SIZE
-    by_type = ", ".join(f"{page_type} {pages}" for page_type, pages in counts.items())
+    by_type = ", ".join(f"{page_type} {pages:,}" for page_type, pages in counts.items())
     lines = [
-        f"{log}: {len(result['updates'])} launch updates, {sum(counts.values())} pages: {by_type}",
-        *(f"{entry['pages']} NORMAL pages from {entry['image']}" for entry in result["images"]),
-        *([f"{result['pages_vmsa']} VMSA pages at launch finish"] if result["pages_vmsa"] else []),
+        f"{log}: {len(result['updates']):,} launch updates, {sum(counts.values()):,} pages: {by_type}",
+        *(f"{entry['pages']:,} NORMAL pages from {entry['image']}" for entry in result["images"]),
+        *([f"{result['pages_vmsa']:,} VMSA pages at launch finish"] if result["pages_vmsa"] else []),
         f"launch digest {result['digest']}",
         *_shortcomings(result),
     ]
@@ -350,8 +350,8 @@ def _shortcomings(result: dict[str, Any]) -> Iterator[str]:
     """What a real guest's digest would have that this one hasn't."""
     if result["pages_generated"]:
         yield (
-            f"Not a real guest's: a log holds no contents, so {result['pages_generated']} NORMAL pages were "
-            f"generated from seed {result['source_seed']}; --image FILE@GPA gives real ones"
+            f"Not a real guest's: a log holds no contents, so {result['pages_generated']:,} NORMAL pages "
+            f"were generated from seed {result['source_seed']}; --image FILE@GPA gives real ones"
         )
     if not result["pages_vmsa"]:
         yield "Without VMSA pages: KVM measures one per vCPU at launch finish; give them with --vmsa"

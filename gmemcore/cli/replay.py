@@ -319,7 +319,7 @@ def _needs_one(option: str, targets: "Sequence[Target]", launches: int = 1) -> s
         "--launch": launches,
     }
     one_of = " and ".join(f"one {name}" for name, count in counts.items() if count > 1)
-    return f"{option} needs {one_of or 'one replay'}, not {len(targets) * launches} replays"
+    return f"{option} needs {one_of or 'one replay'}, not {len(targets) * launches:,} replays"
 
 
 def _touched(traces: "Sequence[Trace]") -> "list[Trace]":
@@ -470,7 +470,7 @@ def _launches_record(found: Workload) -> dict[str, Any]:
 def _print_head(found: Workload, traces: "Sequence[Trace]", manner: Manner) -> None:
     header = traces[0].header
     operations = sum(len(trace.operations) for trace in traces)
-    launches = f" in {len(traces)} launches" if len(traces) > 1 else ""
+    launches = f" in {len(traces):,} launches" if len(traces) > 1 else ""
     touched = ", touched" if manner.touch else ""
     say(
         f"{found.name}: {header.source}, {counted(operations, 'operation')}{launches}{touched}, "

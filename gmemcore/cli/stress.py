@@ -266,7 +266,9 @@ class _Lines:
     def __call__(self, run: "Run") -> None:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _LINE_SECONDS
-            note("stress", f"{len(run.merger.results)} of {run.merger.total} guests, {progress_text(run)}")
+            note(
+                "stress", f"{len(run.merger.results):,} of {run.merger.total:,} guests, {progress_text(run)}"
+            )
 
 
 # ---- one guest ---------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ _FAULTS: Final = {"allocation_failure": "allocation failures", "pin": "pins", "p
 def progress_text(run: "Run") -> str:
     """Return rate, time left and sums in one line."""
     if not run.operations:
-        return f"{run.resumed} of them from the log" if run.resumed else "starting"
+        return f"{run.resumed:,} of them from the log" if run.resumed else "starting"
     left, sums = run.seconds_left, run.merger.all
     parts = [
         f"{_big(run.rate)} operations/s",
@@ -73,14 +73,14 @@ def _clock(seconds: float) -> str:
 def print_fleet(path: Path, run: "Run", figures: "CostFile | None") -> None:
     """Print a fleet's table and sums."""
     spec, sums = run.spec, run.merger.all
-    say(f"{path}: {len(run.merger.results)} of {spec.total} guests of {format_size(spec.memory)}")
+    say(f"{path}: {len(run.merger.results):,} of {spec.total:,} guests of {format_size(spec.memory)}")
     shown = _print_table(run.merger.by_cell(), figures)
     say_lines(_legend(shown))
-    say(f"checked: {', '.join(f'{sums.checks[name]} {words}' for name, words in _CHECKS.items())}")
+    say(f"checked: {', '.join(f'{sums.checks[name]:,} {words}' for name, words in _CHECKS.items())}")
     if faults := ", ".join(_fault_words(sums.checks)):
         say(f"injected: {faults}")
     if run.resumed:
-        say(f"{run.resumed} guests were in the log")
+        say(f"{run.resumed:,} guests were in the log")
     if run.operations:
         workers = f" with {run.workers} workers" if run.workers > 1 else ""
         say(f"{_big(run.operations)} operations in {run.elapsed:.1f} s{workers}, {_big(run.rate)}/s")
@@ -105,7 +105,7 @@ def _fault_words(checks: Mapping[str, int]) -> Iterator[str]:
     """Yield how many faults were injected, of those that were due."""
     for name, words in _FAULTS.items():
         if due := checks.get(f"{name}_due"):
-            yield f"{checks.get(f'{name}_met', 0)} of {due} {words}"
+            yield f"{checks.get(f'{name}_met', 0):,} of {due:,} {words}"
 
 
 def _print_prediction(sums: "Totals", figures: "CostFile | None") -> None:

@@ -116,7 +116,7 @@ class BatchResult:
         return int(self._rows.shape[1])
 
     def __repr__(self) -> str:
-        return f"BatchResult({counted(len(self), 'request')}, {len(self.refused)} refused, {self.total!r})"
+        return f"BatchResult({counted(len(self), 'request')}, {len(self.refused):,} refused, {self.total!r})"
 
     @property
     def errno(self) -> NDArray[np.int32]:

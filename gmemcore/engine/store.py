@@ -415,7 +415,7 @@ class Store:
         lines = self.state.lines
         if lines.nbytes >= 1 << 31:
             raise UnsupportedOperationError(
-                f"page state of {self.n_pages} pages fits no NumPy record; use plane() or packed_state()"
+                f"page state of {self.n_pages:,} pages fits no NumPy record; use plane() or packed_state()"
             )
         self._check(layout.keep_lines, self._call())
         return readonly(lines, np.dtype([(name, "<u8", lines.shape[1:]) for name in PLANE_NAMES]))

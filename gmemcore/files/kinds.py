@@ -283,7 +283,7 @@ def _container(data: bytes) -> str:
     meta = header.get("meta")
     snapshots = meta.get("snapshots") if isinstance(meta, dict) else None
     if isinstance(snapshots, list):
-        return "a snapshot" if len(snapshots) == 1 else f"a series of {len(snapshots)} snapshots"
+        return "a snapshot" if len(snapshots) == 1 else f"a series of {len(snapshots):,} snapshots"
     return f"{_CONTAINER} ({header.get('kind')})"
 
 

@@ -101,7 +101,7 @@ class Launch:
             raise OutOfMemoryError(f"launch update at gpa {at:#x}: the host is out of memory")
         if done.outcome != "OK":
             raise LaunchUpdateError(
-                f"launch update stopped at gpa {at:#x} after {done.pages} pages: {done.outcome}; pages "
+                f"launch update stopped at gpa {at:#x} after {done.pages:,} pages: {done.outcome}; pages "
                 "must be in a memslot, private, not assigned and not poisoned, and the launch not finished",
                 done.outcome,
                 done.pages,
@@ -192,5 +192,7 @@ class Launch:
         """Let the firmware refuse the next CPUID page; see `Vm.correct_cpuid`."""
         view = np.zeros(0, np.uint8) if corrected is None else as_bytes(corrected)
         if len(view) > PAGE_SIZE:
-            raise InvalidArgumentError(f"a CPUID correction must be 1 to {PAGE_SIZE} bytes, not {len(view)}")
+            raise InvalidArgumentError(
+                f"a CPUID correction must be 1 to {PAGE_SIZE:,} bytes, not {len(view):,}"
+            )
         self._owner.correct_cpuid(view)

@@ -206,7 +206,10 @@ def load_cost(path: Path | str) -> CostFile:
     try:
         data = read_file(path, MAX_BYTES)
     except OSError as error:
-        raise InvalidArgumentError(f"{path}: {error.strerror}") from error
+        shipped_ones = f", and no cost file of gmemcore; there are {', '.join(sorted(own))}"
+        is_name = isinstance(error, FileNotFoundError) and os.sep not in str(path)
+        more = shipped_ones if is_name else ""
+        raise InvalidArgumentError(f"{path}: {error.strerror}{more}") from error
     except InputError as error:
         raise InvalidArgumentError(str(error)) from error
     with expecting(path, COST):

@@ -144,9 +144,9 @@ def test_it_says_that_contents_are_generated(run):
     done = run(REAL_LOG)
     assert done.status == 0
     lines = done.out.splitlines()
-    assert lines[0].endswith("8 launch updates, 1055 pages: NORMAL 1025, ZERO 28, SECRETS 1, CPUID 1")
+    assert lines[0].endswith("8 launch updates, 1,055 pages: NORMAL 1,025, ZERO 28, SECRETS 1, CPUID 1")
     assert lines[1].startswith("launch digest 0fcd936788e846ab")
-    assert "1025 NORMAL pages were generated from seed 0; --image FILE@GPA" in lines[2]
+    assert "1,025 NORMAL pages were generated from seed 0; --image FILE@GPA" in lines[2]
     assert lines[3].startswith("Without VMSA pages")
     assert len(lines) == 4
 
@@ -218,7 +218,7 @@ def test_a_launch_within_a_launch_is_an_error_with_its_line(run):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "kvm_sev_init\n", "kvm_sev_snp_launch_finish id_block (null)\n" + SHORT_LOG]
+    "text", ["\n", "kvm_sev_init\n", "kvm_sev_snp_launch_finish id_block (null)\n" + SHORT_LOG]
 )
 def test_a_log_without_updates_is_an_error(run, text):
     done = run(text)

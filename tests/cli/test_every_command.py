@@ -1,6 +1,7 @@
 """What every command prints: whole lines at 80 columns, nothing behind them in a pipe, and JSON."""
 
 import json
+import re
 
 import pytest
 
@@ -55,6 +56,8 @@ ELSEWHERE = {
         *(words for words in TREE if words[0] == "kvm"),
     ),  # what they print is the host's
 }
+UNPARTED = re.compile(r"(?<![\w.,#/:<-])(?<!issue )(?!20[12]\d\b)\d{4,}(?![\w.%/:>-])")
+"""An integer of four digits or more without separators, and no year or issue."""
 WRITING = {("trace", "record"), ("trace", "convert"), ("snapshot", "plot"), ("snapshot", "explore")}
 """Commands that write a file in these calls."""
 EVERY = [
@@ -106,6 +109,8 @@ def test_no_line_is_cut_or_wider_than_the_terminal_or_filled_up(run, monkeypatch
     lines = run([*words, *call, *force]).splitlines()
     assert [line for line in lines if line != line.rstrip()] == []
     assert [line for line in lines if "…" in line] == []
+    if words not in (("schema",), ("trace", "capture")):  # JSON, and a script
+        assert [line for line in lines if UNPARTED.search(line)] == []
     if words != ("schema",):  # JSON
         assert [line for line in lines if len(line) > columns and len(max(line.split(), key=len)) < 40] == []
 

@@ -53,7 +53,7 @@ def muted(rows: Sequence[Sequence[str | Cell]], labels: int) -> list[list[str | 
 
 def left_off(n: int, shown: int = ROWS, what: str = "rows") -> list[Block]:
     """Say how many rows or columns a table leaves off."""
-    text = f"{n - shown} more {what} are in the file and not here."
+    text = f"{n - shown:,} more {what} are in the file and not here."
     return [Text(text, warning=True)] if n > shown else []
 
 
@@ -135,11 +135,13 @@ def command(environment: Mapping[str, Any]) -> str:
 
 def key_values(values: Mapping[str, Any], caption: str = "What the figures depend on") -> Table:
     """Return settings by name."""
-    rows = [(name, Cell(_in_words(value), "long")) for name, value in values.items()]
+    rows = [(name, Cell(_in_words(name, value), "long")) for name, value in values.items()]
     return Table(("setting", "value"), rows, caption=caption)
 
 
-def _in_words(value: Any) -> str:
+def _in_words(name: str, value: Any) -> str:
     if value is None:
         return "unknown"
+    if type(value) is int and name != "seed":  # which is typed again, to repeat the run
+        return f"{value:,}"
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -157,10 +157,10 @@ def _case_line(path: Path, case: "Case", result: "CaseResult") -> str | None:
     if is_quiet():
         return None
     run = result.passed + len(result.known)
-    parts = [f"{run} of {len(case.steps)} steps run"]
+    parts = [f"{run:,} of {counted(len(case.steps), 'step')} run"]
     if result.known:
-        parts.append(f"{len(result.known)} known to differ")
+        parts.append(f"{len(result.known):,} known to differ")
     if result.skipped:
         why, count = Counter(_reason(note.why) for note in result.skipped).most_common(1)[0]
-        parts.append(f"{len(result.skipped)} skipped, {count} because {why}")
+        parts.append(f"{len(result.skipped):,} skipped, {count:,} because {why}")
     return f"{'ok  ' if run else 'skip'} {where}: {'; '.join(parts)}"

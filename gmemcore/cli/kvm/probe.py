@@ -39,8 +39,8 @@ def _host_lines(host: "Host") -> Iterator[str]:
     yield f"VM types        {', '.join(host.vm_types)}"
     yield "capabilities    of /dev/kvm; of a VM of each type"
     for name, value in host.capabilities.items():
-        answers = "  ".join(f"{offer.vm_type} {offer.capabilities[name]}" for offer in host.offers.values())
-        yield f"  {name:32} {value:6}   {answers}"
+        answers = "  ".join(f"{offer.vm_type} {offer.capabilities[name]:,}" for offer in host.offers.values())
+        yield f"  {name:32} {value:6,}   {answers}"
     for name, numbers in MOVED_CAPABILITIES.items():
         yield f"  {name:32} not asked: its number was {', '.join(map(str, numbers))}"
     others = ", ".join(f"{number} {name}" for number, name in TAKEN_NUMBERS.items())

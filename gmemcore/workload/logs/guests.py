@@ -77,7 +77,7 @@ def choose(log: Log, wanted: str | None) -> NDArray[np.bool_] | None:
     guests = guests_of(log)
     if wanted is None:
         if len(guests) > 1:
-            raise TraceError(f"{len(guests)} guests in one log; choose one: {_listed(log, guests)}")
+            raise TraceError(f"{len(guests):,} guests in one log; choose one: {_listed(log, guests)}")
         return None
     threads = _threads_named(log, guests, wanted)
     if not threads:
@@ -105,11 +105,11 @@ def _listed(log: Log, guests: Sequence[LoggedGuest]) -> str:
     texts = []
     for guest in guests[:_SHOWN]:
         threads = [str(log.threads[i]) for i in guest.threads]
-        more = f" and {len(threads) - _SHOWN} more" if len(threads) > _SHOWN else ""
+        more = f" and {len(threads) - _SHOWN:,} more" if len(threads) > _SHOWN else ""
         listed = f"{', '.join(threads[:_SHOWN])}{more}: {counted(guest.events, 'event')}"
         texts.append(f"{option('guest', guest.name)} ({listed})")
     if len(guests) > _SHOWN:
-        texts.append(f"and {len(guests) - _SHOWN} more")
+        texts.append(f"and {len(guests) - _SHOWN:,} more")
     return ", ".join(texts)
 
 

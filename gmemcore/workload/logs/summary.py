@@ -26,7 +26,7 @@ def summary_lines(imported: Imported, name: str, launches: Sequence[Launch] | No
     """
     log, several = imported.log, len(imported.launches) > 1
     yield f"{name}: {counted(log.lines, 'line')}, {counted(len(log.events), 'event')}" + (
-        f", {len(imported.launches)} launches" if several else ""
+        f", {len(imported.launches):,} launches" if several else ""
     )
     if log.unread:
         lines = counted(len(log.unread), "line")
