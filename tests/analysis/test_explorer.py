@@ -690,7 +690,7 @@ def test_in_a_frame_as_a_notebook_shows_it(shared_browser, told_guest, tmp_path)
 
 
 def sixteen_tebibytes(snapshots):
-    """A series of so many snapshots, and the last operations."""
+    """A series of `snapshots` snapshots, and the last operations."""
     vm = gm.create_vm("SNP", backing="none")
     build(vm, Layout((Region(0, 2 << 30, True), Region(4 << 30, (16 << 40) - (2 << 30), True))))
     rng = np.random.default_rng(1)

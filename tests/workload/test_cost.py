@@ -160,7 +160,7 @@ def test_what_is_no_cost_file_is_refused_with_its_path(text, says):
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):
-    with pytest.raises(InvalidArgumentError, match="there are .*tdx-2024"):
+    with pytest.raises(InvalidArgumentError, match=r"there are .*tdx-2024"):
         load_cost("tdx-2023")
     with pytest.raises(InvalidArgumentError, match="No such file"):
         load_cost(tmp_path / "absent.toml")
