@@ -21,8 +21,9 @@ from gmemcore.analysis.tables import Table, make_table
 from gmemcore.engine.packed import BLOCK_PAGES
 from gmemcore.machine import GuestMemfd, VmFace
 from gmemcore.machine.huge_pages import vmemmap_pages
+from gmemcore.policy.huge_pages import ORDERS
 from gmemcore.uapi import PAGE_SIZE
-from gmemcore.units import size_words
+from gmemcore.units import format_size, size_words
 from gmemcore.workload.layout import Region
 
 Source = Snapshot | VmFace | GuestMemfd
@@ -32,11 +33,10 @@ Sources = Source | Series
 _Distribution = TypeVar("_Distribution", bound=Callable[..., Table])
 
 
-SIZES: Final = {"2m": 1, "1g": 512}
-"""Sizes above a page that a nested page table maps whole, in 2 MiB blocks."""
-
-PAGE_SIZES: Final = {"4k": 0, "2m": 9, "1g": 18}
+PAGE_SIZES: Final = {format_size(PAGE_SIZE << order): order for order in (0, *ORDERS)}
 """Sizes of one entry of a page table, and the order of each."""
+SIZES: Final = {name: (1 << order) // BLOCK_PAGES for name, order in PAGE_SIZES.items() if order}
+"""Sizes above a page that a nested page table maps whole, in 2 MiB blocks."""
 
 QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 """Quantiles unless others are asked for."""

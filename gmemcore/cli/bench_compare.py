@@ -27,7 +27,7 @@ def compare(
         ),
     ] = None,
     fail_over: Annotated[
-        str | None, Parameter(help="Exit with status 1 if a cell is slower by more than this, such as 5%%.")
+        str | None, Parameter(help="Exit with status 1 if a cell is slower by more than this, such as 5%.")
     ] = None,
     full: Annotated[bool, Parameter(help="Also show cells without a difference.")] = False,
     as_json: JsonSwitch = False,

@@ -265,6 +265,7 @@ def test_help_is_whole_at_any_width(words, width):
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
+    assert "%%" not in text
     shown = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", text))
     for each in ARGUMENTS.get(words, ()):
         if each.names[0].startswith("-"):
