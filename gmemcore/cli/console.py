@@ -6,6 +6,7 @@ kind become one line and an exit status in one place, `reporting`.
 
 import json
 import logging
+import os
 import sys
 import textwrap
 import threading
@@ -162,11 +163,20 @@ def reporting(
 def complaint(error: BaseException) -> str:
     """Return what is wrong with what, in a line: the file, where there is one, and the reason."""
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
+        where = error.filename or ("the current folder" if _is_adrift() else "")
+        return f"{where}: {error.strerror or error}" if where else str(error.strerror or error)
     if isinstance(error, MemoryError):
         return f"out of memory{f': {error}' if str(error) else ''}"
     return str(error)
+
+
+def _is_adrift() -> bool:
+    """Whether the current folder was deleted; libraries then fail without a name."""
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
 
 
 # ---- progress ----------------------------------------------------------------------------------------------

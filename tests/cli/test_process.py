@@ -1,5 +1,6 @@
 """The process around commands: what becomes of outputs, signals and descriptors, seen from outside."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from functools import partial
 
 import pytest
 
+from gmemcore.cli.console import complaint
 from support.paths import JIT_DISABLED
 
 COMMAND = [sys.executable, "-m", "gmemcore"]
@@ -212,3 +214,15 @@ def test_it_is_said_when_and_only_when_no_cache_has_a_kernel(tmp_path):
         for _ in range(2)
     ]  # fmt: skip
     assert [text.count("compiling kernels") for text in said] == [1, 0]
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path, monkeypatch):
+    """Libraries that ask for the current folder fail without a name."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    nameless = FileNotFoundError(errno.ENOENT, "No such file or directory")
+    assert complaint(nameless) == "No such file or directory"
+    gone.rmdir()
+    assert complaint(nameless) == "the current folder: No such file or directory"
+    assert complaint(FileNotFoundError(errno.ENOENT, "No such file", "a.gms")) == "a.gms: No such file"
