@@ -30,6 +30,10 @@ CANNOT: Final = 2
 """Exit status of a request that can't be met."""
 
 _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
+_FRAGILE: Final = "llvmlite.binding.ffi"
+"""The module that calls LLVM and owns its objects."""
+_SOON: Final = 0.002
+"""Seconds after which a signal that came at a bad moment is raised again."""
 
 
 class StdoutError(Exception):
@@ -96,16 +100,38 @@ def _listen() -> None:
     """Let signals become exceptions, so that temporary files go. What the caller ignores stays ignored."""
     sys.unraisablehook = _raise_later
     if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
     for number in _ENDING:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _end)
 
 
-def _end(number: int, _frame: FrameType | None) -> NoReturn:
+def _interrupt(_number: int, frame: FrameType | None) -> None:
+    _raise(KeyboardInterrupt(), frame)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
     for each in _ENDING:
         signal.signal(each, signal.SIG_IGN)  # one is enough, and the clean-up is under way
-    raise SystemExit(128 + number)
+    _raise(SystemExit(128 + number), frame)
+
+
+def _raise(error: BaseException, frame: FrameType | None) -> None:
+    """Raise what a signal means, but not within llvmlite's calls: a string that it has freed is freed again.
+
+    `OutputString.close` frees before it notes so; after an exception in between, its finalizer does it again.
+    """
+    while frame is not None:
+        if frame.f_globals.get("__name__") == _FRAGILE:
+            _raise_soon(error)
+            return
+        frame = frame.f_back
+    raise error
+
+
+def _raise_soon(error: BaseException) -> None:
+    signal.signal(signal.SIGALRM, lambda _, frame: _raise(error, frame))
+    signal.setitimer(signal.ITIMER_REAL, _SOON)
 
 
 def _raise_later(swallowed: Any) -> None:
@@ -113,16 +139,10 @@ def _raise_later(swallowed: Any) -> None:
 
     LLVM calls back while kernels are compiled, which is most of a first command's time.
     """
-    error = swallowed.exc_value
-    if not isinstance(error, KeyboardInterrupt | SystemExit):
+    if isinstance(swallowed.exc_value, KeyboardInterrupt | SystemExit):
+        _raise_soon(swallowed.exc_value)
+    else:
         sys.__unraisablehook__(swallowed)
-        return
-
-    def again(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise error
-
-    signal.signal(signal.SIGALRM, again)
-    signal.setitimer(signal.ITIMER_REAL, 0.01)
 
 
 def _open_streams() -> None:

@@ -142,20 +142,33 @@ def test_signals_end_a_command_that_works(tmp_path, number, status):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("place", ["a callback from C", "a finalizer"])
+@pytest.mark.parametrize("place", ["a callback from C", "a finalizer", "llvmlite"])
 def test_a_signal_is_not_lost_where_no_exception_can_leave(place, number, status):
-    """LLVM calls back for every module it compiles, and Python drops what such a call raises."""
+    """LLVM calls back for every module it compiles, and Python drops what such a call raises.
+
+    Within llvmlite none is raised, because what it has freed would be freed again.
+    """
+    calls = {
+        "a callback from C": "    ctypes.CFUNCTYPE(None)(raising)()\n",
+        "a finalizer": "    Finalized()\n",
+        "llvmlite": (
+            "    within = {'__name__': 'llvmlite.binding.ffi', 'os': os, 'number': number}\n"
+            "    exec('def dispose(): os.kill(os.getpid(), number); all(range(1, 9))', within)\n"
+            "    within['dispose']()\n"
+        ),
+    }
     script = (
         "import ctypes, os, time\n"
         "from gmemcore.cli import process\n"
+        f"number = {int(number)}\n"
         "def raising():\n"
-        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    os.kill(os.getpid(), number)\n"
         "    time.sleep(9)\n"
         "class Finalized:\n"
         "    def __del__(self):\n"
         "        raising()\n"
         "def command():\n"
-        + ("    ctypes.CFUNCTYPE(None)(raising)()\n" if "callback" in place else "    Finalized()\n")
+        + calls[place]
         + "    os.write(1, b'goes on\\n')\n"  # at once: a buffer that is interrupted can be written twice
         "    time.sleep(60)\n"
         "process.run(command)\n"
