@@ -48,6 +48,7 @@ USES = {
     "pin": Uses(Aspect.ATTRIBUTES, Aspect.PINS, Aspect.PINS),
     "unpin": Uses(Aspect.NONE, Aspect.PINS, Aspect.PINS),
     "create": Uses(),
+    "close": Uses(),
     "mmap": Uses(),
     "file_call": Uses(),
     "slot_add": Uses(),

@@ -248,6 +248,11 @@ def test_what_is_set_anew_is_known_again():
     assert set(steps_over_model(steps, abi="v5")) == {1, 4}
 
 
+def test_a_file_is_closed_whatever_is_unknown_of_it():
+    closed = [{"op": "close"}, {"op": "mmap", "size": P, "expect": "EBADF"}, read(1, expect="EBADF")]
+    assert set(steps_over_model([CREATE, to_private(1), *closed], abi="v5")) == {1, 4}
+
+
 def test_bytes_that_are_written_again_are_known_again():
     two = guest_write(1, data="0101")
     steps = [CREATE, SLOT, two, read(1), host_write(1), read(1, data="77"), read(1, size=2)]
