@@ -522,7 +522,7 @@ def kernel_costs(host: Host, found: list[BenchCell], cpu: str) -> dict[str, Figu
     if touches is not None:
         costs["pages_allocated"] = Figure(ns=_rounded(touches.ns), source=f"{by}: {touches.name}")
     calls = {
-        cell.range: cell.call_seconds.median * 1e9
+        cell.range: (cell.operation, cell.call_seconds.median * 1e9)
         for cell in found
         if cell.operation.startswith("KVM_SET_MEMORY_ATTRIBUTES")
         and cell.direction == Direction.TO_PRIVATE
@@ -530,11 +530,10 @@ def kernel_costs(host: Host, found: list[BenchCell], cpu: str) -> dict[str, Figu
         and cell.call_seconds is not None
     }
     if calls:
-        small, large = min(calls), max(calls)
-        name = next(cell.operation for cell in found if cell.range == large and cell.call_seconds)
-        costs[CALL] = Figure(ns=_rounded(calls[small]), source=f"{by}: {name} of {size_words(small)}")
+        (small, (name, least)), (large, (_, most)) = min(calls.items()), max(calls.items())
+        costs[CALL] = Figure(ns=_rounded(least), source=f"{by}: {name} of {size_words(small)}")
         if large > small:
-            slope = max(calls[large] - calls[small], 0.0) / ((large - small) // PAGE_SIZE)
+            slope = max(most - least, 0.0) / ((large - small) // PAGE_SIZE)
             source = f"{by}: {name} of {size_words(large)}, beyond one of {size_words(small)}, per page"
             costs["pages_changed"] = Figure(ns=_rounded(slope), source=source)
     return costs

@@ -37,10 +37,10 @@ TWO = "conversion to private with two backings: attribute, discard, fault, copy"
 ONE = "conversion to private in place: one call"
 
 
-def measured(abi, vm_type):
+def measured(abi, vm_type, memory=MEMORY):
     transport = ModelTransport(abi, [VmType(vm_type)], release="7.3.4-model")
     host = probe(transport)
-    stage = Bench(transport, host, VmType(vm_type), MEMORY)
+    stage = Bench(transport, host, VmType(vm_type), memory)
     actions = stage.actions()
     measure(actions, seconds=0)
     assert [fd for fd in transport.files if fd not in transport.beside] == []
@@ -101,8 +101,10 @@ def test_records():
     assert found[0].ratio == pytest.approx(1)
 
 
-def test_costs_of_a_kernel():
-    host, _, found = measured("v13", "SW_PROTECTED")
+@pytest.mark.parametrize("memory", [MEMORY, 16 * P])
+def test_costs_of_a_kernel(memory):
+    """Also where one attribute call covers all of the memory, as other operations do."""
+    host, _, found = measured("v13", "SW_PROTECTED", memory)
     costs = kernel_costs(host, found, "a processor")
     assert set(costs) == {"pages_allocated", CALL, "pages_changed"}
     small, large = (
@@ -117,6 +119,7 @@ def test_costs_of_a_kernel():
     assert costs[CALL].ns == pytest.approx(small, rel=1e-3)
     assert costs["pages_changed"].ns == pytest.approx(max(large - small, 0) / 15, rel=1e-3)
     assert all("Linux 7.3.4-model, CPU a processor" in figure.source for figure in costs.values())
+    assert all(f": {NEW} of " in costs[event].source for event in (CALL, "pages_changed"))
     again = parse_cost(cost_text(CostFile(title="x", events=costs)).encode(), "again")
     assert again.events == costs
     host, _, found = measured("linux-7.3", "DEFAULT")
