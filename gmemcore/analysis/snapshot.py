@@ -272,7 +272,18 @@ def take(source: Vm | GuestMemfd, *, at: float = 0.0, label: str = "") -> Snapsh
     -------
     Snapshot
         All of one moment: each conversion on another thread is wholly before or after it.
+
+    Raises
+    ------
+    TypeError
+        The source is something else, or `at` isn't a number.
+    BadFileError
+        EBADF: the file is closed.
     """
+    if not isinstance(source, (Vm, GuestMemfd)):
+        raise TypeError(f"a snapshot is of a Vm or a GuestMemfd, not of {type(source).__name__}")
+    if not isinstance(at, (int, float, np.integer, np.floating)):
+        raise TypeError(f"at must be a number, not {type(at).__name__}")
     vm = source if isinstance(source, Vm) else source.vm
     moment = vm.freeze(None if isinstance(source, Vm) else [source])
     files = [file.gmem for file in moment.files]

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from gmemcore.analysis.runs import ReplayRun
+from gmemcore.engine.arguments import as_u64
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.front.running import DEFAULT_VM_TYPE
 from gmemcore.front.workloads import Memory, Workload, abis_of, load
@@ -85,6 +86,7 @@ def replay(
     >>> [(row.abi, row.refused) for row in tried.records]
     [('v5', 68), ('two-caps', 0)]
     """
+    seed = as_u64(seed, "seed")
     figures = cost if cost is None or isinstance(cost, CostFile) else load_cost(cost)
     loaded = load(
         workload,

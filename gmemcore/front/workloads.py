@@ -83,6 +83,7 @@ def load(
         A file that can't be read.
     """
     given = dict(parameters or {})
+    seed = as_u64(seed, "seed")
     if operations is not None and as_int(operations, "operations") < 0:
         raise InvalidArgumentError(f"operations must be 0 or more, not {operations:,}")
     options = {"memory": memory, "launching": launching, "strict": strict, "guest": guest, "launch": launch}

@@ -77,7 +77,7 @@ def end_of_launch() -> Operations:
 
 def as_words(operations: Operations) -> NDArray[np.uint64]:
     """View contiguous operations as 64-bit words, shape (n, 6), which NumPy moves as they are."""
-    return operations.view(np.uint64).reshape(len(operations), -1)
+    return operations.view(np.uint64).reshape(len(operations), OPERATION.itemsize // 8)
 
 
 FROM_SOURCE: Final = 1 << 8

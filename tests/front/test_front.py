@@ -159,6 +159,35 @@ def test_what_is_no_workload(wrong):
         gm.run(wrong)
 
 
+@pytest.mark.parametrize("behaviour", ["snp-boot", "bounce-churn"])
+@pytest.mark.parametrize("operations", [0, 1, 5])
+def test_a_workload_may_end_anywhere_where_uses_are_assumed(behaviour, operations):
+    """Before its launch has ended, or there: what follows is empty, or what precedes is."""
+    plain, used = (
+        gm.replay(behaviour, memory="512m", operations=operations, touch=touch).records[0]
+        for touch in (False, True)
+    )
+    assert used.operations >= plain.operations
+    assert used.counters["pages_changed"] == plain.counters["pages_changed"]
+
+
+def test_a_seed_is_any_integer():
+    alike = [gm.replay("scatter", memory="1m", operations=5, seed=seed) for seed in (5, np.int64(5))]
+    assert alike[0].records[0].counters == alike[1].records[0].counters
+    for wrong in (1.5, "5", None, True):
+        with pytest.raises(TypeError, match="seed must be an integer"):
+            gm.run("scatter", memory="1m", operations=5, seed=wrong)
+
+
+@pytest.mark.parametrize("wrong", [3, None, "vm", b"", [], {}, np.zeros(3)])
+def test_a_snapshot_is_of_a_guest_or_a_file(wrong):
+    with pytest.raises(TypeError, match="a snapshot is of a Vm or a GuestMemfd, not of"):
+        gm.take(wrong)
+    if not isinstance(wrong, int):
+        with pytest.raises(TypeError, match="at must be a number, not"):
+            gm.take(gm.create_vm("SNP", backing="none"), at=wrong)
+
+
 IN_PYTHON = {
     'gm.bench("v5", "SNP", memory="3x")': "memory: '3x' is not a size",
     'gm.bench("v5", "SNP", ranges="0")': "ranges: size 0",
