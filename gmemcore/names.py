@@ -8,7 +8,7 @@ words of a name are separated by a space, ``-`` or ``_``, which mean the same.
 from collections.abc import Iterable, Mapping
 from enum import IntFlag, StrEnum
 from functools import cache
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Final, TypeVar
 
 from gmemcore.errors import InvalidArgumentError
@@ -146,3 +146,8 @@ def chosen(kind: type[_Member], value: Any) -> tuple[_Member, ...]:
 def is_number(value: Any) -> bool:
     """Whether a value is an integer, Python's or NumPy's, and no bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_real(value: Any) -> bool:
+    """Whether a value is a real number, Python's or NumPy's, and no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)

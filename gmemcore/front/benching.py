@@ -16,7 +16,7 @@ from gmemcore.engine.arguments import as_int
 from gmemcore.engine.host import check_available
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.front.workloads import abis_of
-from gmemcore.names import chosen, is_number
+from gmemcore.names import chosen, is_number, is_real
 from gmemcore.spelling import parameters
 from gmemcore.uapi import ContentMode, ContentWork, Direction, Firmware, Phase, VmType
 
@@ -138,7 +138,7 @@ def bench(
         "memory": memory if memory is None or isinstance(memory, str) else str(as_int(memory, "memory")),
     }
     asked = {name: value for name, value in given.items() if value is not None}
-    if seconds is not None and type(seconds) not in (int, float):
+    if seconds is not None and not is_real(seconds):
         raise TypeError(f"seconds must be a number, not {type(seconds).__name__}")
     if seconds is not None and not 0 < seconds < math.inf:
         raise InvalidArgumentError(f"seconds must be above 0 and finite, not {seconds}")

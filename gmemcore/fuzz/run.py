@@ -136,9 +136,8 @@ def fuzz(
             if result.finding is not None:
                 report.path = free_name(folder, "difference")
                 steps = walk.steps[: result.finding.number + 1]
-                _write(
-                    report, arena, steps, result.finding
-                )  # shrinking takes a while, and can be interrupted
+                # Before it is shrunk, which takes a while and can be interrupted.
+                _write(report, arena, steps, result.finding)
                 progress(report)
                 _write(report, arena, *shrink(arena, steps, result.finding))
                 break

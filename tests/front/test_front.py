@@ -513,6 +513,7 @@ def test_cells_of_a_bench_run_in_any_notation():
         ({"memory": "4q"}, "4q"),
         ({"ranges": "1g"}, "must not be larger than the memory"),
         ({"seconds": 0}, "seconds must be above 0 and finite, not 0"),
+        ({"seconds": np.float64(0)}, "seconds must be above 0 and finite, not 0.0"),
         ({"seconds": float("nan")}, "seconds must be above 0 and finite, not nan"),
         ({"quick": True, "seconds": 1}, "quick and seconds exclude each other"),
         ({"fragmentations": "holes"}, "holes"),
