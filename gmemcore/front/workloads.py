@@ -85,7 +85,7 @@ def load(
     given = dict(parameters or {})
     seed = as_u64(seed, "seed")
     if operations is not None and as_int(operations, "operations") < 0:
-        raise InvalidArgumentError(f"operations must be 0 or more, not {operations:,}")
+        raise InvalidArgumentError(f"operations must be 0 or more, not {operations}")
     options = {"memory": memory, "launching": launching, "strict": strict, "guest": guest, "launch": launch}
     asked = [name for name, value in options.items() if value is not None and value is not False]
     launching = launching or onward

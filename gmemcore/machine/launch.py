@@ -192,7 +192,5 @@ class Launch:
         """Let the firmware refuse the next CPUID page; see `Vm.correct_cpuid`."""
         view = np.zeros(0, np.uint8) if corrected is None else as_bytes(corrected)
         if len(view) > PAGE_SIZE:
-            raise InvalidArgumentError(
-                f"a CPUID correction must be 1 to {PAGE_SIZE:,} bytes, not {len(view):,}"
-            )
+            raise InvalidArgumentError(f"a CPUID correction must be 1 to {PAGE_SIZE} bytes, not {len(view)}")
         self._owner.correct_cpuid(view)

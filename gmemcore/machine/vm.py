@@ -665,7 +665,7 @@ def _without_closed(parts: _Parts) -> _Parts:
 
 def _thread_count(threads: int) -> int:
     if not 1 <= as_int(threads, "threads") <= MAX_THREADS:
-        raise InvalidArgumentError(f"threads must be 1 to {MAX_THREADS:,}, not {threads:,}")
+        raise InvalidArgumentError(f"threads must be 1 to {MAX_THREADS}, not {threads}")
     return int(threads)
 
 

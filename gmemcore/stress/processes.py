@@ -53,7 +53,7 @@ class Processes:
     def __post_init__(self) -> None:
         workers = as_int(self.workers, "workers")
         if not 1 <= workers <= MAX_WORKERS:
-            raise InvalidArgumentError(f"workers must be 1 to {MAX_WORKERS:,}, not {workers:,}")
+            raise InvalidArgumentError(f"workers must be 1 to {MAX_WORKERS}, not {workers}")
 
     def __call__(self, spec: Spec, chunker: Chunker) -> Iterator[ChunkResult]:
         """Run what a chunker hands out; see `gmemcore.stress.run.Runner`.

@@ -383,7 +383,7 @@ def _check_figures(spec: Spec) -> None:
     )
     for path, figure, least, most in limits:
         if not least <= figure <= most:
-            raise SpecError(f"must be {least:,} to {most:,}, not {figure:,} - at `{path}`")
+            raise SpecError(f"must be {least} to {most}, not {figure} - at `{path}`")
 
 
 def _check_names(spec: Spec) -> None:
@@ -399,7 +399,7 @@ def _check_names(spec: Spec) -> None:
         if len(set(members)) < len(members):
             raise SpecError(f"the same value twice - at `{path}`")
     if spec.total > MAX_GUESTS:
-        raise SpecError(f"at most {MAX_GUESTS:,} guests can be run, not {spec.total:,} - at `$`")
+        raise SpecError(f"at most {MAX_GUESTS} guests can be run, not {spec.total} - at `$`")
     _check_proposals(spec)
     _check_guest(spec)
     for i, row in enumerate(spec.behaviour):

@@ -56,8 +56,8 @@ ELSEWHERE = {
         *(words for words in TREE if words[0] == "kvm"),
     ),  # what they print is the host's
 }
-UNPARTED = re.compile(r"(?<![\w.,#/:<-])(?<!issue )(?!20[12]\d\b)\d{4,}(?![\w.%/:>-])")
-"""An integer of four digits or more without separators, and no year or issue."""
+UNPARTED = re.compile(r"(?<![\w.,#/:<-])(?<!issue )(?<!to )(?!20[12]\d\b)\d{4,}(?![\w.%/:>-])")
+"""An integer of four digits or more without separators, and no year, issue or end of a range to type."""
 WRITING = {("trace", "record"), ("trace", "convert"), ("snapshot", "plot"), ("snapshot", "explore")}
 """Commands that write a file in these calls."""
 EVERY = [

@@ -83,9 +83,8 @@ class Parameter:
         """What is accepted, in words."""
         if self.kind is Kind.SWITCH:
             return "yes or no"
-        words = "{:,}".format if self.kind is Kind.COUNT else self.format
-        low = "" if self.low is None else words(self.low)
-        high = "" if self.high is None else words(self.high)
+        low = "" if self.low is None else self.format(self.low)
+        high = "" if self.high is None else self.format(self.high)
         return f"{low} or more" if self.high is None else f"{low} to {high}"
 
     def _refusal(self, value: Any, behaviour: str) -> InvalidArgumentError:
