@@ -257,6 +257,6 @@ def _word(name: str, label: dict[str, Any]) -> str:
 def _write(text: str, output: Path | None) -> None:
     """Print a cost file, or write it."""
     if output is None:
-        say(text.rstrip("\n"))
+        print(text, end="")  # whole: a wrapped line would be no TOML
     else:
         replace_file(output, [text.encode()])

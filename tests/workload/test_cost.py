@@ -392,6 +392,15 @@ def test_what_this_host_measures_reads_back_and_is_plausible(capsys, tmp_path, m
     assert cost.events["bytes_scrambled"].ns_each > cost.events["bytes_zeroed"].ns_each / 20
 
 
+def test_a_printed_cost_file_is_read_whatever_the_width(capsys, monkeypatch):
+    monkeypatch.setattr("gmemcore.benchmark.calibrate._CALLS", 10)
+    monkeypatch.setattr("gmemcore.benchmark.calibrate.ROUNDS", 1)
+    monkeypatch.setenv("COLUMNS", "20")
+    code, out, _ = run(capsys, "calibrate", "--memory", "64k")
+    assert code == 0
+    assert " on CPU " in parse_cost(out.encode(), "printed").events[CALL].source
+
+
 def test_calibration_refuses_what_it_cannot_measure(capsys):
     assert "'huge' is not a size" in run(capsys, "calibrate", "--memory", "huge")[2]
     assert run(capsys, "calibrate", "--memory", "512t")[0] == 2
