@@ -22,6 +22,7 @@ from gmemcore.engine.counters import COUNTER_NAMES
 from gmemcore.engine.packed import BLOCK_PAGES, PackedState
 from gmemcore.html import facts
 from gmemcore.machine import GuestMemfd, Vm
+from gmemcore.names import is_real
 from gmemcore.uapi import PAGE_SHIFT
 from gmemcore.units import counted, size_words
 from gmemcore.workload.container import ContainerError
@@ -282,7 +283,7 @@ def take(source: Vm | GuestMemfd, *, at: float = 0.0, label: str = "") -> Snapsh
     """
     if not isinstance(source, (Vm, GuestMemfd)):
         raise TypeError(f"a snapshot is of a Vm or a GuestMemfd, not of {type(source).__name__}")
-    if not isinstance(at, (int, float, np.integer, np.floating)):
+    if not is_real(at):
         raise TypeError(f"at must be a number, not {type(at).__name__}")
     vm = source if isinstance(source, Vm) else source.vm
     moment = vm.freeze(None if isinstance(source, Vm) else [source])

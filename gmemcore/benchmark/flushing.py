@@ -1,12 +1,13 @@
 """Flushing pages from the caches, as a kernel does to pages that cease to be private."""
 
-import os
 import time
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Final
 
 import numpy as np
+
+from gmemcore.engine.jit import is_compiled
 
 INSTRUCTION: Final = "CLFLUSHOPT"
 LINE: Final = 64
@@ -30,7 +31,7 @@ def flush_seconds(size: int) -> Callable[[], float] | None:
     -----
     One fence follows the last line, as in Linux (`clflush_cache_range`).
     """
-    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+    if not is_compiled():
         return None
     binding: Any = import_module("llvmlite.binding")
     if not binding.get_host_cpu_features().get(INSTRUCTION.lower()):

@@ -4,7 +4,6 @@ Each runs in the guest's own memory, over the same ranges in the same order as t
 compared with, in one compiled call. The fastest of NumPy, Numba and libc at each size is used.
 """
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from gmemcore.benchmark import loops
 from gmemcore.benchmark.expected import Words
+from gmemcore.engine.jit import is_compiled
 from gmemcore.errors import InvalidArgumentError
 from gmemcore.results.statistics import median
 from gmemcore.uapi import PAGE_SIZE
@@ -50,7 +50,7 @@ def candidates() -> dict[str, dict[str, Way]]:
         "xor": {"numpy": _numpy_xor},
         "bitmap": {"numba": loops.set_bits},
     }
-    if os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0"):
+    if is_compiled():
         for primitive, ways in _compiled().items():
             found[primitive] |= ways
     return found
